@@ -1,0 +1,43 @@
+# Every target makes its own virtual environment in .venv the first time and uses it again afterwards.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+WORKERS ?= 2
+PYTEST_FLAGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo demo-atari test format lint type venv
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo        compress the teacher that ships with the project and show the result"
+	@echo "make demo-atari  the same for Pong (longer)"
+	@echo "make test        run every test (PYTEST_FLAGS=... is handed on, WORKERS=2 processes)"
+	@echo "make format lint type"
+
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[all]"
+	touch $@
+
+venv: $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py
+
+demo-atari: $(READY)
+	$(BIN)/python examples/demo_atari.py
+
+# one thread per process: the networks are tiny, and the processes are the parallelism
+test: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 $(PYTEST_FLAGS)
+
+format: $(READY)
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(READY)
+	$(BIN)/mypy sb3_qpd

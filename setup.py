@@ -1,0 +1,74 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+# The lower bounds are facts, the tested set is constraints.txt.
+REQUIRED = [
+    # rl_zoo3 up to 2.9.0 asks for huggingface_sb3 >= 3, which was published under another name, sb3-team-hf-integration.
+    # Never add `huggingface_sb3` here: that distribution overwrites the same folder and breaks `import rl_zoo3`.
+    "rl-zoo3>=2.9.2,<3.0",
+    "sb3-contrib>=2.9.2,<3.0",  # rl_zoo3 asks for the same release of all three
+    "stable-baselines3>=2.9.2,<3.0",
+    "torch>=2.8,<3.0",  # SB3's own bound; torch.load(weights_only=True) is safe since 2.6 (CVE-2025-32434)
+    "gymnasium>=1.1.0,<2.0",  # vector environments with an autoreset mode, LunarLander-v3
+    "ale-py>=0.12.1",  # same-step autoreset and life_loss_info of the native vector environment
+    "opencv-python-headless>=4.5",  # SB3's Atari preprocessing; the headless build needs no system libraries
+    "cloudpickle>=1.6",
+    "numpy>=1.26,<3.0",
+    "scipy>=1.11",  # bootstrap intervals
+    "pyyaml>=6.0",
+    "tqdm>=4.60",  # progress bars
+    "rich>=10.0",
+]
+
+EXTRAS = {
+    "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+    "litert": ["ai-edge-litert>=1.0"],
+    # imported by rl_zoo3's commands without being declared: `requests` by enjoy, pandas by -optimize (rl_zoo3 pins it below 3)
+    "zoo": ["requests>=2.28", "pandas>=2.2,<3"],
+    "tests": [
+        "pytest>=8.0",
+        "pytest-xdist>=3.5",
+        "hypothesis>=6.100",
+        "ruff>=0.12",
+        "mypy>=1.15",
+        "types-PyYAML",
+        "box2d>=2.3.10",  # a wheel; box2d-py needs a compiler chain
+        "gymnasium[classic-control,mujoco]",
+        "matplotlib>=3.8",
+        "pillow>=10.0",
+        "tensorboard>=2.9.1",
+    ],
+}
+EXTRAS["tests"] += EXTRAS["zoo"]
+EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
+
+setup(
+    name="sb3_qpd",
+    version=(HERE / "sb3_qpd" / "version.txt").read_text(encoding="utf-8").strip(),
+    description="Distill Stable-Baselines3 agents into tiny integer policies that play as well",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The sb3_qpd developers",
+    license="MIT",
+    keywords="reinforcement-learning policy-distillation quantization stable-baselines3 edge",
+    # hyperparams/ stands beside the package, as in RL Zoo, and is installed inside it
+    packages=[*find_packages(include=["sb3_qpd", "sb3_qpd.*"]), "sb3_qpd.hyperparams"],
+    package_dir={"sb3_qpd.hyperparams": "hyperparams"},
+    package_data={"sb3_qpd": ["py.typed", "version.txt"], "sb3_qpd.hyperparams": ["*.yml"]},
+    python_requires=">=3.10",
+    install_requires=REQUIRED,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["sb3-qpd=sb3_qpd.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    zip_safe=False,
+)
