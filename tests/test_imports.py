@@ -39,7 +39,7 @@ HEAVY = {
 
 
 def module_name(path: Path) -> str:
-    """``export.onnx`` for ``sb3_qpd/export/onnx.py``, ``export`` for its ``__init__.py``, the empty string for the package's."""
+    """``export.onnx`` for ``sb3_qpd/export/onnx.py``, ``export`` for its ``__init__.py``, and nothing for the package's own."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
