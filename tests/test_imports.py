@@ -39,7 +39,7 @@ HEAVY = {
 
 
 def module_name(path: Path) -> str:
-    """``export.onnx`` for ``sb3_qpd/export/onnx.py``, ``export`` for its ``__init__.py``, and nothing for the package's own."""
+    """``export.onnx`` for ``sb3_qpd/export/onnx.py``, ``export`` for its ``__init__.py``, nothing for the package itself."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
