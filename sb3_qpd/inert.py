@@ -1,0 +1,321 @@
+"""
+Reading a pickle as data: its opcodes are followed, and nothing that it asks for is imported, built or called.
+
+A class or function that a pickle names stays a :class:`Name`; the object that it wants made of one stays a
+:class:`Record` of the request. Numbers, strings and containers of them come out as what they are. Whoever reads the
+records decides which of them mean something (:func:`to_array` and its neighbours do so for numpy's).
+"""
+
+from __future__ import annotations
+
+import math
+import pickletools
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MAX_OPCODES = 500_000  # a space or normalization file needs a few hundred
+
+# modules and the names in them that files of Stable-Baselines3 ask for
+KNOWN_NAMES: tuple[tuple[str, str], ...] = (
+    (r"gym(nasium)?\.spaces(\.\w+)?", "Box|Discrete|MultiDiscrete|MultiBinary|Dict|Tuple"),
+    (r"gym(nasium)?\.utils\.seeding", "RandomNumberGenerator"),
+    ("numpy", r"dtype|ndarray|bool_?|u?int\d+|float\d+"),
+    (r"numpy\._?core\.multiarray", "_reconstruct|scalar"),
+    (r"numpy\._?core\.numeric", "_frombuffer"),
+    (r"numpy\.random(\.\w+)?", r"\w+"),  # states of random generators, which nobody looks at
+    ("collections", "OrderedDict"),
+    ("_codecs", "encode"),  # how protocol 2 writes bytes
+    (r"torch\.nn\.modules\.\w+", r"\w+"),
+    (r"torch\.optim\.\w+", r"\w+"),
+    ("torch", "device"),
+    (r"stable_baselines3\.common\.torch_layers", "FlattenExtractor|NatureCNN"),
+    (r"stable_baselines3\.common\.sb2_compat\.rmsprop_tf_like", "RMSpropTFLike"),
+    (r"stable_baselines3\.common\.vec_env\.vec_normalize", "VecNormalize"),
+    (r"stable_baselines3\.common\.running_mean_std", "RunningMeanStd"),
+)
+
+
+class UnsafePickle(ValueError):
+    """A pickle names something outside the known classes, or asks for something that plain data never needs."""
+
+
+class Name(NamedTuple):
+    """A class or function that a pickle names; it is never imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+class Record:
+    """
+    An object that a pickle asks for; it is never built.
+
+    :param target: the class or function that would have made it
+    :param args: what that would have been called with
+    """
+
+    __slots__ = ("args", "items", "state", "target")
+
+    def __init__(self, target: Name, args: tuple) -> None:
+        self.target, self.args = target, args
+        self.state: Any = None
+        self.items: list[Any] = []
+
+    def attributes(self) -> dict[str, Any]:
+        """The attributes that the object would have had."""
+        if not isinstance(self.state, dict):
+            raise UnsafePickle(f"Expected the attributes of a {self.target}, got {type(self.state).__name__}")
+        return self.state
+
+
+def is_known(name: Name) -> bool:
+    """Whether files of Stable-Baselines3 have a reason to name this class or function."""
+    return any(re.fullmatch(module, name.module) and re.fullmatch(names, name.name) for module, names in KNOWN_NAMES)
+
+
+def read_pickle(data: bytes, accept: Callable[[Name], bool] = is_known) -> Any:
+    """
+    Follow a pickle without executing it.
+
+    :param data: the pickle, of any protocol
+    :param accept: which names are let through (as :class:`Name`, never imported)
+    :return: plain values, :class:`Name` and :class:`Record`
+    """
+    machine = _Machine(accept)
+    try:
+        for count, (opcode, arg, _) in enumerate(pickletools.genops(data)):
+            if count >= MAX_OPCODES:
+                raise UnsafePickle(f"A pickle of more than {MAX_OPCODES} opcodes: refused")
+            machine.step(opcode.name, arg)
+        return machine.result()
+    except UnsafePickle:
+        raise
+    except (ValueError, IndexError, KeyError, TypeError) as error:
+        raise UnsafePickle(f"Not a readable pickle ({error})") from error
+
+
+class _Machine:
+    """The pickle machine's stack, marks and memo, with an ``op_`` method for each opcode that data needs."""
+
+    def __init__(self, accept: Callable[[Name], bool]) -> None:
+        self.accept = accept
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under each open mark
+        self.memo: dict[int, Any] = {}
+
+    def step(self, opcode: str, arg: Any) -> None:
+        if opcode in _LITERALS:
+            self.stack.append(arg)
+        elif opcode in _CONSTANTS:
+            self.stack.append(_CONSTANTS[opcode]())
+        elif opcode not in _IGNORED:
+            handler = getattr(self, f"op_{opcode.lower()}", None)
+            if handler is None:
+                raise UnsafePickle(f"A pickle with the opcode {opcode}, which plain data never needs: refused")
+            handler(arg)
+
+    def result(self) -> Any:
+        if len(self.stack) != 1 or self.below:
+            raise UnsafePickle("Not a readable pickle (it does not end with one value)")
+        return self.stack[0]
+
+    def pop(self, kind: type | tuple[type, ...]) -> Any:
+        value = self.stack.pop()
+        return self.check(value, kind)
+
+    def check(self, value: Any, kind: type | tuple[type, ...]) -> Any:
+        if not isinstance(value, kind):
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            expected = " or ".join(one.__name__ for one in kinds)
+            raise UnsafePickle(f"A pickle uses a {type(value).__name__} where only a {expected} is let through: refused")
+        return value
+
+    # --- marks, memo ---
+    def op_mark(self, arg: None) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def pop_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def op_pop(self, arg: None) -> None:
+        self.stack.pop()
+
+    def op_pop_mark(self, arg: None) -> None:
+        self.pop_mark()
+
+    def op_memoize(self, arg: None) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def op_binput(self, arg: int) -> None:
+        self.memo[arg] = self.stack[-1]
+
+    def op_binget(self, arg: int) -> None:
+        self.stack.append(self.memo[arg])
+
+    op_put = op_long_binput = op_binput
+    op_get = op_long_binget = op_binget
+
+    # --- containers ---
+    def op_tuple(self, arg: None) -> None:
+        items = self.pop_mark()
+        self.stack.append(tuple(items))
+
+    def op_tuple1(self, arg: None) -> None:
+        self.stack[-1:] = [(self.stack[-1],)]
+
+    def op_tuple2(self, arg: None) -> None:
+        self.stack[-2:] = [(self.stack[-2], self.stack[-1])]
+
+    def op_tuple3(self, arg: None) -> None:
+        self.stack[-3:] = [(self.stack[-3], self.stack[-2], self.stack[-1])]
+
+    def op_list(self, arg: None) -> None:
+        items = self.pop_mark()
+        self.stack.append(items)
+
+    def op_dict(self, arg: None) -> None:
+        items = self.pop_mark()
+        self.stack.append({})
+        self.set_items(items)
+
+    def op_append(self, arg: None) -> None:
+        self.extend([self.stack.pop()])
+
+    def op_appends(self, arg: None) -> None:
+        self.extend(self.pop_mark())
+
+    def op_setitem(self, arg: None) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.set_items([key, value])
+
+    def op_setitems(self, arg: None) -> None:
+        self.set_items(self.pop_mark())
+
+    def extend(self, items: list[Any]) -> None:
+        target = self.check(self.stack[-1], (list, Record))
+        (target.items if isinstance(target, Record) else target).extend(items)
+
+    def set_items(self, items: list[Any]) -> None:
+        target = self.check(self.stack[-1], (dict, Record))
+        pairs = list(zip(items[::2], items[1::2], strict=True))
+        if isinstance(target, Record):
+            target.items.extend(pairs)
+            return
+        for key, value in pairs:
+            # a nested tuple as a key could take for ever to hash
+            target[self.check(key, (str, int, float, bool))] = value
+
+    # --- names and objects: noted, not made ---
+    def op_global(self, arg: str) -> None:
+        module, _, name = arg.partition(" ")
+        self.name(module, name)
+
+    def op_stack_global(self, arg: None) -> None:
+        name, module = self.pop(str), self.pop(str)
+        self.name(module, name)
+
+    def name(self, module: str, name: str) -> None:
+        found = Name(module, name)
+        if not self.accept(found):
+            raise UnsafePickle(f"A pickle asks for {found}, which is outside the known classes: refused")
+        self.stack.append(found)
+
+    def op_reduce(self, arg: None) -> None:
+        args, target = self.pop(tuple), self.pop(Name)
+        self.stack.append(Record(target, args))
+
+    op_newobj = op_reduce
+
+    def op_build(self, arg: None) -> None:
+        state = self.stack.pop()
+        self.check(self.stack[-1], Record).state = state
+
+
+_LITERALS = frozenset(
+    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
+    "SHORT_BINUNICODE BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+)
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+}
+_IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
+
+
+def to_bytes(value: Any) -> bytes:
+    """Bytes, also in the form in which protocol 2 writes them."""
+    if isinstance(value, Record) and value.target == Name("_codecs", "encode") and value.args[1:] == ("latin1",):
+        value = value.args[0].encode("latin1") if isinstance(value.args[0], str) else None
+    if not isinstance(value, bytes | bytearray):
+        raise UnsafePickle(f"Expected bytes, got {type(value).__name__}")
+    return bytes(value)
+
+
+def to_dtype(value: Any) -> np.dtype:
+    """A numeric dtype: bool, integers and floating point numbers, nothing else."""
+    if isinstance(value, Name) and value.module == "numpy":
+        code, order = value.name.rstrip("_"), ""
+    elif isinstance(value, Record) and value.target == Name("numpy", "dtype") and value.args:
+        code, order = value.args[0], value.state[1] if isinstance(value.state, tuple) and len(value.state) > 1 else ""
+    else:
+        raise UnsafePickle(f"Expected a numpy dtype, got {type(value).__name__}")
+    numeric = r"bool|u?int(8|16|32|64)|float(16|32|64)|b1|[iu][1248]|f[248]"
+    if not isinstance(code, str) or not re.fullmatch(numeric, code) or order not in ("", "<", ">", "|", "="):
+        raise UnsafePickle(f"An array of dtype {str(code)[:40]!r}: only numbers and booleans are let through, refused")
+    return np.dtype(order.strip("|=") + code)
+
+
+def to_array(value: Any) -> np.ndarray:
+    """
+    A numeric array, rebuilt from its raw bytes.
+
+    :param value: what a pickle said of a numpy array or scalar (numpy 1 and 2), or a plain number
+    :return: an array of our own, its size checked against its bytes
+    """
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
+        return np.asarray(value)
+    target, args = _numpy_request(value)
+    if target == "_reconstruct" and isinstance(value.state, tuple) and len(value.state) == 5:
+        _, shape, dtype, fortran, raw = value.state
+    elif target == "_frombuffer" and len(args) >= 4 and args[3] in ("C", "F"):
+        raw, dtype, shape, fortran = *args[:3], args[3] == "F"
+    elif target == "scalar" and len(args) == 2:
+        shape, (dtype, raw), fortran = (), args, False
+    else:
+        raise UnsafePickle(f"Expected a numpy array, got a {value.target} of another form")
+    return _from_bytes(to_bytes(raw), to_dtype(dtype), shape, bool(fortran))
+
+
+def _numpy_request(value: Any) -> tuple[str, tuple]:
+    if not isinstance(value, Record) or not value.target.module.startswith("numpy"):
+        raise UnsafePickle(f"Expected a numpy array, got {type(value).__name__}")
+    return value.target.name, value.args
+
+
+def _from_bytes(raw: bytes, dtype: np.dtype, shape: Any, fortran: bool) -> np.ndarray:
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
+        raise UnsafePickle("An array whose shape is not a tuple of sizes: refused")
+    if math.prod(shape) * dtype.itemsize != len(raw):
+        raise UnsafePickle(f"An array of shape {shape} and dtype {dtype} in {len(raw)} bytes: refused")
+    array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="))
+
+
+def to_number(value: Any, kind: type[int] | type[float]) -> Any:
+    """A finite Python number from a plain one or a numpy scalar."""
+    array = to_array(value)
+    if array.shape != () or not np.isfinite(array):
+        raise UnsafePickle("Expected one finite number")
+    return kind(array)

@@ -1,0 +1,181 @@
+"""
+RL Zoo's run folders: which of the files is the teacher, and what they say of its environment.
+
+    ppo/LunarLander-v2_1/LunarLander-v2.zip            (best_model.zip where that is missing)
+    ppo/LunarLander-v2_1/LunarLander-v2/args.yml       the environment's id and keyword arguments
+    ppo/LunarLander-v2_1/LunarLander-v2/config.yml     wrappers, frame stack, whether observations were normalized
+    ppo/LunarLander-v2_1/LunarLander-v2/vecnormalize.pkl
+
+The Hub's layout, where all of it lies in one folder, is read as well.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+
+from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.reader import TeacherError, read_yaml
+
+NORMALIZATION_FILES = ("vecnormalize.pkl", "vec_normalize.pkl")  # RL Zoo's name, the Hub's
+
+_MUJOCO = (
+    *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
+    *("Pusher", "Reacher", "Swimmer", "Walker2d"),
+)
+# Ids of old teachers -> what runs today with the same observations and returns. The MuJoCo ones are still registered, but
+# raise; -v4 has their observations. An id that is not registered and not here goes to its next registered version.
+SUCCESSORS: dict[str, str] = {
+    "BipedalWalker-v2": "BipedalWalker-v3",
+    "BipedalWalkerHardcore-v2": "BipedalWalkerHardcore-v3",
+    "LunarLander-v2": "LunarLander-v3",
+    "LunarLanderContinuous-v2": "LunarLanderContinuous-v3",
+    "Pendulum-v0": "Pendulum-v1",
+    **{f"{name}-v{version}": f"{name}-v4" for name in _MUJOCO for version in (1, 2, 3)},
+}
+# Modules that have moved since, of wrappers that RL Zoo's configurations name
+MOVED_WRAPPERS: dict[str, str] = {
+    "utils.wrappers.TimeFeatureWrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper",
+    "rl_zoo3.wrappers.TimeFeatureWrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper",
+}
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """
+    A teacher's zip with the files that were found beside it.
+
+    :param zip_path: the model
+    :param folder: where its args.yml and config.yml lie, ``None`` for a bare zip
+    :param args: contents of args.yml
+    :param config: contents of config.yml
+    """
+
+    zip_path: Path
+    folder: Path | None
+    args: dict[str, Any]
+    config: dict[str, Any]
+
+    @property
+    def env_name(self) -> str:
+        """The environment's id in training, or the zip's name where nothing tells the id."""
+        env_id = self.args.get("env")
+        return env_id if isinstance(env_id, str) else self.zip_path.stem
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the teacher was trained on observations that ``VecNormalize`` had normalized."""
+        normalize = self.config.get("normalize", False)
+        if isinstance(normalize, dict):
+            return bool(normalize.get("norm_obs", True))
+        if isinstance(normalize, str):  # such as "dict(norm_obs=False)": RL Zoo would evaluate it
+            return not re.search(r"norm_obs['\"]?\s*[=:]\s*False", normalize) and normalize.lower() != "false"
+        return bool(normalize)
+
+    @property
+    def vecnormalize(self) -> Path | None:
+        """The file of statistics, where there is one that was in use."""
+        if self.folder is None or (not self.normalizes and "n_timesteps" in self.config):
+            return None
+        return next((self.folder / name for name in NORMALIZATION_FILES if (self.folder / name).is_file()), None)
+
+    def make_recipe(self) -> EnvRecipe | None:
+        """How to build the environment, ``None`` for a bare zip."""
+        if "env" not in self.args:
+            return None
+        way_out = f"Build the environment of {self.zip_path} yourself and pass it as env="
+        if self.config.get("vec_env_wrapper"):
+            raise TeacherError(f"vec_env_wrapper in a config.yml is not supported. {way_out}")
+        env_id = running_id(self.env_name)
+        if env_id is None:
+            raise TeacherError(
+                f"The environment {self.env_name!r} is not registered here. Import the package that registers it, "
+                f"or build it yourself, and pass it as env="
+            )
+        env_kwargs = self.args.get("env_kwargs") or self.config.get("env_kwargs") or {}
+        frame_stack = self.config.get("frame_stack") or (1 if self.config else 0)
+        try:
+            return EnvRecipe(env_id, dict(env_kwargs), _wrappers(self.config.get("env_wrapper")), int(frame_stack))
+        except (ValueError, TypeError) as error:
+            raise TeacherError(f"{error} {way_out}") from error
+
+
+def find_run(path: Path) -> RunFolder:
+    """
+    :param path: a zip, or a run folder
+    :return: the zip with whatever describes its environment
+    """
+    with_suffix = path.with_name(f"{path.name}.zip")  # SB3 appends it too
+    if path.is_dir() and not with_suffix.is_file():
+        zip_path = _find_zip(path)
+        candidates = [path / _run_name(path), path / zip_path.stem, path]
+    else:
+        zip_path = with_suffix if with_suffix.is_file() else path
+        run_name = _run_name(path.parent) if zip_path.stem == "best_model" else zip_path.stem
+        candidates = [path.parent / run_name]
+    folder = next((one for one in candidates if (one / "args.yml").is_file() or (one / "config.yml").is_file()), None)
+    args, config = (_read_if_there(folder, name) for name in ("args.yml", "config.yml"))
+    return RunFolder(zip_path, folder, args, config)
+
+
+def running_id(env_id: str) -> str | None:
+    """
+    :param env_id: from a file: it is looked up, and no module that it names (``module:Id-v0``) is imported
+    :return: the id under which that environment runs today, ``None`` if there is none
+    """
+    env_id = SUCCESSORS.get(env_id, env_id)
+    if env_id in gym.registry:
+        return env_id
+    parts = re.fullmatch(r"(.+)-v(\d+)", env_id)
+    if parts is None:
+        return None
+    name, version = parts.group(1), int(parts.group(2))
+    same = [spec for spec in gym.registry.values() if f"{spec.namespace or ''}/{spec.name}".lstrip("/") == name]
+    newer = [spec.version for spec in same if spec.version is not None and spec.version > version]
+    return f"{name}-v{min(newer)}" if newer else None
+
+
+def _run_name(folder: Path) -> str:
+    """``LunarLander-v2`` of ``LunarLander-v2_1``."""
+    return re.sub(r"_\d+$", "", folder.resolve().name)
+
+
+def _find_zip(folder: Path) -> Path:
+    for name in (f"{_run_name(folder)}.zip", "best_model.zip"):
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(one for one in folder.glob("*.zip") if not one.name.startswith("rl_model_"))
+    if len(others) == 1:
+        return others[0]
+    found = ", ".join(one.name for one in others) or "no zip"
+    raise TeacherError(
+        f"{folder} is not a run folder of RL Zoo: expected {_run_name(folder)}.zip or best_model.zip in it, found {found}. "
+        "Give the run folder (such as ppo/LunarLander-v2_1) or the zip itself"
+    )
+
+
+def _read_if_there(folder: Path | None, name: str) -> dict[str, Any]:
+    return read_yaml(folder / name) if folder is not None and (folder / name).is_file() else {}
+
+
+def _wrappers(setting: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
+    """RL Zoo's ``env_wrapper``: a name, a mapping of a name to its keyword arguments, or a list of those."""
+    entries = setting if isinstance(setting, list) else [setting] if setting else []
+    return tuple(pair for entry in entries for pair in _wrapper_pairs(entry))
+
+
+def _wrapper_pairs(entry: Any) -> list[tuple[str, dict[str, Any]]]:
+    pairs = entry.items() if isinstance(entry, dict) else [(entry, {})]
+    for name, kwargs in pairs:
+        if not isinstance(name, str) or not isinstance(kwargs or {}, dict):
+            raise ValueError(f"Expected wrappers by name in config.yml, got {str(entry)[:80]!r}.")
+    return [(_moved(name), dict(kwargs or {})) for name, kwargs in pairs]
+
+
+def _moved(name: str) -> str:
+    name = MOVED_WRAPPERS.get(name, name)
+    return re.sub(r"^utils\.wrappers\.", "rl_zoo3.wrappers.", re.sub(r"^gym\.wrappers\.", "gymnasium.wrappers.", name))
