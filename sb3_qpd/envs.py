@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import ale_py
@@ -79,8 +80,7 @@ class EnvRecipe:
 
     def make_env(self) -> gym.Env:
         """One environment with a ``Monitor`` and the wrappers around it; frames are stacked by :meth:`make_vec_env` only."""
-        _find_spec(self.env_id)
-        return self._wrap(Monitor(gym.make(self.env_id, **self.env_kwargs)))
+        return self._wrap(Monitor(gym.make(_find_spec(self.env_id), **self.env_kwargs)))
 
     def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
         """
@@ -96,14 +96,13 @@ class EnvRecipe:
         """
         if vec_env not in VEC_ENVS:
             raise ValueError(f"vec_env must be one of {sorted(VEC_ENVS)}, got {vec_env!r}.")
-        _find_spec(self.env_id)
         if self.is_native:
             return self._make_native(n_envs, seed, training)
-        build: dict[str, Any] = {"seed": seed, "env_kwargs": self.env_kwargs, "vec_env_cls": VEC_ENVS[vec_env]}
+        make = partial(gym.make, _find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
         if self._has_pixels and self._has_usual_wrappers:
-            venv = make_atari_env(self.env_id, n_envs, wrapper_kwargs=self._wrapper_kwargs, **build)
+            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
         else:
-            venv = make_vec_env(self.env_id, n_envs, wrapper_class=self._wrap, **build)
+            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=VEC_ENVS[vec_env])
         if self.frame_stack > 1:
             venv = VecFrameStack(venv, self.frame_stack)
         space = venv.observation_space
@@ -169,7 +168,6 @@ class AtariVecEnv(VecEnv):
     - a lost life: SB3 (``terminal_on_life_loss=True``) plays a no-op, FIRE and the third action out of sight and empties the
       stack of frames; here the stack goes on and FIRE takes the place of the next action. With
       ``terminal_on_life_loss=False`` SB3 never presses FIRE
-    - the end of a game: the last frame is not in ``terminal_observation``, as ALE stops before it is drawn
     - the time limit counts the frames of actions, not those before the first one
     - ``info`` is empty unless an episode ended; ``info["episode"]["l"]`` counts actions, SB3's monitor counts frames
 
