@@ -1,0 +1,157 @@
+"""A ring of labelled observations; frames that stacked observations share are stored once."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_qpd.teachers import TeacherOutput
+
+
+class DistillationSamples(NamedTuple):
+    """
+    A batch: raw observations of shape (batch_size, *observation_shape) and what the teacher said of them.
+    """
+
+    observations: th.Tensor
+    targets: TeacherOutput
+
+
+class VectorStore:
+    """
+    Observations kept as they are, vectors in float32.
+
+    :param capacity: number of observations
+    :param shape: shape of one observation
+    :param dtype: dtype of the environment's observations
+    """
+
+    def __init__(self, capacity: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._data = np.zeros((capacity, *shape), dtype if dtype == np.uint8 else np.float32)
+
+    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
+        self._data[slots] = observations
+
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        return self._data[slots]
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        return np.ones(len(slots), bool)
+
+
+class FrameStore:
+    """
+    Stacked images, channels first, as indices into a ring of single frames.
+
+    An environment's observation that continues its previous one (its older frames are the previous one's newer ones) adds one
+    frame; any other adds its whole stack. Each observation comes back bit for bit; one whose frames were overwritten (possible
+    only where episodes are very short) is marked invalid.
+
+    :param capacity: number of observations
+    :param shape: (n_frames, height, width)
+    :param n_envs: number of environments that add in turn
+    """
+
+    def __init__(self, capacity: int, shape: tuple[int, ...], n_envs: int) -> None:
+        self._depth = shape[0]
+        self._n_frames = capacity + capacity // 8 + n_envs * self._depth
+        self._frames = np.zeros((self._n_frames, *shape[1:]), np.uint8)
+        self._index = np.full((capacity, self._depth), -1, np.int64)
+        self._last = np.zeros((n_envs, *shape), np.uint8)
+        self._last_index = np.full((n_envs, self._depth), -1, np.int64)
+        self._next = 0
+
+    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
+        for env, (slot, stack) in enumerate(zip(slots, observations, strict=True)):
+            known = self._last_index[env, 1:]
+            continues = known[0] >= 0 and np.array_equal(stack[:-1], self._last[env, 1:])
+            new = stack[-1:] if continues else stack
+            ids = np.arange(self._next, self._next + len(new))
+            self._frames[ids % self._n_frames] = new
+            self._next += len(new)
+            self._last_index[env] = np.concatenate([known, ids])[-self._depth :]
+            self._index[slot] = self._last_index[env]
+        self._last[:] = observations
+
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        return self._frames[self._index[slots] % self._n_frames]
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        return self._index[slots].min(1) >= self._next - self._n_frames
+
+
+class DistillationBuffer:
+    """
+    Ring of (observation, teacher's targets). Distillation is supervised: old observations stay valid, each is labelled once.
+
+    :param buffer_size: number of observations, rounded up to a multiple of ``n_envs``
+    :param observation_space: of one raw observation
+    :param n_envs: environments that add at each step
+    :param device: where batches go
+    :param seed: of the sampling
+    :param stacked: observations are stacked frames, channels first: each frame is stored once
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Box,
+        n_envs: int,
+        *,
+        device: th.device | str = "cpu",
+        seed: int | None = None,
+        stacked: bool = False,
+    ) -> None:
+        self.capacity = -(-buffer_size // n_envs) * n_envs
+        self.n_envs, self.device = n_envs, th.device(device)
+        shape, dtype = observation_space.shape, np.dtype(observation_space.dtype)
+        self._store: FrameStore | VectorStore = (
+            FrameStore(self.capacity, shape, n_envs) if stacked else VectorStore(self.capacity, shape, dtype)
+        )
+        self._targets: list[np.ndarray] = []
+        self._added = 0
+        self._rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    def add(self, observations: np.ndarray, targets: TeacherOutput) -> None:
+        """
+        Store one step of every environment.
+
+        :param observations: raw, shape (n_envs, *observation_shape)
+        :param targets: what the teacher said of them
+        """
+        arrays = [t.cpu().numpy() for t in targets if t is not None]
+        if not self._targets:
+            self._targets = [np.zeros((self.capacity, *a.shape[1:]), np.float32) for a in arrays]
+        slots = (self._added + np.arange(self.n_envs)) % self.capacity
+        self._store.add(slots, observations)
+        for ring, array in zip(self._targets, arrays, strict=True):
+            ring[slots] = array
+        self._added += self.n_envs
+
+    def sample(self, batch_size: int) -> DistillationSamples:
+        """
+        Uniform with replacement.
+
+        :param batch_size: number of samples
+        """
+        slots = self._rng.integers(0, len(self), batch_size)
+        valid = self._store.is_valid(slots)
+        while not valid.all():
+            slots[~valid] = self._rng.integers(0, len(self), (~valid).sum())
+            valid = self._store.is_valid(slots)
+        return self._samples(slots)
+
+    def newest(self, n: int) -> DistillationSamples:
+        """The ``n`` observations stored last, or all there are."""
+        n = min(n, len(self))
+        return self._samples((self._added - n + np.arange(n)) % self.capacity)
+
+    def _samples(self, slots: np.ndarray) -> DistillationSamples:
+        targets = [th.from_numpy(ring[slots]).to(self.device) for ring in self._targets]
+        return DistillationSamples(th.from_numpy(self._store.get(slots)).to(self.device), TeacherOutput(*targets))

@@ -1,0 +1,624 @@
+"""QPDDistiller: quantization-aware policy distillation as a Stable-Baselines3 algorithm."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
+
+from sb3_qpd import losses
+from sb3_qpd.architectures import StudentArch, make_arch
+from sb3_qpd.buffers import DistillationBuffer, DistillationSamples
+from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
+from sb3_qpd.loading import adopt_normalization, load_teacher, take_off_normalization
+from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
+from sb3_qpd.quantizers import FLOAT_BITS
+from sb3_qpd.teacher_check import check_teacher
+from sb3_qpd.teachers import Teacher, TeacherOutput
+from sb3_qpd.transitions import get_transition
+
+SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
+
+BOX_LOSSES = ("huber", "squared_error", "gaussian_kl")
+ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
+CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
+FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
+
+
+class CosineSchedule:
+    """
+    A learning rate that falls to zero along half a cosine (patient, consistent teachers: Beyer et al. 2022).
+
+    :param initial: value at the start
+    """
+
+    def __init__(self, initial: float) -> None:
+        self.initial = initial
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.initial * 0.5 * (1 - math.cos(math.pi * min(max(progress_remaining, 0.0), 1.0)))
+
+    def __repr__(self) -> str:
+        return f"CosineSchedule({self.initial})"
+
+
+class QPDDistiller(BaseAlgorithm):
+    """
+    Quantization-aware Policy Distillation: a small student learns a teacher's action distribution and value while its
+    precision falls smoothly from float to a few bits.
+
+    Paper: Avé et al., Quantization-aware Policy Distillation, 2022. ``self.policy`` is always the student.
+
+    :param teacher: a zip, a run folder of RL Zoo, a live SB3 model or a :class:`~sb3_qpd.Teacher`; ``None`` only for a student
+        that is loaded to predict
+    :param env: id, environment or vectorized environment; ``None`` takes the teacher's own where that is known
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, a policy class, or ``None`` to choose by the observations
+    :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
+    :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
+    :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
+    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-3) to zero
+    :param batch_size: samples of a gradient step
+    :param buffer_size: labelled observations that are kept
+    :param gradient_steps: gradient steps for each environment step (counted over all environments), a fraction as a rule:
+        ``gradient_steps * batch_size`` is how often a sample is drawn for each step. ``None`` is 16 samples a step for vectors
+        and 8 for images
+    :param learning_starts: observations collected by the teacher before the first gradient step, at most a tenth of the run
+    :param temperature: of the teacher's discrete action distribution; below 1 sharpens it
+    :param critic_coef: weight of the value's loss; 0 is the actor-only loss
+    :param entropy_coef: weight of the student's entropy
+    :param box_loss: loss of a Box action, one of ``huber``, ``squared_error``, ``gaussian_kl``
+    :param beta: share of the episodes that the teacher plays from start to end while observations are collected
+    :param roll_in: whether the teacher plays the first steps of the other episodes too, a random number of them (up to its
+        own recent episode length), so that a weak student meets late states (Ross and Bagnell 2014)
+    :param transition: how precision falls, one of ``TRANSITIONS``
+    :param transition_start: progress of ``learn()`` at which the transition starts
+    :param transition_end: progress at which the target precision is reached
+    :param max_grad_norm: bound of the gradient's norm
+    :param check_teacher: before learning, let the teacher and a random policy play a few episodes and warn if need be
+    :param n_envs: environments to build where ``env`` is an id or ``None``: by default 16 for Atari, else 8
+    :param vec_env: ``"dummy"`` or ``"subproc"`` for those
+    :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
+    :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
+    :param policy_kwargs: more arguments of the policy class
+    :param verbose: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
+    :param seed: of student, sampling and environments: the same seed gives the same student
+    :param device: where student and teacher compute
+    :param _init_setup_model: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": QuantActorCriticPolicy,
+        "CnnPolicy": QuantActorCriticCnnPolicy,
+    }
+    policy: QuantActorCriticPolicy
+    teacher: Teacher | None
+
+    def __init__(
+        self,
+        teacher: str | Path | BaseAlgorithm | Teacher | None = None,
+        env: GymEnv | str | EnvRecipe | None = None,
+        policy: str | type[QuantActorCriticPolicy] | None = None,
+        *,
+        student_arch: str | StudentArch | Mapping[str, Any] = "tiny",
+        weight_bits: int | tuple[int, ...] | None = None,
+        activation_bits: int | None = None,
+        learning_rate: float | Schedule | None = None,
+        batch_size: int = 256,
+        buffer_size: int = 100_000,
+        gradient_steps: float | None = None,
+        learning_starts: int = 10_000,
+        temperature: float = 1.0,
+        critic_coef: float = 0.5,
+        entropy_coef: float = 0.0,
+        box_loss: str = "huber",
+        beta: float = 0.25,
+        roll_in: bool = True,
+        transition: str = "blend",
+        transition_start: float = 0.3,
+        transition_end: float = 0.7,
+        max_grad_norm: float = 10.0,
+        check_teacher: bool = True,
+        n_envs: int | None = None,
+        vec_env: str = "dummy",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        loaded = None if teacher is None else load_teacher(teacher, device=device)
+        if env is None and _init_setup_model:
+            env = _env_of_teacher(loaded)
+        super().__init__(
+            policy=QuantActorCriticPolicy if policy is None else policy,
+            env=None if env is None else _raw_env(env, loaded, n_envs, vec_env, seed),
+            learning_rate=learning_rate,  # type: ignore[arg-type]
+            policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            verbose=verbose,
+            device=device,
+            support_multi_env=True,
+            seed=seed,
+            supported_action_spaces=(spaces.Discrete, spaces.Box),
+        )
+        self.teacher = loaded
+        self.teacher_name, self.teacher_checksum = "", ""
+        self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
+        self.batch_size, self.buffer_size, self.gradient_steps = batch_size, buffer_size, gradient_steps
+        self.learning_starts = learning_starts
+        self.temperature, self.critic_coef, self.entropy_coef = temperature, critic_coef, entropy_coef
+        self.box_loss, self.beta, self.roll_in = box_loss, beta, roll_in
+        self.transition, self.transition_start, self.transition_end = transition, transition_start, transition_end
+        self.max_grad_norm, self.check_teacher = max_grad_norm, check_teacher
+        self.seconds_learning = 0.0
+        self._transition_progress = 0.0
+        self._is_fitted = False  # normalization and value scale are frozen
+        if _init_setup_model:
+            self._setup_model()
+
+    # -- construction -------------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self._check_hyperparameters()
+        is_image = is_image_space(self.observation_space)
+        if self.learning_rate is None:
+            self.learning_rate = CosineSchedule(1e-3 if is_image else 2e-3)
+        if self.gradient_steps is None:
+            self.gradient_steps = (8 if is_image else 16) / self.batch_size
+        self._setup_lr_schedule()
+        self.set_random_seed(self.seed)
+        if self.teacher is not None:
+            self._take_teacher(self.teacher)
+        self._name_architecture()
+        self.policy = self.policy_class(  # type: ignore[assignment]
+            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
+        ).to(self.device)
+        self._set_precision()
+        self._rng = np.random.default_rng(self.seed)
+        self._buffer: DistillationBuffer | None = None
+        self._float_state: dict[str, th.Tensor] | None = None
+
+    def _check_hyperparameters(self) -> None:
+        get_transition(self.transition)
+        if not 0 <= self.transition_start <= self.transition_end <= 1:
+            raise ValueError(
+                "Expected 0 <= transition_start <= transition_end <= 1, "
+                f"got transition_start={self.transition_start}, transition_end={self.transition_end}"
+            )
+        if self.box_loss not in BOX_LOSSES:
+            raise ValueError(f"box_loss must be one of {BOX_LOSSES}, got '{self.box_loss}'")
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta is a share of episodes between 0 and 1, got {self.beta}")
+        positive = ("batch_size", "buffer_size", "temperature", "max_grad_norm")
+        for name in positive + (("gradient_steps",) if self.gradient_steps is not None else ()):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def _take_teacher(self, teacher: str | Path | BaseAlgorithm | Teacher) -> None:
+        """Resolve, check against the environment, and remember by name and checksum, never by path."""
+        self.teacher = load_teacher(teacher, device=self.device).to(self.device)
+        _check_spaces(self.teacher, self.observation_space, self.action_space)
+        self.teacher_name, self.teacher_checksum = self.teacher.name, self.teacher.checksum
+
+    def _name_architecture(self) -> None:
+        """``policy_kwargs`` alone must rebuild the network."""
+        arch = make_arch(self.student_arch, self.weight_bits, self.activation_bits)
+        known = self.policy_kwargs.get("student_arch")
+        if known is not None and make_arch(known) != arch:
+            raise ValueError(
+                f"This student was built with student_arch={make_arch(known)}, and the arguments ask for {arch}: size and bits "
+                "cannot change afterwards. Give student_arch, weight_bits and activation_bits to QPDDistiller, not in policy_kwargs"
+            )
+        self.policy_kwargs = {**self.policy_kwargs, "student_arch": arch.asdict()}
+
+    def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
+        """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
+        super().set_env(_raw_env(env, self.teacher, self.n_envs, "dummy", self.seed), force_reset)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfQPDDistiller], path: Any, env: GymEnv | str | EnvRecipe | None = None, **kwargs: Any
+    ) -> SelfQPDDistiller:
+        """
+        See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
+
+        :param path: zip of a student
+        :param env: as in the constructor; not needed to predict
+        :param kwargs: ``teacher=`` to go on learning, and other arguments of the constructor
+        """
+        if kwargs.get("teacher") is not None:
+            kwargs["teacher"] = load_teacher(kwargs["teacher"])
+        if env is not None:
+            env = _raw_env(env, kwargs.get("teacher"), kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
+        return super().load(path, env, **kwargs)  # type: ignore[arg-type]
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "teacher", "_buffer", "_rng", "_float_state", "_teacher_steps"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", "policy.optimizer"], []
+
+    # -- learning -----------------------------------------------------------------------------------------------------
+
+    def learn(
+        self: SelfQPDDistiller,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int | None = 4,
+        tb_log_name: str = "QPD",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfQPDDistiller:
+        """
+        Distill for a number of environment steps, see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
+
+        :param total_timesteps: environment steps; a float such as 1e6 will do
+        :param callback: called after each step of the vectorized environment
+        :param log_interval: rounds of about 2,048 environment steps between two lines of the log
+        :param tb_log_name: name of the run for TensorBoard
+        :param reset_num_timesteps: whether the count of steps (and the learning rate's schedule) starts anew; a transition
+            never runs backwards
+        :param progress_bar: show one
+        """
+        self._check_can_learn(total_timesteps)
+        start, iteration = time.perf_counter(), 0
+        total_timesteps, callback = self._setup_learn(
+            int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar
+        )
+        self._start_collecting()
+        callback.on_training_start(locals(), globals())
+        while self.num_timesteps < total_timesteps:
+            if not self._collect_and_train(callback):
+                break
+            iteration += 1
+            if log_interval is not None and iteration % log_interval == 0:
+                self.dump_logs(iteration)
+        callback.on_training_end()
+        self.seconds_learning += time.perf_counter() - start
+        return self
+
+    def _check_can_learn(self, total_timesteps: float) -> None:
+        if self.teacher is None:
+            raise ValueError(
+                "learn() needs a teacher: QPDDistiller(teacher, ...), or QPDDistiller.load(path, env=env, teacher=teacher)"
+            )
+        if self.env is None:
+            raise ValueError("learn() needs an environment: give env= to the constructor or load(), or call set_env(env)")
+        if not total_timesteps >= 1:
+            raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+
+    def _start_collecting(self) -> None:
+        assert self.env is not None
+        if self.check_teacher and self.num_timesteps == 0:
+            self._compare_teacher_with_random()
+        if self._buffer is None or self._buffer.n_envs != self.env.num_envs:
+            self._buffer = DistillationBuffer(
+                int(self.buffer_size),
+                self.observation_space,  # type: ignore[arg-type]
+                self.env.num_envs,
+                device=self.device,
+                seed=self.seed,
+                stacked=_stacks_frames(self.env),
+            )
+        self._updates_owed = 0.0
+        self._last_calibration = self._progress
+        self._teacher_episode_length = 0.0
+        self._episode_steps = np.zeros(self.env.num_envs)
+        self._teacher_steps = np.full(self.env.num_envs, np.inf)
+        self._draw_teacher_steps(np.ones(self.env.num_envs, bool))
+
+    def _compare_teacher_with_random(self) -> None:
+        assert self.teacher is not None and self.env is not None
+        is_image = is_image_space(self.observation_space)
+        own = self.teacher.recipe.make_vec_env(5, self.seed, training=False) if self.teacher.recipe is not None else None
+        check = check_teacher(self.teacher, own or self.env, deterministic=not is_image, seed=self.seed)
+        if own is not None:
+            own.close()
+        else:
+            self.env.seed(self.seed)
+            self._last_obs = self.env.reset()  # type: ignore[assignment]
+        self.logger.record("teacher/ep_rew_mean", check.teacher.returns.mean())
+        self.logger.record("teacher/random_ep_rew_mean", check.random.returns.mean())
+        if self.verbose >= 1:
+            print(f"Check of the teacher: {check}")
+        check.warn()
+
+    def _collect_and_train(self, callback: BaseCallback) -> bool:
+        """
+        One round of about 2,048 steps; the student learns while the environments compute.
+
+        :return: whether to go on
+        """
+        env, buffer, teacher = self.env, self._buffer, self.teacher
+        assert env is not None and buffer is not None and teacher is not None
+        callback.on_rollout_start()
+        n_steps = 0
+        while n_steps * env.num_envs < ROLLOUT_STEPS and self.num_timesteps < self._total_timesteps:
+            targets = teacher(self._last_obs)  # type: ignore[arg-type]
+            _check_finite(targets)
+            actions = self._act(targets)
+            buffer.add(self._last_obs, targets)  # type: ignore[arg-type]
+            env.step_async(actions)
+            self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
+            self._train()
+            new_obs, rewards, dones, infos = env.step_wait()
+            n_steps += 1
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+            self._draw_teacher_steps(dones)
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        callback.on_rollout_end()
+        return True
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        # the last round may go past the end, and a linear schedule then gives a negative learning rate
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
+    # -- acting -------------------------------------------------------------------------------------------------------
+
+    @property
+    def _is_warming_up(self) -> bool:
+        assert self._buffer is not None
+        wanted = min(self.learning_starts, self._total_timesteps // 10)
+        if self._is_fitted:
+            wanted = min(wanted, 4 * self.batch_size)
+        return len(self._buffer) < wanted
+
+    def _act(self, targets: TeacherOutput) -> np.ndarray:
+        """Sampled actions: the teacher's in its steps, else the student's at the precision that it trains at."""
+        assert self.teacher is not None
+        by_teacher = (self._teacher_steps > 0) | self._is_warming_up
+        self._teacher_steps -= 1
+        actions = self.teacher.sample(targets)
+        if not by_teacher.all():
+            observations, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
+            self.policy.set_training_mode(True)
+            with th.no_grad():
+                actor, value = self.policy.actor_and_value(observations)
+            student_actions = self.teacher.sample(TeacherOutput(actor, value, targets.log_std))
+            actions = np.where(by_teacher.reshape(-1, *(1,) * (actions.ndim - 1)), actions, student_actions)
+        if isinstance(self.action_space, spaces.Box):
+            return actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
+        return actions
+
+    def _draw_teacher_steps(self, dones: np.ndarray) -> None:
+        """For each new episode: how many of its first steps the teacher plays."""
+        self._episode_steps += 1
+        for i in np.flatnonzero(dones):
+            if self._teacher_steps[i] > 0:
+                self._teacher_episode_length += 0.1 * (self._episode_steps[i] - self._teacher_episode_length)
+            self._episode_steps[i] = 0
+            if self._rng.random() < self.beta:
+                self._teacher_steps[i] = np.inf
+            else:
+                self._teacher_steps[i] = self._rng.integers(int(self._teacher_episode_length) + 1) if self.roll_in else 0
+
+    # -- updates ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _progress(self) -> float:
+        return 1.0 - self._current_progress_remaining
+
+    def _train(self) -> None:
+        """The gradient steps that are due."""
+        if self._is_warming_up or self._updates_owed < 1:
+            return
+        if not self._is_fitted:
+            self._fit_scales()
+        self._advance_transition()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        n_updates = int(self._updates_owed)
+        self._updates_owed -= n_updates
+        for _ in range(n_updates):
+            self._gradient_step(self._buffer.sample(self.batch_size))  # type: ignore[union-attr]
+        self._n_updates += n_updates
+
+    def _fit_scales(self) -> None:
+        """Freeze the student's input normalization and the unit of its value head, from what the teacher saw."""
+        assert self._buffer is not None and self.teacher is not None
+        samples = self._buffer.newest(10_000)
+        values = samples.targets.value
+        self.policy.set_value_scale(float(values.mean()), float(values.std()))
+        if not is_image_space(self.observation_space):
+            normalization = self.teacher.normalization
+            if normalization is not None:
+                self.policy.set_normalization(normalization.mean, np.sqrt(normalization.var + normalization.epsilon))
+            else:
+                raw = samples.observations.double().cpu().numpy()
+                self.policy.set_normalization(raw.mean(0), raw.std(0))
+        self._calibrate()
+        self._is_fitted = True
+
+    def _calibrate(self) -> None:
+        assert self._buffer is not None
+        self.policy.calibrate(self._buffer.sample(CALIBRATION_SIZE).observations)
+        self._last_calibration = self._progress
+
+    def _advance_transition(self) -> None:
+        """Move precision along; steps are calibrated when the float stage ends, and refreshed while it lasts."""
+        span = max(self.transition_end - self.transition_start, 1e-9)
+        progress = min(max((self._progress - self.transition_start) / span, 0.0), 1.0)
+        begins = self._transition_progress == 0 < progress
+        in_float = self._transition_progress == 0 and self.transition != "scratch"
+        if begins and self.transition not in ("scratch", "none"):
+            self._float_state = {name: value.clone() for name, value in self.policy.state_dict().items()}
+        if in_float and (begins or self._progress - self._last_calibration > 1 / FLOAT_CALIBRATIONS):
+            self._calibrate()
+        self._transition_progress = max(progress, self._transition_progress)
+        self._set_precision()
+
+    def _set_precision(self) -> None:
+        self.policy.set_precision(get_transition(self.transition), self._transition_progress)
+
+    def _gradient_step(self, samples: DistillationSamples) -> None:
+        actor, value = self.policy.actor_and_value(samples.observations)
+        targets = samples.targets
+        actor_loss, entropy = self._actor_loss(actor, targets)
+        critic_loss = losses.value_error(value, targets.value, std=self.policy.value_net.std)
+        loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=self.critic_coef)
+        if self.entropy_coef:
+            loss = loss - self.entropy_coef * entropy
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        loss.mean().backward()
+        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        self._last_losses = (actor_loss, critic_loss)
+
+    def _actor_loss(self, actor: th.Tensor, targets: TeacherOutput) -> tuple[th.Tensor, th.Tensor]:
+        """Loss and entropy of each sample."""
+        if not isinstance(self.action_space, spaces.Box):
+            loss = losses.categorical_kl(actor, targets.actor, temperature=self.temperature)
+            return loss, th.distributions.Categorical(logits=actor).entropy() if self.entropy_coef else loss
+        low = th.as_tensor(self.action_space.low.reshape(-1), device=actor.device)
+        high = th.as_tensor(self.action_space.high.reshape(-1), device=actor.device)
+        half_range = (high - low) / 2
+        mean, target = losses.clamp_to_box(actor, low, high), targets.actor.clamp(low, high)
+        log_std, target_log_std = self.policy.log_std, targets.log_std
+        if self.box_loss == "gaussian_kl" and target_log_std is not None:
+            loss = losses.gaussian_kl(mean, log_std, target, target_log_std, half_range=half_range)
+        else:
+            loss = getattr(losses, "huber" if self.box_loss == "gaussian_kl" else self.box_loss)(
+                mean, target, half_range=half_range
+            )
+            if target_log_std is not None:
+                loss = loss + losses.log_std_error(log_std.expand_as(target_log_std), target_log_std)
+        return loss, log_std.sum().expand(len(loss))
+
+    # -- what comes out -----------------------------------------------------------------------------------------------
+
+    def float_student(self) -> QPDDistiller | None:
+        """The float student: the snapshot of the moment at which precision began to fall; ``None`` where there was none."""
+        state = self.policy.state_dict() if self.transition == "none" else self._float_state
+        return None if state is None else self._with_bits(FLOAT_BITS, FLOAT_BITS, state)
+
+    def post_training_quantize(self, weight_bits: int, activation_bits: int) -> QPDDistiller:
+        """
+        The student as it is, at other bits, with freshly calibrated steps and no further training: the usual baseline.
+
+        :param weight_bits: bits of the inner weights
+        :param activation_bits: bits of the hidden activations
+        """
+        if self._buffer is None or not len(self._buffer):
+            raise ValueError("Post-training quantization needs observations to calibrate on: call learn() first")
+        student = self._with_bits(weight_bits, activation_bits, self.policy.state_dict())
+        student.policy.calibrate(self._buffer.sample(CALIBRATION_SIZE).observations)
+        return student
+
+    def _with_bits(self, weight_bits: int, activation_bits: int, state: dict[str, th.Tensor]) -> QPDDistiller:
+        student = type(self)(policy=self.policy_class, device=self.device, _init_setup_model=False)  # type: ignore[arg-type]
+        own = (*self._excluded_save_params(), "policy_kwargs")
+        student.__dict__.update({name: value for name, value in self.__dict__.items() if name not in own})
+        student.student_arch = self.policy.arch.with_bits(weight_bits, activation_bits)
+        student.weight_bits = student.activation_bits = None
+        student.policy_kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "student_arch"}
+        student._setup_model()
+        student.policy.load_state_dict(state)
+        return student
+
+    def dump_logs(self, iteration: int = 0) -> None:
+        """
+        Write the log.
+
+        :param iteration: number of the round
+        """
+        assert self.ep_info_buffer is not None
+        elapsed = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
+        self.logger.record("time/iterations", iteration, exclude="tensorboard")
+        if self.ep_info_buffer:
+            self.logger.record("rollout/ep_rew_mean", safe_mean([info["r"] for info in self.ep_info_buffer]))
+            self.logger.record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
+        if self._n_updates and getattr(self, "_last_losses", None) is not None:
+            actor_loss, critic_loss = (loss.detach().mean().item() for loss in self._last_losses)
+            self.logger.record("train/actor_loss", actor_loss)
+            self.logger.record("train/critic_loss", critic_loss)
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/transition", self._transition_progress)
+        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
+        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(step=self.num_timesteps)
+
+
+def _env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
+    if teacher is None:
+        raise ValueError("QPDDistiller needs a teacher (a zip, a run folder of RL Zoo, a live model): QPDDistiller(teacher)")
+    env = teacher.vec_env or teacher.recipe
+    if env is None:
+        raise ValueError(
+            "This teacher does not say which environment it was trained on (an SB3 zip knows none): give env=, an id or an environment"
+        )
+    return env
+
+
+def _raw_env(
+    env: GymEnv | str | EnvRecipe, teacher: Teacher | None, n_envs: int | None, vec_env: str, seed: int | None
+) -> GymEnv:
+    """An environment with raw observations; the statistics of a ``VecNormalize`` go to the teacher."""
+    if isinstance(env, str | EnvRecipe):
+        recipe = make_recipe(env)
+        return recipe.make_vec_env(n_envs or (16 if recipe.is_atari else 8), seed, vec_env)
+    if isinstance(env, gym.Env):
+        return env
+    raw, normalization = take_off_normalization(env)
+    if teacher is not None:
+        adopt_normalization(teacher, normalization)
+    return raw
+
+
+def _check_spaces(teacher: Teacher, observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    """Shapes and kinds must agree; bounds of observations may differ between versions of an environment."""
+    theirs = teacher.observation_space
+    same_observations = theirs.shape == observation_space.shape and is_image_space(theirs) == is_image_space(observation_space)
+    if not same_observations:
+        raise ValueError(
+            f"The environment's observations are not the teacher's.\nteacher:     {theirs}\nenvironment: {observation_space}"
+        )
+    actions = teacher.action_space
+    same_actions = type(actions).__name__ == type(action_space).__name__ and actions.shape == action_space.shape
+    if same_actions and isinstance(actions, spaces.Box):
+        same_actions = np.allclose(actions.low, action_space.low) and np.allclose(actions.high, action_space.high)  # type: ignore[attr-defined]
+    elif same_actions:
+        same_actions = actions.n == action_space.n  # type: ignore[attr-defined]
+    if not same_actions:
+        raise ValueError(f"The environment's actions are not the teacher's.\nteacher:     {actions}\nenvironment: {action_space}")
+
+
+def _check_finite(targets: TeacherOutput) -> None:
+    if not all(bool(th.isfinite(t).all()) for t in targets if t is not None):
+        raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
+
+
+def _stacks_frames(env: VecEnv) -> bool:
+    """Whether observations are stacks of single-channel frames, channels first."""
+    shape = env.observation_space.shape
+    if shape is None or len(shape) != 3:
+        return False
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecFrameStack):
+            return env.stacked_obs.stacked_obs.shape[0] > 0 and env.n_stack == shape[0]
+        env = env.venv
+    return isinstance(env, AtariVecEnv)

@@ -1,0 +1,174 @@
+"""
+Distillation losses: pure functions of tensors that return one value per sample; the caller takes the mean.
+
+Every actor loss compares a student with its teacher's targets; the critic's loss is added by :func:`actor_critic`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+from torch.nn import functional as F
+
+
+def _check_shapes(student: th.Tensor, teacher: th.Tensor) -> None:
+    if student.shape != teacher.shape:
+        raise ValueError(f"Student and teacher must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+
+
+def categorical_kl(student_logits: th.Tensor, teacher_logits: th.Tensor, *, temperature: float = 1.0) -> th.Tensor:
+    """
+    Forward KL divergence from the teacher's softened action distribution to the student's.
+
+        L = sum_a p(a) (log p(a) - log q(a)),   p = softmax(teacher / T),  q = softmax(student)
+
+    Rusu et al., Policy Distillation, 2016: https://arxiv.org/abs/1511.06295
+
+    :param student_logits: shape (batch_size, n_actions)
+    :param teacher_logits: logits or Q-values, shape (batch_size, n_actions)
+    :param temperature: T; below 1 sharpens the teacher
+    :return: divergence per sample in nats, shape (batch_size,)
+    """
+    _check_shapes(student_logits, teacher_logits)
+    log_q = F.log_softmax(student_logits, dim=1)
+    log_p = F.log_softmax(teacher_logits / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def gaussian_kl(
+    student_mean: th.Tensor,
+    student_log_std: th.Tensor,
+    teacher_mean: th.Tensor,
+    teacher_log_std: th.Tensor,
+    *,
+    half_range: th.Tensor,
+    min_std: float = 0.05,
+) -> th.Tensor:
+    """
+    Forward KL divergence between diagonal Gaussians, summed over the action's dimensions.
+
+        L = sum_i log(s_i / t_i) + (t_i^2 + (mu_t - mu_s)^2) / (2 s_i^2) - 1/2
+
+    Both deviations are floored: a nearly deterministic teacher would otherwise weigh one dimension without bound.
+
+    :param student_mean: shape (batch_size, action_dim)
+    :param student_log_std: broadcastable to ``student_mean``
+    :param teacher_mean: shape (batch_size, action_dim)
+    :param teacher_log_std: broadcastable to ``teacher_mean``
+    :param half_range: half the width of the action box, shape (action_dim,)
+    :param min_std: floor of a deviation, as a share of ``half_range``
+    :return: divergence per sample in nats, shape (batch_size,)
+    """
+    _check_shapes(student_mean, teacher_mean)
+    floor = min_std * half_range
+    student_std = th.maximum(student_log_std.exp(), floor)
+    teacher_std = th.maximum(teacher_log_std.exp(), floor)
+    squares = teacher_std.square() + (teacher_mean - student_mean).square()
+    return ((student_std / teacher_std).log() + squares / (2 * student_std.square()) - 0.5).sum(1)
+
+
+def squared_error(student_mean: th.Tensor, teacher_mean: th.Tensor, *, half_range: th.Tensor) -> th.Tensor:
+    """
+    Squared error of a deterministic action, each dimension in units of half its range.
+
+        L = 1/2 sum_i ((mu_s - mu_t) / h_i)^2
+
+    :param student_mean: shape (batch_size, action_dim)
+    :param teacher_mean: shape (batch_size, action_dim)
+    :param half_range: half the width of the action box h, shape (action_dim,)
+    :return: shape (batch_size,)
+    """
+    _check_shapes(student_mean, teacher_mean)
+    return 0.5 * ((student_mean - teacher_mean) / half_range).square().sum(1)
+
+
+def huber(
+    student_mean: th.Tensor, teacher_mean: th.Tensor, *, half_range: th.Tensor, delta: float = 0.3
+) -> th.Tensor:
+    """
+    Huber loss of a deterministic action, each dimension in units of half its range.
+
+    Huber, Robust estimation of a location parameter, 1964; quadratic below ``delta``, linear with slope one above, so that
+    the few states in which a teacher saturates do not rule the gradient.
+
+    :param student_mean: shape (batch_size, action_dim)
+    :param teacher_mean: shape (batch_size, action_dim)
+    :param half_range: half the width of the action box, shape (action_dim,)
+    :param delta: error at which the loss turns linear
+    :return: shape (batch_size,)
+    """
+    _check_shapes(student_mean, teacher_mean)
+    error = (student_mean - teacher_mean) / half_range
+    return F.huber_loss(error, th.zeros_like(error), reduction="none", delta=delta).sum(1) / delta
+
+
+class _ClampToBox(th.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, mean: th.Tensor, low: th.Tensor, high: th.Tensor) -> th.Tensor:
+        ctx.save_for_backward(mean, low, high)
+        return th.maximum(th.minimum(mean, high), low)
+
+    @staticmethod
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None, None]:  # type: ignore[override]
+        mean, low, high = ctx.saved_tensors
+        # a descent step goes against the gradient: above the box a positive one leads back inside
+        useful = ((mean <= high) | (grad > 0)) & ((mean >= low) | (grad < 0))
+        return grad * useful, None, None
+
+
+def clamp_to_box(mean: th.Tensor, low: th.Tensor, high: th.Tensor) -> th.Tensor:
+    """
+    A mean action as the environment executes it; outside the box only gradients that lead back inside pass.
+
+    Fujita and Maeda, Clipped Action Policy Gradient, 2018: https://arxiv.org/abs/1802.07564
+
+    :param mean: shape (batch_size, action_dim)
+    :param low: shape (action_dim,)
+    :param high: shape (action_dim,)
+    :return: same shape, inside the box
+    """
+    return _ClampToBox.apply(mean, low, high)  # type: ignore[no-any-return]
+
+
+def log_std_error(student_log_std: th.Tensor, teacher_log_std: th.Tensor) -> th.Tensor:
+    """
+    Squared error of the logarithm of the deviation, for losses that speak of the mean alone: the student explores as widely
+    as its teacher, when its actions are sampled or it is trained on.
+
+    :param student_log_std: shape (batch_size, action_dim)
+    :param teacher_log_std: same shape
+    :return: shape (batch_size,)
+    """
+    _check_shapes(student_log_std, teacher_log_std)
+    return 0.5 * (student_log_std - teacher_log_std).square().sum(1)
+
+
+def value_error(student_value: th.Tensor, teacher_value: th.Tensor, *, std: th.Tensor) -> th.Tensor:
+    """
+    Huber loss of the value in units of the deviation of the teacher's values, which needs no tuning per environment.
+
+    :param student_value: in the teacher's units, shape (batch_size,)
+    :param teacher_value: shape (batch_size,)
+    :param std: deviation of the teacher's values, shape ()
+    :return: shape (batch_size,)
+    """
+    _check_shapes(student_value, teacher_value)
+    error = (student_value - teacher_value) / std
+    return F.huber_loss(error, th.zeros_like(error), reduction="none")
+
+
+def actor_critic(actor_loss: th.Tensor, critic_loss: th.Tensor, *, critic_coef: float) -> th.Tensor:
+    """
+    The loss of QPD for actor-critic networks: policy and value together; ``critic_coef=0`` is the actor-only loss.
+
+        L = L_actor + c L_critic
+
+    Avé et al., Quantization-aware Policy Distillation, 2022
+
+    :param actor_loss: shape (batch_size,)
+    :param critic_loss: shape (batch_size,)
+    :param critic_coef: c
+    :return: shape (batch_size,)
+    """
+    return actor_loss if critic_coef == 0 else actor_loss + critic_coef * critic_loss

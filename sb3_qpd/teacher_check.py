@@ -1,0 +1,108 @@
+"""A look at the teacher before anything is learned from it: a perfect copy of a wrongly fed teacher is a silent failure."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_qpd.teachers import Teacher
+
+MIN_EPISODES = 5
+MAX_STEPS = 20_000
+CLIPPED_SHARE = 0.1
+LIKELY_CAUSES = (
+    "Likely causes: the teacher's vecnormalize.pkl is missing or another run's, the frame skip, frame stack or a wrapper is "
+    "not the one that it was trained with, or the environment's version changed. Give vecnormalize= or env=, or switch this "
+    "check off with check_teacher=False."
+)
+
+
+class Play(NamedTuple):
+    """Returns of the episodes (of what there was of them, where none ended), and the share of clipped inputs."""
+
+    returns: np.ndarray
+    n_complete: int
+    clipped_share: float
+
+
+@dataclass(frozen=True)
+class TeacherCheck:
+    """
+    The teacher beside a random policy.
+
+    :param teacher: its episodes
+    :param random: the random policy's
+    """
+
+    teacher: Play
+    random: Play
+
+    @property
+    def above_random(self) -> bool:
+        """Whether the means differ by more than two standard errors."""
+        a, b = self.teacher.returns, self.random.returns
+        error = np.sqrt(a.var() / len(a) + b.var() / len(b))
+        return bool(a.mean() > b.mean() + 2 * error)
+
+    def __str__(self) -> str:
+        def line(play: Play) -> str:
+            what = f"{play.n_complete} episodes" if play.n_complete else f"{len(play.returns)} unfinished episodes"
+            return f"{play.returns.mean():.1f} +/- {play.returns.std():.1f} ({what})"
+
+        return f"teacher {line(self.teacher)}, random policy {line(self.random)}"
+
+    def warn(self) -> None:
+        """Warn where the teacher does not look like one."""
+        if not self.above_random:
+            warnings.warn(f"The teacher is not clearly above a random policy: {self}. {LIKELY_CAUSES}", stacklevel=3)
+        if self.teacher.clipped_share > CLIPPED_SHARE:
+            warnings.warn(
+                f"{100 * self.teacher.clipped_share:.0f} % of the teacher's normalized inputs are clipped. {LIKELY_CAUSES}",
+                stacklevel=3,
+            )
+
+
+def check_teacher(teacher: Teacher, env: VecEnv, deterministic: bool, seed: int | None = None) -> TeacherCheck:
+    """
+    Let the teacher and a random policy play a few episodes: at least 5, at most 20,000 steps each.
+
+    :param teacher: who plays
+    :param env: where, without a ``VecNormalize``; its episodes are cut off
+    :param deterministic: the mode in which RL Zoo scores the teacher
+    :param seed: of the environments and of the random actions
+    """
+    space = env.action_space
+    rng = np.random.default_rng(seed)
+
+    def random_actions(observations: np.ndarray) -> np.ndarray:
+        if isinstance(space, spaces.Box):
+            return rng.uniform(space.low, space.high, (env.num_envs, *space.shape)).astype(space.dtype)
+        return rng.integers(0, space.n, env.num_envs)  # type: ignore[attr-defined]
+
+    def teacher_actions(observations: np.ndarray) -> np.ndarray:
+        return teacher.predict(observations, deterministic=deterministic)[0]
+
+    return TeacherCheck(_play(teacher_actions, env, seed, teacher), _play(random_actions, env, seed, teacher))
+
+
+def _play(act: Any, env: VecEnv, seed: int | None, teacher: Teacher) -> Play:
+    env.seed(seed)
+    observations = env.reset()
+    returns, complete, clipped = np.zeros(env.num_envs), [], []
+    for _ in range(MAX_STEPS // env.num_envs):
+        if teacher.normalization is not None:
+            clipped.append(np.mean(np.abs(teacher.normalize(observations)) >= teacher.normalization.clip_obs))
+        observations, rewards, dones, _ = env.step(act(observations))
+        returns += rewards
+        complete.extend(returns[dones])
+        returns[dones] = 0
+        # every sub-environment's first episode: counting the first to end would favour short ones
+        if dones.any() and len(complete) >= max(MIN_EPISODES, env.num_envs):
+            break
+    share = float(np.mean(clipped)) if clipped else 0.0
+    return Play(np.array(complete) if complete else returns, len(complete), share)
