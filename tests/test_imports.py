@@ -19,7 +19,7 @@ LAYERS = (
     # parts
     ("layers", "architectures", "reader", "envs", "run_folder", "teachers", "buffers", "staging"),
     ("policies", "loading", "wrappers"),
-    ("distiller",),
+    ("teacher_check", "distiller"),
     # what is done with a student
     ("export", "evaluation", "report", "contest"),
     # front doors: nobody imports these, but `python -m sb3_qpd` is the command line
