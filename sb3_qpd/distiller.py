@@ -35,6 +35,7 @@ from sb3_qpd.transitions import get_transition
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
 
 BOX_LOSSES = ("huber", "squared_error", "gaussian_kl")
+N_ENVS = 16
 ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
 FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
@@ -90,7 +91,7 @@ class QPDDistiller(BaseAlgorithm):
     :param transition_end: progress at which the target precision is reached
     :param max_grad_norm: bound of the gradient's norm
     :param check_teacher: before learning, let the teacher and a random policy play a few episodes and warn if need be
-    :param n_envs: environments to build where ``env`` is an id or ``None``: by default 16 for Atari, else 8
+    :param n_envs: environments to build where ``env`` is an id or ``None``: 16 by default
     :param vec_env: ``"dummy"`` or ``"subproc"`` for those
     :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
@@ -392,14 +393,14 @@ class QPDDistiller(BaseAlgorithm):
         assert self.teacher is not None
         by_teacher = (self._teacher_steps > 0) | self._is_warming_up
         self._teacher_steps -= 1
-        actions = self.teacher.sample(targets)
+        actor = targets.actor
         if not by_teacher.all():
             observations, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
             self.policy.set_training_mode(True)
             with th.no_grad():
-                actor, value = self.policy.actor_and_value(observations)
-            student_actions = self.teacher.sample(TeacherOutput(actor, value, targets.log_std))
-            actions = np.where(by_teacher.reshape(-1, *(1,) * (actions.ndim - 1)), actions, student_actions)
+                student, _ = self.policy.actor_and_value(observations)
+            actor = th.where(th.as_tensor(by_teacher, device=self.device)[:, None], actor, student)
+        actions = self.teacher.sample(targets._replace(actor=actor))
         if isinstance(self.action_space, spaces.Box):
             return actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
         return actions
@@ -580,7 +581,7 @@ def _raw_env(
     """An environment with raw observations; the statistics of a ``VecNormalize`` go to the teacher."""
     if isinstance(env, str | EnvRecipe):
         recipe = make_recipe(env)
-        return recipe.make_vec_env(n_envs or (16 if recipe.is_atari else 8), seed, vec_env)
+        return recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
     if isinstance(env, gym.Env):
         return env
     raw, normalization = take_off_normalization(env)

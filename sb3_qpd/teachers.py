@@ -176,7 +176,7 @@ class Teacher:
         :return: shape (batch_size,) or (batch_size, action_dim), inside the action space
         """
         if not isinstance(self.action_space, spaces.Box):
-            return th.distributions.Categorical(logits=output.actor).sample().cpu().numpy()
+            return th.multinomial(output.actor.softmax(1), 1).flatten().cpu().numpy()
         noise = th.randn_like(output.actor)
         actions = (output.actor + noise * output.log_std.exp()).cpu().numpy()  # type: ignore[union-attr]
         return np.clip(actions, self.action_space.low, self.action_space.high)
