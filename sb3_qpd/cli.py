@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sb3_qpd.staging import Staging, uninterrupted
 
 if TYPE_CHECKING:
-    from stable_baselines3.common.type_aliases import PolicyPredictor
-
+    from sb3_qpd.contest import Arena
     from sb3_qpd.distiller import QPDDistiller
     from sb3_qpd.envs import EnvRecipe
+    from sb3_qpd.evaluation import Player
     from sb3_qpd.teachers import Teacher
 
 EXIT_MISTAKE = 2
@@ -34,9 +34,8 @@ EXIT_INTERRUPTED = 130
 
 DEFAULT_TIMESTEPS = 100_000
 DEFAULT_TIMESTEPS_ATARI = 400_000
-DEFAULT_N_ENVS = 8  # where --vec-env is given without --n-envs
 
-FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32}
+FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
 
 # handed to the distiller as they are, and only where they are given: the defaults are the distiller's own
 HYPERPARAMETERS = {
@@ -108,7 +107,7 @@ def _add_compress(commands: Any) -> None:
     )
     _add_environment(parser)
     parser.add_argument("--n-envs", type=positive, default=None, help="environments side by side in training")
-    parser.add_argument("--vec-env", choices=("dummy", "subproc"), default=None, help="how they run (default: dummy)")
+    parser.add_argument("--vec-env", choices=("dummy", "subproc"), default="dummy", help="how they run (default: dummy)")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument(
         "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
@@ -215,11 +214,14 @@ def compress(args: argparse.Namespace) -> int:
         staging = Staging(args.out, args.force)
     with staging:
         with mistakes("compress"):
+            from sb3_qpd.contest import plan_arena
+
             teacher, recipe = _load_teacher(args)
             distiller = _make_distiller(teacher, recipe, args)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
-        default = DEFAULT_TIMESTEPS_ATARI if recipe.is_atari else DEFAULT_TIMESTEPS
-        return _compress(distiller, baseline, recipe, args.timesteps or default, staging, args)
+            arena = plan_arena(teacher, recipe, args.episodes, progress_bar=args.progress)
+        timesteps = args.timesteps or (DEFAULT_TIMESTEPS_ATARI if recipe.is_atari else DEFAULT_TIMESTEPS)
+        return _compress(distiller, baseline, arena, timesteps, staging, args.progress)
 
 
 def _load_teacher(args: argparse.Namespace) -> "tuple[Teacher, EnvRecipe]":
@@ -249,81 +251,64 @@ def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Name
     from sb3_qpd.distiller import QPDDistiller
 
     given = {name: getattr(args, name) for name in HYPERPARAMETERS if getattr(args, name) is not None}
-    env = None
-    if args.vec_env is not None:
-        env = recipe.make_vec_env(args.n_envs or DEFAULT_N_ENVS, seed=args.seed, vec_env=args.vec_env)
-    return QPDDistiller(
-        teacher,
-        env,
-        n_envs=args.n_envs,
-        seed=args.seed,
-        device=args.device,
-        check_teacher=args.check_teacher,
-        **{**given, **changes},
-    )
+    same = ("n_envs", "vec_env", "seed", "device", "check_teacher")
+    options = {**{name: getattr(args, name) for name in same}, **given, **changes}
+    return QPDDistiller(teacher, recipe, verbose=1, **options)  # verbose: the check of the teacher is shown
 
 
 def _compress(
     distiller: "QPDDistiller",
     baseline: "QPDDistiller | None",
-    recipe: "EnvRecipe",
+    arena: "Arena",
     timesteps: int,
     staging: Staging,
-    args: argparse.Namespace,
+    progress_bar: bool,
 ) -> int:
-    from sb3_qpd.contest import make_report, plan_arena
+    from sb3_qpd.contest import make_report
     from sb3_qpd.report import table, verdict_line, write_report
 
-    learned = False
+    learned, options = False, dict[str, Any](log_interval=None, progress_bar=progress_bar)
     try:
-        arena = plan_arena(distiller.teacher, recipe, args.episodes, progress_bar=args.progress)
         with mistakes("compress", applies=lambda: distiller.num_timesteps == 0):
-            distiller.learn(timesteps, progress_bar=args.progress)
-        learned = True
-        baselines = {} if baseline is None else _learn_baselines(baseline, distiller, timesteps, args)
+            distiller.learn(timesteps, **options)
+        learned, baselines = True, {}
+        if baseline is not None:
+            baseline.learn(timesteps, **options)
+            arch = distiller.policy.arch.asdict()
+            bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
+            baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
         report = make_report(distiller, arena, baselines)
         write_report(report, staging.path)
     except BaseException as error:
         # hours of learning are not thrown away because somebody, or an evaluation, stopped the rest
         if isinstance(error, KeyboardInterrupt) or learned:
-            _rescue(distiller, recipe, staging)
+            _rescue(distiller, arena, staging)
         raise
-    files = _publish(distiller, recipe, staging)
+    files = _publish(distiller, arena, staging)
     print(f"\n{table(report)}\n\n{verdict_line(report)}\n\nWrote {', '.join(files)} into {staging.out}")
     return 0
 
 
-def _learn_baselines(
-    baseline: "QPDDistiller", distiller: "QPDDistiller", timesteps: int, args: argparse.Namespace
-) -> "dict[str, QPDDistiller]":
-    baseline.learn(timesteps, progress_bar=args.progress)
-    arch = distiller.policy.arch
-    return {
-        "full float": baseline,
-        "post-training": baseline.post_training_quantize(arch.weight_bits, arch.activation_bits),
-    }
-
-
-def _publish(distiller: "QPDDistiller", recipe: "EnvRecipe", staging: Staging) -> list[str]:
+def _publish(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> list[str]:
     from sb3_qpd.contest import describe_env
 
     distiller.save(staging.path / "student.zip")
-    float_student = distiller.float_student()
-    if float_student is not None:
+    if (float_student := distiller.float_student()) is not None:
         float_student.save(staging.path / "student_float.zip")
-    teacher = distiller.teacher
-    metadata = {"env": describe_env(recipe), "teacher": teacher.name, "teacher_checksum": teacher.checksum}
-    distiller.policy.to_integer(**metadata).save(staging.path / "student.npz")
+    model = distiller.policy.to_integer(
+        env=describe_env(arena.env), teacher=distiller.teacher_name, teacher_checksum=distiller.teacher_checksum
+    )
+    model.save(staging.path / "student.npz")
     return staging.publish()
 
 
-def _rescue(distiller: "QPDDistiller", recipe: "EnvRecipe", staging: Staging) -> None:
+def _rescue(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> None:
     """Save an unfinished student, and say where."""
     if distiller.num_timesteps == 0:
         print("sb3-qpd compress: stopped before anything was learned, nothing was written", file=sys.stderr)
         return
     with uninterrupted():
-        files = _publish(distiller, recipe, staging)
+        files = _publish(distiller, arena, staging)
     steps = f"after {distiller.num_timesteps} steps"
     print(f"sb3-qpd compress: stopped {steps}; wrote {', '.join(files)} into {staging.out}", file=sys.stderr)
 
@@ -360,7 +345,7 @@ def evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open(args: argparse.Namespace) -> "tuple[PolicyPredictor, EnvRecipe, str]":
+def _open(args: argparse.Namespace) -> "tuple[Player, EnvRecipe, str]":
     """Who plays, where, and how large it is."""
     path = Path(args.model)
     if path.suffix == ".npz":

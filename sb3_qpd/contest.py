@@ -11,13 +11,12 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd import __version__
 from sb3_qpd.distiller import QPDDistiller
 from sb3_qpd.envs import EnvRecipe, make_recipe
-from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, ObservationRecorder, evaluate, microseconds_per_action
+from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, ObservationRecorder, Player, evaluate, microseconds_per_action
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
@@ -52,7 +51,7 @@ class Arena:
     n_envs: int = 32
     progress_bar: bool = False
 
-    def play(self, policy: PolicyPredictor | str, name: str, other_mode: bool = False) -> Evaluation:
+    def play(self, policy: Player | str, name: str, other_mode: bool = False) -> Evaluation:
         return evaluate(
             policy,
             self.env,
@@ -100,7 +99,7 @@ def plan_arena(
 class Contender:
     """Both modes of one contender, and what it costs."""
 
-    policy: PolicyPredictor | None
+    policy: Player | None
     main: Evaluation
     other: Evaluation
     size: dict[str, int]
@@ -133,8 +132,9 @@ def make_report(distiller: QPDDistiller, arena: Arena, baselines: Mapping[str, Q
     :param baselines: other students of the same teacher and sizes, by name
     :return: what ``report.json`` holds
     """
-    start = time.perf_counter()
-    teacher, model = distiller.teacher, distiller.policy.to_integer()
+    if (teacher := distiller.teacher) is None:
+        raise ValueError("A report compares with the teacher, and this student has none: load it with teacher=...")
+    start, model = time.perf_counter(), distiller.policy.to_integer()
     float_student, float_size = distiller.float_student(), _size(4 * model.n_parameters, model)
     random_play = arena.play("random", "random")
     contenders = {
@@ -172,7 +172,7 @@ def make_report(distiller: QPDDistiller, arena: Arena, baselines: Mapping[str, Q
     return strict({**report, "notes": notes_of(report)})
 
 
-def _play(arena: Arena, policy: PolicyPredictor, name: str, size: dict[str, int]) -> Contender:
+def _play(arena: Arena, policy: Player, name: str, size: dict[str, int]) -> Contender:
     return Contender(policy, arena.play(policy, name), arena.play(policy, name, other_mode=True), size)
 
 
@@ -186,7 +186,7 @@ def _play_integer(arena: Arena, policy: QuantActorCriticPolicy, name: str) -> tu
     main = arena.play(recorder, name)
     observations: np.ndarray = recorder.observations  # type: ignore[assignment]
     parity = parity_of(policy, model, observations)
-    player: PolicyPredictor = policy if model.is_image and parity == 1.0 else model
+    player: Player = policy if model.is_image and parity == 1.0 else model
     if player is not recorder.policy:
         main = arena.play(player, name)
     played_by = "the integer model" if player is model else "the policy in eval mode, which gives the same bits"
@@ -215,7 +215,7 @@ def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations:
     return float(np.concatenate(equal).mean())
 
 
-def agreement(teacher: Teacher, student: PolicyPredictor, observations: np.ndarray) -> float:
+def agreement(teacher: Teacher, student: Player, observations: np.ndarray) -> float:
     """
     How alike both act on the same observations, deterministically.
 
@@ -263,8 +263,8 @@ def _percentages(model: IntegerModel, teacher: Teacher) -> dict[str, float]:
 def _identity(distiller: QPDDistiller, arena: Arena) -> dict[str, Any]:
     return {
         "env": describe_env(arena.env),
-        "teacher_name": distiller.teacher.name,
-        "teacher_checksum": distiller.teacher.checksum,
+        "teacher_name": distiller.teacher_name,
+        "teacher_checksum": distiller.teacher_checksum,
         "student_arch": distiller.student_arch if isinstance(distiller.student_arch, str) else "custom",
         "student": distiller.policy.arch.asdict(),
         "weight_bits": distiller.policy.arch.weight_bits,

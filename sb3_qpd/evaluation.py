@@ -4,13 +4,12 @@ import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.type_aliases import PolicyPredictor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
@@ -25,6 +24,7 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "ObservationRecorder",
+    "Player",
     "RandomPolicy",
     "bootstrap_over_seeds",
     "compare",
@@ -40,6 +40,12 @@ VALIDATION_SEED = 1_000_000  # callbacks, searches, choosing a size or a checkpo
 TEST_SEED = 2_000_000
 
 Observation = np.ndarray | dict[str, np.ndarray]
+
+
+class Player(Protocol):
+    """Anything with SB3's ``predict``: a model, a policy, a teacher, an integer model."""
+
+    def predict(self, observation: Any, *, deterministic: bool = ...) -> tuple[np.ndarray, Any]: ...
 
 
 class RandomPolicy:
@@ -67,7 +73,7 @@ class ObservationRecorder:
     :param seed: of the sampling
     """
 
-    def __init__(self, policy: PolicyPredictor, n_observations: int = 1_000, seed: int = 0) -> None:
+    def __init__(self, policy: Player, n_observations: int = 1_000, seed: int = 0) -> None:
         self.policy = policy
         self.n_observations = n_observations
         self.n_seen = 0
@@ -82,7 +88,7 @@ class ObservationRecorder:
                 self._kept.append(_row(observation, row))
             elif (place := int(self._rng.integers(self.n_seen))) < self.n_observations:
                 self._kept[place] = _row(observation, row)
-        return self.policy.predict(observation, *args, **kwargs)  # type: ignore[arg-type]
+        return self.policy.predict(observation, *args, **kwargs)
 
     @property
     def observations(self) -> Observation:
@@ -91,7 +97,7 @@ class ObservationRecorder:
 
 
 def evaluate(
-    policy: PolicyPredictor | str,
+    policy: Player | str,
     env: str | EnvRecipe | gym.Env | VecEnv,
     *,
     n_episodes: int = 100,
@@ -126,7 +132,10 @@ def evaluate(
     with _arena(env, seed, min(n_envs, n_episodes)) as (played, starts):
         name = name or ("random" if isinstance(policy, str) else type(policy).__name__)
         player = _random_policy(policy, played, seed) if isinstance(policy, str) else policy
-        with _seeded_sampling(player, seed), tqdm(total=n_episodes, desc=name, unit="episode", disable=not progress_bar) as bar:
+        with (
+            _seeded_sampling(player, seed),
+            tqdm(total=n_episodes, desc=name, unit="episode", disable=not progress_bar) as bar,
+        ):
             if isinstance(played, VecEnv):
                 returns, lengths = _play_vec_env(player, played, n_episodes, seed, deterministic, bar)
             else:
@@ -134,7 +143,7 @@ def evaluate(
     return Evaluation(name, returns, lengths, deterministic, seed, time.perf_counter() - start, starts)
 
 
-def microseconds_per_action(policy: PolicyPredictor, observations: Observation, n_calls: int = 300) -> float:
+def microseconds_per_action(policy: Player, observations: Observation, n_calls: int = 300) -> float:
     """
     Median time of ``predict`` for a single observation.
 
@@ -147,7 +156,7 @@ def microseconds_per_action(policy: PolicyPredictor, observations: Observation, 
     for call in range(n_warm + n_calls):
         observation = _row(observations, call % _batch_size(observations))
         start = time.perf_counter_ns()
-        policy.predict(observation, deterministic=True)  # type: ignore[arg-type]
+        policy.predict(observation, deterministic=True)
         times.append(time.perf_counter_ns() - start)
     return float(np.median(times[n_warm:])) / 1_000
 
@@ -191,7 +200,7 @@ def _built(recipe: EnvRecipe, seed: int, n_envs: int) -> Iterator[list[gym.Env] 
 
 
 @contextmanager
-def _seeded_sampling(player: PolicyPredictor, seed: int) -> Iterator[None]:
+def _seeded_sampling(player: Player, seed: int) -> Iterator[None]:
     """Sampled actions are reproducible, and the caller's generator goes on as if nothing had been drawn."""
     policy = player.policy if isinstance(player, ObservationRecorder) else player
     if isinstance(policy, IntegerModel):
@@ -208,7 +217,7 @@ def _random_policy(policy: str, played: list[gym.Env] | VecEnv, seed: int) -> Ra
 
 
 def _play_seeded(
-    policy: PolicyPredictor, envs: list[gym.Env], n_episodes: int, seed: int, deterministic: bool, bar: tqdm
+    policy: Player, envs: list[gym.Env], n_episodes: int, seed: int, deterministic: bool, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
     """Episode k starts from ``reset(seed=seed + k)`` in whichever environment is free; those that play are one batch."""
     returns, lengths = np.zeros(n_episodes), np.zeros(n_episodes, dtype=np.int64)
@@ -220,7 +229,7 @@ def _play_seeded(
         observations[j], _ = envs[j].reset(seed=seed + episode[j])
     while episode:
         playing = list(episode)
-        actions, _ = policy.predict(_stack([observations[j] for j in playing]), deterministic=deterministic)  # type: ignore[arg-type]
+        actions, _ = policy.predict(_stack([observations[j] for j in playing]), deterministic=deterministic)
         for j, action in zip(playing, actions, strict=True):
             k = episode[j]
             observations[j], reward, terminated, truncated, info = envs[j].step(action)
@@ -239,7 +248,7 @@ def _play_seeded(
 
 
 def _play_vec_env(
-    policy: PolicyPredictor, env: VecEnv, n_episodes: int, seed: int, deterministic: bool, bar: tqdm
+    policy: Player, env: VecEnv, n_episodes: int, seed: int, deterministic: bool, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
     """The first episodes of each sub-environment: a number fixed beforehand, so that short ones have no advantage."""
     n_envs = env.num_envs
@@ -250,7 +259,7 @@ def _play_vec_env(
     env.seed(seed)
     observations = env.reset()
     while (played < quotas).any():
-        actions, _ = policy.predict(observations, deterministic=deterministic)  # type: ignore[arg-type]
+        actions, _ = policy.predict(observations, deterministic=deterministic)
         observations, rewards, dones, infos = env.step(actions)
         total += rewards
         steps += 1
@@ -283,8 +292,8 @@ def _row(observation: Observation, index: int) -> Observation:
     return np.array(observation[index])
 
 
-def _stack(observations: Sequence[Observation]) -> Observation:
+def _stack(observations: Sequence[Any]) -> Observation:
     """One batch, in the type that the environment gave."""
     if isinstance(observations[0], dict):
-        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}  # type: ignore[index]
-    return np.stack(observations)  # type: ignore[arg-type]
+        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)

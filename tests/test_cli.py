@@ -1,0 +1,229 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stable_baselines3 import PPO
+
+from sb3_qpd import IntegerModel, QPDDistiller
+from sb3_qpd.cli import key_value, main
+from sb3_qpd.staging import Staging
+
+FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
+QUICK = ["--no-check-teacher", "--no-progress", "--device", "cpu", "--student-arch", "nano"]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A zip, which does not name its environment."""
+    path = tmp_path_factory.mktemp("teacher") / "ppo_cartpole.zip"
+    PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0, n_steps=256).learn(3_000).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def compressed(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("compressed") / "a" / "b"
+    arguments = ["--env", "CartPole-v1", "--timesteps", "2e3", "--episodes", "12", "--weight-bits", "4", "--seed", "3"]
+    assert main(["compress", teacher, "--out", str(out), *arguments, *QUICK, "--baselines"]) == 0
+    return out
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The only line on stderr of a command that exits with 2."""
+    with pytest.raises(SystemExit) as exit_info:
+        main([str(argument) for argument in argv])
+    assert exit_info.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    errors = [line for line in lines if "error: " in line]
+    assert len(errors) == 1 and errors[0] == lines[-1], lines
+    return errors[0]
+
+
+def test_compress_writes_everything(compressed: Path) -> None:
+    assert sorted(path.name for path in compressed.iterdir()) == FILES
+    report = json.loads((compressed / "report.json").read_text())
+    assert report["weight_bits"] == 4 and report["seed"] == 3 and report["integer"]["episodes"] == 12
+    assert report["timesteps"] >= 2_000 and report["parity"] == 1.0
+    assert set(report["baselines"]) == {"full float", "post-training"}
+    model = IntegerModel.load(compressed / "student.npz")
+    assert model.nbytes == report["integer"]["bytes"]
+    assert model.metadata["env"]["env_id"] == "CartPole-v1"
+    assert model.metadata["teacher_checksum"] == report["teacher_checksum"] != ""
+    assert QPDDistiller.load(compressed / "student.zip", device="cpu").policy.arch.weight_bits == 4
+    assert not list(compressed.parent.parent.glob(".sb3-qpd-*"))
+
+
+def test_a_run_folder_needs_no_env(teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = teachers / "ppo" / "CartPole-v1_1"
+    arguments = ["--timesteps", "500", "--episodes", "3", "--out", str(tmp_path), *QUICK]
+    assert main(["compress", str(folder), *arguments]) == 0
+    assert "| integer " in capsys.readouterr().out
+    assert main(["evaluate", str(folder), "--episodes", "2", "--no-progress"]) == 0
+    assert "return    500.00 ± 0.00" in capsys.readouterr().out
+
+
+def test_evaluate_every_kind_of_file(teacher: str, compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    returns = {}
+    for model in (teacher, compressed / "student.zip", compressed / "student_float.zip", compressed / "student.npz"):
+        env = ["--env", "CartPole-v1"] if model == teacher else []
+        assert main(["evaluate", str(model), *env, "--episodes", "12", "--no-progress"]) == 0
+        output = capsys.readouterr().out
+        assert "12 of CartPole-v1 from seed 2000000, deterministic actions" in output
+        returns[str(model)] = output.splitlines()[0]
+    # the zip in eval mode is the integer model, and the report says what both play
+    assert returns[str(compressed / "student.zip")] == returns[str(compressed / "student.npz")]
+    mean = json.loads((compressed / "report.json").read_text())["integer"]["return_mean"]
+    assert f"return    {mean:.2f} " in returns[str(compressed / "student.npz")]
+
+
+def test_evaluate_options(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--episodes", "3", "--seed", "7", "--stochastic", "--env-kwargs", "sutton_barto_reward=True", "--no-progress"]
+    assert main(["evaluate", str(compressed / "student.npz"), *options]) == 0
+    output = capsys.readouterr().out
+    assert "return    -1.00 ± 0.00" in output and "from seed 7, sampled actions" in output
+
+
+BAD_COMPRESS = [
+    (["nowhere.zip", "--env", "CartPole-v1"], "nowhere.zip"),
+    (["TEACHER"], "Give it: --env ID"),
+    (["TEACHER", "--env", "CartPol-v1"], "CartPole-v1"),
+    (["TEACHER", "--env", "Acrobot-v1"], "environment: Box"),
+    (["TEACHER", "--env", "CartPole-v1", "--student-arch", "tinny"], "tiny"),
+    (["TEACHER", "--env", "CartPole-v1", "--transition", "blent"], "blend"),
+    (["TEACHER", "--env", "CartPole-v1", "--weight-bits", "9"], "9"),
+    (["TEACHER", "--env", "CartPole-v1", "--timesteps", "0"], "at least 1, such as 1e6, got '0'"),
+    (["TEACHER", "--env", "CartPole-v1", "--timesteps", "-1e6"], "timesteps"),
+    (["TEACHER", "--env", "CartPole-v1", "--timesteps", "nan"], "at least 1"),
+    (["TEACHER", "--env", "CartPole-v1", "--episodes", "0"], "positive integer, got '0'"),
+    (["TEACHER", "--env", "CartPole-v1", "--device", "gpu"], "cuda, got 'gpu'"),
+    (["TEACHER", "--env", "CartPole-v1", "--vecnormalize", "nowhere.pkl"], "nowhere.pkl"),
+    (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "novalue"], "expected key=value, got 'novalue'"),
+    (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "unknown=1"], "unknown"),
+    (["TEACHER", "--env", "CartPole-v1", "--no-such-option"], "--no-such-option"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_COMPRESS, ids=lambda value: " ".join(value[-2:]) if value else "")
+def test_mistakes_are_one_line_and_leave_nothing(
+    arguments: list[str], message: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [teacher if argument == "TEACHER" else argument for argument in arguments]
+    error = mistake(capsys, "compress", *arguments, "--out", tmp_path / "a" / "out", "--no-progress")
+    assert error.startswith("sb3-qpd") and message in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_are_no_teachers(tmp_path: Path, teacher: str, capsys: pytest.CaptureFixture[str]) -> None:
+    content = Path(teacher).read_bytes()
+    for name, data in {"text.zip": b"not a zip", "half.zip": content[: len(content) // 2], "empty.npz": b""}.items():
+        (tmp_path / name).write_bytes(data)
+        assert name in mistake(capsys, "evaluate", tmp_path / name, "--env", "CartPole-v1", "--no-progress")
+    out = tmp_path / "out"
+    assert "half.zip" in mistake(capsys, "compress", tmp_path / "half.zip", "--env", "CartPole-v1", "--out", out)
+    assert not out.exists()
+
+
+def test_out_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    assert "is a file" in mistake(capsys, "compress", "nowhere.zip", "--out", tmp_path / "file")
+    assert "cannot be written" in mistake(capsys, "compress", "nowhere.zip", "--out", tmp_path / "file" / "below")
+    assert "cannot be written" in mistake(capsys, "compress", "nowhere.zip", "--out", "/proc/nowhere")
+    assert "--force" in mistake(capsys, "compress", "nowhere.zip", "--out", tmp_path / "full")
+    assert "nowhere.zip" in mistake(capsys, "compress", "nowhere.zip", "--out", tmp_path / "full", "--force")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_staging_publishes_together_and_keeps_what_is_not_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "report.json").write_text("old")
+    with Staging(tmp_path, force=True) as staging:
+        (staging.path / "report.json").write_text("new")
+        assert (tmp_path / "report.json").read_text() == "old"
+        assert staging.publish() == ["report.json"]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mine.txt": "mine", "report.json": "new"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("gravity=-9.5", ("gravity", -9.5)),
+        ("continuous:True", ("continuous", True)),
+        ("render_mode=rgb_array", ("render_mode", "rgb_array")),
+        ("size=(3, 4)", ("size", (3, 4))),
+        ("map=a:b", ("map", "a:b")),
+    ],
+)
+def test_key_value(text: str, expected: tuple[str, Any]) -> None:
+    assert key_value(text) == expected
+
+
+def start(*argv: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "sb3_qpd", *map(str, argv)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
+    deadline = time.monotonic() + 120
+    while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    return errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")
+def test_ctrl_c_saves_what_there_is(teacher: str, tmp_path: Path) -> None:
+    sign = tmp_path / "learning"
+    code = f"""
+import sys
+from pathlib import Path
+from stable_baselines3.common.callbacks import BaseCallback
+import sb3_qpd.distiller as module
+from sb3_qpd.cli import main
+
+class Sign(BaseCallback):
+    def _on_step(self):
+        if self.num_timesteps > 1000:
+            Path({str(sign)!r}).touch()
+        return True
+
+class Distiller(module.QPDDistiller):
+    def learn(self, *args, **kwargs):
+        return super().learn(*args, callback=Sign(), **kwargs)
+
+module.QPDDistiller = Distiller
+sys.exit(main(sys.argv[1:]))
+"""
+    arguments = ["compress", teacher, "--env", "CartPole-v1", "--timesteps", "1e9", "--episodes", "5", *QUICK]
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *arguments, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    errors = interrupt_after_steps(process, sign)
+    assert process.returncode == 130, errors
+    assert "wrote student.npz, student.zip" in errors and str(out) in errors and "Traceback" not in errors
+    assert {"student.npz", "student.zip"} <= {path.name for path in out.iterdir()}
+    assert IntegerModel.load(out / "student.npz").predict([0.0] * 4)[0] in (0, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning", "out"]
+
+
+def test_help_is_instant_and_module_runs() -> None:
+    code = "import sys, sb3_qpd.cli; print(sorted({'torch', 'numpy', 'gymnasium'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-m", "sb3_qpd", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "compress" in done.stdout and "evaluate" in done.stdout
+
+
+def test_no_command_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "command" in mistake(capsys)
