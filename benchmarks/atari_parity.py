@@ -13,7 +13,7 @@ import numpy as np
 import torch as th
 from scipy.stats import bootstrap
 from stable_baselines3.common.env_util import make_atari_env
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_qpd import AtariVecEnv, Evaluation, Teacher, evaluate, load_teacher
 
@@ -21,7 +21,7 @@ from sb3_qpd import AtariVecEnv, Evaluation, Teacher, evaluate, load_teacher
 def sb3_atari(env_id: str, n_envs: int) -> VecEnv:
     """Whole games and raw rewards on SB3's wrappers."""
     wrapper_kwargs = {"terminal_on_life_loss": False, "clip_reward": False}
-    venv = make_atari_env(env_id, n_envs, wrapper_kwargs=wrapper_kwargs, vec_env_cls=SubprocVecEnv)
+    venv = make_atari_env(env_id, n_envs, wrapper_kwargs=wrapper_kwargs)
     return VecTransposeImage(VecFrameStack(venv, 4))
 
 

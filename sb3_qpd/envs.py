@@ -148,7 +148,7 @@ def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = Non
 
 class AtariVecEnv(VecEnv):
     """
-    ALE's native vector environment as an SB3 ``VecEnv``: several times as many steps a second as ``make_atari_env``.
+    ALE's native vector environment as an SB3 ``VecEnv``: emulators and preprocessing run in threads, outside of Python.
 
     Observations are the last ``frame_stack`` frames, 84 x 84 grey pixels, channels first; every action lasts 4 frames, for
     ``*NoFrameskip-v4`` and ``ALE/*-v5`` alike; the other settings are the registered ones (for v5 actions repeat with
@@ -203,6 +203,7 @@ class AtariVecEnv(VecEnv):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}.")
         self.spec = _native_spec(env_id)
+        settings = _native_settings(self.spec, env_kwargs)
         self.terminal_on_life_loss = terminal_on_life_loss
         self.clip_reward = clip_reward
         self._games = ale_py.AtariVectorEnv(
@@ -217,12 +218,11 @@ class AtariVecEnv(VecEnv):
             episodic_life=False,
             life_loss_info=False,
             reward_clipping=False,
-            **_native_settings(self.spec, env_kwargs),
+            **settings,
         )
         super().__init__(n_envs, self._games.single_observation_space, self._games.single_action_space)
         actions = self._games.ale.get_action_set()
         self._fire = actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
-        settings = {**self.spec.kwargs, **env_kwargs}
         self._fire_at_start = settings["repeat_action_probability"] > 0
         self._waiting = False  # for the result of step_async
         self.seed(seed)  # ALE's own default gives sub-environments the same repeated actions
@@ -303,7 +303,7 @@ class AtariVecEnv(VecEnv):
         return [self.get_action_meanings() for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """A monitor and the Atari preprocessing are built in."""
+        """True for what is built in: a monitor and the Atari preprocessing."""
         return [wrapper_class in (Monitor, AtariWrapper) for _ in self._get_indices(indices)]
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:

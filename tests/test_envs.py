@@ -58,10 +58,10 @@ def test_breakout_score_and_wall_survive_a_lost_life(terminal_on_life_loss):
 
 @pytest.mark.parametrize("env_id", [BREAKOUT, "ALE/Breakout-v5"])
 def test_ball_is_in_play_without_the_player_pressing_fire(env_id):
-    env = AtariVecEnv(env_id, 8, seed=1)
+    env = AtariVecEnv(env_id, 4, seed=1)
     env.reset()
-    lives, since_lost, n_lost = env.lives, np.full(8, 0), 0
-    seen = np.zeros(8, dtype=bool)
+    lives, since_lost, n_lost = env.lives, np.zeros(4), 0
+    seen = np.zeros(4, dtype=bool)
     for actions in noops(env, 120):
         observations, _, _, _ = env.step(actions)
         lost = env.lives != lives  # a life, or the game: five again
@@ -71,7 +71,7 @@ def test_ball_is_in_play_without_the_player_pressing_fire(env_id):
         since_lost = np.where(lost, 0, since_lost + 1)
         assert since_lost.max() < 60  # no game waits for FIRE
         lives = env.lives
-    assert n_lost > 20
+    assert n_lost > 12
 
 
 def test_end_of_game():
@@ -161,10 +161,10 @@ def test_seeds(env_id):
 
 
 def test_games_differ_without_a_seed():
-    env = AtariVecEnv("ALE/Breakout-v5", 8, noop_max=0)
+    env = AtariVecEnv("ALE/Breakout-v5", 4, noop_max=0)
     env.reset()
-    observations, *_ = play(env, np.repeat(random_actions(env, 80)[:, :1], 8, axis=1))
-    assert len({observation.tobytes() for observation in observations[-1]}) > 4
+    observations, *_ = play(env, np.repeat(random_actions(env, 80)[:, :1], 4, axis=1))
+    assert len({observation.tobytes() for observation in observations[-1]}) > 2
 
 
 def test_actions_are_checked_before_they_are_sent():
@@ -204,15 +204,15 @@ def test_registered_settings_and_their_replacements():
     assert AtariVecEnv(PONG, 1, frame_stack=2).observation_space.shape == (2, 84, 84)
 
     def n_different_games(env_id: str, **env_kwargs) -> int:
-        env = AtariVecEnv(env_id, 4, seed=0, noop_max=0, **env_kwargs)
+        env = AtariVecEnv(env_id, 2, seed=0, noop_max=0, **env_kwargs)
         env.reset()
-        observations, *_ = play(env, np.repeat(random_actions(env, 30)[:, :1], 4, axis=1))
-        return len({observations[:, i].tobytes() for i in range(4)})
+        observations, *_ = play(env, np.repeat(random_actions(env, 30)[:, :1], 2, axis=1))
+        return len({observations[:, i].tobytes() for i in range(2)})
 
     assert n_different_games(PONG) == 1
-    assert n_different_games("ALE/Pong-v5") > 2
+    assert n_different_games("ALE/Pong-v5") == 2
     assert n_different_games("ALE/Pong-v5", repeat_action_probability=0.0) == 1
-    assert n_different_games(PONG, repeat_action_probability=0.25) > 2
+    assert n_different_games(PONG, repeat_action_probability=0.25) == 2
 
 
 def test_wrong_arguments():
