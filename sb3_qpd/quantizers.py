@@ -75,8 +75,9 @@ def mse_scale(x: th.Tensor, low: int, high: int) -> th.Tensor:
     """
     x = x.detach().double()
     largest = th.maximum(x.amax(1) / high, x.amin(1) / low) if low < 0 else x.amax(1) / high
-    largest = th.where(largest > MIN_SCALE, largest, th.full_like(largest, 2.0**-8))
-    factors = th.logspace(-1.7, 0.05, _CANDIDATES, dtype=x.dtype, device=x.device)
+    largest = th.where(largest > MIN_SCALE, largest, th.full_like(largest, 1 / high))  # all zero: a range of one
+    # from the widest down: where nothing tells them apart, the widest stays
+    factors = th.logspace(0.05, -1.7, _CANDIDATES, dtype=x.dtype, device=x.device)
     best, best_error = largest.clone(), th.full_like(largest, float("inf"))
     for factor in factors:
         scale = largest * factor
@@ -124,9 +125,12 @@ class Quantizer(nn.Module):
     def _rows(self, x: th.Tensor) -> th.Tensor:
         if self.n_channels:
             return x.reshape(self.n_channels, -1)
-        flat = x.reshape(1, -1)
-        stride = -(-flat.shape[1] // _MAX_SAMPLES)
-        return flat[:, ::stride]
+        values = x[x != 0]  # a zero is exact on every grid
+        if len(values) > _MAX_SAMPLES:
+            # drawn at random: a stride can fall in step with the layout and see a single pixel of every map
+            drawn = th.randint(len(values), (_MAX_SAMPLES,), generator=th.Generator().manual_seed(0))
+            values = values[drawn.to(x.device)]
+        return values[None] if len(values) else x.reshape(1, -1)[:, :1]
 
     @th.no_grad()
     def calibrate(self, x: th.Tensor) -> None:
