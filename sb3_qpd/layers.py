@@ -167,9 +167,10 @@ class QuantLayer(nn.Module):
         weight_scale = self.weight_scale(input_scale)
         weight, bias = self._integers(input_scale, weight_scale)
         bound = float((weight.abs().flatten(1).sum(1).double() * 255 + bias.abs()).max())
-        # a GPU's convolution may use inexact transforms: float64 is exact there too
+        # a GPU's convolution may use inexact transforms: float64 is exact there too; so does NNPACK's, the CPU's second choice
         dtype = th.float32 if bound < FLOAT32_EXACT and not x.is_cuda else th.float64
-        acc = self._apply_layer((x / input_scale).round().to(dtype), weight.to(dtype), bias.to(dtype)).float()
+        with th.backends.nnpack.flags(enabled=False):
+            acc = self._apply_layer((x / input_scale).round().to(dtype), weight.to(dtype), bias.to(dtype)).float()
         unit = input_scale * weight_scale
         if self.output_grid is None:
             return acc * unit
