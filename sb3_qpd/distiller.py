@@ -252,7 +252,8 @@ class QPDDistiller(BaseAlgorithm):
         return super().load(path, env, **kwargs)  # type: ignore[arg-type]
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "teacher", "_buffer", "_rng", "_float_state", "_teacher_steps"]
+        private = ("teacher", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_teacher_steps", "_episode_steps")
+        return [*super()._excluded_save_params(), *private, "tensorboard_log"]  # a path of somebody's machine
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
@@ -303,11 +304,13 @@ class QPDDistiller(BaseAlgorithm):
             )
         if self.env is None:
             raise ValueError("learn() needs an environment: give env= to the constructor or load(), or call set_env(env)")
-        if not total_timesteps >= 1:
-            raise ValueError(f"total_timesteps must be at least 1, got {total_timesteps}")
+        if not isinstance(total_timesteps, int | float | np.number) or not 1 <= total_timesteps < math.inf:
+            raise ValueError(f"total_timesteps must be a number of at least 1, got {total_timesteps!r}")
 
     def _start_collecting(self) -> None:
-        assert self.env is not None
+        assert self.env is not None and self.teacher is not None
+        self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+        _check_finite(self.teacher(self._last_obs))  # type: ignore[arg-type]
         if self.check_teacher and self.num_timesteps == 0:
             self._compare_teacher_with_random()
         if self._buffer is None or self._buffer.n_envs != self.env.num_envs:
@@ -386,7 +389,7 @@ class QPDDistiller(BaseAlgorithm):
         wanted = min(self.learning_starts, self._total_timesteps // 10)
         if self._is_fitted:
             wanted = min(wanted, 4 * self.batch_size)
-        return len(self._buffer) < wanted
+        return len(self._buffer) < min(wanted, self._buffer.capacity)
 
     def _act(self, targets: TeacherOutput) -> np.ndarray:
         """Sampled actions: the teacher's in its steps, else the student's at the precision that it trains at."""
@@ -435,7 +438,7 @@ class QPDDistiller(BaseAlgorithm):
         n_updates = int(self._updates_owed)
         self._updates_owed -= n_updates
         for _ in range(n_updates):
-            self._gradient_step(self._buffer.sample(self.batch_size))  # type: ignore[union-attr]
+            self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
         self._n_updates += n_updates
 
     def _fit_scales(self) -> None:
@@ -443,7 +446,7 @@ class QPDDistiller(BaseAlgorithm):
         assert self._buffer is not None and self.teacher is not None
         samples = self._buffer.newest(10_000)
         values = samples.targets.value
-        self.policy.set_value_scale(float(values.mean()), float(values.std()))
+        self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
         if not is_image_space(self.observation_space):
             normalization = self.teacher.normalization
             if normalization is not None:
@@ -463,9 +466,11 @@ class QPDDistiller(BaseAlgorithm):
         """Move precision along; steps are calibrated when the float stage ends, and refreshed while it lasts."""
         span = max(self.transition_end - self.transition_start, 1e-9)
         progress = min(max((self._progress - self.transition_start) / span, 0.0), 1.0)
+        if self.transition == "none":
+            progress = 0.0  # float to the end, from where another transition may go on
         begins = self._transition_progress == 0 < progress
         in_float = self._transition_progress == 0 and self.transition != "scratch"
-        if begins and self.transition not in ("scratch", "none"):
+        if begins and self.transition != "scratch":
             self._float_state = {name: value.clone() for name, value in self.policy.state_dict().items()}
         if in_float and (begins or self._progress - self._last_calibration > 1 / FLOAT_CALIBRATIONS):
             self._calibrate()
@@ -496,7 +501,7 @@ class QPDDistiller(BaseAlgorithm):
             return loss, th.distributions.Categorical(logits=actor).entropy() if self.entropy_coef else loss
         low = th.as_tensor(self.action_space.low.reshape(-1), device=actor.device)
         high = th.as_tensor(self.action_space.high.reshape(-1), device=actor.device)
-        half_range = (high - low) / 2
+        half_range = ((high - low) / 2).clamp_min(1e-6)  # an action may be fixed
         mean, target = losses.clamp_to_box(actor, low, high), targets.actor.clamp(low, high)
         log_std, target_log_std = self.policy.log_std, targets.log_std
         if self.box_loss == "gaussian_kl" and target_log_std is not None:

@@ -149,8 +149,8 @@ class Teacher:
         elif isinstance(dist, DiagGaussianDistribution):
             log_std = log_std.expand_as(mean)
         if self.policy.squash_output:
-            low = th.as_tensor(self.action_space.low, device=mean.device)  # type: ignore[attr-defined]
-            high = th.as_tensor(self.action_space.high, device=mean.device)  # type: ignore[attr-defined]
+            low = th.as_tensor(self.action_space.low.reshape(-1), device=mean.device)  # type: ignore[attr-defined]
+            high = th.as_tensor(self.action_space.high.reshape(-1), device=mean.device)  # type: ignore[attr-defined]
             half = (high - low) / 2
             squashed = th.tanh(mean)
             # first order: the deviation shrinks with the slope of tanh
@@ -179,7 +179,7 @@ class Teacher:
             return th.multinomial(output.actor.softmax(1), 1).flatten().cpu().numpy()
         noise = th.randn_like(output.actor)
         actions = (output.actor + noise * output.log_std.exp()).cpu().numpy()  # type: ignore[union-attr]
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        return np.clip(actions, self.action_space.low.reshape(-1), self.action_space.high.reshape(-1))
 
     def _actor_modules(self) -> list[nn.Module]:
         policy = self.policy
