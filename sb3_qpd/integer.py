@@ -18,8 +18,8 @@ import numpy as np
 
 FORMAT_VERSION = 1
 REQUANTIZATIONS = ("float32", "fixed")
-# exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat
-_HIGH_TABLE = np.array([round(65535 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
+# exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
+_HIGH_TABLE = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
 _LOW_TABLE = np.array([round(65535 * math.exp(-i / 256)) for i in range(64)], dtype=np.uint64)
 
 
@@ -290,7 +290,9 @@ class IntegerModel:
         difference = (accumulators.max(1, keepdims=True) - accumulators).astype(np.uint64)
         units = self._in_units(difference)
         high, low = np.minimum(units >> np.uint64(6), 63), units & np.uint64(63)
-        weights = (_HIGH_TABLE[high] * _LOW_TABLE[low]) >> np.uint64(8)
+        # 24 bits for up to 256 actions, fewer beyond: their sum stays below 2^32
+        shift = 16 + max(0, (accumulators.shape[1] - 1).bit_length() - 8)
+        weights = (_HIGH_TABLE[high] * _LOW_TABLE[low]) >> np.uint64(shift)
         weights[units >= 4096] = 0
         running = weights.cumsum(1)
         threshold = (random_bits.astype(np.uint64) * running[:, -1]) >> np.uint64(32)
