@@ -46,18 +46,18 @@ def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def fixed_point(multiplier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Multipliers as integers: M = m 2^-shift with 2^30 <= m < 2^31.
+    Multipliers as integers: M = m 2^-shift with 2^30 <= m < 2^31 and 1 <= shift <= 62.
+
+    One below 2^-32 brings every int32 to zero, and is zero itself; one of 2^30 or more brings every positive integer to the
+    top of the grid, and so does its m with the smallest shift.
 
     :param multiplier: float32, shape (n_channels,)
     :return: m and shift, int64, same shape
     """
     fraction, exponent = np.frexp(multiplier.astype(np.float64))
-    m = np.rint(fraction * 2.0**31).astype(np.int64)
-    too_large = m == 2**31
-    shift = 31 - exponent.astype(np.int64) - too_large
-    if np.any(shift < 1):
-        raise ValueError(f"A multiplier of {multiplier.max()} is too large for the fixed-point form (at most 2^29)")
-    return np.where(too_large, 2**30, m), np.minimum(shift, 62)
+    m = np.rint(fraction * 2.0**31).astype(np.int64)  # a float32 has 24 bits: exact, and below 2^31
+    shift = 31 - exponent.astype(np.int64)
+    return np.where(shift > 62, 0, m), np.clip(shift, 1, 62)
 
 
 @dataclass
@@ -87,6 +87,8 @@ class IntegerLayer:
         bound = np.abs(self.weight.astype(np.int64)).sum(axes) * largest_input + np.abs(self.bias.astype(np.int64))
         if bound.max() >= 2**31:
             raise ValueError(f"An accumulator could reach {bound.max()}, which does not fit int32")
+        if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
+            raise ValueError(f"Multipliers must be finite and not negative, got {self.multiplier}")
         self._matrix = self.weight.reshape(len(self.weight), -1).T.astype(np.float64)  # products stay below 2^53: exact
         self._fixed = fixed_point(self.multiplier) if self.activation_bits else None
 
@@ -222,7 +224,8 @@ class IntegerModel:
         if self.is_image:
             return observations.astype(np.float64)
         x = observations.reshape(len(observations), -1).astype(np.float32)
-        scaled = x * self.input_multiplier
+        with np.errstate(over="ignore"):  # infinity is clamped like any other large number
+            scaled = x * self.input_multiplier
         return np.clip(np.rint(scaled + self.input_offset), -128, 127).astype(np.float64)
 
     def trace(self, observations: np.ndarray) -> Iterator[np.ndarray]:
@@ -274,7 +277,7 @@ class IntegerModel:
             actions = self._box_actions(acc, deterministic)
         else:
             actions = acc.argmax(1) if deterministic else self.sample(acc, self._rng.integers(0, 2**32, len(acc), np.uint64))
-        return (actions if is_batch else actions[0]), state
+        return (actions if is_batch else actions.squeeze(axis=0)), state
 
     def sample(self, accumulators: np.ndarray, random_bits: np.ndarray) -> np.ndarray:
         """
@@ -339,7 +342,9 @@ class IntegerModel:
                     if not self.is_image and not np.isfinite(array.astype(np.float32)).all():
                         raise ValueError("The observation holds NaN, infinity or a number beyond float32: not a valid input")
                     return array, is_batch
-        raise ValueError(f"Expected an observation of shape {shape} or (batch_size, {', '.join(map(str, shape))}), got {array.shape}")
+        raise ValueError(
+            f"Expected an observation of shape {shape} or (batch_size, {', '.join(map(str, shape))}), got {array.shape}"
+        )
 
     # -- file ---------------------------------------------------------------------------------------------------------
 
@@ -385,28 +390,33 @@ class IntegerModel:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            header = json.loads(arrays.pop("header").tobytes())
-            weights, biases, multipliers = (arrays.pop(name) for name in ("weights", "biases", "multipliers"))
+            header = json.loads(arrays["header"].tobytes())
+            if header["format"] == FORMAT_VERSION:
+                return cls._from_file(header, arrays)
         except FileNotFoundError:
             raise
         except Exception as error:
             raise ValueError(f"'{os.fspath(path)}' is not a student's .npz (IntegerModel.save writes one): {error}") from error
-        if header["format"] != FORMAT_VERSION:
-            raise ValueError(f"This file has format {header['format']}, this version reads {FORMAT_VERSION}: update sb3_qpd")
+        raise ValueError(f"This file has format {header['format']}, this version reads {FORMAT_VERSION}: update sb3_qpd")
+
+    @classmethod
+    def _from_file(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> IntegerModel:
         layers, used, channels, units = [], 0, 0, 0
         for shape, weight_bits, activation_bits, stride, n_multipliers in header["layers"]:
             n_bytes, n_out = math.ceil(math.prod(shape) * weight_bits / 8), shape[0]
             layers.append(
                 IntegerLayer(
-                    weight=unpack(weights[used : used + n_bytes], weight_bits, tuple(shape)),
-                    bias=biases[channels : channels + n_out],
-                    multiplier=multipliers[units : units + n_multipliers],
+                    weight=unpack(arrays["weights"][used : used + n_bytes], weight_bits, tuple(shape)),
+                    bias=arrays["biases"][channels : channels + n_out],
+                    multiplier=arrays["multipliers"][units : units + n_multipliers],
                     weight_bits=weight_bits,
                     activation_bits=activation_bits,
                     stride=stride,
                 )
             )
             used, channels, units = used + n_bytes, channels + n_out, units + n_multipliers
+        if (used, channels, units) != tuple(len(arrays[name]) for name in ("weights", "biases", "multipliers")):
+            raise ValueError("the header describes other layers than the arrays hold")
         fields = {name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")}
         return cls(layers=layers, **fields, **{name: arrays[name] for name in _FLOAT_FIELDS if name in arrays})
 
