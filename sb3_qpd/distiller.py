@@ -144,9 +144,11 @@ class QPDDistiller(BaseAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        _check_policy(policy)
         loaded = None if teacher is None else load_teacher(teacher, device=device)
         if env is None and _init_setup_model:
             env = _env_of_teacher(loaded)
+        recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
         super().__init__(
             policy=QuantActorCriticPolicy if policy is None else policy,
             env=None if env is None else _raw_env(env, loaded, n_envs, vec_env, seed),
@@ -160,7 +162,7 @@ class QPDDistiller(BaseAlgorithm):
             seed=seed,
             supported_action_spaces=(spaces.Discrete, spaces.Box),
         )
-        self.teacher = loaded
+        self.teacher, self._recipe = loaded, recipe
         self.teacher_name, self.teacher_checksum = "", ""
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
         self.batch_size, self.buffer_size, self.gradient_steps = batch_size, buffer_size, gradient_steps
@@ -233,27 +235,31 @@ class QPDDistiller(BaseAlgorithm):
     def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
         """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
         super().set_env(_raw_env(env, self.teacher, self.n_envs, "dummy", self.seed), force_reset)
+        self._recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
 
     @classmethod
-    def load(  # type: ignore[override]
-        cls: type[SelfQPDDistiller], path: Any, env: GymEnv | str | EnvRecipe | None = None, **kwargs: Any
+    def load(
+        cls: type[SelfQPDDistiller], path: Any, env: GymEnv | str | EnvRecipe | None = None, *args: Any, **kwargs: Any
     ) -> SelfQPDDistiller:
         """
         See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
 
         :param path: zip of a student
-        :param env: as in the constructor; not needed to predict
+        :param env: as in the constructor, ``None`` takes the one of ``teacher=``; not needed to predict
+        :param args: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
         :param kwargs: ``teacher=`` to go on learning, and other arguments of the constructor
         """
-        if kwargs.get("teacher") is not None:
-            kwargs["teacher"] = load_teacher(kwargs["teacher"])
+        if (teacher := kwargs.get("teacher")) is not None:
+            kwargs["teacher"] = teacher = load_teacher(teacher)
+            env = (teacher.vec_env or teacher.recipe) if env is None else env
         if env is not None:
-            env = _raw_env(env, kwargs.get("teacher"), kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
-        return super().load(path, env, **kwargs)  # type: ignore[arg-type]
+            env = _raw_env(env, teacher, kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
+        return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        private = ("teacher", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_teacher_steps", "_episode_steps")
-        return [*super()._excluded_save_params(), *private, "tensorboard_log"]  # a path of somebody's machine
+        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_teacher_steps", "_episode_steps")
+        # tensorboard_log is a path of somebody's machine
+        return [*super()._excluded_save_params(), "teacher", *of_a_run, "tensorboard_log"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
@@ -287,14 +293,16 @@ class QPDDistiller(BaseAlgorithm):
         )
         self._start_collecting()
         callback.on_training_start(locals(), globals())
-        while self.num_timesteps < total_timesteps:
-            if not self._collect_and_train(callback):
-                break
-            iteration += 1
-            if log_interval is not None and iteration % log_interval == 0:
-                self.dump_logs(iteration)
+        try:
+            while self.num_timesteps < total_timesteps:
+                if not self._collect_and_train(callback):
+                    break
+                iteration += 1
+                if log_interval is not None and iteration % log_interval == 0:
+                    self.dump_logs(iteration)
+        finally:  # also where Ctrl-C ends it: what there is can be saved
+            self.seconds_learning += time.perf_counter() - start
         callback.on_training_end()
-        self.seconds_learning += time.perf_counter() - start
         return self
 
     def _check_can_learn(self, total_timesteps: float) -> None:
@@ -332,7 +340,7 @@ class QPDDistiller(BaseAlgorithm):
     def _compare_teacher_with_random(self) -> None:
         assert self.teacher is not None and self.env is not None
         is_image = is_image_space(self.observation_space)
-        own = self.teacher.recipe.make_vec_env(5, self.seed, training=False) if self.teacher.recipe is not None else None
+        own = None if self._recipe is None else self._recipe.make_vec_env(5, self.seed, training=False)
         check = check_teacher(self.teacher, own or self.env, deterministic=not is_image, seed=self.seed)
         if own is not None:
             own.close()
@@ -578,6 +586,13 @@ def _env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
             "This teacher does not say which environment it was trained on (an SB3 zip knows none): give env=, an id or an environment"
         )
     return env
+
+
+def _check_policy(policy: Any) -> None:
+    if isinstance(policy, type) and not issubclass(policy, QuantActorCriticPolicy):
+        raise TypeError(
+            f"The student's policy must be a QuantActorCriticPolicy, got {policy.__name__}: leave policy= out, or subclass it"
+        )
 
 
 def _raw_env(
