@@ -227,8 +227,9 @@ class QPDDistiller(BaseAlgorithm):
         known = self.policy_kwargs.get("student_arch")
         if known is not None and make_arch(known) != arch:
             raise ValueError(
-                f"This student was built with student_arch={make_arch(known)}, and the arguments ask for {arch}: size and bits "
-                "cannot change afterwards. Give student_arch, weight_bits and activation_bits to QPDDistiller, not in policy_kwargs"
+                f"This student was built with student_arch={make_arch(known)}, and the arguments ask for {arch}: size and "
+                "bits cannot change afterwards. Give student_arch, weight_bits and activation_bits to QPDDistiller, not in "
+                "policy_kwargs"
             )
         self.policy_kwargs = {**self.policy_kwargs, "student_arch": arch.asdict()}
 
@@ -257,9 +258,9 @@ class QPDDistiller(BaseAlgorithm):
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_teacher_steps", "_episode_steps")
+        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs")
         # tensorboard_log is a path of somebody's machine
-        return [*super()._excluded_save_params(), "teacher", *of_a_run, "tensorboard_log"]
+        return [*super()._excluded_save_params(), "teacher", *of_a_run, "_teacher_steps", "_episode_steps", "tensorboard_log"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
@@ -583,7 +584,8 @@ def _env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
     env = teacher.vec_env or teacher.recipe
     if env is None:
         raise ValueError(
-            "This teacher does not say which environment it was trained on (an SB3 zip knows none): give env=, an id or an environment"
+            "This teacher does not say which environment it was trained on (an SB3 zip knows none): "
+            "give env=, an id or an environment"
         )
     return env
 
@@ -625,7 +627,9 @@ def _check_spaces(teacher: Teacher, observation_space: spaces.Space, action_spac
     elif same_actions:
         same_actions = actions.n == action_space.n  # type: ignore[attr-defined]
     if not same_actions:
-        raise ValueError(f"The environment's actions are not the teacher's.\nteacher:     {actions}\nenvironment: {action_space}")
+        raise ValueError(
+            f"The environment's actions are not the teacher's.\nteacher:     {actions}\nenvironment: {action_space}"
+        )
 
 
 def _check_finite(targets: TeacherOutput) -> None:
