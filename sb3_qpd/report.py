@@ -124,7 +124,7 @@ def notes_of(report: Mapping[str, Any]) -> list[str]:
         f" (the other mode: {integer['other_mode']['episodes']} episodes); student and teacher"
         + (" played the same episodes and were resampled together." if report["paired"] else " were resampled apart."),
         f"The policy in eval mode and the integer model gave {100 * report['parity']:.2f} % bit-equal outputs on"
-        f" {report['parity_observations']} observations of the student's own games. "
+        f" {report['parity_observations']} observations of the student's own games."
         f" Its row was played by {report['integer_played_by']}.",
         f"{report['size_percent_of_int8_teacher']:.2f} % of the teacher at one byte a parameter,"
         f" {report['params_percent']:.2f} % of its parameters, {report['macs_percent']:.2f} % of its multiply-accumulates.",
