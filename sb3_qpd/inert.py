@@ -28,6 +28,7 @@ KNOWN_NAMES: tuple[tuple[str, str], ...] = (
     (r"numpy\.random(\.\w+)?", r"\w+"),  # states of random generators, which nobody looks at
     ("collections", "OrderedDict"),
     ("_codecs", "encode"),  # how protocol 2 writes bytes
+    ("__builtin__", "bytes"),  # and no bytes at all
     (r"torch\.nn\.modules\.\w+", r"\w+"),
     (r"torch\.optim\.\w+", r"\w+"),
     ("torch", "device"),
@@ -181,6 +182,8 @@ class _Machine:
         items = self.pop_mark()
         self.stack.append(items)
 
+    op_frozenset = op_list  # sets come out as lists: nothing is hashed
+
     def op_dict(self, arg: None) -> None:
         items = self.pop_mark()
         self.stack.append({})
@@ -191,6 +194,8 @@ class _Machine:
 
     def op_appends(self, arg: None) -> None:
         self.extend(self.pop_mark())
+
+    op_additems = op_appends
 
     def op_setitem(self, arg: None) -> None:
         value, key = self.stack.pop(), self.stack.pop()
@@ -248,6 +253,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NEWTRUE": lambda: True,
     "NEWFALSE": lambda: False,
     "EMPTY_LIST": list,
+    "EMPTY_SET": list,
     "EMPTY_TUPLE": tuple,
     "EMPTY_DICT": dict,
 }
@@ -256,6 +262,8 @@ _IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
 
 def to_bytes(value: Any) -> bytes:
     """Bytes, also in the form in which protocol 2 writes them."""
+    if isinstance(value, Record) and value.target == Name("__builtin__", "bytes") and not value.args:
+        return b""
     if isinstance(value, Record) and value.target == Name("_codecs", "encode") and value.args[1:] == ("latin1",):
         value = value.args[0].encode("latin1") if isinstance(value.args[0], str) else None
     if not isinstance(value, bytes | bytearray):

@@ -168,6 +168,16 @@ def _give_env(teacher: Teacher, env: str | EnvRecipe | gym.Env | VecEnv) -> None
         return
     raw, normalization = take_off_normalization(BaseAlgorithm._wrap_env(env))
     teacher.recipe, teacher.vec_env = None, raw
+    adopt_normalization(teacher, normalization)
+
+
+def adopt_normalization(teacher: Teacher, normalization: ObsNormalization | None) -> None:
+    """
+    The statistics of an environment's ``VecNormalize`` go to a teacher that has none; others than its own are refused.
+
+    :param teacher: who may take them
+    :param normalization: from :func:`take_off_normalization`
+    """
     if normalization is None:
         return
     if teacher.normalization is None:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -31,6 +32,9 @@ MAX_TENSORS = 1_000
 MAX_YAML_BYTES = 2**20
 SUPPORTED = ("a2c", "ppo", "trpo")
 WAY_OUT = "If you trust the file, load it yourself (for instance PPO.load) and pass the live model instead of the path."
+
+# what zipfile raises on damaged files
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, IndexError)
 
 
 class TeacherError(ValueError):
@@ -113,8 +117,12 @@ def _read_file(path: Path, expected: str) -> bytes:
 # --- the archive ---
 def _open_zip(content: bytes, path: Path) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(io.BytesIO(content))
-    except zipfile.BadZipFile as error:
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        if min((info.header_offset for info in archive.infolist()), default=0) > 0:
+            # with its own end cut off, zipfile finds that of the weights, which are a zip themselves
+            raise zipfile.BadZipFile("its beginning does not belong to its end")
+        return archive
+    except ZIP_ERRORS as error:
         if content.startswith(b"PK"):
             raise TeacherError(f"{path} is a truncated or damaged zip ({error}). Fetch or save it again") from error
         raise TeacherError(f"{path} is not a zip. Expected a model saved by Stable-Baselines3's model.save()") from error
@@ -126,7 +134,7 @@ def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         raise TeacherError(f"{name} in {path} has {size} bytes, at most {MAX_MEMBER_BYTES} are read: refused. {WAY_OUT}")
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+    except ZIP_ERRORS as error:
         raise TeacherError(f"{name} in {path} is truncated or damaged ({error}). Fetch or save the file again") from error
 
 
@@ -264,10 +272,15 @@ def _read_weights(archive: zipfile.ZipFile, path: Path) -> dict[str, th.Tensor]:
 
 def _check_storages(content: bytes, what: str) -> None:
     """The weights are an archive in the archive: its members must not swell either."""
-    if zipfile.is_zipfile(io.BytesIO(content)):
+    if not content.startswith(b"PK"):
+        return  # torch's format before 1.6, or nothing that torch can read
+    try:
         with zipfile.ZipFile(io.BytesIO(content)) as inner:
-            if sum(info.file_size for info in inner.infolist()) > MAX_MEMBER_BYTES:
-                raise TeacherError(f"{what} holds more than {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
+            size = sum(info.file_size for info in inner.infolist())
+    except ZIP_ERRORS as error:
+        raise TeacherError(f"{what} is truncated or damaged ({error}). Fetch or save the file again") from error
+    if size > MAX_MEMBER_BYTES:
+        raise TeacherError(f"{what} holds more than {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
 
 
 def check_weights(state_dict: Any, what: str) -> dict[str, th.Tensor]:

@@ -12,6 +12,7 @@ The Hub's layout, where all of it lies in one folder, is read as well.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,8 +95,10 @@ class RunFolder:
         if env_id is None:
             raise TeacherError(
                 f"The environment {self.env_name!r} is not registered here. Import the package that registers it, "
-                f"or build it yourself, and pass it as env="
+                "or build it yourself, and pass it as env="
             )
+        if env_id != SUCCESSORS.get(self.env_name, self.env_name):
+            warnings.warn(f"{self.env_name} is not registered any more: the teacher plays {env_id}, which may differ")
         env_kwargs = self.args.get("env_kwargs") or self.config.get("env_kwargs") or {}
         frame_stack = self.config.get("frame_stack") or (1 if self.config else 0)
         try:
