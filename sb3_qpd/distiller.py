@@ -644,6 +644,6 @@ def _stacks_frames(env: VecEnv) -> bool:
         return False
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecFrameStack):
-            return env.stacked_obs.stacked_obs.shape[0] > 0 and env.n_stack == shape[0]
+            return env.stacked_obs.n_stack == shape[0]
         env = env.venv
     return isinstance(env, AtariVecEnv)
