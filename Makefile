@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py
 
 demo-atari: $(READY)
-	$(BIN)/python examples/demo_atari.py
+	$(BIN)/python examples/demo.py --atari --out out/demo-atari
 
 # one thread per process: the networks are tiny, and the processes are the parallelism
 test: $(READY)

@@ -77,7 +77,12 @@ class FrameStore:
         self._last[:] = observations
 
     def get(self, slots: np.ndarray) -> np.ndarray:
-        return self._frames[self._index[slots] % self._n_frames]
+        # channels last in memory, as convolutions like it, channels first by its shape
+        ids = self._index[slots] % self._n_frames
+        batch = np.empty((len(slots), *self._frames.shape[1:], self._depth), np.uint8)
+        for i in range(self._depth):
+            batch[..., i] = self._frames[ids[:, i]]
+        return np.moveaxis(batch, -1, 1)
 
     def is_valid(self, slots: np.ndarray) -> np.ndarray:
         return self._index[slots].min(1) >= self._next - self._n_frames

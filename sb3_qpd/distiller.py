@@ -73,7 +73,7 @@ class QPDDistiller(BaseAlgorithm):
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
     :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-3) to zero
-    :param batch_size: samples of a gradient step
+    :param batch_size: samples of a gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: labelled observations that are kept
     :param gradient_steps: gradient steps for each environment step (counted over all environments), a fraction as a rule:
         ``gradient_steps * batch_size`` is how often a sample is drawn for each step. ``None`` is 16 samples a step for vectors
@@ -119,7 +119,7 @@ class QPDDistiller(BaseAlgorithm):
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
         learning_rate: float | Schedule | None = None,
-        batch_size: int = 256,
+        batch_size: int | None = None,
         buffer_size: int = 100_000,
         gradient_steps: float | None = None,
         learning_starts: int = 10_000,
@@ -165,7 +165,8 @@ class QPDDistiller(BaseAlgorithm):
         self.teacher, self._recipe = loaded, recipe
         self.teacher_name, self.teacher_checksum = "", ""
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
-        self.batch_size, self.buffer_size, self.gradient_steps = batch_size, buffer_size, gradient_steps
+        self.batch_size: Any = batch_size
+        self.buffer_size, self.gradient_steps = buffer_size, gradient_steps
         self.learning_starts = learning_starts
         self.temperature, self.critic_coef, self.entropy_coef = temperature, critic_coef, entropy_coef
         self.box_loss, self.beta, self.roll_in = box_loss, beta, roll_in
@@ -180,8 +181,10 @@ class QPDDistiller(BaseAlgorithm):
     # -- construction -------------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        self._check_hyperparameters()
         is_image = is_image_space(self.observation_space)
+        if self.batch_size is None:
+            self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
+        self._check_hyperparameters()
         if self.learning_rate is None:
             self.learning_rate = CosineSchedule(1e-3 if is_image else 2e-3)
         if self.gradient_steps is None:

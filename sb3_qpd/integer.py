@@ -225,7 +225,7 @@ class IntegerModel:
             return observations.astype(np.float64)
         x = observations.reshape(len(observations), -1).astype(np.float32)
         with np.errstate(over="ignore"):  # infinity is clamped like any other large number
-            scaled = x * self.input_multiplier
+            scaled = x * self.input_multiplier  # type: ignore[operator]
         return np.clip(np.rint(scaled + self.input_offset), -128, 127).astype(np.float64)
 
     def trace(self, observations: np.ndarray) -> Iterator[np.ndarray]:
@@ -314,11 +314,11 @@ class IntegerModel:
     def _box_actions(self, acc: np.ndarray, deterministic: bool) -> np.ndarray:
         unit = self.layers[-1].multiplier
         if self.requantization == "fixed":
-            bounds = [np.rint(bound.astype(np.float64) / unit) for bound in (self.action_low, self.action_high)]  # type: ignore[union-attr]
-            acc = np.clip(acc, *bounds)
+            low, high = (np.rint(np.asarray(bound, np.float64) / unit) for bound in (self.action_low, self.action_high))
+            acc = np.clip(acc, low, high)
         actions = acc.astype(np.float32) * unit
         if not deterministic:
-            actions = actions + self._rng.standard_normal(actions.shape, np.float32) * self.action_std  # type: ignore[operator]
+            actions = actions + self._rng.standard_normal(actions.shape, np.float32) * self.action_std
         actions = np.clip(actions, self.action_low, self.action_high)
         return actions.reshape(-1, *self.action_shape)
 
@@ -417,8 +417,9 @@ class IntegerModel:
             used, channels, units = used + n_bytes, channels + n_out, units + n_multipliers
         if (used, channels, units) != tuple(len(arrays[name]) for name in ("weights", "biases", "multipliers")):
             raise ValueError("the header describes other layers than the arrays hold")
-        fields = {name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")}
-        return cls(layers=layers, **fields, **{name: arrays[name] for name in _FLOAT_FIELDS if name in arrays})
+        fields: dict[str, Any] = {name: arrays[name] for name in _FLOAT_FIELDS if name in arrays}
+        fields |= {name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")}
+        return cls(layers=layers, **fields)
 
 
 _FLOAT_FIELDS = ("input_multiplier", "input_offset", "action_low", "action_high", "action_std")

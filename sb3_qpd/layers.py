@@ -1,9 +1,9 @@
 """
 Quantized layers: the training forward, the exact evaluation forward and the integer form side by side.
 
-Between layers flow real numbers that lie on a grid (integer times step). In training mode a layer computes in floating point
-at the precision that the transition has reached; in evaluation mode it computes with integers held in float tensors, by the
-rule of :class:`sb3_qpd.integer.IntegerLayer`, so that both give the same bits.
+Between layers flow real numbers that lie on a grid (integer times step); only pixels flow as integers. In training mode a
+layer computes in floating point at the precision that the transition has reached; in evaluation mode it computes with
+integers held in float tensors, by the rule of :class:`sb3_qpd.integer.IntegerLayer`, so that both give the same bits.
 """
 
 from __future__ import annotations
@@ -23,9 +23,13 @@ FLOAT32_EXACT = 2.0**24
 
 
 class PixelGrid(nn.Module):
-    """The input grid of uint8 images: already integers, with step 1/255."""
+    """
+    The input grid of uint8 images, with step 1/255. Pixels are carried as the integers that they are: the first layer scales
+    its few weights instead of all the pixels.
+    """
 
     is_float = False
+    carried = 1 / 255  # real value of what is carried, divided by it
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +42,7 @@ class PixelGrid(nn.Module):
         """
         :param x: 0 to 255, float32
         """
-        return x * self.step
+        return x
 
 
 class VectorGrid(nn.Module):
@@ -110,8 +114,8 @@ class QuantLayer(nn.Module):
     :param per_channel: a step for each output channel, or one for the whole layer
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter
+    weight: th.Tensor
+    bias: Any
     stride: tuple[int, ...] = (1,)
 
     def _init_quantization(
@@ -126,6 +130,14 @@ class QuantLayer(nn.Module):
     @property
     def is_float(self) -> bool:
         return self.weight_quantizer.is_float or bool(self.input_grid.is_float)
+
+    def _float_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        """The layer on what its input grid carries."""
+        carried: float = getattr(self.input_grid, "carried", 1.0)
+        return self._apply_layer(x, weight if carried == 1.0 else weight * carried, bias)
+
+    def _input_integers(self, x: th.Tensor, input_scale: th.Tensor) -> th.Tensor:
+        return x if isinstance(self.input_grid, PixelGrid) else (x / input_scale).round()
 
     def weight_scale(self, input_scale: th.Tensor) -> th.Tensor:
         """Step of the weights, never so small that a bias would not fit its grid; shape (n_out,) or (1,)."""
@@ -146,7 +158,7 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         if self.is_float:
-            y = self._apply_layer(x, self.weight, self.bias)
+            y = self._float_layer(x, self.weight, self.bias)
             return y if self.output_grid is None else self.output_grid(y.relu())
         return self._train_forward(x) if self.training else self._exact_forward(x)
 
@@ -158,7 +170,7 @@ class QuantLayer(nn.Module):
             grid = input_scale * weight_scale
             share = 1 - self.weight_quantizer.precision.get(FLOAT_BITS, 0.0)
             rounding = share * ((self.bias / grid).round() * grid - self.bias)
-        y = self._apply_layer(x, weight, self.bias + rounding)
+        y = self._float_layer(x, weight, self.bias + rounding)
         return y if self.output_grid is None else self.output_grid(y.relu())
 
     @th.no_grad()
@@ -170,7 +182,7 @@ class QuantLayer(nn.Module):
         # a GPU's convolution may use inexact transforms: float64 is exact there too; so does NNPACK's, the CPU's second choice
         dtype = th.float32 if bound < FLOAT32_EXACT and not x.is_cuda else th.float64
         with th.backends.nnpack.flags(enabled=False):
-            acc = self._apply_layer((x / input_scale).round().to(dtype), weight.to(dtype), bias.to(dtype)).float()
+            acc = self._apply_layer(self._input_integers(x, input_scale).to(dtype), weight.to(dtype), bias.to(dtype)).float()
         unit = input_scale * weight_scale
         if self.output_grid is None:
             return acc * unit

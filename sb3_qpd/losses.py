@@ -12,9 +12,9 @@ import torch as th
 from torch.nn import functional as F
 
 
-def _check_shapes(student: th.Tensor, teacher: th.Tensor) -> None:
-    if student.shape != teacher.shape:
-        raise ValueError(f"Student and teacher must have one shape, got {tuple(student.shape)} and {tuple(teacher.shape)}")
+def _check_shapes(one: th.Tensor, other: th.Tensor) -> None:
+    if one.shape != other.shape:
+        raise ValueError(f"Both tensors must have one shape, got {tuple(one.shape)} and {tuple(other.shape)}")
 
 
 def categorical_kl(student_logits: th.Tensor, teacher_logits: th.Tensor, *, temperature: float = 1.0) -> th.Tensor:
@@ -50,7 +50,8 @@ def gaussian_kl(
 
         L = sum_i log(s_i / t_i) + (t_i^2 + (mu_t - mu_s)^2) / (2 s_i^2) - 1/2
 
-    Both deviations are floored: a nearly deterministic teacher would otherwise weigh one dimension without bound.
+    Both deviations are floored: a nearly deterministic teacher would otherwise weigh one dimension without bound. A student
+    below the floor still feels a pull upwards.
 
     :param student_mean: shape (batch_size, action_dim)
     :param student_log_std: broadcastable to ``student_mean``
@@ -62,7 +63,7 @@ def gaussian_kl(
     """
     _check_shapes(student_mean, teacher_mean)
     floor = min_std * half_range
-    student_std = th.maximum(student_log_std.exp(), floor)
+    student_std = clamp_to_box(student_log_std, floor.log(), th.full_like(floor, th.inf)).exp()
     teacher_std = th.maximum(teacher_log_std.exp(), floor)
     squares = teacher_std.square() + (teacher_mean - student_mean).square()
     return ((student_std / teacher_std).log() + squares / (2 * student_std.square()) - 0.5).sum(1)
@@ -83,9 +84,7 @@ def squared_error(student_mean: th.Tensor, teacher_mean: th.Tensor, *, half_rang
     return 0.5 * ((student_mean - teacher_mean) / half_range).square().sum(1)
 
 
-def huber(
-    student_mean: th.Tensor, teacher_mean: th.Tensor, *, half_range: th.Tensor, delta: float = 0.3
-) -> th.Tensor:
+def huber(student_mean: th.Tensor, teacher_mean: th.Tensor, *, half_range: th.Tensor, delta: float = 0.3) -> th.Tensor:
     """
     Huber loss of a deterministic action, each dimension in units of half its range.
 
@@ -110,7 +109,7 @@ class _ClampToBox(th.autograd.Function):
         return th.maximum(th.minimum(mean, high), low)
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, None, None]:
         mean, low, high = ctx.saved_tensors
         # a descent step goes against the gradient: above the box a positive one leads back inside
         useful = ((mean <= high) | (grad > 0)) & ((mean >= low) | (grad < 0))
@@ -128,7 +127,7 @@ def clamp_to_box(mean: th.Tensor, low: th.Tensor, high: th.Tensor) -> th.Tensor:
     :param high: shape (action_dim,)
     :return: same shape, inside the box
     """
-    return _ClampToBox.apply(mean, low, high)  # type: ignore[no-any-return]
+    return _ClampToBox.apply(mean, low, high)
 
 
 def log_std_error(student_log_std: th.Tensor, teacher_log_std: th.Tensor) -> th.Tensor:
@@ -171,4 +170,5 @@ def actor_critic(actor_loss: th.Tensor, critic_loss: th.Tensor, *, critic_coef: 
     :param critic_coef: c
     :return: shape (batch_size,)
     """
+    _check_shapes(actor_loss, critic_loss)
     return actor_loss if critic_coef == 0 else actor_loss + critic_coef * critic_loss

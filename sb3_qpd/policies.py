@@ -66,7 +66,10 @@ class QuantExtractor(BaseFeaturesExtractor):
         :param observations: raw, float32: pixels of 0 to 255, or vectors
         :return: features on the last grid, shape (batch_size, features_dim)
         """
-        x = self.input_grid(observations if self.is_image else observations.flatten(1))
+        if self.is_image:
+            x = self.input_grid(observations.contiguous(memory_format=th.channels_last))
+        else:
+            x = self.input_grid(observations.flatten(1))
         for layer in self.layers:
             if isinstance(layer, QuantLinear):
                 x = x.flatten(1)
@@ -81,9 +84,7 @@ def _activation_grid(bits: int) -> Quantizer:
     return grid
 
 
-def _features_dim(
-    shape: tuple[int, ...], conv: tuple[tuple[int, int, int], ...], hidden: tuple[int, ...], flat: int
-) -> int:
+def _features_dim(shape: tuple[int, ...], conv: tuple[tuple[int, int, int], ...], hidden: tuple[int, ...], flat: int) -> int:
     if hidden:
         return hidden[-1]
     if not conv:
@@ -156,6 +157,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         value_head = ValueHead(extractor.features_dim)
         value_head.load_state_dict(self.value_net.state_dict(), strict=False)
         self.action_net, self.value_net = head, value_head
+        if extractor.is_image:
+            self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
         # SB3 made its optimizer before the heads were in place
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -246,17 +249,18 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         calibrated = all(bool(q.ready) for q in self.quantizers())
         layers = [layer.to_integer() for layer in (*extractor.layers, self.action_net) if isinstance(layer, QuantLayer)]
         m, a = (None, None) if isinstance(extractor.input_grid, PixelGrid) else extractor.input_grid.affine()
-        is_box = isinstance(space, spaces.Box)
+        box: dict[str, Any] = {}
+        if isinstance(space, spaces.Box):
+            low, high = (bound.reshape(-1).astype(np.float32) for bound in (space.low, space.high))
+            box = {"action_low": low, "action_high": high, "action_shape": space.shape}
+            box["action_std"] = self.log_std.exp().cpu().numpy()
         return IntegerModel(
             layers=layers,
             observation_shape=self.observation_space.shape,  # type: ignore[arg-type]
             input_multiplier=None if m is None else m.cpu().numpy(),
             input_offset=None if a is None else a.cpu().numpy(),
-            action_low=space.low.reshape(-1).astype(np.float32) if is_box else None,
-            action_high=space.high.reshape(-1).astype(np.float32) if is_box else None,
-            action_shape=space.shape if is_box else (),  # type: ignore[arg-type]
-            action_std=self.log_std.exp().cpu().numpy() if is_box else None,
             metadata={"calibrated": calibrated, **metadata},
+            **box,
         )
 
 
@@ -293,4 +297,4 @@ def _refuse_without_integer_twin(observation_space: spaces.Space, action_space: 
 
 
 def _units(net_arch: Any) -> list[int]:
-    return sum((list(v) for v in net_arch.values()), []) if isinstance(net_arch, dict) else list(net_arch)
+    return [units for branch in net_arch.values() for units in branch] if isinstance(net_arch, dict) else list(net_arch)

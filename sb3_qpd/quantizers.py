@@ -36,7 +36,7 @@ class _FakeQuantize(th.autograd.Function):
         return q * scale
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, None]:
         ratio, q = ctx.saved_tensors
         low, high = ctx.bounds
         inside = (ratio >= low) & (ratio <= high)
@@ -61,7 +61,7 @@ def fake_quantize(x: th.Tensor, scale: th.Tensor, low: int, high: int) -> th.Ten
     :param high: largest integer
     :return: same shape as ``x``; rounds half to even
     """
-    return _FakeQuantize.apply(x, scale, low, high)  # type: ignore[no-any-return]
+    return _FakeQuantize.apply(x, scale, low, high)
 
 
 def mse_scale(x: th.Tensor, low: int, high: int) -> th.Tensor:

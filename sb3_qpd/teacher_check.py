@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -90,13 +91,15 @@ def check_teacher(teacher: Teacher, env: VecEnv, deterministic: bool, seed: int 
     return TeacherCheck(_play(teacher_actions, env, seed, teacher), _play(random_actions, env, seed, teacher))
 
 
-def _play(act: Any, env: VecEnv, seed: int | None, teacher: Teacher) -> Play:
+def _play(act: Callable[[Any], np.ndarray], env: VecEnv, seed: int | None, teacher: Teacher) -> Play:
     env.seed(seed)
-    observations = env.reset()
-    returns, complete, clipped = np.zeros(env.num_envs), [], []
+    observations: Any = env.reset()
+    returns = np.zeros(env.num_envs)
+    complete: list[float] = []
+    clipped: list[float] = []
     for _ in range(MAX_STEPS // env.num_envs):
         if teacher.normalization is not None:
-            clipped.append(np.mean(np.abs(teacher.normalize(observations)) >= teacher.normalization.clip_obs))
+            clipped.append(float(np.mean(np.abs(teacher.normalize(observations)) >= teacher.normalization.clip_obs)))
         observations, rewards, dones, _ = env.step(act(observations))
         returns += rewards
         complete.extend(returns[dones])

@@ -141,7 +141,7 @@ class Teacher:
 
     def _box_output(self, mean: th.Tensor, value: th.Tensor, latent_pi: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Mean and deviation of the action in environment units; gSDE's deviation depends on the state."""
-        log_std = self.policy.log_std
+        log_std: th.Tensor = self.policy.log_std
         dist = self.policy.action_dist
         if isinstance(dist, StateDependentNoiseDistribution):
             variance = th.mm(latent_pi**2, dist.get_std(log_std) ** 2)  # (batch_size, action_dim)

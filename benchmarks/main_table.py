@@ -1,0 +1,144 @@
+"""
+Distill teachers with several seeds and say whether their integer students are as good.
+
+    python benchmarks/main_table.py run TEACHER_FOLDER --arch tiny --bits 8 8 --timesteps 1e5 --seeds 0 1 2 --episodes 300 \\
+        --out results.jsonl
+    python benchmarks/main_table.py table results.jsonl
+
+``run`` adds one line of JSON for each seed; ``table`` prints a Markdown table with intervals over seeds and episodes. The
+students are scored on the test seeds, in the mode that RL Zoo uses (sampled for Atari, deterministic elsewhere).
+"""
+
+import argparse
+import ast
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
+from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
+
+
+def run(args: argparse.Namespace) -> None:
+    teacher = load_teacher(args.teacher)
+    arch: Any = ast.literal_eval(args.arch) if args.arch.startswith("{") else args.arch
+    mode = {"deterministic": not teacher.recipe.is_atari, "n_episodes": args.episodes}
+    mode["seed"] = VALIDATION_SEED if args.validation else TEST_SEED
+    theirs, chance = (_cached(args.cache, who, teacher, mode) for who in (teacher, "random"))
+    for seed in args.seeds:
+        options = ast.literal_eval(args.options)
+        student = QPDDistiller(
+            teacher,
+            student_arch=arch,
+            weight_bits=args.bits[0],
+            activation_bits=args.bits[1],
+            seed=seed,
+            check_teacher=False,
+            **options,
+        )
+        student.learn(args.timesteps)
+        model = student.policy.to_integer()
+        player = student if model.is_image else model  # the same bits, faster for images
+        result = evaluate(player, teacher.recipe, **mode)
+        comparison = compare(result, theirs, chance)
+        row = {
+            "label": args.label,
+            "teacher": teacher.name,
+            "arch": args.arch,
+            "bits": args.bits,
+            "options": options,
+            "timesteps": args.timesteps,
+            "seed": seed,
+            "episodes": args.episodes,
+            "validation": args.validation,
+            "bytes": model.nbytes,
+            "percent": 100 * model.nbytes / teacher.nbytes,
+            "seconds": student.seconds_learning,
+            "returns": result.returns.tolist(),
+            "teacher_returns": theirs.returns.tolist(),
+            "random_mean": chance.return_mean,
+            "margin": comparison.margin,
+            "verdict": comparison.verdict,
+            "score": comparison.score,
+        }
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"{teacher.name} {args.label} {args.arch} W{args.bits[0]}A{args.bits[1]} seed {seed}: {result.return_mean:.1f} "
+            f"(teacher {theirs.return_mean:.1f}), {comparison.verdict}, {model.nbytes} B, {student.seconds_learning:.0f} s",
+            flush=True,
+        )
+
+
+def _cached(folder: Path, who: Any, teacher: Any, mode: dict[str, Any]) -> Evaluation:
+    """The teacher and the random policy play the same episodes for every student: once is enough."""
+    name = "random" if isinstance(who, str) else "teacher"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{teacher.name.replace('/', '-')}-{name}-{mode['n_episodes']}-{mode['deterministic']}-{mode['seed']}.npz"
+    if not file.exists():
+        played = evaluate(who, teacher.recipe, **mode)
+        np.savez(file, returns=played.returns, lengths=played.lengths, starts=np.array(played.starts))
+    saved = np.load(file)
+    return Evaluation(
+        name, saved["returns"], saved["lengths"], mode["deterministic"], mode["seed"], starts=str(saved["starts"])
+    )
+
+
+def table(args: argparse.Namespace) -> None:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for path in args.results:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            key = (row["teacher"], row["label"], row["arch"], tuple(row["bits"]), row["timesteps"], str(row["options"]))
+            groups[key].append(row)
+    print(
+        "| teacher | student | bits | bytes (% of actor) | steps | teacher | student, each seed | student - teacher, 95 % | margin ",
+        end="",
+    )
+    print("| verdict | score | s |\n" + 12 * "|---" + "|")
+    for (name, label, arch, bits, steps, _), rows in sorted(groups.items()):
+        theirs = np.array(rows[0]["teacher_returns"])
+        differences = [np.array(row["returns"]) - np.array(row["teacher_returns"]) for row in rows]
+        low, high = bootstrap_over_seeds(differences)
+        margin = rows[0]["margin"]
+        overall = "non_inferior" if low > -margin else "inferior" if high < -margin else "inconclusive"
+        means = ", ".join(f"{np.mean(row['returns']):.1f}" for row in rows)
+        verdicts = (
+            "/".join(row["verdict"] for row in rows) if len({row["verdict"] for row in rows}) > 1 else rows[0]["verdict"]
+        )
+        score = np.mean([row["score"] for row in rows])
+        print(
+            f"| {name} | {label or arch} | W{bits[0]}A{bits[1]} | {rows[0]['bytes']} ({rows[0]['percent']:.2f}) | {steps:g} | "
+            f"{theirs.mean():.1f} | {means} | {low:+.1f} to {high:+.1f} | {margin:.1f} | each {verdicts}, all {overall} | "
+            f"{score:.3f} | {np.median([row['seconds'] for row in rows]):.0f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.set_defaults(run=run)
+    one.add_argument("teacher")
+    one.add_argument("--arch", default="tiny", help="a name, or a dict of StudentArch's fields")
+    one.add_argument("--bits", type=int, nargs=2, default=[8, 8], metavar=("WEIGHTS", "ACTIVATIONS"))
+    one.add_argument("--timesteps", type=float, default=1e5)
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    one.add_argument("--episodes", type=int, default=100)
+    one.add_argument("--options", default="{}", help="more arguments of QPDDistiller, as a dict")
+    one.add_argument("--label", default="")
+    one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
+    one.add_argument("--cache", type=Path, default=Path("out/cache"))
+    one.add_argument("--out", type=Path, required=True)
+    two = commands.add_parser("table")
+    two.set_defaults(run=table)
+    two.add_argument("results", type=Path, nargs="+")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
