@@ -94,11 +94,9 @@ def table(args: argparse.Namespace) -> None:
             row = json.loads(line)
             key = (row["teacher"], row["label"], row["arch"], tuple(row["bits"]), row["timesteps"], str(row["options"]))
             groups[key].append(row)
-    print(
-        "| teacher | student | bits | bytes (% of actor) | steps | teacher | student, each seed | student - teacher, 95 % | margin ",
-        end="",
-    )
-    print("| verdict | score | s |\n" + 12 * "|---" + "|")
+    columns = "teacher, student, bits, bytes (% of actor), steps, teacher's return, student's (each seed), "
+    columns += "difference (95 %), margin, verdict, score, seconds"
+    print("| " + " | ".join(columns.split(", ")) + " |\n" + 12 * "|---" + "|")
     for (name, label, arch, bits, steps, _), rows in sorted(groups.items()):
         theirs = np.array(rows[0]["teacher_returns"])
         differences = [np.array(row["returns"]) - np.array(row["teacher_returns"]) for row in rows]

@@ -1,0 +1,168 @@
+"""
+The two claims of the method, compared at equal steps and gradient samples.
+
+    python benchmarks/transitions.py run TEACHER_FOLDER --timesteps 3e4 --seeds 10 --workers 2 --out transitions.jsonl
+    python benchmarks/transitions.py table transitions.jsonl
+
+1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
+   `blend`, `progressive` and `mixture`, at W8A8, W4A4 and W2A8, each at its better of two learning rates (chosen by the mean
+   score of three seeds that are not used again, on validation seeds).
+2. The loss for actor and critic together against the actor's alone, with the winner.
+
+Lines already in the file are not run again.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
+BITS = ((8, 8), (4, 4), (2, 8))
+RATES = (1e-3, 4e-3)
+CHOICE_SEEDS = (100, 101, 102)
+COLLAPSED = 0.5
+
+
+def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Distill once and score; a float run is quantized to all the widths afterwards."""
+    import torch as th
+
+    from sb3_qpd import QPDDistiller, evaluate, load_teacher
+    from sb3_qpd.distiller import CosineSchedule
+    from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED
+
+    th.set_num_threads(1)
+    teacher = load_teacher(job["teacher"])
+    bits = (32, 32) if job["arm"] == "none" else tuple(job["bits"])
+    distiller = QPDDistiller(
+        teacher,
+        student_arch=job["arch"],
+        weight_bits=bits[0],
+        activation_bits=bits[1],
+        transition=job["arm"],
+        learning_rate=CosineSchedule(job["rate"]),
+        critic_coef=job["critic_coef"],
+        seed=job["seed"],
+        check_teacher=False,
+    ).learn(job["timesteps"])
+    if job["arm"] == "none":
+        students = {b: distiller.post_training_quantize(*b) for b in BITS} | {(32, 32): distiller}
+    else:
+        students = {bits: distiller}
+    seed = VALIDATION_SEED if job["seed"] in CHOICE_SEEDS else TEST_SEED
+    rows = []
+    for width, student in students.items():
+        player = student if width[0] == 32 else student.policy.to_integer()
+        played = evaluate(player, teacher.recipe, n_episodes=job["episodes"], seed=seed)
+        rows.append({**job, "bits": list(width), "return": played.return_mean})
+    return rows
+
+
+def jobs(args: argparse.Namespace, critic_coef: float, arms: tuple[str, ...], rates: Any, seeds: Any) -> list[dict[str, Any]]:
+    """``rates(arm, bits)`` and the seeds make the list; ``none`` is trained once for all the widths."""
+    common = {"teacher": args.teacher, "arch": args.arch, "timesteps": args.timesteps, "episodes": args.episodes}
+    return [
+        {**common, "arm": arm, "bits": list(bits), "rate": rate, "seed": seed, "critic_coef": critic_coef}
+        for seed in seeds
+        for arm in arms
+        for bits in (BITS[:1] if arm == "none" else BITS)
+        for rate in rates(arm, bits)
+    ]
+
+
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    bits = "all" if row["arm"] == "none" else tuple(row["bits"])
+    return (row["arm"], bits, row["rate"], row["seed"], row["critic_coef"], row["timesteps"])
+
+
+def work(todo: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run what is not in the file yet; returns all the file's rows."""
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = {_key(row) for row in rows}
+    todo = [job for job in todo if _key(job) not in done]
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool, args.out.open("a") as file:
+        for i, new in enumerate(pool.map(one_run, todo)):
+            rows += new
+            file.writelines(json.dumps(row) + "\n" for row in new)
+            file.flush()
+            print(f"{i + 1} of {len(todo)}: {new[0]['arm']} {new[0]['bits']} {new[0]['return']:.1f}", flush=True)
+    return rows
+
+
+def best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[int, ...]], float]:
+    """The better of the learning rates, by the choice seeds alone."""
+    means: dict[Any, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        if row["seed"] in CHOICE_SEEDS and row["critic_coef"]:
+            means[row["arm"], tuple(row["bits"])][row["rate"]].append(row["return"])
+    return {key: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate]))) for key, by_rate in means.items()}
+
+
+def run(args: argparse.Namespace) -> None:
+    rows = work(jobs(args, 0.5, ARMS, lambda arm, bits: RATES, CHOICE_SEEDS), args)
+    best = best_rates(rows)
+    seeds = range(args.seeds)
+
+    def chosen(arm: str, bits: tuple[int, int]) -> list[float]:
+        return sorted({best[arm, b] for b in BITS}) if arm == "none" else [best[arm, bits]]
+
+    work(jobs(args, 0.5, ARMS, chosen, seeds), args)
+    work(jobs(args, 0.0, (args.winner,), chosen, seeds), args)
+
+
+def table(args: argparse.Namespace) -> None:
+    from sb3_qpd import evaluate, load_teacher
+    from sb3_qpd.verdicts import bootstrap_means, interval95
+
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+    best = best_rates(rows)
+    teacher = load_teacher(rows[0]["teacher"])
+    high, low = (evaluate(p, teacher.recipe, n_episodes=rows[0]["episodes"]).return_mean for p in (teacher, "random"))
+    groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+    for row in rows:
+        bits = tuple(row["bits"])
+        if row["seed"] not in CHOICE_SEEDS and row["rate"] == best.get((row["arm"], bits)):
+            groups[bits, row["arm"], row["critic_coef"]].append((row["return"] - low) / (high - low))
+    print(f"Score = (student - random) / (teacher - random); teacher {high:.1f}, random {low:.1f}.\n")
+    columns = "bits, transition, critic, learning rate, seeds, mean score, 95 % over seeds, worst, deviation, collapsed"
+    print("| " + " | ".join(columns.split(", ")) + " |\n" + 10 * "|---" + "|")
+    for (bits, arm, critic), scores in sorted(groups.items(), key=lambda item: (-item[0][0][0], -item[0][0][1], item[0][1:])):
+        s = np.array(scores)
+        a, b = interval95(bootstrap_means(s))
+        width = "float" if bits[0] == 32 else f"W{bits[0]}A{bits[1]}"
+        print(
+            f"| {width} | {arm} | {'on' if critic else 'off'} | {best[arm, bits]:g} | {len(s)} | {s.mean():.3f} | "
+            f"{a:.3f} to {b:.3f} | {s.min():.3f} | {s.std():.3f} | {100 * (s < COLLAPSED).mean():.0f} % |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.set_defaults(run=run)
+    one.add_argument("teacher")
+    one.add_argument("--arch", default="tiny")
+    one.add_argument("--timesteps", type=float, default=3e4)
+    one.add_argument("--episodes", type=int, default=50)
+    one.add_argument("--seeds", type=int, default=10)
+    one.add_argument("--workers", type=int, default=2)
+    one.add_argument(
+        "--winner", default="blend", choices=ARMS, help="transition of the comparison with and without the critic"
+    )
+    one.add_argument("--out", type=Path, required=True)
+    two = commands.add_parser("table")
+    two.set_defaults(run=table)
+    two.add_argument("out", type=Path)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
