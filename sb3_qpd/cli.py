@@ -125,8 +125,7 @@ def _add_evaluate(commands: Any) -> None:
     parser = commands.add_parser(
         "evaluate",
         help="play a teacher, a student's zip or its .npz",
-        description="Play whole episodes and print raw returns. A student's zip is opened by SB3, which runs what is pickled "
-        "in it: only open your own, or take the .npz, in which nothing can run.",
+        description="Play whole episodes and print raw returns. Nothing that a file has pickled is run.",
     )
     parser.set_defaults(run=evaluate)
     parser.add_argument("model", help="a teacher (zip or run folder), a student's zip, or an .npz")
@@ -353,15 +352,9 @@ def _open(args: argparse.Namespace) -> "tuple[Player, EnvRecipe, str]":
 
         model = IntegerModel.load(path)
         return model, _student_recipe(args, model.metadata.get("env")), _size(model.nbytes, model)
-    if _is_student(path):
-        from sb3_qpd.distiller import QPDDistiller
-
-        student = QPDDistiller.load(path, device=_checked_device(args.device))
-        return (
-            student,
-            _student_recipe(args, _read_env(path.with_name("report.json"))),
-            f"{path.stat().st_size} bytes as a zip",
-        )
+    if (data := _student_data(path)) is not None:
+        recipe = _student_recipe(args, _read_env(path.with_name("report.json")))
+        return _load_student(path, data, recipe, args), recipe, f"{path.stat().st_size} bytes as a zip"
     teacher, recipe = _load_teacher(args)
     return teacher, recipe, _size(teacher.nbytes, teacher)
 
@@ -370,14 +363,35 @@ def _size(nbytes: int, actor: Any) -> str:
     return f"{nbytes} bytes, {actor.n_parameters} parameters, {actor.macs} multiply-accumulates"
 
 
-def _is_student(path: Path) -> bool:
-    """Whether a zip says that its policy is one of this package; anything else is left to the teachers' reader."""
+def _student_data(path: Path) -> dict[str, Any] | None:
+    """The JSON of a zip that says its policy is one of this package; anything else is left to the teachers' reader."""
     try:
         with zipfile.ZipFile(path) as archive:
-            policy_class = json.loads(archive.read("data"))["policy_class"]
-            return str(policy_class["__module__"]).startswith("sb3_qpd.")
+            data = json.loads(archive.read("data"))
+        return data if str(data["policy_class"]["__module__"]).startswith("sb3_qpd.") else None
     except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError):
-        return False
+        return None
+
+
+def _load_student(path: Path, data: dict[str, Any], recipe: "EnvRecipe", args: argparse.Namespace) -> "QPDDistiller":
+    """SB3 loads it, but decodes no pickle: the spaces are the environment's, and nothing else that is pickled is needed."""
+    from sb3_qpd.distiller import QPDDistiller
+    from sb3_qpd.policies import QuantActorCriticPolicy
+
+    policy_kwargs = data.get("policy_kwargs")
+    if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs or "student_arch" not in policy_kwargs:
+        raise ValueError(f"{path} does not describe its network in plain values. Expected a student that sb3_qpd saved")
+    env = recipe.make_vec_env(1, training=False)
+    env.close()
+    pickled = {key: None for key, value in data.items() if isinstance(value, dict) and ":serialized:" in value}
+    known = {
+        "policy_class": QuantActorCriticPolicy,
+        "observation_space": env.observation_space,
+        "action_space": env.action_space,
+        "learning_rate": 0.0,
+        "student_arch": policy_kwargs["student_arch"],
+    }
+    return QPDDistiller.load(path, device=_checked_device(args.device), custom_objects={**pickled, **known})
 
 
 def _read_env(report: Path) -> dict[str, Any] | None:

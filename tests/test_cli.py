@@ -1,9 +1,12 @@
+import base64
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,35 @@ def test_evaluate_every_kind_of_file(teacher: str, compressed: Path, capsys: pyt
     assert returns[str(compressed / "student.zip")] == returns[str(compressed / "student.npz")]
     mean = json.loads((compressed / "report.json").read_text())["integer"]["return_mean"]
     assert f"return    {mean:.2f} " in returns[str(compressed / "student.npz")]
+
+
+def test_a_hostile_student_runs_nothing(compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every pickled value of the zip is replaced by one that would leave a mark if it were decoded."""
+
+    class Mark:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "mark",)
+
+    payload = base64.b64encode(pickle.dumps(Mark())).decode()
+    with zipfile.ZipFile(compressed / "student.zip") as source, zipfile.ZipFile(tmp_path / "hostile.zip", "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
+            if name == "data":
+                data = json.loads(content)
+                for value in data.values():
+                    if isinstance(value, dict) and ":serialized:" in value:
+                        value[":serialized:"] = payload
+                data["unknown"] = {":type:": "object", ":serialized:": payload}
+                content = json.dumps(data).encode()
+            target.writestr(name, content)
+    arguments = ["--env", "CartPole-v1", "--episodes", "12", "--no-progress"]
+    assert main(["evaluate", str(tmp_path / "hostile.zip"), *arguments]) == 0
+    assert main(["evaluate", str(compressed / "student.npz"), *arguments]) == 0
+    hostile, clean = (line for line in capsys.readouterr().out.splitlines() if line.startswith("return "))
+    assert hostile == clean
+    assert not (tmp_path / "mark").exists()
+    pickle.loads(base64.b64decode(payload))
+    assert (tmp_path / "mark").exists()  # it would have
 
 
 def test_evaluate_options(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,11 +195,6 @@ def test_staging_publishes_together_and_keeps_what_is_not_in_the_way(tmp_path: P
 )
 def test_key_value(text: str, expected: tuple[str, Any]) -> None:
     assert key_value(text) == expected
-
-
-def start(*argv: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "sb3_qpd", *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
