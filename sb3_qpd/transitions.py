@@ -67,7 +67,7 @@ def mixture(progress: float, bits: int) -> Precision:
     widths = [b for b in (8, 4, 2) if b > bits] + [bits]
     # from nearly all at 8 bits (progress 0) to nearly all at the target (progress 1)
     position = progress * (len(widths) - 1)
-    cooling = 1.0 + 4.0 * progress
+    cooling = 4.0 + progress  # faster, and the coarse shares would fall for a while
     scores = [math.exp(-cooling * abs(i - position)) for i in range(len(widths))]
     return {width: score / sum(scores) for width, score in zip(widths, scores, strict=True)}
 
