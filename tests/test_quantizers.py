@@ -105,7 +105,7 @@ def test_least_squares_step_beats_min_max(bits):
     assert scale.shape == (3,)
     min_max = th.maximum(x.amax(1) / high, x.amin(1) / low).float()
     error, naive = ((fake_quantize(x, s[:, None].double(), low, high) - x).square().mean(1) for s in (scale, min_max))
-    assert (error <= naive * (1 + 1e-5)).all() and error[2] < 0.9 * naive[2]
+    assert (error <= naive * (1 + 1e-5)).all()
     if bits < 8:
         assert (error < 0.9 * naive).all()
     # and is the best for a normal variable, to the width of the search grid
