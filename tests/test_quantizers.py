@@ -108,9 +108,9 @@ def test_least_squares_step_beats_min_max(bits):
     assert (error <= naive * (1 + 1e-5)).all()
     if bits < 8:
         assert (error < 0.9 * naive).all()
-    # and is the best for a normal variable, to the width of the search grid
-    assert scale[0].item() == pytest.approx(NORMAL_STEP[bits], rel=0.06)
-    assert scale[1].item() == pytest.approx(100 * NORMAL_STEP[bits], rel=0.06)
+        # and is the best for a normal variable, to the width of the search grid
+        assert scale[0].item() == pytest.approx(NORMAL_STEP[bits], rel=0.06)
+        assert scale[1].item() == pytest.approx(100 * NORMAL_STEP[bits], rel=0.06)
 
 
 def test_step_of_unsigned_values_and_of_signed_ones_that_are_all_negative():
