@@ -116,6 +116,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
     action_net: QuantLinear
     value_net: ValueHead
     features_extractor: QuantExtractor
+    n_batches: th.Tensor  # that a stock algorithm trained on; -1 once somebody calibrates on purpose
 
     def __init__(
         self,
@@ -157,6 +158,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         value_head = ValueHead(extractor.features_dim)
         value_head.load_state_dict(self.value_net.state_dict(), strict=False)
         self.action_net, self.value_net = head, value_head
+        self.register_buffer("n_batches", th.tensor(0))
         if extractor.is_image:
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
         # SB3 made its optimizer before the heads were in place
@@ -204,13 +206,30 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self.value_net.mean.fill_(mean)
         self.value_net.std.fill_(max(std, 1e-6))
 
-    @th.no_grad()
     def calibrate(self, observations: PyTorchObs) -> None:
         """
-        Set every step to the one of least squared error, layer by layer, each fed by the integers before it.
+        Set every step to the one of least squared error, layer by layer, each fed by the integers before it. From then on
+        only learning moves them.
 
         :param observations: raw, shape (batch_size, *observation_shape)
         """
+        self._calibrate(observations)
+        self.n_batches.fill_(-1)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`. Stock algorithms train through this and never
+        calibrate, and their first policy sees little of the environment: steps are set anew at batches 1, 2, 4, 8, ...
+        """
+        if self.training and self.n_batches >= 0:
+            n = int(self.n_batches)
+            if n & (n - 1) == 0:
+                self._calibrate(obs)
+            self.n_batches += 1
+        return super().evaluate_actions(obs, actions)
+
+    @th.no_grad()
+    def _calibrate(self, observations: PyTorchObs) -> None:
         was_training = self.training
         for quantizer in self.quantizers():
             quantizer.ready.fill_(False)
@@ -246,6 +265,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         extractor, space = self.features_extractor, self.action_space
         if extractor.head_bits == FLOAT_BITS or self.arch.activation_bits == FLOAT_BITS:
             raise ValueError("A float student (32 bits) has no integer form: give weight_bits and activation_bits of 2 to 8")
+        if not all(bool(th.isfinite(p).all()) for p in self.parameters()):
+            raise ValueError("The student's parameters hold NaN or infinity: its training diverged. Lower the learning rate")
         calibrated = all(bool(q.ready) for q in self.quantizers())
         layers = [layer.to_integer() for layer in (*extractor.layers, self.action_net) if isinstance(layer, QuantLayer)]
         m, a = (None, None) if isinstance(extractor.input_grid, PixelGrid) else extractor.input_grid.affine()
