@@ -59,10 +59,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
-    rows = [table_row(folder, args.episodes, args.n_envs, args.seed) for folder in args.teachers]
     print("| environment | games | AtariVecEnv | make_atari_env + VecFrameStack | difference | 95 % interval | contains 0 |")
     print("|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    for folder in args.teachers:
+        print(table_row(folder, args.episodes, args.n_envs, args.seed), flush=True)
 
 
 if __name__ == "__main__":
