@@ -16,6 +16,15 @@ def _is_bits(value: Any) -> bool:
     return isinstance(value, int) and (value in BITS or value == FLOAT_BITS)
 
 
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON and YAML give them, as tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(n, int) and n > 0 for n in value)
+
+
 @dataclass(frozen=True)
 class StudentArch:
     """
@@ -37,20 +46,20 @@ class StudentArch:
     activation_bits: int = 8
 
     def __post_init__(self) -> None:
+        for name in ("hidden", "conv", "conv_hidden", "weight_bits"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))
         for name in ("hidden", "conv_hidden"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            if not all(isinstance(n, int) and n > 0 for n in getattr(self, name)):
+            if not _is_positive(getattr(self, name)):
                 raise ValueError(f"StudentArch.{name} takes positive integers, got {getattr(self, name)}")
-        object.__setattr__(self, "conv", tuple(tuple(layer) for layer in self.conv))
-        if not all(len(layer) == 3 and all(isinstance(n, int) and n > 0 for n in layer) for layer in self.conv):
+        if not (isinstance(self.conv, tuple) and all(_is_positive(layer) and len(layer) == 3 for layer in self.conv)):
             raise ValueError(f"StudentArch.conv takes (channels, kernel size, stride) triples, got {self.conv}")
-        if not isinstance(self.weight_bits, int):
-            object.__setattr__(self, "weight_bits", tuple(self.weight_bits))
-        weight_bits = self.weight_bits if isinstance(self.weight_bits, tuple) else (self.weight_bits,)
-        if not all(_is_bits(b) for b in (*weight_bits, self.activation_bits)):
+        all_bits = (*(self.weight_bits if isinstance(self.weight_bits, tuple) else (self.weight_bits,)), self.activation_bits)
+        got = f"got weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
+        if not all(_is_bits(bits) for bits in all_bits):
+            raise ValueError(f"Bits must be one of {BITS} (or {FLOAT_BITS} for float), {got}")
+        if FLOAT_BITS in all_bits and set(all_bits) != {FLOAT_BITS}:
             raise ValueError(
-                f"Bits must be one of {BITS} (or {FLOAT_BITS} for float), "
-                f"got weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
+                f"A student is float ({FLOAT_BITS} bits) in both its weights and its activations, or in neither, {got}"
             )
 
     def layer_bits(self, n_layers: int) -> list[int]:
