@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.utils import safe_mean, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_qpd import losses
@@ -36,6 +36,7 @@ SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
 
 BOX_LOSSES = ("huber", "squared_error", "gaussian_kl")
 N_ENVS = 16
+WARM_UP_UPDATES = 200  # the learning rate rises from zero: at once, it leaves a CNN's ReLUs dead
 ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
 FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
@@ -72,12 +73,12 @@ class QPDDistiller(BaseAlgorithm):
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-3) to zero
+    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 3e-3) to zero, after 200 updates of
+        warm-up
     :param batch_size: samples of a gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: labelled observations that are kept
     :param gradient_steps: gradient steps for each environment step (counted over all environments), a fraction as a rule:
-        ``gradient_steps * batch_size`` is how often a sample is drawn for each step. ``None`` is 16 samples a step for vectors
-        and 8 for images
+        ``gradient_steps * batch_size`` is how often a sample is drawn for each step. ``None`` is 16 samples a step
     :param learning_starts: observations collected by the teacher before the first gradient step, at most a tenth of the run
     :param temperature: of the teacher's discrete action distribution; below 1 sharpens it
     :param critic_coef: weight of the value's loss; 0 is the actor-only loss
@@ -186,9 +187,9 @@ class QPDDistiller(BaseAlgorithm):
             self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
         self._check_hyperparameters()
         if self.learning_rate is None:
-            self.learning_rate = CosineSchedule(1e-3 if is_image else 2e-3)
+            self.learning_rate = CosineSchedule(3e-3 if is_image else 2e-3)
         if self.gradient_steps is None:
-            self.gradient_steps = (8 if is_image else 16) / self.batch_size
+            self.gradient_steps = 16 / self.batch_size
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         if self.teacher is not None:
@@ -450,8 +451,11 @@ class QPDDistiller(BaseAlgorithm):
         n_updates = int(self._updates_owed)
         self._updates_owed -= n_updates
         for _ in range(n_updates):
+            if self._n_updates <= WARM_UP_UPDATES:
+                rate = self.lr_schedule(self._current_progress_remaining) * self._n_updates / WARM_UP_UPDATES
+                update_learning_rate(self.policy.optimizer, rate)
             self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
-        self._n_updates += n_updates
+            self._n_updates += 1
 
     def _fit_scales(self) -> None:
         """Freeze the student's input normalization and the unit of its value head, from what the teacher saw."""
