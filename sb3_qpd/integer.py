@@ -116,11 +116,11 @@ class IntegerLayer:
         :return: int64 within the range of int32, channels in axis 1
         """
         if not self.is_conv:
-            return (x.reshape(len(x), -1) @ self._matrix).astype(np.int64) + self.bias
+            return (x.reshape(len(x), len(self._matrix)) @ self._matrix).astype(np.int64) + self.bias
         k, s = self.weight.shape[2], self.stride
         windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::s, ::s]
         windows = windows.transpose(0, 2, 3, 1, 4, 5)  # (batch_size, height, width, n_in, k, k)
-        acc = windows.reshape(*windows.shape[:3], -1) @ self._matrix
+        acc = windows.reshape(*windows.shape[:3], len(self._matrix)) @ self._matrix
         return (acc.astype(np.int64) + self.bias).transpose(0, 3, 1, 2)
 
     def requantize(self, acc: np.ndarray, requantization: str) -> np.ndarray:
@@ -223,7 +223,7 @@ class IntegerModel:
         """
         if self.is_image:
             return observations.astype(np.float64)
-        x = observations.reshape(len(observations), -1).astype(np.float32)
+        x = observations.reshape(len(observations), math.prod(self.observation_shape)).astype(np.float32)
         with np.errstate(over="ignore"):  # infinity is clamped like any other large number
             scaled = x * self.input_multiplier  # type: ignore[operator]
         return np.clip(np.rint(scaled + self.input_offset), -128, 127).astype(np.float64)

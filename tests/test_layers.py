@@ -99,6 +99,7 @@ def test_accumulators_beyond_float32_are_exact():
     assert (inexact.double().numpy() != acc).any()
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_convolution_is_exact_where_torch_would_choose_an_inexact_one():
     """Without oneDNN torch takes NNPACK's fast transforms for batches of 16 and more."""
     layer = conv()
