@@ -94,6 +94,8 @@ def check_teacher(teacher: Teacher, env: VecEnv, deterministic: bool, seed: int 
 def _play(act: Callable[[Any], np.ndarray], env: VecEnv, seed: int | None, teacher: Teacher) -> Play:
     env.seed(seed)
     observations: Any = env.reset()
+    # the same number from every sub-environment: counting the first to end would favour short episodes
+    wanted, counts = -(-MIN_EPISODES // env.num_envs), np.zeros(env.num_envs, int)
     returns = np.zeros(env.num_envs)
     complete: list[float] = []
     clipped: list[float] = []
@@ -102,10 +104,10 @@ def _play(act: Callable[[Any], np.ndarray], env: VecEnv, seed: int | None, teach
             clipped.append(float(np.mean(np.abs(teacher.normalize(observations)) >= teacher.normalization.clip_obs)))
         observations, rewards, dones, _ = env.step(act(observations))
         returns += rewards
-        complete.extend(returns[dones])
+        complete.extend(returns[dones & (counts < wanted)])
+        counts += dones
         returns[dones] = 0
-        # every sub-environment's first episode: counting the first to end would favour short ones
-        if dones.any() and len(complete) >= max(MIN_EPISODES, env.num_envs):
+        if (counts >= wanted).all():
             break
     share = float(np.mean(clipped)) if clipped else 0.0
     return Play(np.array(complete) if complete else returns, len(complete), share)
