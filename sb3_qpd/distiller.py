@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
@@ -19,13 +18,14 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import safe_mean, update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
-from sb3_qpd import losses
+from sb3_qpd.acting import Turns
 from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.buffers import DistillationBuffer, DistillationSamples
-from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
-from sb3_qpd.loading import adopt_normalization, load_teacher, take_off_normalization
+from sb3_qpd.envs import EnvRecipe, make_recipe
+from sb3_qpd.loading import load_teacher
+from sb3_qpd.matching import check_finite, check_spaces, env_of_teacher, input_statistics, raw_env, stacks_frames
+from sb3_qpd.objective import BOX_LOSSES, distillation_loss
 from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
 from sb3_qpd.teacher_check import check_teacher
@@ -34,9 +34,7 @@ from sb3_qpd.transitions import get_transition
 
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
 
-BOX_LOSSES = ("huber", "squared_error", "gaussian_kl")
-N_ENVS = 16
-WARM_UP_UPDATES = 200  # the learning rate rises from zero: at once, it leaves a CNN's ReLUs dead
+WARM_UP_UPDATES = 200  # the learning rate rises: at once, it leaves a CNN's ReLUs dead
 ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
 FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
@@ -73,8 +71,8 @@ class QPDDistiller(BaseAlgorithm):
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 3e-3) to zero, after 200 updates of
-        warm-up
+    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 3e-3) to zero. The first
+        200 updates (a twentieth of a short run) warm up
     :param batch_size: samples of a gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: labelled observations that are kept
     :param gradient_steps: gradient steps for each environment step (counted over all environments), a fraction as a rule:
@@ -148,11 +146,11 @@ class QPDDistiller(BaseAlgorithm):
         _check_policy(policy)
         loaded = None if teacher is None else load_teacher(teacher, device=device)
         if env is None and _init_setup_model:
-            env = _env_of_teacher(loaded)
+            env = env_of_teacher(loaded)
         recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
         super().__init__(
             policy=QuantActorCriticPolicy if policy is None else policy,
-            env=None if env is None else _raw_env(env, loaded, n_envs, vec_env, seed),
+            env=None if env is None else raw_env(env, loaded, n_envs, vec_env, seed),
             learning_rate=learning_rate,  # type: ignore[arg-type]
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
@@ -222,7 +220,7 @@ class QPDDistiller(BaseAlgorithm):
     def _take_teacher(self, teacher: str | Path | BaseAlgorithm | Teacher) -> None:
         """Resolve, check against the environment, and remember by name and checksum, never by path."""
         self.teacher = load_teacher(teacher, device=self.device).to(self.device)
-        _check_spaces(self.teacher, self.observation_space, self.action_space)
+        check_spaces(self.teacher, self.observation_space, self.action_space)
         self.teacher_name, self.teacher_checksum = self.teacher.name, self.teacher.checksum
 
     def _name_architecture(self) -> None:
@@ -239,7 +237,7 @@ class QPDDistiller(BaseAlgorithm):
 
     def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
         """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
-        super().set_env(_raw_env(env, self.teacher, self.n_envs, "dummy", self.seed), force_reset)
+        super().set_env(raw_env(env, self.teacher, self.n_envs, "dummy", self.seed), force_reset)
         self._recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
 
     @classmethod
@@ -258,13 +256,13 @@ class QPDDistiller(BaseAlgorithm):
             kwargs["teacher"] = teacher = load_teacher(teacher)
             env = (teacher.vec_env or teacher.recipe) if env is None else env
         if env is not None:
-            env = _raw_env(env, teacher, kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
+            env = raw_env(env, teacher, kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
         of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs")
         # tensorboard_log is a path of somebody's machine
-        return [*super()._excluded_save_params(), "teacher", *of_a_run, "_teacher_steps", "_episode_steps", "tensorboard_log"]
+        return [*super()._excluded_save_params(), "teacher", *of_a_run, "_turns", "_episode_steps", "tensorboard_log"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
@@ -323,7 +321,7 @@ class QPDDistiller(BaseAlgorithm):
     def _start_collecting(self) -> None:
         assert self.env is not None and self.teacher is not None
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        _check_finite(self.teacher(self._last_obs))  # type: ignore[arg-type]
+        check_finite(self.teacher(self._last_obs))  # type: ignore[arg-type]
         if self.check_teacher and self.num_timesteps == 0:
             self._compare_teacher_with_random()
         if self._buffer is None or self._buffer.n_envs != self.env.num_envs:
@@ -333,14 +331,11 @@ class QPDDistiller(BaseAlgorithm):
                 self.env.num_envs,
                 device=self.device,
                 seed=self.seed,
-                stacked=_stacks_frames(self.env),
+                stacked=stacks_frames(self.env),
             )
         self._updates_owed = 0.0
         self._last_calibration = self._progress
-        self._teacher_episode_length = 0.0
-        self._episode_steps = np.zeros(self.env.num_envs)
-        self._teacher_steps = np.full(self.env.num_envs, np.inf)
-        self._draw_teacher_steps(np.ones(self.env.num_envs, bool))
+        self._turns = Turns(self.env.num_envs, self.beta, self.roll_in, self._rng)
 
     def _compare_teacher_with_random(self) -> None:
         assert self.teacher is not None and self.env is not None
@@ -370,7 +365,7 @@ class QPDDistiller(BaseAlgorithm):
         n_steps = 0
         while n_steps * env.num_envs < ROLLOUT_STEPS and self.num_timesteps < self._total_timesteps:
             targets = teacher(self._last_obs)  # type: ignore[arg-type]
-            _check_finite(targets)
+            check_finite(targets)
             actions = self._act(targets)
             buffer.add(self._last_obs, targets)  # type: ignore[arg-type]
             env.step_async(actions)
@@ -383,7 +378,7 @@ class QPDDistiller(BaseAlgorithm):
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-            self._draw_teacher_steps(dones)
+            self._turns.end_step(dones)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         callback.on_rollout_end()
@@ -407,8 +402,7 @@ class QPDDistiller(BaseAlgorithm):
     def _act(self, targets: TeacherOutput) -> np.ndarray:
         """Sampled actions: the teacher's in its steps, else the student's at the precision that it trains at."""
         assert self.teacher is not None
-        by_teacher = (self._teacher_steps > 0) | self._is_warming_up
-        self._teacher_steps -= 1
+        by_teacher = self._turns.of_teacher() | self._is_warming_up
         actor = targets.actor
         if not by_teacher.all():
             observations, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
@@ -420,18 +414,6 @@ class QPDDistiller(BaseAlgorithm):
         if isinstance(self.action_space, spaces.Box):
             return actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
         return actions
-
-    def _draw_teacher_steps(self, dones: np.ndarray) -> None:
-        """For each new episode: how many of its first steps the teacher plays."""
-        self._episode_steps += 1
-        for i in np.flatnonzero(dones):
-            if self._teacher_steps[i] > 0:
-                self._teacher_episode_length += 0.1 * (self._episode_steps[i] - self._teacher_episode_length)
-            self._episode_steps[i] = 0
-            if self._rng.random() < self.beta:
-                self._teacher_steps[i] = np.inf
-            else:
-                self._teacher_steps[i] = self._rng.integers(int(self._teacher_episode_length) + 1) if self.roll_in else 0
 
     # -- updates ------------------------------------------------------------------------------------------------------
 
@@ -450,9 +432,10 @@ class QPDDistiller(BaseAlgorithm):
         self._update_learning_rate(self.policy.optimizer)
         n_updates = int(self._updates_owed)
         self._updates_owed -= n_updates
+        warm_up = min(WARM_UP_UPDATES, int(self._total_timesteps * self.gradient_steps) // 20)  # type: ignore[operator]
         for _ in range(n_updates):
-            if self._n_updates <= WARM_UP_UPDATES:
-                rate = self.lr_schedule(self._current_progress_remaining) * self._n_updates / WARM_UP_UPDATES
+            if self._n_updates <= warm_up:
+                rate = self.lr_schedule(self._current_progress_remaining) * (self._n_updates + 1) / (warm_up + 1)
                 update_learning_rate(self.policy.optimizer, rate)
             self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
             self._n_updates += 1
@@ -464,12 +447,7 @@ class QPDDistiller(BaseAlgorithm):
         values = samples.targets.value
         self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
         if not is_image_space(self.observation_space):
-            normalization = self.teacher.normalization
-            if normalization is not None:
-                self.policy.set_normalization(normalization.mean, np.sqrt(normalization.var + normalization.epsilon))
-            else:
-                raw = samples.observations.double().cpu().numpy()
-                self.policy.set_normalization(raw.mean(0), raw.std(0))
+            self.policy.set_normalization(*input_statistics(samples.observations.cpu().numpy(), self.teacher.normalization))
         self._calibrate()
         self._is_fitted = True
 
@@ -497,38 +475,18 @@ class QPDDistiller(BaseAlgorithm):
         self.policy.set_precision(get_transition(self.transition), self._transition_progress)
 
     def _gradient_step(self, samples: DistillationSamples) -> None:
-        actor, value = self.policy.actor_and_value(samples.observations)
-        targets = samples.targets
-        actor_loss, entropy = self._actor_loss(actor, targets)
-        critic_loss = losses.value_error(value, targets.value, std=self.policy.value_net.std)
-        loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=self.critic_coef)
-        if self.entropy_coef:
-            loss = loss - self.entropy_coef * entropy
+        loss, self._last_losses = distillation_loss(
+            self.policy,
+            samples,
+            temperature=self.temperature,
+            critic_coef=self.critic_coef,
+            entropy_coef=self.entropy_coef,
+            box_loss=self.box_loss,
+        )
         self.policy.optimizer.zero_grad(set_to_none=True)
-        loss.mean().backward()
+        loss.backward()
         th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         self.policy.optimizer.step()
-        self._last_losses = (actor_loss, critic_loss)
-
-    def _actor_loss(self, actor: th.Tensor, targets: TeacherOutput) -> tuple[th.Tensor, th.Tensor]:
-        """Loss and entropy of each sample."""
-        if not isinstance(self.action_space, spaces.Box):
-            loss = losses.categorical_kl(actor, targets.actor, temperature=self.temperature)
-            return loss, th.distributions.Categorical(logits=actor).entropy() if self.entropy_coef else loss
-        low = th.as_tensor(self.action_space.low.reshape(-1), device=actor.device)
-        high = th.as_tensor(self.action_space.high.reshape(-1), device=actor.device)
-        half_range = ((high - low) / 2).clamp_min(1e-6)  # an action may be fixed
-        mean, target = losses.clamp_to_box(actor, low, high), targets.actor.clamp(low, high)
-        log_std, target_log_std = self.policy.log_std, targets.log_std
-        if self.box_loss == "gaussian_kl" and target_log_std is not None:
-            loss = losses.gaussian_kl(mean, log_std, target, target_log_std, half_range=half_range)
-        else:
-            loss = getattr(losses, "huber" if self.box_loss == "gaussian_kl" else self.box_loss)(
-                mean, target, half_range=half_range
-            )
-            if target_log_std is not None:
-                loss = loss + losses.log_std_error(log_std.expand_as(target_log_std), target_log_std)
-        return loss, log_std.sum().expand(len(loss))
 
     # -- what comes out -----------------------------------------------------------------------------------------------
 
@@ -585,72 +543,8 @@ class QPDDistiller(BaseAlgorithm):
         self.logger.dump(step=self.num_timesteps)
 
 
-def _env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
-    if teacher is None:
-        raise ValueError("QPDDistiller needs a teacher (a zip, a run folder of RL Zoo, a live model): QPDDistiller(teacher)")
-    env = teacher.vec_env or teacher.recipe
-    if env is None:
-        raise ValueError(
-            "This teacher does not say which environment it was trained on (an SB3 zip knows none): "
-            "give env=, an id or an environment"
-        )
-    return env
-
-
 def _check_policy(policy: Any) -> None:
     if isinstance(policy, type) and not issubclass(policy, QuantActorCriticPolicy):
         raise TypeError(
             f"The student's policy must be a QuantActorCriticPolicy, got {policy.__name__}: leave policy= out, or subclass it"
         )
-
-
-def _raw_env(
-    env: GymEnv | str | EnvRecipe, teacher: Teacher | None, n_envs: int | None, vec_env: str, seed: int | None
-) -> GymEnv:
-    """An environment with raw observations; the statistics of a ``VecNormalize`` go to the teacher."""
-    if isinstance(env, str | EnvRecipe):
-        recipe = make_recipe(env)
-        return recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
-    if isinstance(env, gym.Env):
-        return env
-    raw, normalization = take_off_normalization(env)
-    if teacher is not None:
-        adopt_normalization(teacher, normalization)
-    return raw
-
-
-def _check_spaces(teacher: Teacher, observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    """Shapes and kinds must agree; bounds of observations may differ between versions of an environment."""
-    theirs = teacher.observation_space
-    same_observations = theirs.shape == observation_space.shape and is_image_space(theirs) == is_image_space(observation_space)
-    if not same_observations:
-        raise ValueError(
-            f"The environment's observations are not the teacher's.\nteacher:     {theirs}\nenvironment: {observation_space}"
-        )
-    actions = teacher.action_space
-    same_actions = type(actions).__name__ == type(action_space).__name__ and actions.shape == action_space.shape
-    if same_actions and isinstance(actions, spaces.Box):
-        same_actions = np.allclose(actions.low, action_space.low) and np.allclose(actions.high, action_space.high)  # type: ignore[attr-defined]
-    elif same_actions:
-        same_actions = actions.n == action_space.n  # type: ignore[attr-defined]
-    if not same_actions:
-        raise ValueError(
-            f"The environment's actions are not the teacher's.\nteacher:     {actions}\nenvironment: {action_space}"
-        )
-
-
-def _check_finite(targets: TeacherOutput) -> None:
-    if not all(bool(th.isfinite(t).all()) for t in targets if t is not None):
-        raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
-
-
-def _stacks_frames(env: VecEnv) -> bool:
-    """Whether observations are stacks of single-channel frames, channels first."""
-    shape = env.observation_space.shape
-    if shape is None or len(shape) != 3:
-        return False
-    while isinstance(env, VecEnvWrapper):
-        if isinstance(env, VecFrameStack):
-            return env.stacked_obs.n_stack == shape[0]
-        env = env.venv
-    return isinstance(env, AtariVecEnv)

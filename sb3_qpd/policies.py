@@ -20,7 +20,7 @@ from sb3_qpd.layers import PixelGrid, QuantConv2d, QuantLayer, QuantLinear, Valu
 from sb3_qpd.quantizers import FLOAT_BITS, Quantizer
 from sb3_qpd.transitions import Transition
 
-MIN_STD = 1e-3  # deviations of observations are floored: a feature that never moved must not be blown up
+MIN_STD = 1e-8
 
 
 class QuantExtractor(BaseFeaturesExtractor):

@@ -1,0 +1,60 @@
+"""What a gradient step minimises: the losses of :mod:`sb3_qpd.losses` put together for a student and a batch."""
+
+from __future__ import annotations
+
+import torch as th
+from gymnasium import spaces
+
+from sb3_qpd import losses
+from sb3_qpd.buffers import DistillationSamples
+from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.teachers import TeacherOutput
+
+BOX_LOSSES = ("huber", "squared_error", "gaussian_kl")
+
+
+def distillation_loss(
+    policy: QuantActorCriticPolicy,
+    samples: DistillationSamples,
+    *,
+    temperature: float = 1.0,
+    critic_coef: float = 0.5,
+    entropy_coef: float = 0.0,
+    box_loss: str = "huber",
+) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
+    """
+    The mean loss of a batch.
+
+    :param policy: the student, in the mode that its precision is to be trained in
+    :param samples: observations and the teacher's targets
+    :param temperature: of the teacher's discrete distribution
+    :param critic_coef: weight of the value's loss
+    :param entropy_coef: weight of the student's entropy
+    :param box_loss: one of ``BOX_LOSSES``
+    :return: the loss, shape (), and the actor's and the critic's part for the log, detached, shape (batch_size,) each
+    """
+    actor, value = policy.actor_and_value(samples.observations)
+    space = policy.action_space
+    if isinstance(space, spaces.Box):
+        actor_loss = _box_loss(policy.log_std, actor, samples.targets, space, box_loss)
+    else:
+        actor_loss = losses.categorical_kl(actor, samples.targets.actor, temperature=temperature)
+    critic_loss = losses.value_error(value, samples.targets.value, std=policy.value_net.std)
+    loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=critic_coef)
+    if entropy_coef:
+        is_box = isinstance(space, spaces.Box)
+        loss = loss - entropy_coef * (policy.log_std.sum() if is_box else th.distributions.Categorical(logits=actor).entropy())
+    return loss.mean(), (actor_loss.detach(), critic_loss.detach())
+
+
+def _box_loss(log_std: th.Tensor, actor: th.Tensor, targets: TeacherOutput, space: spaces.Box, name: str) -> th.Tensor:
+    """Both means inside the box; a loss of the mean alone is joined by one of the deviation, where the teacher has one."""
+    low, high = (th.as_tensor(bound.reshape(-1), device=actor.device) for bound in (space.low, space.high))
+    half_range = ((high - low) / 2).clamp_min(1e-6)  # an action may be fixed
+    mean, target = losses.clamp_to_box(actor, low, high), targets.actor.clamp(low, high)
+    if targets.log_std is None:
+        return losses.huber(mean, target, half_range=half_range)
+    if name == "gaussian_kl":
+        return losses.gaussian_kl(mean, log_std, target, targets.log_std, half_range=half_range)
+    loss = {"huber": losses.huber, "squared_error": losses.squared_error}[name](mean, target, half_range=half_range)
+    return loss + losses.log_std_error(log_std.expand_as(targets.log_std), targets.log_std)
