@@ -41,6 +41,10 @@ class VectorStore:
     def is_valid(self, slots: np.ndarray) -> np.ndarray:
         return np.ones(len(slots), bool)
 
+    @property
+    def nbytes(self) -> int:
+        return self._data.nbytes
+
 
 class FrameStore:
     """
@@ -57,7 +61,8 @@ class FrameStore:
 
     def __init__(self, capacity: int, shape: tuple[int, ...], n_envs: int) -> None:
         self._depth = shape[0]
-        self._n_frames = capacity + capacity // 8 + n_envs * self._depth
+        # room for some ends of episodes, and whatever happens for all frames of the newest step
+        self._n_frames = capacity + capacity // 8 + n_envs * self._depth**2
         self._frames = np.zeros((self._n_frames, *shape[1:]), np.uint8)
         self._index = np.full((capacity, self._depth), -1, np.int64)
         self._last = np.zeros((n_envs, *shape), np.uint8)
@@ -86,6 +91,10 @@ class FrameStore:
 
     def is_valid(self, slots: np.ndarray) -> np.ndarray:
         return self._index[slots].min(1) >= self._next - self._n_frames
+
+    @property
+    def nbytes(self) -> int:
+        return self._frames.nbytes + self._index.nbytes + self._last.nbytes + self._last_index.nbytes
 
 
 class DistillationBuffer:
@@ -123,6 +132,11 @@ class DistillationBuffer:
     def __len__(self) -> int:
         return min(self._added, self.capacity)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of observations and targets, when full."""
+        return self._store.nbytes + sum(ring.nbytes for ring in self._targets)
+
     def add(self, observations: np.ndarray, targets: TeacherOutput) -> None:
         """
         Store one step of every environment.
@@ -145,6 +159,8 @@ class DistillationBuffer:
 
         :param batch_size: number of samples
         """
+        if not len(self):
+            raise ValueError("The buffer is empty: add observations before you sample")
         slots = self._rng.integers(0, len(self), batch_size)
         valid = self._store.is_valid(slots)
         while not valid.all():
@@ -153,9 +169,10 @@ class DistillationBuffer:
         return self._samples(slots)
 
     def newest(self, n: int) -> DistillationSamples:
-        """The ``n`` observations stored last, or all there are."""
+        """The ``n`` observations stored last, or all there are (where episodes are very short, fewer)."""
         n = min(n, len(self))
-        return self._samples((self._added - n + np.arange(n)) % self.capacity)
+        slots = (self._added - n + np.arange(n)) % self.capacity
+        return self._samples(slots[self._store.is_valid(slots)])
 
     def _samples(self, slots: np.ndarray) -> DistillationSamples:
         targets = [th.from_numpy(ring[slots]).to(self.device) for ring in self._targets]
