@@ -18,6 +18,7 @@ import numpy as np
 
 FORMAT_VERSION = 1
 REQUANTIZATIONS = ("float32", "fixed")
+_PIECE = 256  # observations that go through the network at once
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
 _HIGH_TABLE = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
 _LOW_TABLE = np.array([round(65535 * math.exp(-i / 256)) for i in range(64)], dtype=np.uint64)
@@ -243,8 +244,12 @@ class IntegerModel:
 
     def accumulators(self, observations: np.ndarray) -> np.ndarray:
         """The head's accumulators: int64 within the range of int32, shape (batch_size, n_out)."""
-        *_, acc = self.trace(self._batch(observations)[0])
-        return acc
+        return self._accumulators(self._batch(observations)[0])
+
+    def _accumulators(self, batch: np.ndarray) -> np.ndarray:
+        """In pieces: a convolution unfolds its input into a hundred times the memory."""
+        pieces = [batch[i : i + _PIECE] for i in range(0, max(len(batch), 1), _PIECE)]
+        return np.concatenate([list(self.trace(piece))[-1] for piece in pieces])
 
     def logits(self, observations: np.ndarray) -> np.ndarray:
         """
@@ -272,7 +277,7 @@ class IntegerModel:
         :return: actions in environment units, and ``state``
         """
         batch, is_batch = self._batch(observation)
-        *_, acc = self.trace(batch)
+        acc = self._accumulators(batch)
         if self.is_box:
             actions = self._box_actions(acc, deterministic)
         else:

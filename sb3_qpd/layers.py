@@ -174,20 +174,27 @@ class QuantLayer(nn.Module):
         return y if self.output_grid is None else self.output_grid(y.relu())
 
     @th.no_grad()
-    def _exact_forward(self, x: th.Tensor) -> th.Tensor:
+    def accumulators(self, x: th.Tensor) -> th.Tensor:
+        """
+        ``W x + b`` as integers, held in float32 or, where that could not hold them, in float64.
+
+        :param x: as for ``forward``
+        """
         input_scale = self.input_grid.scale()  # type: ignore[operator]
-        weight_scale = self.weight_scale(input_scale)
-        weight, bias = self._integers(input_scale, weight_scale)
+        weight, bias = self._integers(input_scale, self.weight_scale(input_scale))
         bound = float((weight.abs().flatten(1).sum(1).double() * 255 + bias.abs()).max())
         # a GPU's convolution may use inexact transforms: float64 is exact there too; so does NNPACK's, the CPU's second choice
         dtype = th.float32 if bound < FLOAT32_EXACT and not x.is_cuda else th.float64
         with th.backends.nnpack.flags(enabled=False):
-            acc = self._apply_layer(self._input_integers(x, input_scale).to(dtype), weight.to(dtype), bias.to(dtype)).float()
-        unit = input_scale * weight_scale
+            return self._apply_layer(self._input_integers(x, input_scale).to(dtype), weight.to(dtype), bias.to(dtype))
+
+    @th.no_grad()
+    def _exact_forward(self, x: th.Tensor) -> th.Tensor:
+        acc = self.accumulators(x).float()
+        input_scale = self.input_grid.scale()  # type: ignore[operator]
+        unit = input_scale * self.weight_scale(input_scale)
         if self.output_grid is None:
             return acc * unit
-        if self.output_grid.is_float:
-            return (acc * self._per_channel(unit, acc)).relu()
         if not self.output_grid.ready:
             self.output_grid.calibrate((acc * self._per_channel(unit, acc)).relu())
         output_scale = self.output_grid.scale()

@@ -249,8 +249,10 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         if deterministic and isinstance(self.action_space, spaces.Discrete):
-            # the argmax of the logits themselves: a softmax could make two of them equal
-            return self.action_net(self.extract_features(observation)).argmax(1)
+            features: Any = self.extract_features(observation)
+            # the argmax of the integers, or of the logits themselves: rounding or a softmax could make two of them equal
+            outputs = self.action_net if self.training or self.action_net.is_float else self.action_net.accumulators
+            return outputs(features).argmax(1)
         return super()._predict(observation, deterministic)
 
     # -- deployment ---------------------------------------------------------------------------------------------------

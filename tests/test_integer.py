@@ -162,14 +162,44 @@ def test_twins_on_real_frames():
         assert_twins(make_student(env.observation_space, env.action_space, bits, arch="tiny"), frames)
 
 
-def test_predict_is_that_of_the_policy():
+@pytest.mark.parametrize("treatment", [None, *TREATMENTS])
+def test_predict_is_that_of_the_policy(treatment):
     for observation_space, action_space in SPACES.values():
         policy = make_student(observation_space, action_space)
+        if treatment is not None:
+            treat(policy, treatment)
         observations = some_observations(observation_space, 200)
         expected, _ = policy.predict(observations, deterministic=True)
         actions, _ = policy.to_integer().predict(observations, deterministic=True)
         np.testing.assert_array_equal(actions, expected)
         assert actions.shape == expected.shape and actions.dtype == expected.dtype
+
+
+def test_argmax_is_that_of_the_integers():
+    """Of two logits that are one float32 both sides take the one whose integer is larger."""
+    policy = make_student(VECTOR, gym.spaces.Discrete(3), arch={"hidden": (3000,)})
+    with th.no_grad():
+        policy.action_net.weight.fill_(1.0)
+        policy.action_net.bias.zero_()
+        policy.features_extractor.layers[0].bias.fill_(1e3)  # everything at the top of its grid
+        policy.action_net.weight_quantizer.calibrate(policy.action_net.weight)
+        unit = policy.features_extractor.output_grid.scale() * policy.action_net.weight_quantizer.scale()
+        policy.action_net.bias.copy_(unit * th.tensor([1.0, 2.0, 0.0]))
+    model, observations = policy.to_integer(), some_observations(VECTOR, 8)
+    logits, acc = model.logits(observations), model.accumulators(observations)
+    assert (np.diff(acc[:, :2]) == 1).all() and (logits[:, 0] == logits[:, 1]).all()
+    for predictor in (model, policy):
+        assert (predictor.predict(observations, deterministic=True)[0] == 1).all()
+
+
+def test_batches_of_any_size():
+    policy = make_student(IMAGE, DISCRETE)
+    model, observations = policy.to_integer(), some_observations(IMAGE, 600)
+    whole = model.logits(observations)
+    np.testing.assert_array_equal(
+        whole, np.concatenate([model.logits(part) for part in np.split(observations, [1, 257, 400])])
+    )
+    assert model.logits(observations[:0]).shape == (0, 6)
 
 
 # -- one layer ----------------------------------------------------------------------------------------------------------
