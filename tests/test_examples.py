@@ -32,7 +32,8 @@ def test_demo(tmp_path, teacher, args):
     assert {"student.zip", "student.npz", "report.json", "report.md", "demo.gif"} <= {path.name for path in out.iterdir()}
     with Image.open(out / "demo.gif") as gif:
         assert gif.n_frames > 50 and gif.width > 2 * gif.height * 0.6  # two pictures side by side
-    assert IntegerModel.load(out / "student.npz").nbytes < 0.05 * load_teacher(EXAMPLES / "teachers/ppo" / f"{teacher}_1").nbytes
+    folder = EXAMPLES / "teachers" / "ppo" / f"{teacher}_1"
+    assert IntegerModel.load(out / "student.npz").nbytes < 0.05 * load_teacher(folder).nbytes
 
 
 def test_a_trained_teacher_loads(tmp_path):
