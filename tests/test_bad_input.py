@@ -1,0 +1,99 @@
+"""Each mistake of a user gets one clear error, before any training starts."""
+
+from pathlib import Path
+
+import pytest
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
+from stable_baselines3 import DQN
+from toys import BOX, QUICK, Pointer, pointers, untrained
+
+from sb3_qpd import QPDDistiller, TeacherError, load_teacher
+
+
+@pytest.fixture(scope="module")
+def cartpole_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("teacher") / "CartPole-v1.zip"
+    untrained("CartPole-v1").save(path)
+    return path
+
+
+BAD_ARGUMENTS = [
+    ({"student_arch": "tinny"}, "Unknown student_arch 'tinny'. Known: nano, tiny, .* Did you mean 'tiny'?"),
+    ({"student_arch": {"hiden": [8]}}, "student_arch takes the fields hidden, .*; got .'hiden'."),
+    ({"transition": "blent"}, "Unknown transition 'blent'. Known: none, scratch, .* Did you mean 'blend'?"),
+    ({"box_loss": "hubert"}, "box_loss must be one of .*huber.*, got 'hubert'"),
+    ({"weight_bits": 9}, "Bits must be one of .*got weight_bits=9"),
+    ({"weight_bits": 1}, "Bits must be one of .*got weight_bits=1"),
+    ({"weight_bits": [8, 4]}, "weight_bits names 2 layers, this student has 3"),
+    ({"activation_bits": 0}, "Bits must be one of .*activation_bits=0"),
+    ({"transition_start": 0.8, "transition_end": 0.2}, "transition_start <= transition_end.*got transition_start=0.8"),
+    ({"transition_end": 1.5}, "transition_end=1.5"),
+    ({"transition_start": float("nan")}, "transition_start=nan"),
+    ({"beta": 1.5}, "between 0 and 1, got 1.5"),
+    ({"batch_size": 0}, "batch_size must be positive, got 0"),
+    ({"buffer_size": -1}, "buffer_size must be positive, got -1"),
+    ({"gradient_steps": 0}, "gradient_steps must be positive, got 0"),
+    ({"temperature": float("nan")}, "temperature must be positive, got nan"),
+    ({"policy_kwargs": {"net_arch": [64]}}, "net_arch=.*sizes go into student_arch"),
+    (
+        {"policy_kwargs": {"student_arch": "small"}},
+        "built with .*32, 32.* and the arguments ask for .*16, 16.*not in policy_kwargs",
+    ),
+    ({"env": "CartPol-v1"}, "CartPole-v1"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_ARGUMENTS, ids=[str(case[0]) for case in BAD_ARGUMENTS])
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        QPDDistiller(untrained(pointers(n_envs=1)), **arguments)
+
+
+@pytest.mark.parametrize("total_timesteps", [0, -5, 0.5, float("nan"), float("inf"), "1e3", None])
+def test_bad_timesteps(total_timesteps, tmp_path):
+    student = QPDDistiller(untrained(pointers(n_envs=1)), tensorboard_log=str(tmp_path / "tb"), **QUICK)
+    with pytest.raises(ValueError, match=f"total_timesteps must be a number of at least 1, got {total_timesteps!r}"):
+        student.learn(total_timesteps)
+    assert student.num_timesteps == 0 and not list(tmp_path.iterdir())
+
+
+def test_teachers_that_cannot_teach(cartpole_zip):
+    with pytest.raises(ValueError, match="needs a teacher .a zip, a run folder"):
+        QPDDistiller()
+    with pytest.raises(TypeError, match="Expected a path, a live SB3 model or a Teacher, got int"):
+        QPDDistiller(5)
+    with pytest.raises(TeacherError, match="recurrent"):
+        QPDDistiller(RecurrentPPO("MlpLstmPolicy", Pointer(), n_steps=8, device="cpu"))
+    with pytest.raises(TeacherError, match="DQN"):
+        QPDDistiller(DQN("MlpPolicy", Pointer(), buffer_size=10, device="cpu"))
+    with pytest.raises((ValueError, OSError), match="nowhere"):
+        QPDDistiller("nowhere.zip", env="CartPole-v1")
+
+
+def test_learning_needs_a_teacher_and_an_environment(cartpole_zip):
+    with pytest.raises(ValueError, match="learn.. needs a teacher"):
+        QPDDistiller(env="CartPole-v1", n_envs=1, **QUICK).learn(10)
+
+
+def test_environments_that_are_not_the_teachers(cartpole_zip):
+    with pytest.raises(ValueError, match=r"observations are not the teacher's.\nteacher: .*\(4,\).*\nenvironment: .*\(3,\)"):
+        QPDDistiller(cartpole_zip, Pointer(), **QUICK)
+    teacher = untrained(Pointer())
+    for action_space in (spaces.Discrete(4), BOX):
+        with pytest.raises(ValueError, match=r"actions are not the teacher's.\nteacher: .*Discrete\(3\)\nenvironment: "):
+            QPDDistiller(teacher, Pointer(action_space), **QUICK)
+    with pytest.raises(ValueError, match=r"actions are not the teacher's.\nteacher: .*-3.*7.*\nenvironment: .*-1.*7"):
+        QPDDistiller(untrained(Pointer(BOX)), Pointer(spaces.Box(-1, 7, (2,))), **QUICK)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_teacher_that_says_nan(check):
+    teacher = load_teacher(untrained(pointers(n_envs=2)))
+    with th.no_grad():
+        teacher.policy.action_net.bias[0] = float("nan")
+    student = QPDDistiller(teacher, **{**QUICK, "check_teacher": check})
+    with pytest.raises(ValueError, match="The teacher's output holds NaN or infinity"):
+        student.learn(32)
+    assert student.num_timesteps == 0 and student._n_updates == 0
