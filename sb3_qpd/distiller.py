@@ -262,7 +262,7 @@ class QPDDistiller(BaseAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs")
         # tensorboard_log is a path of somebody's machine
-        return [*super()._excluded_save_params(), "teacher", *of_a_run, "_turns", "_episode_steps", "tensorboard_log"]
+        return [*super()._excluded_save_params(), "teacher", *of_a_run, "_turns", "tensorboard_log"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []
@@ -515,7 +515,10 @@ class QPDDistiller(BaseAlgorithm):
         student.student_arch = self.policy.arch.with_bits(weight_bits, activation_bits)
         student.weight_bits = student.activation_bits = None
         student.policy_kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "student_arch"}
-        student._setup_model()
+        student.seed = None
+        with th.random.fork_rng(devices=[]):  # a look at the float student must not change how this one learns on
+            student._setup_model()
+        student.seed = self.seed
         student.policy.load_state_dict(state)
         return student
 

@@ -293,6 +293,7 @@ def test_looking_does_not_change_the_student():
     def look(model: QPDDistiller) -> None:
         model.predict(OBSERVATIONS, deterministic=True)
         model.policy.to_integer()
+        model.float_student()
         model.get_parameters()
 
     watched = QPDDistiller(untrained(pointers()), **QUICK).learn(400, callback=Watch(look))
