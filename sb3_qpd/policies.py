@@ -275,6 +275,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         box: dict[str, Any] = {}
         if isinstance(space, spaces.Box):
             low, high = (bound.reshape(-1).astype(np.float32) for bound in (space.low, space.high))
+            # the nearest float32 of a float64 bound may lie outside the Box
+            low = np.where(low < space.low.reshape(-1), np.nextafter(low, np.float32(np.inf)), low)
+            high = np.where(high > space.high.reshape(-1), np.nextafter(high, np.float32(-np.inf)), high)
             box = {"action_low": low, "action_high": high, "action_shape": space.shape}
             box["action_std"] = self.log_std.exp().cpu().numpy()
         return IntegerModel(

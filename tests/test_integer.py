@@ -350,6 +350,17 @@ def test_box_actions_have_the_spaces_shape_and_stay_inside():
     assert model.predict(observations[0])[0].shape == (2, 1, 3)
 
 
+def test_actions_stay_inside_bounds_that_float32_does_not_have():
+    space = gym.spaces.Box(np.array([-0.1, 0.3]), np.array([0.1, 0.7]), dtype=np.float64)
+    for deterministic in (True, False):
+        actions, _ = (
+            make_student(VECTOR, space).to_integer().predict(some_observations(VECTOR, 500), deterministic=deterministic)
+        )
+        assert all(space.contains(action) for action in actions)
+        np.testing.assert_allclose(actions.min(0), space.low, rtol=1e-6)
+        np.testing.assert_allclose(actions.max(0), space.high, rtol=1e-6)
+
+
 def test_sampled_box_actions_have_the_policys_mean_and_deviation():
     space = gym.spaces.Box(-1e6, 1e6, (2,), np.float32)
     policy = make_student(VECTOR, space)

@@ -10,7 +10,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from sb3_qpd.teacher_check import MAX_STEPS, Play, TeacherCheck, check_teacher
+from sb3_qpd import teacher_check
+from sb3_qpd.teacher_check import Play, TeacherCheck, check_teacher
 from sb3_qpd.teachers import ObsNormalization, Teacher
 
 MEAN, STD = np.array([10.0, -2.0, 0.3, 50.0]), np.array([3.0, 0.5, 0.02, 20.0])
@@ -135,20 +136,22 @@ def test_short_episodes_are_not_favoured():
     assert sorted(check.teacher.returns) == sorted(lengths)
 
 
-def test_endless_episodes_end_after_enough_steps():
+def test_endless_episodes_end_after_enough_steps(monkeypatch):
+    assert teacher_check.MAX_STEPS == 20_000
+    monkeypatch.setattr(teacher_check, "MAX_STEPS", 400)
     env = DummyVecEnv([lambda: Steps(spaces.Discrete(2), np.inf)] * 4)
     check = check_teacher(scripted_teacher(None), env, deterministic=False, seed=0)
     assert check.teacher.n_complete == 0
-    np.testing.assert_array_equal(check.teacher.returns, [MAX_STEPS // 4] * 4)
+    np.testing.assert_array_equal(check.teacher.returns, [100] * 4)
     assert "(4 unfinished episodes)" in str(check)
 
 
 def test_random_actions_fill_a_box():
     space = spaces.Box(np.array([-3, 0], np.float32), np.array([7, 0.5], np.float32))
-    env = DummyVecEnv([lambda: Steps(space, 300)])
+    env = DummyVecEnv([lambda: Steps(space, 100)])
     policy = ActorCriticPolicy(Steps.observation_space, space, lambda _: 0.0)
     check_teacher(Teacher(policy), env, deterministic=True, seed=0)
-    actions = np.array(env.envs[0].actions[-1500:])
+    actions = np.array(env.envs[0].actions[-500:])
     assert all(space.contains(action) for action in actions)
     np.testing.assert_allclose(actions.min(0), space.low, atol=0.1)
     np.testing.assert_allclose(actions.max(0), space.high, atol=0.1)
