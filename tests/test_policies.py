@@ -9,6 +9,9 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import EvalCallback, StopTrainingOnRewardThreshold
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import NatureCNN
 from stable_baselines3.common.vec_env import DummyVecEnv
@@ -478,6 +481,33 @@ def test_trains_under_stock_algorithms_and_comes_back_from_a_zip(algorithm, env_
         np.testing.assert_array_equal(
             integer.predict(observations, deterministic=True)[0], model.predict(observations, deterministic=True)[0]
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [BITS["W8A8"], BITS["W4A4"]], ids=["W8A8", "W4A4"])
+def test_ppo_from_scratch_solves_cartpole(bits):
+    """RL Zoo's settings; stops at 495 of 500, then its integers play."""
+    model = PPO(
+        QuantActorCriticPolicy,
+        make_vec_env("CartPole-v1", 8, seed=1),
+        n_steps=32,
+        batch_size=256,
+        n_epochs=20,
+        gae_lambda=0.8,
+        gamma=0.98,
+        learning_rate=lambda remaining: 1e-3 * max(remaining, 0.0),
+        clip_range=lambda remaining: 0.2 * remaining,
+        policy_kwargs={"student_arch": "small", "weight_bits": bits[0], "activation_bits": bits[1]},
+        seed=1,
+        device="cpu",
+    )
+    stop = StopTrainingOnRewardThreshold(495)
+    callback = EvalCallback(
+        make_vec_env("CartPole-v1", 5, seed=1001), stop, eval_freq=1250, n_eval_episodes=20, verbose=0, warn=False
+    )
+    model.learn(100_000, callback)
+    mean, _ = evaluate_policy(model.policy.to_integer(), make_vec_env("CartPole-v1", 10, seed=5001), n_eval_episodes=50)
+    assert mean >= 475
 
 
 def test_trains_on_images_that_come_channels_last(tmp_path):
