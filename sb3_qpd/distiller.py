@@ -273,7 +273,7 @@ class QPDDistiller(BaseAlgorithm):
         self: SelfQPDDistiller,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int | None = 4,
+        log_interval: int | None = 1,
         tb_log_name: str = "QPD",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -370,8 +370,10 @@ class QPDDistiller(BaseAlgorithm):
             buffer.add(self._last_obs, targets)  # type: ignore[arg-type]
             env.step_async(actions)
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
-            self._train()
-            new_obs, rewards, dones, infos = env.step_wait()
+            try:
+                self._train()
+            finally:  # an interrupt must not leave the environments waiting for somebody to fetch the step
+                new_obs, rewards, dones, infos = env.step_wait()
             n_steps += 1
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
