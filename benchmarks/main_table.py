@@ -41,6 +41,10 @@ def run(args: argparse.Namespace) -> None:
         )
         student.learn(args.timesteps)
         model = student.policy.to_integer()
+        if args.save is not None:
+            args.save.mkdir(parents=True, exist_ok=True)
+            name = f"{teacher.name.replace('/', '-')}-{args.label or args.arch}-W{args.bits[0]}A{args.bits[1]}-{seed}"
+            student.save(args.save / f"{name}.zip")
         player = student if model.is_image else model  # the same bits, faster for images
         result = evaluate(player, teacher.recipe, **mode)
         comparison = compare(result, theirs, chance)
@@ -130,6 +134,7 @@ def main() -> None:
     one.add_argument("--label", default="")
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
     one.add_argument("--cache", type=Path, default=Path("out/cache"))
+    one.add_argument("--save", type=Path, help="folder that keeps the students")
     one.add_argument("--out", type=Path, required=True)
     two = commands.add_parser("table")
     two.set_defaults(run=table)

@@ -39,7 +39,7 @@ class Turns:
         self._steps += 1
         self._left -= 1
         ended = np.flatnonzero(dones)
-        for i in ended[self._left[ended] > 0]:  # the teacher played it to the end
+        for i in ended[np.isinf(self._left[ended])]:  # its whole episodes; first steps end early only where it failed
             self._teacher_length += 0.1 * (self._steps[i] - self._teacher_length)
         self._draw(ended)
 

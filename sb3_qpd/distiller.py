@@ -71,7 +71,7 @@ class QPDDistiller(BaseAlgorithm):
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 3e-3) to zero. The first
+    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-2) to zero. The first
         200 updates (a twentieth of a short run) warm up
     :param batch_size: samples of a gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: labelled observations that are kept
@@ -185,7 +185,7 @@ class QPDDistiller(BaseAlgorithm):
             self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
         self._check_hyperparameters()
         if self.learning_rate is None:
-            self.learning_rate = CosineSchedule(3e-3 if is_image else 2e-3)
+            self.learning_rate = CosineSchedule(1e-2 if is_image else 2e-3)
         if self.gradient_steps is None:
             self.gradient_steps = 16 / self.batch_size
         self._setup_lr_schedule()
@@ -237,7 +237,8 @@ class QPDDistiller(BaseAlgorithm):
 
     def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
         """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
-        super().set_env(raw_env(env, self.teacher, self.n_envs, "dummy", self.seed), force_reset)
+        n_envs = self.n_envs if isinstance(env, str | EnvRecipe) else None
+        super().set_env(raw_env(env, self.teacher, n_envs, "dummy", self.seed), force_reset)
         self._recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
 
     @classmethod
@@ -439,6 +440,7 @@ class QPDDistiller(BaseAlgorithm):
             if self._n_updates <= warm_up:
                 rate = self.lr_schedule(self._current_progress_remaining) * (self._n_updates + 1) / (warm_up + 1)
                 update_learning_rate(self.policy.optimizer, rate)
+                self.logger.record("train/learning_rate", rate)
             self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
             self._n_updates += 1
 
@@ -448,8 +450,11 @@ class QPDDistiller(BaseAlgorithm):
         samples = self._buffer.newest(10_000)
         values = samples.targets.value
         self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
-        if not is_image_space(self.observation_space):
-            self.policy.set_normalization(*input_statistics(samples.observations.cpu().numpy(), self.teacher.normalization))
+        observations = samples.observations.cpu().numpy()
+        if is_image_space(self.observation_space):
+            self.policy.set_normalization(float(np.median(observations[-1000:])), 1.0)
+        else:
+            self.policy.set_normalization(*input_statistics(observations, self.teacher.normalization))
         self._calibrate()
         self._is_fitted = True
 

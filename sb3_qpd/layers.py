@@ -25,15 +25,17 @@ FLOAT32_EXACT = 2.0**24
 class PixelGrid(nn.Module):
     """
     The input grid of uint8 images, with step 1/255. Pixels are carried as the integers that they are: the first layer scales
-    its few weights instead of all the pixels.
+    its few weights instead of all the pixels, and takes the centre off in its bias.
     """
 
     is_float = False
     carried = 1 / 255  # real value of what is carried, divided by it
+    centre: th.Tensor  # the pixel that is the network's zero
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("step", th.tensor([1 / 255]), persistent=False)
+        self.register_buffer("centre", th.zeros(1))
 
     def scale(self) -> th.Tensor:
         return self.step  # type: ignore[return-value]
@@ -133,8 +135,10 @@ class QuantLayer(nn.Module):
 
     def _float_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
         """The layer on what its input grid carries."""
-        carried: float = getattr(self.input_grid, "carried", 1.0)
-        return self._apply_layer(x, weight if carried == 1.0 else weight * carried, bias)
+        if isinstance(self.input_grid, PixelGrid):
+            weight = weight * self.input_grid.carried
+            bias = bias - self.input_grid.centre * weight.flatten(1).sum(1)
+        return self._apply_layer(x, weight, bias)
 
     def _input_integers(self, x: th.Tensor, input_scale: th.Tensor) -> th.Tensor:
         return x if isinstance(self.input_grid, PixelGrid) else (x / input_scale).round()
@@ -154,6 +158,8 @@ class QuantLayer(nn.Module):
         """Weights and bias as integers held in float32 and float64 tensors."""
         weight = self.weight_quantizer.quantize(self.weight, self._per_weight(weight_scale))
         bias = (self.bias.double() / (input_scale.double() * weight_scale.double())).round()
+        if isinstance(self.input_grid, PixelGrid):
+            bias = bias - self.input_grid.centre.double() * weight.double().flatten(1).sum(1)
         return weight, bias
 
     def forward(self, x: th.Tensor) -> th.Tensor:
@@ -181,7 +187,10 @@ class QuantLayer(nn.Module):
         :param x: as for ``forward``
         """
         input_scale = self.input_grid.scale()  # type: ignore[operator]
-        weight, bias = self._integers(input_scale, self.weight_scale(input_scale))
+        return self._accumulate(x, input_scale, self.weight_scale(input_scale))
+
+    def _accumulate(self, x: th.Tensor, input_scale: th.Tensor, weight_scale: th.Tensor) -> th.Tensor:
+        weight, bias = self._integers(input_scale, weight_scale)
         bound = float((weight.abs().flatten(1).sum(1).double() * 255 + bias.abs()).max())
         # a GPU's convolution may use inexact transforms: float64 is exact there too; so does NNPACK's, the CPU's second choice
         dtype = th.float32 if bound < FLOAT32_EXACT and not x.is_cuda else th.float64
@@ -190,9 +199,10 @@ class QuantLayer(nn.Module):
 
     @th.no_grad()
     def _exact_forward(self, x: th.Tensor) -> th.Tensor:
-        acc = self.accumulators(x).float()
         input_scale = self.input_grid.scale()  # type: ignore[operator]
-        unit = input_scale * self.weight_scale(input_scale)
+        weight_scale = self.weight_scale(input_scale)
+        acc = self._accumulate(x, input_scale, weight_scale).float()
+        unit = input_scale * weight_scale
         if self.output_grid is None:
             return acc * unit
         if not self.output_grid.ready:

@@ -38,6 +38,11 @@ def raw_env(
     if isinstance(env, str | EnvRecipe):
         recipe = make_recipe(env)
         return recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
+    if n_envs is not None:
+        raise ValueError(
+            f"n_envs={n_envs} is for environments that are built from an id: this one is there already ({env}). Leave n_envs "
+            "out, or give env= as an id"
+        )
     if isinstance(env, gym.Env):
         return env
     raw, normalization = take_off_normalization(env)

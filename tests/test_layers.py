@@ -197,19 +197,22 @@ def test_uncalibrated_output_grid_is_calibrated_in_either_mode():
 # -- grids of the input -----------------------------------------------------------------------------------------------
 
 
-def test_pixels_are_a_grid_already():
-    pixels, layer = PixelGrid(), conv(PixelGrid())
+@pytest.mark.parametrize("centre", [0, 87, 255])
+def test_pixels_are_a_grid_already(centre):
+    pixels = PixelGrid()
+    pixels.centre.fill_(centre)
+    layer = conv(pixels)
     assert pixels.scale().item() == pytest.approx(1 / 255)
     images = np.random.default_rng(0).integers(0, 256, (16, 4, 12, 12), dtype=np.uint8)
     twin = layer.to_integer()
     expected = twin.requantize(twin.accumulate(images.astype(np.float64)), "float32")
     x = pixels(th.from_numpy(images).float())
     np.testing.assert_array_equal(output_integers(layer, x), expected)
-    # and in float they are numbers between 0 and 1
+    # and in float they are numbers between -1 and 1, zero at the centre
     layer.weight_quantizer.precision = layer.output_grid.precision = {FLOAT_BITS: 1.0}
     with th.no_grad():
         y = layer.train()(x)
-        plain = th.nn.functional.conv2d(th.from_numpy(images) / 255, layer.weight, layer.bias).relu()
+        plain = th.nn.functional.conv2d((x - centre) / 255, layer.weight, layer.bias).relu()
     th.testing.assert_close(y, plain, atol=1e-5, rtol=1e-5)
 
 
