@@ -1,0 +1,106 @@
+"""
+What makes a small CNN learn a teacher of images quickly: learning rate, the pixel that counts as zero, widths.
+
+    python benchmarks/image_students.py TEACHER_FOLDER --updates 1500 \\
+        --students "8-16-16/32 0.003 0" "8-16-16/32 0.003 87" "8-16-16/32 0.01 87" "16-32-24s2/32 0.003 87"
+
+Labels frames once (a quarter of the games played by the teacher, the others by a student that learns a little), then trains
+each float student on the same frames: widths of the convolutions (s2: the third has a stride of 2) and of the dense layer,
+learning rate, centre. Prints the KL divergence to the teacher and the share of equal argmax on frames held out.
+"""
+
+import argparse
+import time
+from typing import Any
+
+import numpy as np
+import torch as th
+from torch.nn import functional as F
+
+from sb3_qpd import QPDDistiller, QuantActorCriticCnnPolicy, load_teacher
+from sb3_qpd.buffers import DistillationSamples
+from sb3_qpd.distiller import CosineSchedule
+from sb3_qpd.objective import distillation_loss
+from sb3_qpd.teachers import TeacherOutput
+
+WARM_UP = 100
+BATCH_SIZE = 128
+
+
+def arch_of(text: str) -> dict[str, Any]:
+    """``8-16-16/32`` or ``16-32-24s2/32`` as the fields of a ``StudentArch``."""
+    conv, units = text.split("/")
+    channels, _, stride = conv.partition("s")
+    c1, c2, c3 = (int(n) for n in channels.split("-"))
+    return {"conv": ((c1, 8, 4), (c2, 4, 2), (c3, 3, int(stride or 1))), "conv_hidden": (int(units),)}
+
+
+def labelled_frames(folder: str, n: int, seed: int) -> tuple[QPDDistiller, DistillationSamples]:
+    """What a short run collects."""
+    distiller = QPDDistiller(
+        load_teacher(folder), buffer_size=n, gradient_steps=3 / BATCH_SIZE, check_teacher=False, seed=seed, transition="none"
+    ).learn(n)
+    assert distiller._buffer is not None
+    return distiller, distiller._buffer.newest(n)
+
+
+def rows_of(samples: DistillationSamples, rows: np.ndarray) -> DistillationSamples:
+    """Those rows, as float pixels."""
+    targets = (None if t is None else t[rows] for t in samples.targets)
+    return DistillationSamples(samples.observations[rows].float(), TeacherOutput(*targets))
+
+
+def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, updates: int, seed: int) -> str:
+    """One row of the table."""
+    arch, rate, centre = text.split()
+    th.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    n = len(samples.observations)
+    held_out = np.concatenate([np.arange(i, i + 400) for i in range(2000, n - 400, 4000)])
+    kept = np.setdiff1d(np.arange(n), held_out)
+    schedule = CosineSchedule(float(rate))
+    policy = QuantActorCriticCnnPolicy(
+        distiller.observation_space, distiller.action_space, schedule, arch_of(arch), weight_bits=32, activation_bits=32
+    )
+    policy.set_normalization(float(centre), 1.0)
+    policy.set_value_scale(float(samples.targets.value.mean()), float(samples.targets.value.std()))
+    policy.set_training_mode(True)
+    start = time.process_time()
+    for i in range(updates):
+        policy.optimizer.param_groups[0]["lr"] = schedule(1 - i / updates) * min((i + 1) / WARM_UP, 1)
+        loss, _ = distillation_loss(policy, rows_of(samples, kept[rng.integers(0, len(kept), BATCH_SIZE)]))
+        policy.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        th.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
+        policy.optimizer.step()
+    milliseconds = 1000 * (time.process_time() - start) / updates
+    with th.no_grad():
+        pieces = [policy.actor_and_value(rows_of(samples, rows).observations)[0] for rows in np.array_split(held_out, 20)]
+    student, teacher = F.log_softmax(th.cat(pieces), 1), F.log_softmax(samples.targets.actor[held_out], 1)
+    kl = (teacher.exp() * (teacher - student)).sum(1).mean()
+    agreement = (student.argmax(1) == teacher.argmax(1)).float().mean()
+    size = sum(p.numel() for layer in (policy.features_extractor, policy.action_net) for p in layer.parameters())
+    return f"| {arch} | {size} | {rate} | {centre} | {kl:.4f} | {100 * agreement:.1f} % | {milliseconds:.0f} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher")
+    parser.add_argument("--students", nargs="+", default=["8-16-16/32 0.003 0", "8-16-16/32 0.003 87", "8-16-16/32 0.01 87"])
+    parser.add_argument("--frames", type=int, default=40_000)
+    parser.add_argument("--updates", type=int, default=1_500)
+    parser.add_argument("--seed", type=int, default=100)
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    distiller, samples = labelled_frames(args.teacher, args.frames, args.seed)
+    print(
+        "| student | parameters | learning rate | centre | KL, nats | same argmax | processor ms per update |\n"
+        + 7 * "|---"
+        + "|"
+    )
+    for text in args.students:
+        print(train(text, distiller, samples, args.updates, args.seed), flush=True)
+
+
+if __name__ == "__main__":
+    main()
