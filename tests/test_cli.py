@@ -14,7 +14,8 @@ import pytest
 from stable_baselines3 import PPO
 
 from sb3_qpd import IntegerModel, QPDDistiller
-from sb3_qpd.cli import key_value, main
+from sb3_qpd.cli import main
+from sb3_qpd.cli.arguments import key_value
 from sb3_qpd.staging import Staging
 
 FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]

@@ -151,7 +151,7 @@ def test_not_a_number_and_infinity(tmp_path: Path) -> None:
     for optimize in (True, False):
         policy = OnnxPolicy(path, optimize=optimize)
         values = np.array([np.nan, np.inf, -np.inf], np.float32)
-        grid = policy.trace(np.repeat(values[:, None], 5, axis=1))["input_grid"].astype(int) - 128
+        grid = policy.trace(np.repeat(values[:, None], 5, axis=1))["input_grid"]
         np.testing.assert_array_equal(grid, np.repeat([[0], [127], [-128]], 5, axis=1))
 
 
@@ -166,13 +166,15 @@ def test_every_layer(kind: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(trace[f"layer{i}"], expected)
     np.testing.assert_array_equal(trace["accumulators"], steps[-1])
     if not model.is_image:
-        np.testing.assert_array_equal(trace["input_grid"].astype(int) - 128, steps[0])
+        np.testing.assert_array_equal(trace["input_grid"], steps[0])
 
 
 def test_images_with_channels_last(tmp_path: Path) -> None:
     model, observations = integer_model(IMAGE, DISCRETE, (4, 8)), some_observations(IMAGE, 100)
     (path,) = export_onnx(model, tmp_path, channels_last=True)
-    assert_same_bits(OnnxPolicy(path).run(np.moveaxis(observations, 1, -1))[1], model.logits(observations))
+    assert_same_policy(model, path, observations)
+    (dims,) = (value.type.tensor_type.shape.dim for value in onnx.load(path).graph.input)
+    assert [dim.dim_value or dim.dim_param for dim in dims] == ["batch", 36, 36, 4]
 
 
 def test_shapes_of_actions_and_a_free_batch(tmp_path: Path) -> None:

@@ -294,7 +294,7 @@ def _without_paths(value: Any) -> Any:
 # --- in ONNX Runtime ---
 class OnnxPolicy:
     """
-    An exported file in ONNX Runtime, on the CPU.
+    An exported file in ONNX Runtime, on the CPU. Images are given channels first, whatever layout the file takes.
 
     :param path: what :func:`export_onnx` wrote
     :param optimize: let the runtime optimize the graph
@@ -306,17 +306,21 @@ class OnnxPolicy:
         self._proto = onnx.load(os.fspath(path))
         self._session = self._open(self._proto)
         self._tracing: Any = None
+        kinds = [node.op_type for node in self._proto.graph.node]
+        self.form = "qdq" if "DequantizeLinear" in kinds else "operators"
+        self._is_image = self._proto.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
+        self._channels_last = "Transpose" in kinds
 
     def run(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
         :param observations: raw, shape (batch_size, *observation_shape)
         :return: actions, and logits or means
         """
-        return tuple(self._session.run(None, {INPUT: self._cast(observations)}))
+        return tuple(self._session.run(None, {INPUT: self._prepare(observations)}))
 
     def trace(self, observations: np.ndarray) -> dict[str, np.ndarray]:
         """
-        The tensors inside, by name: ``input_grid`` (vectors), ``layer0``, ..., ``accumulators``.
+        The integers inside, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
 
         :param observations: raw, shape (batch_size, *observation_shape)
         """
@@ -326,7 +330,10 @@ class OnnxPolicy:
             proto.CopyFrom(self._proto)
             proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
             self._tracing = self._open(proto)
-        return dict(zip(names, self._tracing.run(names, {INPUT: self._cast(observations)}), strict=True))
+        values = dict(zip(names, self._tracing.run(names, {INPUT: self._prepare(observations)}), strict=True))
+        if not self._is_image:
+            values["input_grid"] = values["input_grid"].astype(np.int16) - 128
+        return values
 
     def _open(self, proto: onnx.ModelProto) -> Any:
         try:
@@ -340,10 +347,10 @@ class OnnxPolicy:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self._optimize else level.ORT_DISABLE_ALL
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def _cast(self, observations: np.ndarray) -> np.ndarray:
-        """float64 observations are cast as IntegerModel casts them."""
-        is_image = self._proto.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-        return observations if is_image else np.asarray(observations, np.float32)
+    def _prepare(self, observations: np.ndarray) -> np.ndarray:
+        if not self._is_image:
+            return observations.astype(np.float32)
+        return np.ascontiguousarray(np.moveaxis(observations, 1, -1)) if self._channels_last else observations
 
 
 def _is_traced(name: str) -> bool:
