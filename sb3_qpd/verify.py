@@ -67,7 +67,8 @@ class Difference:
         differs = a != b
         self.n_values += a.size
         self.n_differing += int(differs.sum())
-        self.largest = max(self.largest, float(np.abs(a - b).max(initial=0.0)))
+        distance = np.abs(a - b).max(initial=0.0)  # NaN if any is
+        self.largest = max(self.largest, np.inf if np.isnan(distance) else float(distance))
         self.n_rows += len(a)
         self.n_equal_rows += int((~differs.any(1)).sum())
 
@@ -271,6 +272,8 @@ def _pieces(observations: np.ndarray) -> Iterator[np.ndarray]:
 def _compare(result: Verification, model: IntegerModel, contenders: list[Contender], batches: Iterable[np.ndarray]) -> None:
     rows: dict[tuple[str, str], Difference] = {}
     for observations in batches:
+        if (given := observations.shape[1:]) != model.observation_shape:
+            raise ValueError(f"Expected observations of shape {model.observation_shape}, got {given}: another environment's?")
         expected = integer_steps(model, observations)
         result.n_observations += len(observations)
         for contender in contenders:
