@@ -120,6 +120,10 @@ def _players(
         from sb3_qpd.export.onnx import OnnxPolicy
 
         yield "student, ONNX Runtime", OnnxPolicy(path).run, os.path.getsize(path)
+    if (path := folder / "student.tflite").is_file():
+        from sb3_qpd.export.tflite import TflitePolicy
+
+        yield "student, TFLite", TflitePolicy(path).run, os.path.getsize(path)
     if (c_policy := compile_c(folder)) is not None:
         yield "student, C", lambda batch: [c_policy.act(observation) for observation in batch], model.nbytes
 

@@ -193,7 +193,12 @@ def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticP
             onnx_policy = OnnxPolicy(path, optimize=optimize)
             is_exact = onnx_policy.form == "operators" or optimize
             name = "ONNX Runtime" if optimize else "ONNX, not optimized"
-            yield Contender(name, _onnx_steps(onnx_policy, model), is_exact)
+            yield Contender(name, _file_steps(onnx_policy, model), is_exact)
+    if (path := folder / "student.tflite").is_file():
+        from sb3_qpd.export.tflite import TflitePolicy
+
+        yield Contender("TFLite, XNNPACK", _file_steps(TflitePolicy(path), model))
+        yield Contender("TFLite, own kernels", _file_steps(TflitePolicy(path, xnnpack=False), model), is_exact=False)
     if (c_policy := compile_c(folder)) is not None:
         yield Contender("C on this computer", _c_steps(c_policy, model))
 
@@ -289,7 +294,7 @@ def _output_name(model: IntegerModel) -> str:
     return "mean" if model.is_box else "logits"
 
 
-def _onnx_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
+def _file_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
     def steps(observations: np.ndarray) -> Steps:
         actions, outputs = policy.run(observations)
         return {**policy.trace(observations), _output_name(model): outputs, "action": actions}

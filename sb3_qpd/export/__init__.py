@@ -12,7 +12,7 @@ import difflib
 import os
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,18 @@ def accumulator_bound(layer: IntegerLayer) -> int:
     """The largest absolute value that an accumulator, or a partial sum in any order, could reach with any input."""
     weight, bias = np.abs(layer.weight.astype(np.int64)), np.abs(layer.bias.astype(np.int64))
     return int((weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias).max())
+
+
+def without_paths(value: Any) -> Any:
+    """A path of somebody's machine (an environment's ``xml_file``, say) keeps its last part only."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str):
+        path = next((p for p in (PurePosixPath(value), PureWindowsPath(value)) if p.is_absolute()), None)
+        return value if path is None else path.name
+    return value
 
 
 def _export(target: str, model: IntegerModel, out_dir: str | os.PathLike[str], options: dict[str, Any]) -> list[Path]:

@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sb3_qpd import __version__
+from sb3_qpd.export import without_paths
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 
 try:
@@ -271,24 +272,12 @@ def _properties(model: IntegerModel, channels_last: bool) -> dict[str, str]:
         action = {"shape": list(model.action_shape)}
         action |= {name: [str(x) for x in value] for name, value in bounds.items() if value is not None}
     properties = {
-        **_without_paths(model.metadata),
+        **without_paths(model.metadata),
         "observation_space": {"shape": shape, "dtype": "uint8" if model.is_image else "float32"},
         "action_space": action,
         "versions": {"sb3_qpd": __version__, "onnx": onnx.__version__},
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in properties.items()}
-
-
-def _without_paths(value: Any) -> Any:
-    """A path of somebody's machine (an environment's ``xml_file``, say) keeps its last part only."""
-    if isinstance(value, dict):
-        return {key: _without_paths(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_paths(item) for item in value]
-    if isinstance(value, str):
-        path = next((p for p in (PurePosixPath(value), PureWindowsPath(value)) if p.is_absolute()), None)
-        return value if path is None else path.name
-    return value
 
 
 # --- in ONNX Runtime ---
