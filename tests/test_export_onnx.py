@@ -1,6 +1,10 @@
 """An ONNX file in ONNX Runtime gives IntegerModel's bits, with graph optimizations on and off, by integer kernels."""
 
+import ctypes
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +126,38 @@ def test_the_runtime_computes_with_integer_kernels(bits: tuple[int, int], tmp_pa
             onnx.numpy_helper.to_array(value).size for value in graph.initializer if value.data_type == onnx.TensorProto.UINT8
         ]
         assert sorted(sizes, reverse=True)[: len(model.layers)] == sorted((w.weight.size for w in model.layers), reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
+@pytest.mark.parametrize("bits", BITS.values(), ids=BITS)
+def test_an_independent_compiler_reads_the_same(bits: tuple[int, int], tmp_path: Path) -> None:
+    """emx-onnx-cgen knows ONNX's standard operators, and nothing of ONNX Runtime."""
+    pytest.importorskip("emx_onnx_cgen")
+    for space, actions in ((VECTOR, BOX), (IMAGE, DISCRETE)):
+        model, observations = integer_model(space, actions, bits), nasty_observations(space, 50)
+        (path,) = export_onnx(model, tmp_path)
+        outputs, acted = run_as_c(path, observations, model)
+        np.testing.assert_array_equal(outputs, model.logits(observations))
+        np.testing.assert_array_equal(acted, model.predict(observations, deterministic=True)[0])
+
+
+def run_as_c(path: Path, observations: np.ndarray, model: IntegerModel) -> tuple[np.ndarray, np.ndarray]:
+    """Outputs and actions of the file, compiled to C and then to a library for this computer."""
+    source, library = path.with_suffix(".c"), path.with_name(f"{len(list(path.parent.iterdir()))}.so")
+    command = [sys.executable, "-m", "emx_onnx_cgen", "compile", str(path), str(source), "--input-dim", "batch=1"]
+    subprocess.run(command, check=True, capture_output=True)
+    # it writes C23's _BitInt for packed weights, which not every compiler has: bytes hold them too
+    flags = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", "-D_BitInt(n)=char"]
+    subprocess.run(["gcc", *flags, str(source), "-o", str(library), "-lm"], check=True, capture_output=True)
+    run = ctypes.CDLL(str(library)).model
+    action = np.zeros(model.action_shape or 1, np.float32 if model.is_box else np.int64)
+    out, outputs, actions = np.zeros(len(model.layers[-1].bias), np.float32), [], []
+    for observation in np.ascontiguousarray(observations):
+        run(*(array.ctypes.data_as(ctypes.c_void_p) for array in (observation, action, out)))
+        outputs.append(out.copy())
+        actions.append(action.copy() if model.is_box else action[0])
+    return np.array(outputs), np.array(actions)
 
 
 def test_weights_are_unsigned(tmp_path: Path) -> None:
