@@ -185,7 +185,8 @@ def load_model(folder: Path) -> IntegerModel:
 def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticPolicy | None) -> Iterator[Contender]:
     """Whatever in the folder can be run."""
     if policy is not None:
-        yield Contender("policy in eval mode", lambda observations: policy_steps(policy, observations))
+        is_exact = model.requantization == "float32"  # the other mode is for processors without it
+        yield Contender("policy in eval mode", lambda observations: policy_steps(policy, observations), is_exact)
     if (path := folder / "student.onnx").is_file():
         from sb3_qpd.export.onnx import OnnxPolicy
 
@@ -205,16 +206,19 @@ def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticP
 
 def compile_c(folder: Path) -> Any | None:
     """The C code of a folder, compiled for this computer; None: there is none."""
-    return import_module("sb3_qpd.export.c").CPolicy(folder) if any(folder.glob("*.c")) else None
+    if not (folder / "policy.c").is_file():
+        return None
+    try:
+        return import_module("sb3_qpd.export.c_policy").CPolicy(folder)
+    except RuntimeError as error:  # no compiler, or it refuses
+        raise ValueError(str(error)) from error
 
 
 def integer_steps(model: IntegerModel, observations: np.ndarray) -> Steps:
     """Every step of the integer model."""
-    grid, *layers, acc = model.trace(observations)
-    steps = {"input_grid": grid, **{f"layer{i}": values for i, values in enumerate(layers)}, "accumulators": acc}
-    acc = acc.astype(np.int64)
-    outputs = acc.astype(np.float32) * model.layers[-1].multiplier
-    return {**steps, _output_name(model): outputs, "action": model.actions(acc)}
+    steps = dict(zip(_step_names(model), model.trace(observations), strict=True))
+    acc = steps["accumulators"]
+    return {**steps, _output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
 
 
 @th.no_grad()
@@ -290,6 +294,11 @@ def _compare(result: Verification, model: IntegerModel, contenders: list[Contend
     result.differences = list(rows.values())
 
 
+def _step_names(model: IntegerModel) -> list[str]:
+    """Of :meth:`IntegerModel.trace`."""
+    return ["input_grid", *(f"layer{i}" for i in range(len(model.layers) - 1)), "accumulators"]
+
+
 def _output_name(model: IntegerModel) -> str:
     return "mean" if model.is_box else "logits"
 
@@ -304,8 +313,8 @@ def _file_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Step
 
 def _c_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
     def steps(observations: np.ndarray) -> Steps:
-        outputs = policy.outputs(observations)
+        values = policy.trace(observations, model)
         actions = np.stack([policy.act(observation) for observation in observations])
-        return {"mean" if model.is_box else "accumulators": outputs, "action": actions}
+        return {**dict(zip(_step_names(model), values, strict=True)), "action": actions}
 
     return steps

@@ -1,6 +1,7 @@
 """Every differing value is counted, and the commands that deploy a student say so."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from toys import QUICK
 from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, make_recipe
 from sb3_qpd.benchmark import benchmark
 from sb3_qpd.cli import main
+from sb3_qpd.export import export
 from sb3_qpd.verify import Difference, Jitter, policy_steps, verify
 
 STEPS = ["input_grid", "layer0", "layer1", "accumulators", "logits", "action"]
@@ -106,6 +108,27 @@ def test_every_step_of_a_policy(kind: str, tmp_path: Path) -> None:
     assert [row.step for row in result.differences][-3:] == ["accumulators", name, "action"]
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("requantization", ["float32", "fixed"])
+@pytest.mark.parametrize("kind", SPACES)
+def test_c_is_compared(kind: str, requantization: str, tmp_path: Path) -> None:
+    """In fixed mode the policy, which is float32, is shown without a promise."""
+    pytest.importorskip("sb3_qpd.export.c_policy")
+    space, actions = SPACES[kind]
+    policy = make_student(space, actions, BITS["W4A8"])
+    model = policy.to_integer()
+    model.requantization = requantization
+    model.save(tmp_path / "student.npz")
+    export(model, "c", tmp_path)
+    result = verify(tmp_path, some_observations(space, 100), policy=policy)
+    of_c = [row for row in result.differences if row.contender == "C on this computer"]
+    hidden = [f"layer{i}" for i in range(len(model.layers) - 1)]
+    assert [row.step for row in of_c] == ["input_grid", *hidden, "accumulators", "action"]
+    assert not any(row.n_differing for row in of_c) and result.holds
+    others = {row.is_exact for row in result.differences if row.contender == "policy in eval mode"}
+    assert others == {requantization == "float32"}
+
+
 def test_hooks_are_taken_off() -> None:
     policy = make_student()
     policy_steps(policy, some_observations(VECTOR, 64))
@@ -155,17 +178,18 @@ def test_benchmark(folder: Path, teacher: PPO, tmp_path: Path, capsys: pytest.Ca
 
 def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    export = ["export", student_zip, "--env", "CartPole-v1", "--out", out, "--target"]
+    start = ["export", student_zip, "--env", "CartPole-v1", "--out", out, "--target"]
     assert "Unknown target 'onyx'. Known: onnx, c, tflite, numpy. Did you mean" in mistake(
-        capsys, *export, "numpy", "--target", "onyx"
+        capsys, *start, "numpy", "--target", "onyx"
     )
-    assert "channels_last is for images" in mistake(capsys, *export, "onnx", "--channels-last")
+    assert "channels_last is for images" in mistake(capsys, *start, "onnx", "--channels-last")
     assert "--env ID" in mistake(capsys, "export", student_zip, "--out", out, "--target", "onnx")
     assert "nowhere.npz" in mistake(capsys, "export", "nowhere.npz", "--out", out, "--target", "onnx")
     assert "expected what sb3-qpd compress writes" in mistake(
         capsys, "export", "nowhere.zip", "--out", out, "--target", "onnx"
     )
     assert "--target" in mistake(capsys, "export", student_zip, "--out", out)
+    assert "requantizes in float32" in mistake(capsys, *start, "onnx", "--requantization", "fixed")
     assert not out.exists()
     for command in ("verify", "benchmark"):
         assert "holds no student.npz" in mistake(capsys, command, tmp_path)

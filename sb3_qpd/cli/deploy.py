@@ -26,6 +26,9 @@ def add_export(commands: Any) -> None:
     parser.add_argument("student", type=Path, help="a student's zip or its .npz")
     parser.add_argument("--target", action="append", required=True, help="onnx, c, tflite, numpy; may be given several times")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
+    parser.add_argument(
+        "--requantization", choices=("float32", "fixed"), default=None, help="fixed: no float at all, for C and numpy"
+    )
     parser.add_argument("--qdq", action="store_true", default=False, help="ONNX with QuantizeLinear and DequantizeLinear")
     parser.add_argument("--channels-last", action="store_true", default=False, help="ONNX that takes images channels last")
     add_environment(parser)
@@ -51,6 +54,7 @@ def export(args: argparse.Namespace) -> int:
         from sb3_qpd.export import export as write
 
         model = _integer_model(args)
+        model.requantization = args.requantization or model.requantization
         with Staging(args.out, force=True) as staging:
             for target in dict.fromkeys(args.target):
                 write(model, target, staging.path, **_options(target, args))
