@@ -9,14 +9,15 @@ import onnx
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from students import BITS, BOX, DISCRETE, SPACES, VECTOR, make_student, some_observations
+from students import BITS, BOX, DISCRETE, IMAGE, SPACES, VECTOR, actor_output, make_student, some_observations
 from test_cli import mistake
 from toys import QUICK
 
 from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, make_recipe
-from sb3_qpd.benchmark import benchmark
+from sb3_qpd.benchmark import Networks, benchmark, write_float_onnx
 from sb3_qpd.cli import main
 from sb3_qpd.export import export
+from sb3_qpd.export.onnx import OnnxPolicy
 from sb3_qpd.verify import Difference, Jitter, policy_steps, verify
 
 STEPS = ["input_grid", "layer0", "layer1", "accumulators", "logits", "action"]
@@ -166,14 +167,26 @@ def test_jitter_of_student_and_teacher(tmp_path: Path) -> None:
 
 def test_benchmark(folder: Path, teacher: PPO, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher.save(tmp_path / "teacher.zip")
+    QPDDistiller(teacher, "CartPole-v1", transition="none", weight_bits=32, activation_bits=32, **QUICK).learn(64).save(
+        folder / "student_float.zip"
+    )
     assert main(["benchmark", str(folder), "--seconds", "0.01", "--teacher", str(tmp_path / "teacher.zip")]) == 0
-    lines = capsys.readouterr().out.splitlines()[-5:]
+    lines = capsys.readouterr().out.splitlines()[-9:]
     assert re.match(r"one thread, medians +us/action +actions/s, batch 64 +bytes +ratio", lines[0])
-    names = ["teacher, SB3 predict", "student, SB3 predict", "student, numpy", "student, ONNX Runtime"]
+    in_onnx = [f"{who}, ONNX Runtime {kind}" for who in ("teacher", "float student") for kind in ("float32", "int8")]
+    names = ["teacher, SB3 predict", *in_onnx, "student, SB3 predict", "student, numpy", "student, ONNX Runtime"]
     for name, line in zip(names, lines[1:], strict=True):
         assert re.fullmatch(rf"{name} +[\d.]+ +[\d,]+ +\d+ +[\d.]+x", line)
-    rows = benchmark(folder, make_recipe("CartPole-v1"), seconds=0.01)
+    rows = benchmark(folder, make_recipe("CartPole-v1"), Networks(), seconds=0.01)
     assert [row.nbytes for row in rows] == [(folder / name).stat().st_size for name in ("student.npz", "student.onnx")]
+
+
+@pytest.mark.parametrize("space", [VECTOR, IMAGE], ids=["vector", "image"])
+def test_a_float_policy_in_onnx_runtime(space: spaces.Box, tmp_path: Path) -> None:
+    policy, observations = make_student(space, DISCRETE, (32, 32)), some_observations(space, 64)[32:]
+    write_float_onnx(policy, observations[:1], tmp_path / "float.onnx")
+    (outputs,) = OnnxPolicy(tmp_path / "float.onnx").run(observations)
+    np.testing.assert_allclose(outputs, actor_output(policy, observations), rtol=1e-3, atol=1e-2)
 
 
 def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ def add_benchmark(commands: Any) -> None:
         "benchmark",
         help="how fast each form of a student is",
         description="Time of one action and throughput at batch size 64 on one thread, medians, and sizes: student in SB3, "
-        "numpy, ONNX Runtime and C, where the folder has them, and its teacher.",
+        "numpy, ONNX Runtime, TFLite and C, where the folder has them; the float student and the teacher in ONNX Runtime too.",
     )
     parser.set_defaults(run=benchmark, device="cpu")
     parser.add_argument("folder", type=Path, metavar="DIR", help="with student.npz and what was exported")
@@ -28,7 +28,7 @@ def benchmark(args: argparse.Namespace) -> int:
         from sb3_qpd.benchmark import benchmark as measure
         from sb3_qpd.benchmark import table
 
-        recipe, policy, teacher = open_folder(args)
-        rows = measure(args.folder, recipe, policy=policy, teacher=teacher, seconds=args.seconds)
+        recipe, given = open_folder(args)
+        rows = measure(args.folder, recipe, given, args.seconds)
     print(table(rows))
     return 0

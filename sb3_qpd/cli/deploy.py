@@ -9,10 +9,11 @@ from sb3_qpd.cli.models import load_teacher, open_student, student_recipe
 from sb3_qpd.staging import Staging
 
 if TYPE_CHECKING:
+    from sb3_qpd.benchmark import Networks
     from sb3_qpd.envs import EnvRecipe
     from sb3_qpd.integer import IntegerModel
-    from sb3_qpd.policies import QuantActorCriticPolicy
-    from sb3_qpd.teachers import Teacher
+
+ZIPS = ("student.zip", "student_float.zip")
 
 
 def add_export(commands: Any) -> None:
@@ -92,20 +93,21 @@ def verify(args: argparse.Namespace) -> int:
     with mistakes("verify"):
         from sb3_qpd.verify import verify as compare
 
-        recipe, policy, teacher = open_folder(args)
-        result = compare(args.folder, recipe, args.observations, policy=policy, teacher=teacher)
+        recipe, given = open_folder(args)
+        result = compare(args.folder, recipe, args.observations, policy=given.policy, teacher=given.teacher)
     print(result.table())
     print("all equal where equality is promised" if result.holds else "DIFFERENT where equality is promised")
     return 0 if result.holds else EXIT_DIFFERENCE
 
 
-def open_folder(args: argparse.Namespace) -> "tuple[EnvRecipe, QuantActorCriticPolicy | None, Teacher | None]":
-    """Where the student of ``args.folder`` plays, its policy where there is a zip, and the teacher of --teacher."""
+def open_folder(args: argparse.Namespace) -> "tuple[EnvRecipe, Networks]":
+    """Where the student of ``args.folder`` plays, and its policies: those of the zips that there are, and --teacher."""
+    from sb3_qpd.benchmark import Networks
     from sb3_qpd.verify import load_model
 
     recipe = student_recipe(args.folder, load_model(args.folder).metadata.get("env"), args)
-    args.env, args.env_kwargs = recipe, {}  # the zip's and the teacher's too
-    path = args.folder / "student.zip"
-    student = open_student(path, args) if path.is_file() else None
+    args.env, args.env_kwargs = recipe, {}  # the zips' and the teacher's too
+    zips = [open_student(path, args) if path.is_file() else None for path in (args.folder / name for name in ZIPS)]
+    policy, float_policy = (None if student is None else student[0].policy for student in zips)
     teacher = None if args.teacher is None else load_teacher(args.teacher, args)[0]
-    return recipe, None if student is None else student[0].policy, teacher
+    return recipe, Networks(policy, float_policy, teacher)
