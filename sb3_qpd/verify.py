@@ -131,6 +131,7 @@ class Verification:
             note = "" if row.is_exact else "  (not promised)"
             counts = f"{row.n_values:12} {row.n_differing:10} {row.largest:10.3g}"
             lines.append(f"{row.contender:24} {row.step:12} {counts}{agreement}{note}")
+        lines.append("all equal where equality is promised" if self.holds else "DIFFERENT where equality is promised")
         lines += [f"mean |a_t - a_(t-1)| of {who}: {value:.4g}" for who, value in self.jitter.items()]
         return "\n".join(lines)
 
@@ -229,12 +230,12 @@ def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> St
 
     def keep(name: str, grid_step: Any) -> Callable[..., None]:
         def hook(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-            steps[name] = (output / grid_step).round().numpy()
+            steps[name] = (output / grid_step).round().cpu().numpy()
 
         return hook
 
     def keep_accumulators(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-        steps["accumulators"] = head.accumulators(inputs[0]).numpy()
+        steps["accumulators"] = head.accumulators(inputs[0]).cpu().numpy()
 
     grid: Any = extractor.input_grid
     handles = [grid.register_forward_hook(keep("input_grid", 1 if extractor.is_image else grid.scale()))]
@@ -248,7 +249,7 @@ def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> St
         for handle in handles:
             handle.remove()
     name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
-    return {**steps, name: outputs.numpy(), "action": policy.predict(observations, deterministic=True)[0]}
+    return {**steps, name: outputs.cpu().numpy(), "action": policy.predict(observations, deterministic=True)[0]}
 
 
 def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, jitter: Jitter) -> Iterator[np.ndarray]:

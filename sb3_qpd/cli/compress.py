@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_qpd.cli.arguments import add_environment, mistakes, positive, timesteps
+from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, mistakes, positive, timesteps
 from sb3_qpd.cli.models import load_teacher
 from sb3_qpd.staging import Staging, uninterrupted
 
@@ -67,6 +67,9 @@ def add_compress(commands: Any) -> None:
         "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
     )
     parser.add_argument(
+        "--target", action="append", default=[], help="export it too, and verify that: onnx, c, tflite, numpy; several times"
+    )
+    parser.add_argument(
         "--no-check-teacher", dest="check_teacher", action="store_false", default=True, help="do not play it beforehand"
     )
     parser.add_argument("--no-progress", dest="progress", action="store_false", default=True, help="no progress bars")
@@ -82,13 +85,29 @@ def compress(args: argparse.Namespace) -> int:
     with staging:
         with mistakes("compress"):
             from sb3_qpd.contest import plan_arena
+            from sb3_qpd.export import find_exporter
 
+            for target in args.target:
+                find_exporter(target)
             teacher, recipe = load_teacher(args.teacher, args)
             distiller = _make_distiller(teacher, recipe, args)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
             arena = plan_arena(teacher, recipe, args.episodes, progress_bar=args.progress)
         timesteps = args.timesteps or (DEFAULT_TIMESTEPS_ATARI if recipe.is_atari else DEFAULT_TIMESTEPS)
-        return _compress(distiller, baseline, arena, timesteps, staging, args.progress)
+        _compress(distiller, baseline, arena, timesteps, staging, args.progress)
+    return _deploy(distiller, recipe, args) if args.target else 0
+
+
+def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
+    """Export and verify; the student is saved by now, whatever comes of it."""
+    with mistakes("compress"):
+        from sb3_qpd.export import export
+        from sb3_qpd.verify import load_model, verify
+
+        paths = [path for target in dict.fromkeys(args.target) for path in export(load_model(args.out), target, args.out)]
+        result = verify(args.out, recipe, policy=distiller.policy)
+    print(f"Exported {', '.join(path.name for path in paths)}\n\n{result.table()}")
+    return 0 if result.holds else EXIT_DIFFERENCE
 
 
 def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
@@ -107,7 +126,7 @@ def _compress(
     timesteps: int,
     staging: Staging,
     progress_bar: bool,
-) -> int:
+) -> None:
     from sb3_qpd.contest import make_report
     from sb3_qpd.report import table, verdict_line, write_report
 
@@ -130,7 +149,6 @@ def _compress(
         raise
     files = _publish(distiller, arena, staging)
     print(f"\n{table(report)}\n\n{verdict_line(report)}\n\nWrote {', '.join(files)} into {staging.out}")
-    return 0
 
 
 def _publish(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> list[str]:

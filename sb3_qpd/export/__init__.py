@@ -33,11 +33,21 @@ def export(model: IntegerModel, target: str, out_dir: str | os.PathLike[str], **
     :param options: the target's own
     :return: the files
     """
+    return find_exporter(target)(model, out_dir, **options)
+
+
+def find_exporter(target: str) -> Callable[..., list[Path]]:
+    """
+    What writes a target; an error if it is unknown, or needs a package that is not installed.
+
+    :param target: a key of ``EXPORTERS``
+    """
     if target not in EXPORTERS:
         near = difflib.get_close_matches(target, EXPORTERS, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise ValueError(f"Unknown target '{target}'. Known: {', '.join(EXPORTERS)}.{hint}")
-    return EXPORTERS[target](model, out_dir, **options)
+    import_module(f"sb3_qpd.export.{target}")
+    return EXPORTERS[target]
 
 
 def export_onnx(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:

@@ -29,29 +29,26 @@ except ImportError as error:
     raise ImportError("The target onnx needs the packages onnx and onnxruntime: pip install 'sb3_qpd[export]'") from error
 
 FORMS = ("operators", "qdq")
-FILE_NAME = "student.onnx"
 INPUT = "observation"
 PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}  # other widths are unpacked from a bit stream
 OPSETS = {8: 13, 4: 21, 2: 25}  # the first that has what a width needs
 STREAM_OPSET = 18
 
 
-def export_onnx(
-    model: IntegerModel, out_dir: Path, *, form: str = "operators", channels_last: bool = False, file_name: str = FILE_NAME
-) -> list[Path]:
+def export_onnx(model: IntegerModel, out_dir: Path, *, form: str = "operators", channels_last: bool = False) -> list[Path]:
     """
     Write the file.
 
     :param model: with float32 requantization
     :param out_dir: a folder that exists
-    :param form: ``"operators"``: QLinearConv and MatMulInteger, exact in any runtime. ``"qdq"``: float operators between
-        QuantizeLinear and DequantizeLinear, for runtimes that want to fuse them; exact where all of them are fused
+    :param form: ``"operators"``: QLinearConv and MatMulInteger, exact in any runtime that rounds as the standard says.
+        ``"qdq"``: float operators between QuantizeLinear and DequantizeLinear, for runtimes that want to fuse them; exact
+        where all of them are fused
     :param channels_last: the graph takes images of shape (batch_size, height, width, channels)
-    :param file_name: of the file
     :return: the file
     """
     proto = make_onnx(model, form=form, channels_last=channels_last)
-    path = Path(out_dir) / file_name
+    path = Path(out_dir) / "student.onnx"
     path.write_bytes(proto.SerializeToString())
     return [path]
 

@@ -25,7 +25,6 @@ try:
 except ImportError as error:
     raise ImportError("The target tflite needs the package ai-edge-litert: pip install 'sb3_qpd[litert]'") from error
 
-FILE_NAME = "student.tflite"
 SCHEMA_VERSION = 3
 ZERO_POINT = -128  # of activations: the grids of 0 to 255 in int8
 FLOAT32_EXACT = 2**24
@@ -42,19 +41,16 @@ VERSIONS = {"CONV_2D": 3, "FULLY_CONNECTED": 5, "QUANTIZE": 2, "DEQUANTIZE": 2, 
 INT4_VERSION = 10  # of FULLY_CONNECTED
 
 
-def export_tflite(
-    model: IntegerModel, out_dir: Path, *, channels_last: bool = False, file_name: str = FILE_NAME
-) -> list[Path]:
+def export_tflite(model: IntegerModel, out_dir: Path, *, channels_last: bool = False) -> list[Path]:
     """
     Write the file.
 
     :param model: with 8-bit activations, weights of 8 or 4 bits, and float32 requantization
     :param out_dir: a folder that exists
     :param channels_last: images of shape (batch_size, height, width, channels), as TFLite's own convolutions take them
-    :param file_name: of the file
     :return: the file
     """
-    path = Path(out_dir) / file_name
+    path = Path(out_dir) / "student.tflite"
     path.write_bytes(make_tflite(model, channels_last=channels_last))
     return [path]
 
