@@ -69,7 +69,7 @@ def test_compress_exports_and_verifies(teacher: str, tmp_path: Path, capsys: pyt
     assert main(["compress", teacher, "--out", str(out), *arguments, "--target", "onnx", "--target", "numpy"]) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "student.onnx", "policy.py"])
     output = capsys.readouterr().out
-    assert "Exported student.onnx, policy.py" in output and "all equal where equality is promised" in output
+    assert "Exported student.onnx, student.npz, policy.py" in output and "all equal where equality is promised" in output
     # a student that a target does not take is saved all the same
     error = mistake(capsys, "compress", teacher, "--out", tmp_path / "two", *arguments, "--target", "tflite")
     assert "TFLite has weights of 8 or 4 bits, layer 1 has 2" in error

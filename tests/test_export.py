@@ -67,6 +67,7 @@ def test_the_same_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", EXPORTERS)
 def test_refused_before_anything_is_written(target: str, tmp_path: Path) -> None:
+    pytest.importorskip(f"sb3_qpd.export.{target}")
     policy = QuantActorCriticPolicy(VECTOR, DISCRETE, lambda _: 1e-3)
     with pytest.raises(ValueError, match="has never seen an observation"):
         export(policy.to_integer(), target, tmp_path / "out")
