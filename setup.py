@@ -35,6 +35,7 @@ EXTRAS = {
         "ruff>=0.12",
         "mypy>=1.15",
         "types-PyYAML",
+        "emx-onnx-cgen>=1.4.0",  # an independent reader of the ONNX files
         "box2d>=2.3.10",  # a wheel; box2d-py needs a compiler chain
         "gymnasium[classic-control,mujoco]",
         "matplotlib>=3.8",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sb3_qpd.distiller import QPDDistiller
     from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
     from sb3_qpd.evaluation import Evaluation, compare, evaluate
+    from sb3_qpd.export import export_c, export_numpy, export_onnx, export_tflite
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.loading import load_teacher
     from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
@@ -42,6 +43,10 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "export_c",
+    "export_numpy",
+    "export_onnx",
+    "export_tflite",
     "load_teacher",
     "make_recipe",
 ]
@@ -56,6 +61,10 @@ _MODULE_OF = {
     "Evaluation": "evaluation",
     "compare": "evaluation",
     "evaluate": "evaluation",
+    "export_c": "export",
+    "export_numpy": "export",
+    "export_onnx": "export",
+    "export_tflite": "export",
     "IntegerModel": "integer",
     "load_teacher": "loading",
     "QuantActorCriticCnnPolicy": "policies",

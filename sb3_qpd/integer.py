@@ -277,12 +277,22 @@ class IntegerModel:
         :return: actions in environment units, and ``state``
         """
         batch, is_batch = self._batch(observation)
-        acc = self._accumulators(batch)
-        if self.is_box:
-            actions = self._box_actions(acc, deterministic)
-        else:
-            actions = acc.argmax(1) if deterministic else self.sample(acc, self._rng.integers(0, 2**32, len(acc), np.uint64))
+        actions = self.actions(self._accumulators(batch), deterministic)
         return (actions if is_batch else actions.squeeze(axis=0)), state
+
+    def actions(self, accumulators: np.ndarray, deterministic: bool = True) -> np.ndarray:
+        """
+        Actions in environment units.
+
+        :param accumulators: the head's, shape (batch_size, n_out)
+        :param deterministic: see :meth:`predict`
+        :return: shape (batch_size, *action_shape)
+        """
+        if self.is_box:
+            return self._box_actions(accumulators, deterministic)
+        if deterministic:
+            return accumulators.argmax(1)
+        return self.sample(accumulators, self._rng.integers(0, 2**32, len(accumulators), np.uint64))
 
     def sample(self, accumulators: np.ndarray, random_bits: np.ndarray) -> np.ndarray:
         """

@@ -14,7 +14,8 @@ import pytest
 from stable_baselines3 import PPO
 
 from sb3_qpd import IntegerModel, QPDDistiller
-from sb3_qpd.cli import key_value, main
+from sb3_qpd.cli import main
+from sb3_qpd.cli.arguments import key_value
 from sb3_qpd.staging import Staging
 
 FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
@@ -60,6 +61,19 @@ def test_compress_writes_everything(compressed: Path) -> None:
     assert model.metadata["teacher_checksum"] == report["teacher_checksum"] != ""
     assert QPDDistiller.load(compressed / "student.zip", device="cpu").policy.arch.weight_bits == 4
     assert not list(compressed.parent.parent.glob(".sb3-qpd-*"))
+
+
+def test_compress_exports_and_verifies(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--env", "CartPole-v1", "--timesteps", "500", "--episodes", "3", "--weight-bits", "2", *QUICK]
+    out = tmp_path / "out"
+    assert main(["compress", teacher, "--out", str(out), *arguments, "--target", "onnx", "--target", "numpy"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "student.onnx", "policy.py"])
+    output = capsys.readouterr().out
+    assert "Exported student.onnx, student.npz, policy.py" in output and "all equal where equality is promised" in output
+    # a student that a target does not take is saved all the same
+    error = mistake(capsys, "compress", teacher, "--out", tmp_path / "two", *arguments, "--target", "tflite")
+    assert "TFLite has weights of 8 or 4 bits, layer 1 has 2" in error
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == FILES
 
 
 def test_a_run_folder_needs_no_env(teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +152,7 @@ BAD_COMPRESS = [
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "novalue"], "expected key=value, got 'novalue'"),
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "unknown=1"], "unknown"),
     (["TEACHER", "--env", "CartPole-v1", "--no-such-option"], "--no-such-option"),
+    (["TEACHER", "--env", "CartPole-v1", "--target", "onyx"], "Unknown target 'onyx'. Known: onnx, c, tflite, numpy"),
 ]
 
 

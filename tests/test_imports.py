@@ -21,7 +21,7 @@ LAYERS = (
     ("policies", "loading", "wrappers", "matching", "acting", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
-    ("export", "evaluation", "report", "contest"),
+    ("export", "evaluation", "report", "contest", "verify", "benchmark"),
     # front doors: nobody imports these, but `python -m sb3_qpd` is the command line
     ("cli", "zoo", "hub"),
     ("__main__",),

@@ -1,0 +1,175 @@
+"""``sb3-qpd compress``: teacher in, integer student and evidence out."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, mistakes, positive, timesteps
+from sb3_qpd.cli.models import load_teacher
+from sb3_qpd.staging import Staging, uninterrupted
+
+if TYPE_CHECKING:
+    from sb3_qpd.contest import Arena
+    from sb3_qpd.distiller import QPDDistiller
+    from sb3_qpd.envs import EnvRecipe
+    from sb3_qpd.teachers import Teacher
+
+DEFAULT_TIMESTEPS = 100_000
+DEFAULT_TIMESTEPS_ATARI = 400_000
+
+FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
+
+# handed to the distiller as they are, and only where they are given: the defaults are the distiller's own
+HYPERPARAMETERS = {
+    "student_arch": str,
+    "weight_bits": int,
+    "activation_bits": int,
+    "transition": str,
+    "transition_start": float,
+    "transition_end": float,
+    "learning_rate": float,
+    "batch_size": int,
+    "gradient_steps": float,
+    "temperature": float,
+    "critic_coef": float,
+    "beta": float,
+    "buffer_size": int,
+}
+
+
+def add_compress(commands: Any) -> None:
+    parser = commands.add_parser(
+        "compress",
+        help="teacher in, integer student and evidence out",
+        description="Load and check a teacher, distill it, and compare the integer student with it. DIR gets student.zip "
+        "(SB3), student_float.zip, student.npz (integer model), report.json and report.md.",
+    )
+    parser.set_defaults(run=compress)
+    parser.add_argument("teacher", help="a zip of PPO, A2C or TRPO, or a run folder of RL Zoo")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
+    parser.add_argument("--force", action="store_true", default=False, help="replace the files of an earlier run in DIR")
+    parser.add_argument(
+        "--timesteps",
+        type=timesteps,
+        default=None,
+        help=f"environment steps, e.g. 1e6 (default: {DEFAULT_TIMESTEPS}, Atari {DEFAULT_TIMESTEPS_ATARI})",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0); test episodes have their own")
+    parser.add_argument(
+        "--episodes", type=positive, default=None, help="test episodes (default: 100 to 1000, from the teacher's spread)"
+    )
+    add_environment(parser)
+    parser.add_argument("--n-envs", type=positive, default=None, help="environments side by side in training")
+    parser.add_argument("--vec-env", choices=("dummy", "subproc"), default="dummy", help="how they run (default: dummy)")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
+    parser.add_argument(
+        "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
+    )
+    parser.add_argument(
+        "--target", action="append", default=[], help="export it too, and verify that: onnx, c, tflite, numpy; several times"
+    )
+    parser.add_argument(
+        "--no-check-teacher", dest="check_teacher", action="store_false", default=True, help="do not play it beforehand"
+    )
+    parser.add_argument("--no-progress", dest="progress", action="store_false", default=True, help="no progress bars")
+    group = parser.add_argument_group("hyper-parameters (default: the distiller's own)")
+    for name, kind in HYPERPARAMETERS.items():
+        group.add_argument("--" + name.replace("_", "-"), type=kind, default=None, metavar=kind.__name__.upper())
+
+
+def compress(args: argparse.Namespace) -> int:
+    """Load, check, distill, make integers, evaluate."""
+    with mistakes("compress"):
+        staging = Staging(args.out, args.force)
+    with staging:
+        with mistakes("compress"):
+            from sb3_qpd.contest import plan_arena
+            from sb3_qpd.export import find_exporter
+
+            for target in args.target:
+                find_exporter(target)
+            teacher, recipe = load_teacher(args.teacher, args)
+            distiller = _make_distiller(teacher, recipe, args)
+            baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
+            arena = plan_arena(teacher, recipe, args.episodes, progress_bar=args.progress)
+        timesteps = args.timesteps or (DEFAULT_TIMESTEPS_ATARI if recipe.is_atari else DEFAULT_TIMESTEPS)
+        _compress(distiller, baseline, arena, timesteps, staging, args.progress)
+    return _deploy(distiller, recipe, args) if args.target else 0
+
+
+def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
+    """Export and verify; the student is saved by now, whatever comes of it."""
+    with mistakes("compress"):
+        from sb3_qpd.export import export
+        from sb3_qpd.verify import load_model, verify
+
+        paths = [path for target in dict.fromkeys(args.target) for path in export(load_model(args.out), target, args.out)]
+        result = verify(args.out, recipe, policy=distiller.policy)
+    print(f"Exported {', '.join(path.name for path in paths)}\n\n{result.table()}")
+    return 0 if result.holds else EXIT_DIFFERENCE
+
+
+def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
+    from sb3_qpd.distiller import QPDDistiller
+
+    given = {name: getattr(args, name) for name in HYPERPARAMETERS if getattr(args, name) is not None}
+    same = ("n_envs", "vec_env", "seed", "device", "check_teacher")
+    options = {**{name: getattr(args, name) for name in same}, **given, **changes}
+    return QPDDistiller(teacher, recipe, verbose=1, **options)  # verbose: the check of the teacher is shown
+
+
+def _compress(
+    distiller: "QPDDistiller",
+    baseline: "QPDDistiller | None",
+    arena: "Arena",
+    timesteps: int,
+    staging: Staging,
+    progress_bar: bool,
+) -> None:
+    from sb3_qpd.contest import make_report
+    from sb3_qpd.report import table, verdict_line, write_report
+
+    learned, options = False, dict[str, Any](log_interval=None, progress_bar=progress_bar)
+    try:
+        with mistakes("compress", applies=lambda: distiller.num_timesteps == 0):
+            distiller.learn(timesteps, **options)
+        learned, baselines = True, {}
+        if baseline is not None:
+            baseline.learn(timesteps, **options)
+            arch = distiller.policy.arch.asdict()
+            bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
+            baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
+        report = make_report(distiller, arena, baselines)
+        write_report(report, staging.path)
+    except BaseException as error:
+        # hours of learning are not thrown away because somebody, or an evaluation, stopped the rest
+        if isinstance(error, KeyboardInterrupt) or learned:
+            _rescue(distiller, arena, staging)
+        raise
+    files = _publish(distiller, arena, staging)
+    print(f"\n{table(report)}\n\n{verdict_line(report)}\n\nWrote {', '.join(files)} into {staging.out}")
+
+
+def _publish(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> list[str]:
+    from sb3_qpd.contest import describe_env
+
+    distiller.save(staging.path / "student.zip")
+    if (float_student := distiller.float_student()) is not None:
+        float_student.save(staging.path / "student_float.zip")
+    model = distiller.policy.to_integer(
+        env=describe_env(arena.env), teacher=distiller.teacher_name, teacher_checksum=distiller.teacher_checksum
+    )
+    model.save(staging.path / "student.npz")
+    return staging.publish()
+
+
+def _rescue(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> None:
+    """Save an unfinished student, and say where."""
+    if distiller.num_timesteps == 0:
+        print("sb3-qpd compress: stopped before anything was learned, nothing was written", file=sys.stderr)
+        return
+    with uninterrupted():
+        files = _publish(distiller, arena, staging)
+    steps = f"after {distiller.num_timesteps} steps"
+    print(f"sb3-qpd compress: stopped {steps}; wrote {', '.join(files)} into {staging.out}", file=sys.stderr)

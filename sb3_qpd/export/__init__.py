@@ -1,0 +1,125 @@
+"""
+Files for devices: ONNX, C, TFLite, and numpy alone. Each computes what the :class:`~sb3_qpd.integer.IntegerModel` computes.
+
+A target is a module ``export/<name>.py`` with a function ``export_<name>(model, out_dir, **options) -> list[Path]`` that
+writes into a folder that exists, and a row in ``EXPORTERS``. What every target needs is done here: the model is checked before
+a file is written, and the files appear together or not at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from sb3_qpd.integer import IntegerLayer, IntegerModel
+from sb3_qpd.staging import Staging
+
+LARGEST_INPUT = 255  # of any layer: no grid has more than 8 bits
+
+
+def export(model: IntegerModel, target: str, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """
+    Write a student for one target.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param target: a key of ``EXPORTERS``
+    :param out_dir: where to; files of the same names are replaced
+    :param options: the target's own
+    :return: the files
+    """
+    return find_exporter(target)(model, out_dir, **options)
+
+
+def find_exporter(target: str) -> Callable[..., list[Path]]:
+    """
+    What writes a target; an error if it is unknown, or needs a package that is not installed.
+
+    :param target: a key of ``EXPORTERS``
+    """
+    if target not in EXPORTERS:
+        near = difflib.get_close_matches(target, EXPORTERS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"Unknown target '{target}'. Known: {', '.join(EXPORTERS)}.{hint}")
+    import_module(f"sb3_qpd.export.{target}")
+    return EXPORTERS[target]
+
+
+def export_onnx(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write ``student.onnx``; see :func:`export` and, for the options, :func:`sb3_qpd.export.onnx.export_onnx`."""
+    return _export("onnx", model, out_dir, options)
+
+
+def export_c(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write C99 sources; see :func:`export` and, for the options, :func:`sb3_qpd.export.c.export_c`."""
+    return _export("c", model, out_dir, options)
+
+
+def export_tflite(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write ``student.tflite``; see :func:`export` and, for the options, :func:`sb3_qpd.export.tflite.export_tflite`."""
+    return _export("tflite", model, out_dir, options)
+
+
+def export_numpy(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write ``student.npz`` and ``policy.py``; see :func:`export` and :func:`sb3_qpd.export.numpy.export_numpy`."""
+    return _export("numpy", model, out_dir, options)
+
+
+# name of a target -> what writes it
+EXPORTERS: dict[str, Callable[..., list[Path]]] = {
+    "onnx": export_onnx,
+    "c": export_c,
+    "tflite": export_tflite,
+    "numpy": export_numpy,
+}
+
+
+def check_model(model: IntegerModel) -> None:
+    """
+    Refuse what no target should be given: a student without ranges, or one whose accumulators could overflow.
+
+    :param model: about to be written
+    """
+    if not isinstance(model, IntegerModel):
+        raise TypeError(f"Expected an IntegerModel (policy.to_integer() makes one), got {type(model).__name__}")
+    if not model.metadata.get("calibrated", True):
+        raise ValueError(
+            "This student has never seen an observation: its ranges are a guess. Let it learn, or call policy.calibrate("
+            "observations), and export it then"
+        )
+    for i, layer in enumerate(model.layers):
+        if (bound := accumulator_bound(layer)) >= 2**31:
+            raise ValueError(f"An accumulator of layer {i} could reach {bound}, which does not fit int32")
+
+
+def accumulator_bound(layer: IntegerLayer) -> int:
+    """The largest absolute value that an accumulator, or a partial sum in any order, could reach with any input."""
+    weight, bias = np.abs(layer.weight.astype(np.int64)), np.abs(layer.bias.astype(np.int64))
+    return int((weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias).max())
+
+
+def without_paths(value: Any) -> Any:
+    """A path of somebody's machine (an environment's ``xml_file``, say) keeps its last part only."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str):
+        path = next((p for p in (PurePosixPath(value), PureWindowsPath(value)) if p.is_absolute()), None)
+        return value if path is None else path.name
+    return value
+
+
+def _export(target: str, model: IntegerModel, out_dir: str | os.PathLike[str], options: dict[str, Any]) -> list[Path]:
+    check_model(model)
+    out_dir = Path(out_dir)
+    write = getattr(import_module(f"sb3_qpd.export.{target}"), f"export_{target}")
+    with Staging(out_dir, force=True) as staging:
+        paths = write(model, staging.path, **options)
+        staging.publish()
+    return [out_dir / path.name for path in paths]

@@ -1,0 +1,321 @@
+"""
+That the files of a student are the same policy: real observations go through each of them, and every value that differs from
+:class:`~sb3_qpd.integer.IntegerModel` is counted, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.evaluation import VALIDATION_SEED, Player
+from sb3_qpd.integer import IntegerModel
+from sb3_qpd.policies import QuantActorCriticPolicy
+
+N_ENVS = 16
+PIECE = 256  # of the rows of a given array that go through at once
+
+Steps = dict[
+    str, np.ndarray
+]  # what a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
+
+
+class Contender(NamedTuple):
+    """
+    One form of the student.
+
+    :param name: for the table
+    :param steps: raw observations to those of its values that can be seen from outside
+    :param is_exact: equality is promised
+    """
+
+    name: str
+    steps: Callable[[np.ndarray], Steps]
+    is_exact: bool = True
+
+
+@dataclass
+class Difference:
+    """
+    How one contender differs from the integer model in one step.
+
+    :param contender: its name
+    :param step: of the computation
+    :param is_exact: equality is promised
+    """
+
+    contender: str
+    step: str
+    is_exact: bool
+    n_values: int = 0
+    n_differing: int = 0
+    largest: float = 0.0
+    n_rows: int = 0
+    n_equal_rows: int = 0
+
+    def add(self, expected: np.ndarray, got: np.ndarray) -> None:
+        """Count a batch."""
+        a, b = (np.asarray(values, np.float64).reshape(len(expected), -1) for values in (expected, got))
+        differs = a != b
+        self.n_values += a.size
+        self.n_differing += int(differs.sum())
+        distance = np.abs(a - b).max(initial=0.0)  # NaN if any is
+        self.largest = max(self.largest, np.inf if np.isnan(distance) else float(distance))
+        self.n_rows += len(a)
+        self.n_equal_rows += int((~differs.any(1)).sum())
+
+    @property
+    def agreement(self) -> float:
+        """Share of the observations that give the same in this step."""
+        return self.n_equal_rows / max(self.n_rows, 1)
+
+
+@dataclass
+class Jitter:
+    """Mean |a_t - a_(t-1)| of Box actions within episodes."""
+
+    total: float = 0.0
+    n: int = 0
+    _last: np.ndarray | None = None
+
+    def add(self, actions: np.ndarray, dones: np.ndarray) -> None:
+        """
+        :param actions: one of each environment
+        :param dones: episodes that these actions ended
+        """
+        if self._last is not None:
+            change = np.abs(actions - self._last)
+            self.total += float(np.nansum(change))
+            self.n += int(np.isfinite(change).sum())
+        self._last = actions.astype(np.float64)
+        self._last[dones] = np.nan  # the next action begins an episode
+
+    @property
+    def mean(self) -> float:
+        return self.total / max(self.n, 1)
+
+
+@dataclass
+class Verification:
+    """
+    What was counted.
+
+    :param n_observations: that went through every contender
+    :param differences: for each contender and step
+    :param jitter: mean change of a Box action from step to step, by who plays
+    """
+
+    n_observations: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    jitter: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def holds(self) -> bool:
+        """Nothing differs where equality is promised."""
+        return not any(row.n_differing for row in self.differences if row.is_exact)
+
+    def table(self) -> str:
+        """As text, for people."""
+        lines = [f"{self.n_observations} observations, compared with the integer model"]
+        lines.append(f"{'':24} {'step':12} {'values':>12} {'differing':>10} {'largest':>10}  same action")
+        for row in self.differences:
+            agreement = f"  {row.agreement:.4%}" if row.step == "action" else ""
+            note = "" if row.is_exact else "  (not promised)"
+            counts = f"{row.n_values:12} {row.n_differing:10} {row.largest:10.3g}"
+            lines.append(f"{row.contender:24} {row.step:12} {counts}{agreement}{note}")
+        lines.append("all equal where equality is promised" if self.holds else "DIFFERENT where equality is promised")
+        lines += [f"mean |a_t - a_(t-1)| of {who}: {value:.4g}" for who, value in self.jitter.items()]
+        return "\n".join(lines)
+
+
+def verify(
+    folder: Path,
+    source: EnvRecipe | np.ndarray,
+    n_observations: int = 1_000,
+    *,
+    policy: QuantActorCriticPolicy | None = None,
+    teacher: Player | None = None,
+    seed: int = VALIDATION_SEED,
+) -> Verification:
+    """
+    Compare every form of a student with its integer model.
+
+    :param folder: with ``student.npz`` and what was exported from it
+    :param source: the environment that the student plays in, or observations, shape (n, *observation_shape)
+    :param n_observations: how many
+    :param policy: the SB3 policy
+    :param teacher: its jitter is shown beside the student's
+    :param seed: of the environment
+    """
+    model = load_model(folder)
+    contenders = list(find_contenders(folder, model, policy))
+    if not contenders:
+        raise ValueError(f"{folder} holds nothing to compare with student.npz: expected student.zip, or what was exported")
+    result = Verification()
+    if isinstance(source, np.ndarray):
+        _compare(result, model, contenders, _pieces(source[:n_observations]))
+        return result
+    jitter = Jitter()
+    _compare(result, model, contenders, replay(policy or model, source, n_observations, seed, jitter))
+    if model.is_box:
+        result.jitter["the student"] = jitter.mean
+        if teacher is not None:
+            jitter = Jitter()
+            for _ in replay(teacher, source, n_observations, seed, jitter):
+                pass
+            result.jitter["the teacher"] = jitter.mean
+    return result
+
+
+def load_model(folder: Path) -> IntegerModel:
+    """The integer model of a folder: what the others are compared with."""
+    path = folder / "student.npz"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no student.npz, which the others are compared with: sb3-qpd export writes one")
+    return IntegerModel.load(path)
+
+
+def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticPolicy | None) -> Iterator[Contender]:
+    """Whatever in the folder can be run."""
+    if policy is not None:
+        is_exact = model.requantization == "float32"  # the other mode is for processors without it
+        yield Contender("policy in eval mode", lambda observations: policy_steps(policy, observations), is_exact)
+    if (path := folder / "student.onnx").is_file():
+        from sb3_qpd.export.onnx import OnnxPolicy
+
+        for optimize in (True, False):
+            onnx_policy = OnnxPolicy(path, optimize=optimize)
+            is_exact = onnx_policy.form == "operators" or optimize
+            name = "ONNX Runtime" if optimize else "ONNX, not optimized"
+            yield Contender(name, _file_steps(onnx_policy, model), is_exact)
+    if (path := folder / "student.tflite").is_file():
+        from sb3_qpd.export.tflite import TflitePolicy
+
+        yield Contender("TFLite, XNNPACK", _file_steps(TflitePolicy(path), model))
+        yield Contender("TFLite, own kernels", _file_steps(TflitePolicy(path, xnnpack=False), model), is_exact=False)
+    if (c_policy := compile_c(folder)) is not None:
+        yield Contender("C on this computer", _c_steps(c_policy, model))
+
+
+def compile_c(folder: Path) -> Any | None:
+    """The C code of a folder, compiled for this computer; None: there is none."""
+    if not (folder / "policy.c").is_file():
+        return None
+    try:
+        return import_module("sb3_qpd.export.c_policy").CPolicy(folder)
+    except RuntimeError as error:  # no compiler, or it refuses
+        raise ValueError(str(error)) from error
+
+
+def integer_steps(model: IntegerModel, observations: np.ndarray) -> Steps:
+    """Every step of the integer model."""
+    steps = dict(zip(_step_names(model), model.trace(observations), strict=True))
+    acc = steps["accumulators"]
+    return {**steps, _output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
+
+
+@th.no_grad()
+def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> Steps:
+    """Every step of the SB3 policy in evaluation mode."""
+    policy.set_training_mode(False)
+    extractor, head, steps = policy.features_extractor, policy.action_net, dict[str, np.ndarray]()
+
+    def keep(name: str, grid_step: Any) -> Callable[..., None]:
+        def hook(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
+            steps[name] = (output / grid_step).round().cpu().numpy()
+
+        return hook
+
+    def keep_accumulators(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
+        steps["accumulators"] = head.accumulators(inputs[0]).cpu().numpy()
+
+    grid: Any = extractor.input_grid
+    handles = [grid.register_forward_hook(keep("input_grid", 1 if extractor.is_image else grid.scale()))]
+    layers: Any = extractor.layers
+    for i, layer in enumerate(layers):
+        handles.append(layer.register_forward_hook(keep(f"layer{i}", layer.output_grid.scale())))
+    handles.append(head.register_forward_hook(keep_accumulators))
+    try:
+        outputs, _ = policy.actor_and_value(policy.obs_to_tensor(observations)[0])
+    finally:
+        for handle in handles:
+            handle.remove()
+    name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
+    return {**steps, name: outputs.cpu().numpy(), "action": policy.predict(observations, deterministic=True)[0]}
+
+
+def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, jitter: Jitter) -> Iterator[np.ndarray]:
+    """
+    Raw observations from a player's own episodes, batch after batch.
+
+    :param player: who acts: the most likely actions, in Atari sampled ones
+    :param recipe: where
+    :param n_observations: in all
+    :param seed: of the environment
+    :param jitter: counts the actions
+    """
+    env = recipe.make_vec_env(min(N_ENVS, n_observations), seed=seed, training=False)
+    try:
+        observations: Any = env.reset()
+        while n_observations > 0:
+            yield observations[:n_observations]
+            n_observations -= len(observations)
+            actions, _ = player.predict(observations, deterministic=not recipe.is_atari)
+            observations, _, dones, _ = env.step(actions)
+            jitter.add(actions, dones)
+    finally:
+        env.close()
+
+
+def _pieces(observations: np.ndarray) -> Iterator[np.ndarray]:
+    return (observations[start : start + PIECE] for start in range(0, len(observations), PIECE))
+
+
+def _compare(result: Verification, model: IntegerModel, contenders: list[Contender], batches: Iterable[np.ndarray]) -> None:
+    rows: dict[tuple[str, str], Difference] = {}
+    for observations in batches:
+        if (given := observations.shape[1:]) != model.observation_shape:
+            raise ValueError(f"Expected observations of shape {model.observation_shape}, got {given}: another environment's?")
+        expected = integer_steps(model, observations)
+        result.n_observations += len(observations)
+        for contender in contenders:
+            got = contender.steps(observations)
+            for step in (name for name in expected if name in got):
+                key = contender.name, step
+                row = rows.setdefault(key, Difference(contender.name, step, contender.is_exact))
+                row.add(expected[step], got[step])
+    result.differences = list(rows.values())
+
+
+def _step_names(model: IntegerModel) -> list[str]:
+    """Of :meth:`IntegerModel.trace`."""
+    return ["input_grid", *(f"layer{i}" for i in range(len(model.layers) - 1)), "accumulators"]
+
+
+def _output_name(model: IntegerModel) -> str:
+    return "mean" if model.is_box else "logits"
+
+
+def _file_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
+    def steps(observations: np.ndarray) -> Steps:
+        actions, outputs = policy.run(observations)
+        return {**policy.trace(observations), _output_name(model): outputs, "action": actions}
+
+    return steps
+
+
+def _c_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
+    def steps(observations: np.ndarray) -> Steps:
+        values = policy.trace(observations, model)
+        actions = np.stack([policy.act(observation) for observation in observations])
+        return {**dict(zip(_step_names(model), values, strict=True)), "action": actions}
+
+    return steps

@@ -1,0 +1,219 @@
+"""Every differing value is counted, and the commands that deploy a student say so."""
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from students import BITS, BOX, DISCRETE, IMAGE, SPACES, VECTOR, actor_output, make_student, some_observations
+from test_cli import mistake
+from toys import QUICK
+
+from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, make_recipe
+from sb3_qpd.benchmark import Networks, benchmark, write_float_onnx
+from sb3_qpd.cli import main
+from sb3_qpd.export import export
+from sb3_qpd.export.onnx import OnnxPolicy
+from sb3_qpd.verify import Difference, Jitter, policy_steps, verify
+
+STEPS = ["input_grid", "layer0", "layer1", "accumulators", "logits", "action"]
+
+
+@pytest.fixture(scope="module")
+def teacher() -> PPO:
+    return PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0, n_steps=64, batch_size=64)
+
+
+@pytest.fixture(scope="module")
+def student_zip(teacher: PPO, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("student") / "student.zip"
+    QPDDistiller(teacher, "CartPole-v1", **QUICK).learn(64).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(student_zip: Path, tmp_path: Path) -> Path:
+    """A student's zip with what was exported from it."""
+    folder = tmp_path / "deployed"
+    folder.mkdir()
+    (folder / "student.zip").write_bytes(student_zip.read_bytes())
+    targets = ["--target", "onnx", "--target", "numpy", "--env", "CartPole-v1"]
+    assert main(["export", str(folder / "student.zip"), *targets, "--out", str(folder)]) == 0
+    return folder
+
+
+def change_one_bias(path: Path) -> None:
+    proto = onnx.load(path)
+    (bias,) = (value for value in proto.graph.initializer if value.name == "bias1")
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[0] += 2**22
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, "bias1"))
+    onnx.save(proto, path)
+
+
+def test_export_and_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["policy.py", "student.npz", "student.onnx", "student.zip"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert IntegerModel.load(folder / "student.npz").metadata["env"]["env_id"] == "CartPole-v1"
+    assert main(["verify", str(folder), "--observations", "100"]) == 0
+    output = capsys.readouterr().out
+    assert "100 observations, compared with the integer model" in output
+    for contender in ("policy in eval mode", "ONNX Runtime", "ONNX, not optimized"):
+        rows = [line.removeprefix(contender).split() for line in output.splitlines() if line.startswith(contender)]
+        assert [row[0] for row in rows] == STEPS
+        assert all(row[2] == "0" for row in rows), rows
+        assert rows[-1][1] == "100" and rows[-1][-1] == "100.0000%"
+    assert output.endswith("all equal where equality is promised\n")
+
+
+def test_a_difference_is_seen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_one_bias(folder / "student.onnx")
+    assert main(["verify", str(folder), "--observations", "50"]) == 1
+    output = capsys.readouterr().out
+    differing = {
+        tuple(line.split()[:3]): int(line.split()[4]) for line in output.splitlines() if line.startswith("ONNX Runtime")
+    }
+    assert differing["ONNX", "Runtime", "layer0"] == 0 and differing["ONNX", "Runtime", "layer1"] > 0
+    assert "DIFFERENT where equality is promised" in output
+
+
+def test_a_difference_where_none_is_excluded_does_not_fail(tmp_path: Path) -> None:
+    model = make_student().to_integer()
+    model.save(tmp_path / "student.npz")
+    export_onnx(model, tmp_path, form="qdq")
+    change_one_bias(tmp_path / "student.onnx")
+    result = verify(tmp_path, some_observations(VECTOR, 100))
+    assert not result.holds
+    assert {row.contender: row.is_exact for row in result.differences} == {"ONNX Runtime": True, "ONNX, not optimized": False}
+    result.differences = [row for row in result.differences if not row.is_exact]
+    assert any(row.n_differing for row in result.differences) and result.holds
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_every_step_of_a_policy(kind: str, tmp_path: Path) -> None:
+    """Given observations, vectors and images, discrete and Box."""
+    space, actions = SPACES[kind]
+    policy = make_student(space, actions, BITS["W4A4"])
+    policy.to_integer().save(tmp_path / "student.npz")
+    export_onnx(policy.to_integer(), tmp_path)
+    result = verify(tmp_path, some_observations(space, 300), policy=policy)
+    assert result.holds and result.n_observations == 300
+    assert {row.n_rows for row in result.differences} == {300} and all(row.agreement == 1 for row in result.differences)
+    (policy_grid,) = (r for r in result.differences if (r.contender, r.step) == ("policy in eval mode", "input_grid"))
+    assert policy_grid.n_values == 300 * np.prod(space.shape)
+    name = "mean" if actions is BOX else "logits"
+    assert [row.step for row in result.differences][-3:] == ["accumulators", name, "action"]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+@pytest.mark.parametrize("requantization", ["float32", "fixed"])
+@pytest.mark.parametrize("kind", SPACES)
+def test_c_is_compared(kind: str, requantization: str, tmp_path: Path) -> None:
+    """In fixed mode the policy, which is float32, is shown without a promise."""
+    pytest.importorskip("sb3_qpd.export.c_policy")
+    space, actions = SPACES[kind]
+    policy = make_student(space, actions, BITS["W4A8"])
+    model = policy.to_integer()
+    model.requantization = requantization
+    model.save(tmp_path / "student.npz")
+    export(model, "c", tmp_path)
+    result = verify(tmp_path, some_observations(space, 100), policy=policy)
+    of_c = [row for row in result.differences if row.contender == "C on this computer"]
+    hidden = [f"layer{i}" for i in range(len(model.layers) - 1)]
+    assert [row.step for row in of_c] == ["input_grid", *hidden, "accumulators", "action"]
+    assert not any(row.n_differing for row in of_c) and result.holds
+    others = {row.is_exact for row in result.differences if row.contender == "policy in eval mode"}
+    assert others == {requantization == "float32"}
+
+
+def test_hooks_are_taken_off() -> None:
+    policy = make_student()
+    policy_steps(policy, some_observations(VECTOR, 64))
+    assert not any(module._forward_hooks for module in policy.modules())
+
+
+def test_counting() -> None:
+    row = Difference("one", "layer0", True)
+    row.add(np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 1]]))
+    row.add(np.array([[1, 2]]), np.array([[1, 2]]))
+    assert (row.n_values, row.n_differing, row.largest) == (6, 1, 3.0)
+    assert row.agreement == pytest.approx(2 / 3)
+    row.add(np.array([[1.0, 2.0]]), np.array([[np.nan, 2.0]]))
+    assert row.n_differing == 2 and row.largest == np.inf
+
+
+def test_jitter_is_counted_within_episodes() -> None:
+    jitter = Jitter()
+    actions = np.array([[[0.0], [5.0]], [[1.0], [5.5]], [[9.0], [5.0]], [[9.5], [5.0]]], np.float32)
+    dones = np.array([[False, False], [True, False], [False, False], [False, False]])
+    for action, done in zip(actions, dones, strict=True):
+        jitter.add(action, done)
+    assert jitter.mean == pytest.approx((1 + 0.5 + 0.5 + 0.5 + 0) / 5)  # 1 -> 9 is another episode
+
+
+def test_jitter_of_student_and_teacher(tmp_path: Path) -> None:
+    policy = make_student(spaces.Box(-np.inf, np.inf, (3,)), spaces.Box(-2, 2, (1,)))
+    policy.to_integer().save(tmp_path / "student.npz")
+    export_onnx(policy.to_integer(), tmp_path)
+    result = verify(tmp_path, make_recipe("Pendulum-v1"), 64, teacher=policy)
+    assert result.holds and result.n_observations == 64
+    assert result.jitter["the student"] == result.jitter["the teacher"] > 0
+    assert "mean |a_t - a_(t-1)| of the teacher: " in result.table()
+
+
+def test_benchmark(folder: Path, teacher: PPO, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher.save(tmp_path / "teacher.zip")
+    QPDDistiller(teacher, "CartPole-v1", transition="none", weight_bits=32, activation_bits=32, **QUICK).learn(64).save(
+        folder / "student_float.zip"
+    )
+    assert main(["benchmark", str(folder), "--seconds", "0.01", "--teacher", str(tmp_path / "teacher.zip")]) == 0
+    lines = capsys.readouterr().out.splitlines()[-9:]
+    assert re.match(r"one thread, medians +us/action +actions/s, batch 64 +bytes +ratio", lines[0])
+    in_onnx = [f"{who}, ONNX Runtime {kind}" for who in ("teacher", "float student") for kind in ("float32", "int8")]
+    names = ["teacher, SB3 predict", *in_onnx, "student, SB3 predict", "student, numpy", "student, ONNX Runtime"]
+    for name, line in zip(names, lines[1:], strict=True):
+        assert re.fullmatch(rf"{name} +[\d.]+ +[\d,]+ +\d+ +[\d.]+x", line)
+    rows = benchmark(folder, make_recipe("CartPole-v1"), Networks(), seconds=0.01)
+    assert [row.nbytes for row in rows] == [(folder / name).stat().st_size for name in ("student.npz", "student.onnx")]
+
+
+@pytest.mark.parametrize("space", [VECTOR, IMAGE], ids=["vector", "image"])
+def test_a_float_policy_in_onnx_runtime(space: spaces.Box, tmp_path: Path) -> None:
+    policy, observations = make_student(space, DISCRETE, (32, 32)), some_observations(space, 64)[32:]
+    write_float_onnx(policy, observations[:1], tmp_path / "float.onnx")
+    (outputs,) = OnnxPolicy(tmp_path / "float.onnx").run(observations)
+    np.testing.assert_allclose(outputs, actor_output(policy, observations), rtol=1e-3, atol=1e-2)
+
+
+def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    start = ["export", student_zip, "--env", "CartPole-v1", "--out", out, "--target"]
+    assert "Unknown target 'onyx'. Known: onnx, c, tflite, numpy. Did you mean" in mistake(
+        capsys, *start, "numpy", "--target", "onyx"
+    )
+    assert "channels_last is for images" in mistake(capsys, *start, "onnx", "--channels-last")
+    assert "--env ID" in mistake(capsys, "export", student_zip, "--out", out, "--target", "onnx")
+    assert "nowhere.npz" in mistake(capsys, "export", "nowhere.npz", "--out", out, "--target", "onnx")
+    assert "expected what sb3-qpd compress writes" in mistake(
+        capsys, "export", "nowhere.zip", "--out", out, "--target", "onnx"
+    )
+    assert "--target" in mistake(capsys, "export", student_zip, "--out", out)
+    assert "requantizes in float32" in mistake(capsys, *start, "onnx", "--requantization", "fixed")
+    assert not out.exists()
+    for command in ("verify", "benchmark"):
+        assert "holds no student.npz" in mistake(capsys, command, tmp_path)
+        assert "NoSuchEnv" in mistake(capsys, command, folder, "--env", "NoSuchEnv-v0")
+    (tmp_path / "student.npz").write_bytes((folder / "student.npz").read_bytes())
+    assert "holds nothing to compare with student.npz" in mistake(capsys, "verify", tmp_path)
+
+
+def test_an_environment_with_other_observations(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_student(VECTOR, DISCRETE).to_integer()
+    model.save(tmp_path / "student.npz")
+    export_onnx(model, tmp_path)
+    error = mistake(capsys, "verify", tmp_path, "--env", "CartPole-v1")
+    assert "Expected observations of shape (5,), got (4,)" in error
