@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sb3_qpd.teachers import Teacher
 
 DEFAULT_TIMESTEPS = 100_000
-DEFAULT_TIMESTEPS_ATARI = 400_000
+DEFAULT_TIMESTEPS_ATARI = 200_000
 
 FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
 
