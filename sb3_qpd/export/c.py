@@ -212,8 +212,7 @@ def _struct(layer: CLayer, layers: list[CLayer], requantization: str) -> str:
     members: list[Any] = [f"{name}_weights", f"{name}_bias"]
     if len(layers) > 1:
         members += ["NULL" if is_head else f"{name}_multiplier"] + (["NULL" if is_head else f"{name}_shift"] if fixed else [])
-        top = 2**layer.layer.activation_bits - 1
-        members.append(top if fixed else int(np.float32(top).view(np.int32)))
+        members.append(2**layer.layer.activation_bits - 1)
     members += [layer.n_in, layer.n_out]
     if any(other.is_packed for other in layers):
         members += [layer.layer.weight_bits, layer.chunk]

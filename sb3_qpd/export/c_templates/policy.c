@@ -26,13 +26,21 @@ $summary
 #error "Little-endian processors only"
 #endif
 
-#if defined(__ARM_FEATURE_DSP) && defined(__ARM_FEATURE_SIMD32)
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
 #define POLICY_DSP 1
-#include <arm_acle.h>
 #else
 #define POLICY_DSP 0
 #endif
 
+//: if hidden float32
+/* ARM's FPU rounds half to even in one instruction. */
+#if defined(__arm__) && defined(__ARM_FP) && (__ARM_FP & 4) != 0
+#define POLICY_VFP 1
+#else
+#define POLICY_VFP 0
+#endif
+
+//: end
 #ifdef __cplusplus
 #define POLICY_RESTRICT __restrict
 #else
@@ -51,12 +59,13 @@ struct layer {
     const int32_t *bias;
 //: if hidden float32
     const float *multiplier;
-    int32_t top; /* the largest output, as the bits of a float */
 //: end
 //: if hidden fixed
     const uint32_t *multiplier; /* times 2^-shift */
     const uint8_t *shift;
-    uint32_t top; /* the largest output */
+//: end
+//: if hidden
+    int32_t top; /* the largest output */
 //: end
     uint32_t n_in; /* weights in a row */
     uint32_t n_out;
@@ -112,86 +121,94 @@ enum { N_COLUMNS = 4 };
 
 #if POLICY_DSP
 
-static uint32_t bytes_0_and_2(uint32_t word)
-{
-    uint32_t result;
-    __asm__("uxtb16 %0, %1" : "=r"(result) : "r"(word));
-    return result;
-}
+/* Four bytes at %1 to 16 bits at %0, which goes %2 bytes on. */
+#define WIDEN_FOUR                                                                                                           \
+    "ldr r0, [%1], #4\n\t"                                                                                                   \
+    "uxtb16 r2, r0\n\t"                                                                                                      \
+    "uxtb16 r3, r0, ror #8\n\t"                                                                                              \
+    "strd r2, r3, [%0]\n\t"                                                                                                  \
+    "add %0, %2\n\t"
 
-static uint32_t bytes_1_and_3(uint32_t word)
+static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t n_rows, uint32_t run, uint32_t pitch)
 {
-    uint32_t result;
-    __asm__("uxtb16 %0, %1, ror #8" : "=r"(result) : "r"(word));
-    return result;
-}
-
-static int32_t signed_bytes_0_and_2(uint32_t word)
-{
-    int32_t result;
-    __asm__("sxtb16 %0, %1" : "=r"(result) : "r"(word));
-    return result;
-}
-
-static int32_t signed_bytes_1_and_3(uint32_t word)
-{
-    int32_t result;
-    __asm__("sxtb16 %0, %1, ror #8" : "=r"(result) : "r"(word));
-    return result;
-}
-
-/* Adds a block of four products; a row that ends within a block goes on into what follows, which meets zeros. */
-static int32_t dot_block(int32_t sum, const int16_t *column, int32_t weights_0_and_2, int32_t weights_1_and_3)
-{
-    uint64_t pairs;
-    memcpy(&pairs, __builtin_assume_aligned(column, 4), 8);
-    return __smlad((int32_t)(uint32_t)(pairs >> 32), weights_1_and_3, __smlad((int32_t)(uint32_t)pairs, weights_0_and_2, sum));
-}
-
-static int16_t *widen(int16_t *to, const uint8_t *from, uint32_t n, uint32_t block_distance)
-{
-    uint32_t i;
-    for (i = 0; i < n; i += 4, to += block_distance) {
-        uint32_t word = 0, halves[2];
-        if (n - i >= 4) {
-            memcpy(&word, from + i, 4);
-        } else {
-            memcpy(&word, from + i, n - i);
+    const uint32_t distance_in_bytes = 2 * distance, eights = run & ~7u;
+    for (; n_rows > 0; n_rows--) {
+        const uint8_t *row = from;
+        const uint8_t *const end = row + eights;
+        while (row != end) {
+            __asm__ volatile(WIDEN_FOUR WIDEN_FOUR
+                             : "+r"(to), "+r"(row)
+                             : "r"(distance_in_bytes)
+                             : "r0", "r2", "r3", "memory", "cc");
         }
-        halves[0] = bytes_0_and_2(word);
-        halves[1] = bytes_1_and_3(word);
-        memcpy(__builtin_assume_aligned(to, 4), halves, 8);
+        if ((run & 4) != 0) {
+            __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
+        }
+        if ((run & 3) != 0) {
+            uint8_t last[4] = {0, 0, 0, 0};
+            uint32_t i;
+            for (i = 0; i < (run & 3); i++) {
+                last[i] = row[i];
+            }
+            row = last;
+            __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
+        }
+        from += pitch;
     }
-    return to;
 }
 
+/* A row of weights that ends within a block of four goes on into what follows, and meets zeros. */
 static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
 {
-    uint32_t i, word;
-    for (i = 0; i < n; i += 4) {
-        memcpy(&word, weights + i, 4);
-        sum = dot_block(sum, column + i, signed_bytes_0_and_2(word), signed_bytes_1_and_3(word));
+    const int8_t *const end = weights + n;
+    while (weights < end) {
+        __asm__("ldr r0, [%1], #4\n\t"
+                "sxtb16 r1, r0\n\t"
+                "sxtb16 r0, r0, ror #8\n\t"
+                "ldrd r2, r3, [%2], #8\n\t"
+                "smlad %0, r2, r1, %0\n\t"
+                "smlad %0, r3, r0, %0"
+                : "+r"(sum), "+r"(weights), "+r"(column)
+                :
+                : "r0", "r1", "r2", "r3", "memory");
     }
     return sum;
 }
 
 //: if conv
+/* Four weights times four columns: %0 to %3 are the sums, %4 the weights, %5 the columns. */
+#define FOUR_BY_FOUR                                                                                                         \
+    "ldr r0, [%4], #4\n\t"                                                                                                   \
+    "sxtb16 r1, r0\n\t"                                                                                                      \
+    "sxtb16 r0, r0, ror #8\n\t"                                                                                              \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %0, r2, r1, %0\n\t"                                                                                               \
+    "smlad %0, r3, r0, %0\n\t"                                                                                               \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %1, r2, r1, %1\n\t"                                                                                               \
+    "smlad %1, r3, r0, %1\n\t"                                                                                               \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %2, r2, r1, %2\n\t"                                                                                               \
+    "smlad %2, r3, r0, %2\n\t"                                                                                               \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %3, r2, r1, %3\n\t"                                                                                               \
+    "smlad %3, r3, r0, %3\n\t"
+
 static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int32_t sum, int32_t sums[N_COLUMNS])
 {
     int32_t sum_0 = sum, sum_1 = sum, sum_2 = sum, sum_3 = sum;
-    const int8_t *const end = weights + n;
-    while (weights < end) {
-        uint32_t word;
-        int32_t even, odd;
-        memcpy(&word, weights, 4);
-        even = signed_bytes_0_and_2(word);
-        odd = signed_bytes_1_and_3(word);
-        sum_0 = dot_block(sum_0, columns, even, odd);
-        sum_1 = dot_block(sum_1, columns + 4, even, odd);
-        sum_2 = dot_block(sum_2, columns + 8, even, odd);
-        sum_3 = dot_block(sum_3, columns + 12, even, odd);
-        weights += 4;
-        columns += 4 * N_COLUMNS;
+    const int8_t *const end = weights + n / 8 * 8;
+    while (weights != end) {
+        __asm__(FOUR_BY_FOUR FOUR_BY_FOUR
+                : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
+                :
+                : "r0", "r1", "r2", "r3", "memory");
+    }
+    if (n % 8 != 0) {
+        __asm__(FOUR_BY_FOUR
+                : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
+                :
+                : "r0", "r1", "r2", "r3", "memory");
     }
     sums[0] = sum_0;
     sums[1] = sum_1;
@@ -203,16 +220,19 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
 #else
 
 /* Plain loops, which a compiler can vectorize. */
-static int16_t *widen(int16_t *POLICY_RESTRICT to, const uint8_t *POLICY_RESTRICT from, uint32_t n)
+static void widen(
+    int16_t *POLICY_RESTRICT to, const uint8_t *POLICY_RESTRICT from, uint32_t n_rows, uint32_t run, uint32_t pitch)
 {
     uint32_t i;
-    for (i = 0; i < n; i++) {
-        to[i] = from[i];
+    for (; n_rows > 0; n_rows--, from += pitch) {
+        for (i = 0; i < run; i++) {
+            to[i] = from[i];
+        }
+        for (; i % 4 != 0; i++) {
+            to[i] = 0;
+        }
+        to += i;
     }
-    for (; i % 4 != 0; i++) {
-        to[i] = 0;
-    }
-    return to + i;
 }
 
 static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
@@ -291,9 +311,9 @@ static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums,
     const int8_t *weights = (const int8_t *)layer->weights;
 //: end
 #if POLICY_DSP
-    (void)widen(column, in, layer->n_in, 4);
+    widen(column, 4, in, 1, layer->n_in, 0);
 #else
-    (void)widen(column, in, layer->n_in);
+    widen(column, in, 1, layer->n_in, 0);
 #endif
     for (row = 0; row < layer->n_out; row++, weights += layer->n_in) {
 //: if packed
@@ -310,36 +330,70 @@ static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums,
 
 //: end
 //: if hidden float32
-/*
- * round(sum multiplier), half to even, clamped to 0 .. top. The product is the only float operation, and it is rounded by
- * hand from its bits: with no addition near it, no compiler can fuse it into one and change the result.
- */
-static uint8_t requantize(const struct layer *layer, uint32_t channel, int32_t sum)
+struct scale {
+    float multiplier;
+    int32_t top;
+};
+
+static struct scale scale_of(const struct layer *layer, uint32_t channel)
 {
-    const float product = (float)sum * layer->multiplier[channel];
+    struct scale scale;
+    scale.multiplier = layer->multiplier[channel];
+    scale.top = layer->top;
+    return scale;
+}
+
+/* round(sum multiplier), half to even, clamped to 0 .. top. */
+static int32_t requantize(int32_t sum, struct scale scale)
+{
+    const float product = (float)sum * scale.multiplier;
+    int32_t rounded;
+#if POLICY_VFP
+    float register_of_fpu;
+    __asm__("vcvtr.s32.f32 %0, %1" : "=t"(register_of_fpu) : "t"(product));
+    memcpy(&rounded, &register_of_fpu, 4);
+    rounded = rounded > 0 ? rounded : 0;
+#else
+    /* By hand, from the bits of the product: with no addition near it, no compiler can fuse it into one and change it. */
     int32_t bits, shift, mantissa;
     memcpy(&bits, &product, 4);
-    bits = bits > 0 ? bits : 0; /* floats are in the order of their bits; negative ones have the highest bit set */
-    bits = bits < layer->top ? bits : layer->top;
-    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift; with 25 or more it is below 1/2 */
+    bits = bits > 0 ? bits : 0;                   /* floats are in the order of their bits; a negative one has the highest bit */
+    bits = bits < 0x437f0000 ? bits : 0x437f0000; /* 255 */
+    shift = 150 - (bits >> 23);                   /* product = mantissa 2^-shift; with 25 or more it is below 1/2 */
     shift = shift < 25 ? shift : 25;
     mantissa = (bits & 0x7fffff) | 0x800000;
-    return (uint8_t)((mantissa + ((int32_t)1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)) >> shift);
+    rounded = (mantissa + ((int32_t)1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)) >> shift;
+#endif
+    return rounded < scale.top ? rounded : scale.top;
 }
 
 //: end
 //: if hidden fixed
-/* round(sum multiplier 2^-shift), half up, clamped to 0 .. top. */
-static uint8_t requantize(const struct layer *layer, uint32_t channel, int32_t sum)
+struct scale {
+    uint32_t multiplier;
+    uint32_t shift;
+    int32_t top;
+};
+
+static struct scale scale_of(const struct layer *layer, uint32_t channel)
 {
-    const uint32_t shift = layer->shift[channel];
+    struct scale scale;
+    scale.multiplier = layer->multiplier[channel];
+    scale.shift = layer->shift[channel];
+    scale.top = layer->top;
+    return scale;
+}
+
+/* round(sum multiplier 2^-shift), half up, clamped to 0 .. top. */
+static int32_t requantize(int32_t sum, struct scale scale)
+{
     uint64_t product;
     if (sum <= 0) {
         return 0;
     }
-    product = (uint64_t)(uint32_t)sum * layer->multiplier[channel];
-    product = (product + ((uint64_t)1 << (shift - 1))) >> shift;
-    return (uint8_t)(product < layer->top ? product : layer->top);
+    product = (uint64_t)(uint32_t)sum * scale.multiplier;
+    product = (product + ((uint64_t)1 << (scale.shift - 1))) >> scale.shift;
+    return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
 }
 
 //: end
@@ -348,7 +402,7 @@ static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT s
 {
     uint32_t channel;
     for (channel = 0; channel < layer->n_out; channel++) {
-        out[channel] = requantize(layer, channel, sums[channel]);
+        out[channel] = (uint8_t)requantize(sums[channel], scale_of(layer, channel));
     }
 }
 
@@ -356,53 +410,47 @@ static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT s
 //: if conv
 /* -- convolutions --------------------------------------------------------------------------------------------------- */
 
-/* A position of the window as column number `column`. */
+/* The window at one position as column number `column`. */
 static void gather(const struct layer *layer, const uint8_t *in, uint32_t position, int16_t *columns, uint32_t column)
 {
-    const uint8_t *window =
+    const uint8_t *const window =
         in + position / layer->n_across * layer->step_down + position % layer->n_across * layer->step_across;
-    uint32_t row;
 #if POLICY_DSP
-    int16_t *to = columns + column * 4;
+    widen(columns + column * 4, 4 * N_COLUMNS, window, layer->window_rows, layer->window_run, layer->pitch);
 #else
-    int16_t *to = columns + column * layer->n_in;
+    widen(columns + column * layer->n_in, window, layer->window_rows, layer->window_run, layer->pitch);
 #endif
-    for (row = 0; row < layer->window_rows; row++, window += layer->pitch) {
-#if POLICY_DSP
-        to = widen(to, window, layer->window_run, 4 * N_COLUMNS);
-#else
-        to = widen(to, window, layer->window_run);
-#endif
-    }
 }
 
-/* The last positions are computed more than once where their number is no multiple of four. */
+/* The last position is computed more than once where their number is no multiple of four. */
 static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_argument})
 {
-    const uint32_t n = layer->n_out, last_position = layer->n_positions - 1;
+    const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1;
     uint32_t position, channel, i;
-    int32_t sums[N_COLUMNS];
 //: if packed
     uint32_t first;
-    for (first = 0; first < n; first += layer->chunk) {
+    for (first = 0; first < n_out; first += layer->chunk) {
         const int8_t *const all = rows(layer, first, unpacked);
-        const uint32_t end = n - first < layer->chunk ? n : first + layer->chunk;
+        const uint32_t end = n_out - first < layer->chunk ? n_out : first + layer->chunk;
 //: else
     {
-        const uint32_t first = 0, end = n;
+        const uint32_t first = 0, end = n_out;
         const int8_t *const all = (const int8_t *)layer->weights;
 //: end
         for (position = 0; position <= last_position; position += N_COLUMNS) {
-            uint32_t where[N_COLUMNS];
             const int8_t *weights = all;
+            uint8_t *to[N_COLUMNS];
             for (i = 0; i < N_COLUMNS; i++) {
-                where[i] = position + i < last_position ? position + i : last_position;
-                gather(layer, in, where[i], columns, i);
+                const uint32_t each = position + i < last_position ? position + i : last_position;
+                gather(layer, in, each, columns, i);
+                to[i] = out + each * n_out;
             }
-            for (channel = first; channel < end; channel++, weights += layer->n_in) {
-                dot_4(columns, weights, layer->n_in, layer->bias[channel], sums);
+            for (channel = first; channel < end; channel++, weights += n_in) {
+                const struct scale scale = scale_of(layer, channel);
+                int32_t sums[N_COLUMNS];
+                dot_4(columns, weights, n_in, layer->bias[channel], sums);
                 for (i = 0; i < N_COLUMNS; i++) {
-                    out[where[i] * n + channel] = requantize(layer, channel, sums[i]);
+                    to[i][channel] = (uint8_t)requantize(sums[i], scale);
                 }
             }
         }
@@ -415,31 +463,31 @@ static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out,
 
 void policy_reset(void)
 {
-    memset(stack, 0, sizeof stack);
     has_frame = 0;
 }
 
 int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 {
 //: if four_frames
+    const uint32_t kept = has_frame ? 0xffffffffu : 0;
     uint32_t pixel;
 //: else
-    uint32_t pixel, channel;
     const uint32_t n = POLICY_FRAME_CHANNELS * POLICY_N_FRAMES, kept = n - POLICY_FRAME_CHANNELS;
+    uint32_t pixel, channel;
 //: end
     if (frame == NULL) {
         return POLICY_NULL_POINTER;
     }
 //: if four_frames
     for (pixel = 0; pixel < POLICY_FRAME_SIZE; pixel++) {
-        stack[pixel] = stack[pixel] >> 8 | (uint32_t)frame[pixel] << 24;
+        stack[pixel] = (stack[pixel] >> 8 & kept) | (uint32_t)frame[pixel] << 24;
     }
 //: else
     for (pixel = 0; pixel < POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH; pixel++) {
         uint8_t *const frames = stack + pixel * n;
 //: if many_frames
         for (channel = 0; channel < kept; channel++) {
-            frames[channel] = frames[channel + POLICY_FRAME_CHANNELS];
+            frames[channel] = has_frame ? frames[channel + POLICY_FRAME_CHANNELS] : 0;
         }
 //: end
         for (channel = 0; channel < POLICY_FRAME_CHANNELS; channel++) {
