@@ -82,6 +82,8 @@ def _flags(model: IntegerModel, layers: list[CLayer], values: dict[str, Any]) ->
         "hidden": bool(hidden),
         "hidden_dense": any(not layer.layer.is_conv for layer in hidden),
         "packed": any(layer.is_packed for layer in layers),
+        "ragged": any(layer.run % 4 for layer in layers),
+        "half_eights": any(n % 8 for layer in layers for n in (layer.run, layer.n_in)),
         "float_helpers": model.requantization == "fixed" and (model.is_box or not model.is_image),
         "many_frames": frames[0] > 1,
         "four_frames": frames == (4, 1),
@@ -158,6 +160,7 @@ def _arithmetic(model: IntegerModel, layers: list[CLayer], places: list[Place], 
     """Tables, and the calls layer by layer."""
     values: dict[str, Any] = {
         "arena_bytes": arena_bytes,
+        "size_type": _size_type(layers),
         "input_at": places[0].input,
         "max_hidden": max([layer.n_out for layer in layers[:-1] if not layer.layer.is_conv], default=1),
         "or_planes": ", or bit planes in uint32_t" if any(layer.is_packed for layer in layers) else "",
@@ -202,23 +205,30 @@ def _tables(layer: CLayer, requantization: str) -> str:
     elif layer.layer.activation_bits:
         m, shift = layer.fixed()
         tables.append(array("uint32_t", f"{layer.name}_multiplier", m, unsigned_literal))
-        tables.append(array("uint8_t", f"{layer.name}_shift", shift))
+        tables.append(array("uint8_t", f"{layer.name}_shift", shift - 1))
     return "".join(tables)
 
 
 def _struct(layer: CLayer, layers: list[CLayer], requantization: str) -> str:
     """The members in the order of ``struct layer``."""
-    name, is_head, fixed = layer.name, layer.layer.activation_bits == 0, requantization == "fixed"
-    members: list[Any] = [f"{name}_weights", f"{name}_bias"]
+    name, is_head = layer.name, layer.layer.activation_bits == 0
+    pointers = [f"{name}_weights", f"{name}_bias"]
     if len(layers) > 1:
-        members += ["NULL" if is_head else f"{name}_multiplier"] + (["NULL" if is_head else f"{name}_shift"] if fixed else [])
-        members.append(2**layer.layer.activation_bits - 1)
-    members += [layer.n_in, layer.n_out]
+        scales = ["multiplier", "shift"] if requantization == "fixed" else ["multiplier"]
+        pointers += ["NULL" if is_head else f"{name}_{scale}" for scale in scales]
+    members = ", ".join([*pointers, *map(str, _dimensions(layer, layers))])
+    return f"static const struct layer {name} = {{{members}}};"
+
+
+def _dimensions(layer: CLayer, layers: list[CLayer]) -> list[int]:
+    dimensions = [layer.n_in, layer.n_out]
+    if len(layers) > 1:
+        dimensions.append(2**layer.layer.activation_bits - 1)
     if any(other.is_packed for other in layers):
-        members += [layer.layer.weight_bits, layer.chunk]
+        dimensions += [layer.layer.weight_bits, layer.chunk]
     if any(other.layer.is_conv for other in layers):
-        members += _window(layer)
-    return f"static const struct layer {name} = {{{', '.join(map(str, members))}}};"
+        dimensions += _window(layer)
+    return dimensions
 
 
 def _window(layer: CLayer) -> list[int]:
@@ -234,7 +244,7 @@ def _window(layer: CLayer) -> list[int]:
         stride * channels,
         stride * width * channels,
         kernel,
-        kernel * channels,
+        layer.run,
         width * channels,
     ]
 
@@ -258,13 +268,18 @@ def _calls(i: int, layers: list[CLayer], places: list[Place], is_image: bool) ->
     return "\n".join("    " + line for line in lines)
 
 
+def _size_type(layers: list[CLayer]) -> str:
+    """Wide enough for every dimension."""
+    return "uint16_t" if max(max(_dimensions(layer, layers)) for layer in layers) < 2**16 else "uint32_t"
+
+
 def _memory(model: IntegerModel, layers: list[CLayer]) -> dict[str, Any]:
     """Bytes of constants in flash, for the README."""
-    fixed, total = model.requantization == "fixed", 0
+    fixed, total, size = model.requantization == "fixed", 0, int(_size_type(layers)[4:6]) // 8
     for layer in layers:
         scales = 0 if layer.layer.activation_bits == 0 else 5 if fixed else 4
-        members = len(_struct(layer, layers, model.requantization).split(","))
-        total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * members
+        pointers, dimensions = 2 + min(1, scales) + fixed, len(_dimensions(layer, layers))
+        total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * pointers + dimensions * size
     if not model.is_image and not fixed:
         total += 8 * math.prod(model.observation_shape)
     if model.is_box:

@@ -60,6 +60,11 @@ class CLayer:
         return len(self.rows)
 
     @property
+    def run(self) -> int:
+        """Inputs that lie side by side: a row of a convolution's window, or all."""
+        return self.layer.weight.shape[3] * self.layer.weight.shape[1] if self.layer.is_conv else self.n_in
+
+    @property
     def output_shape(self) -> tuple[int, ...]:
         return self.layer.output_shape(self.shape)
 

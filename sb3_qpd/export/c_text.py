@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from collections.abc import Callable
 from importlib import resources
 from string import Template
@@ -13,6 +12,7 @@ import numpy as np
 
 _FLOAT32_MAX = np.finfo(np.float32).max
 _INT32_MIN = -(2**31)
+_LINE = 112
 
 
 def read_template(name: str) -> str:
@@ -70,7 +70,9 @@ def comma_list(values: Any, literal: Callable[[Any], str] = integer_literal) -> 
 
 def wrapped_list(values: Any, literal: Callable[[Any], str] = integer_literal) -> str:
     """A list in indented lines."""
-    return textwrap.fill(comma_list(values, literal), 116, initial_indent="    ", subsequent_indent="    ")
+    texts = [literal(value) for value in np.asarray(values).reshape(-1).tolist()]
+    per_line = max(1, _LINE // (max(map(len, texts)) + 2))
+    return ",\n".join("    " + ", ".join(texts[i : i + per_line]) for i in range(0, len(texts), per_line))
 
 
 def array(ctype: str, name: str, values: np.ndarray, literal: Callable[[Any], str] = integer_literal) -> str:

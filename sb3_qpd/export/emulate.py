@@ -44,17 +44,21 @@ class Microcontroller:
     packages: str
 
 
-_ARM = {"tools": "arm-none-eabi-", "origin": 0, "packages": "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"}
+_ARM_PACKAGES = "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
 MICROCONTROLLERS = {
     "cortex-m4f": Microcontroller(
+        tools="arm-none-eabi-",
         flags="-mthumb -mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard",
         emulator=f"qemu-system-arm -M mps2-an386 {_SEMIHOSTING}",
-        **_ARM,
+        origin=0,
+        packages=_ARM_PACKAGES,
     ),
     "cortex-m3": Microcontroller(
+        tools="arm-none-eabi-",
         flags="-mthumb -mcpu=cortex-m3",
         emulator=f"qemu-system-arm -M mps2-an385 {_SEMIHOSTING}",
-        **_ARM,
+        origin=0,
+        packages=_ARM_PACKAGES,
     ),
     "rv32imc": Microcontroller(
         tools="riscv64-unknown-elf-",
@@ -154,14 +158,13 @@ def _build(folder: Path, build: Path, chip: Microcontroller, cflags: Sequence[st
     (build / "device.c").write_text(rename(read_template("device.c"), name), encoding="utf-8")
     script = read_template("device.ld").replace("ORIGIN_ADDRESS", hex(chip.origin))
     (build / "device.ld").write_text(script, encoding="utf-8")
-    compiler = [f"{chip.tools}gcc", *chip.flags.split()]
+    compiler = [f"{chip.tools}gcc", *chip.flags.split(), "-std=c99"]
     # a harness that calls no library function, so that what the program has of them is the policy's
-    harness = ["-O1", "-fno-tree-loop-distribute-patterns", "-I", folder, "-c", build / "device.c"]
-    run_compiler([*compiler, "-std=c99", *harness, "-o", build / "device.o"])
-    run_compiler([*compiler, "-std=c99", *cflags, "-c", folder / f"{name}.c", "-o", build / "policy.o"])
-    objects = [build / "device.o", build / "policy.o"]
-    script_options = ["-nostartfiles", "-T", build / "device.ld", "-Wl,--build-id=none"]
-    run_compiler([*compiler, *script_options, *objects, "-o", build / "program.elf"])
+    harness = [*compiler, "-O1", "-fno-tree-loop-distribute-patterns", "-I", str(folder), "-c"]
+    run_compiler([*harness, build / "device.c", "-o", build / "device.o"])
+    run_compiler([*compiler, *cflags, "-c", folder / f"{name}.c", "-o", build / "policy.o"])
+    linker = [*compiler, "-nostartfiles", "-Wl,--build-id=none", "-T", str(build / "device.ld")]
+    run_compiler([*linker, build / "device.o", build / "policy.o", "-o", build / "program.elf"])
     return build / "program.elf"
 
 

@@ -61,26 +61,26 @@ struct layer {
     const float *multiplier;
 //: end
 //: if hidden fixed
-    const uint32_t *multiplier; /* times 2^-shift */
+    const uint32_t *multiplier; /* times 2^-(shift + 1) */
     const uint8_t *shift;
 //: end
+    $size_type n_in; /* weights in a row */
+    $size_type n_out;
 //: if hidden
-    int32_t top; /* the largest output */
+    $size_type top; /* the largest output */
 //: end
-    uint32_t n_in; /* weights in a row */
-    uint32_t n_out;
 //: if packed
-    uint32_t bits;
-    uint32_t chunk; /* rows that are unpacked together */
+    $size_type bits;
+    $size_type chunk; /* rows that are unpacked together */
 //: end
 //: if conv
-    uint32_t n_positions; /* of the window */
-    uint32_t n_across;
-    uint32_t step_across; /* bytes from one position to the next */
-    uint32_t step_down;
-    uint32_t window_rows;
-    uint32_t window_run; /* bytes of a window's row that lie side by side */
-    uint32_t pitch;      /* bytes from one row of the input to the next */
+    $size_type n_positions; /* of the window */
+    $size_type n_across;
+    $size_type step_across; /* bytes from one position to the next */
+    $size_type step_down;
+    $size_type window_rows;
+    $size_type window_run; /* bytes of a window's row that lie side by side */
+    $size_type pitch;      /* bytes from one row of the input to the next */
 //: end
 };
 
@@ -131,7 +131,7 @@ enum { N_COLUMNS = 4 };
 
 static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t n_rows, uint32_t run, uint32_t pitch)
 {
-    const uint32_t distance_in_bytes = 2 * distance, eights = run & ~7u;
+    const uint32_t distance_in_bytes = 2 * distance, eights = run / 8 * 8;
     for (; n_rows > 0; n_rows--) {
         const uint8_t *row = from;
         const uint8_t *const end = row + eights;
@@ -141,9 +141,12 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
                              : "r"(distance_in_bytes)
                              : "r0", "r2", "r3", "memory", "cc");
         }
+//: if half_eights
         if ((run & 4) != 0) {
             __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
         }
+//: end
+//: if ragged
         if ((run & 3) != 0) {
             uint8_t last[4] = {0, 0, 0, 0};
             uint32_t i;
@@ -153,6 +156,7 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
             row = last;
             __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
         }
+//: end
         from += pitch;
     }
 }
@@ -204,12 +208,14 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
                 :
                 : "r0", "r1", "r2", "r3", "memory");
     }
+//: if half_eights
     if (n % 8 != 0) {
         __asm__(FOUR_BY_FOUR
                 : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
                 :
                 : "r0", "r1", "r2", "r3", "memory");
     }
+//: end
     sums[0] = sum_0;
     sums[1] = sum_1;
     sums[2] = sum_2;
@@ -290,13 +296,12 @@ static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
 /* The rows of a layer from `first` on, as many as are unpacked together. */
 static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unpacked)
 {
-    const uint32_t words_per_chunk = (layer->chunk * layer->n_in + 31) / 32 * layer->bits;
-    uint32_t n = layer->n_out - first;
-    if (layer->bits == 8) {
+    const uint32_t n_in = layer->n_in, chunk = layer->chunk, bits = layer->bits, rest = layer->n_out - first;
+    const uint32_t words_per_chunk = (chunk * n_in + 31) / 32 * bits;
+    if (bits == 8) {
         return (const int8_t *)layer->weights;
     }
-    n = n < layer->chunk ? n : layer->chunk;
-    unpack(unpacked, (const uint32_t *)layer->weights + first / layer->chunk * words_per_chunk, n * layer->n_in, layer->bits);
+    unpack(unpacked, (const uint32_t *)layer->weights + first / chunk * words_per_chunk, (rest < chunk ? rest : chunk) * n_in, bits);
     return unpacked;
 }
 
@@ -384,15 +389,14 @@ static struct scale scale_of(const struct layer *layer, uint32_t channel)
     return scale;
 }
 
-/* round(sum multiplier 2^-shift), half up, clamped to 0 .. top. */
+/* round(sum multiplier 2^-(shift + 1)), half up, clamped to 0 .. top. */
 static int32_t requantize(int32_t sum, struct scale scale)
 {
     uint64_t product;
     if (sum <= 0) {
         return 0;
     }
-    product = (uint64_t)(uint32_t)sum * scale.multiplier;
-    product = (product + ((uint64_t)1 << (scale.shift - 1))) >> scale.shift;
+    product = (((uint64_t)(uint32_t)sum * scale.multiplier >> scale.shift) + 1) >> 1;
     return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
 }
 
@@ -425,7 +429,7 @@ static void gather(const struct layer *layer, const uint8_t *in, uint32_t positi
 /* The last position is computed more than once where their number is no multiple of four. */
 static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_argument})
 {
-    const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1;
+    const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1u;
     uint32_t position, channel, i;
 //: if packed
     uint32_t first;
