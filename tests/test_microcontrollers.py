@@ -29,7 +29,7 @@ def test_twins(microcontroller, requantization, space, action_space, bits, tmp_p
     model.requantization = requantization
     export_c(model, tmp_path)
     observations = some_observations(space, 20 if model.is_image else 300)
-    seen = emulate(tmp_path, model, observations, microcontroller, n_frames=4)
+    seen = emulate(tmp_path, model, observations, microcontroller)
     accumulators = model.accumulators(observations)
     np.testing.assert_array_equal(seen.outputs, accumulators)
     expected = model.predict(observations, deterministic=True)[0]
@@ -39,14 +39,14 @@ def test_twins(microcontroller, requantization, space, action_space, bits, tmp_p
     assert seen.instructions.min() > model.macs / 2 and seen.call_stack < 1024 and seen.ram < 16_384
 
 
-@pytest.mark.parametrize("flags", ["-Os", "-O3", "-O2 -ffp-contract=fast", "-O2 -flto"])
+@pytest.mark.parametrize("flags", ["-O0", "-Os", "-O3", "-O2 -ffp-contract=fast", "-O2 -flto"])
 def test_flags_do_not_matter(flags, tmp_path):
     needs("cortex-m4f")
     for space in (VECTOR, IMAGE):
         model = make_student(space, BOX, (4, 8)).to_integer()
         export_c(model, tmp_path)
         observations = some_observations(space, 20)
-        seen = emulate(tmp_path, model, observations, "cortex-m4f", cflags=flags.split(), n_frames=4)
+        seen = emulate(tmp_path, model, observations, "cortex-m4f", cflags=flags.split())
         np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
         np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
 
@@ -59,7 +59,7 @@ def test_a_student_for_atari_fits(weight_bits, requantization, tmp_path):
     model = make_student(FRAMES, DISCRETE, (weight_bits, 8), arch="tiny").to_integer()
     model.requantization = requantization
     export_c(model, tmp_path)
-    seen = emulate(tmp_path, model, some_observations(FRAMES, 4), "cortex-m4f", n_frames=4)
+    seen = emulate(tmp_path, model, some_observations(FRAMES, 4), "cortex-m4f")
     assert seen.flash <= model.nbytes + 2560
     assert seen.ram - 4 * 84 * 84 + seen.call_stack <= 8192
     assert seen.instructions.max() <= 1.7 * model.macs

@@ -98,24 +98,20 @@ def _description(model: IntegerModel, layers: list[CLayer], name: str) -> dict[s
     env = model.metadata.get("env") or {}
     of = " of ".join(filter(None, ["a student", model.metadata.get("teacher")]))
     where = f" for {env['env_id']}" if "env_id" in env else ""
-    summary = [" *     " + line for line in _summary(layers)]
+    summary = [" *     " + _summary(layer) for layer in layers]
     return {
         "title": f"{name}: {of}{where}, {model.requantization} requantization",
         "version": __version__,
         "summary": "\n".join(summary),
-        "layer_list": "\n".join("    " + line for line in _summary(layers)),
+        "layer_list": "\n".join("    " + _summary(layer) for layer in layers),
     }
 
 
-def _summary(layers: list[CLayer]) -> list[str]:
-    lines = []
-    for layer in layers:
-        shapes = [" x ".join(map(str, shape)) for shape in (layer.shape, layer.output_shape)]
-        kernel = f"kernel {layer.layer.weight.shape[2]}, stride {layer.layer.stride}, " if layer.layer.is_conv else ""
-        bits = f"{layer.layer.weight_bits}-bit weights, "
-        output = f"{layer.layer.activation_bits}-bit outputs" if layer.layer.activation_bits else "sums of 32 bits"
-        lines.append(f"{layer.name:6} {shapes[0]:>12} -> {shapes[1]:12} {kernel}{bits}{output}")
-    return lines
+def _summary(layer: CLayer) -> str:
+    shapes = [" x ".join(map(str, shape)) for shape in (layer.shape, layer.output_shape)]
+    kernel = f"kernel {layer.layer.weight.shape[2]}, stride {layer.layer.stride}, " if layer.layer.is_conv else ""
+    output = f"{layer.layer.activation_bits}-bit outputs" if layer.layer.activation_bits else "sums of 32 bits"
+    return f"{layer.name:6} {shapes[0]:>12} -> {shapes[1]:12} {kernel}{layer.layer.weight_bits}-bit weights, {output}"
 
 
 def _interface(model: IntegerModel, n_frames: int | None) -> dict[str, Any]:
@@ -160,6 +156,7 @@ def _arithmetic(model: IntegerModel, layers: list[CLayer], places: list[Place], 
     """Tables, and the calls layer by layer."""
     values: dict[str, Any] = {
         "arena_bytes": arena_bytes,
+        "arena_text": f"{arena_bytes:,}",
         "size_type": _size_type(layers),
         "input_at": places[0].input,
         "max_hidden": max([layer.n_out for layer in layers[:-1] if not layer.layer.is_conv], default=1),
@@ -210,7 +207,7 @@ def _tables(layer: CLayer, requantization: str) -> str:
 
 
 def _struct(layer: CLayer, layers: list[CLayer], requantization: str) -> str:
-    """The members in the order of ``struct layer``."""
+    """Members in the order of ``struct layer``; a fully connected layer has no window."""
     name, is_head = layer.name, layer.layer.activation_bits == 0
     pointers = [f"{name}_weights", f"{name}_bias"]
     if len(layers) > 1:
@@ -255,16 +252,18 @@ def _calls(i: int, layers: list[CLayer], places: list[Place], is_image: bool) ->
     room = f"arena.halves + {place.columns // 2}"
     if any(other.is_packed for other in layers):
         room += f", (int8_t *)at({place.unpacked})"
+    lines = [f"/* {_summary(layer)} */"]
     if layer.layer.is_conv:
-        lines = [f"convolve(&{layer.name}, {given}, at({place.output}), {room});"]
+        lines += [f"convolve(&{layer.name}, {given}, at({place.output}), {room});"]
     elif layer.layer.activation_bits == 0:
-        return f"    connect(&{layer.name}, {given}, outputs, {room});"
+        lines += [f"connect(&{layer.name}, {given}, outputs, {room});"]
     else:
-        lines = [
+        lines += [
             f"connect(&{layer.name}, {given}, sums, {room});",
             f"activate(&{layer.name}, sums, at({place.output}));",
         ]
-    lines.append(f"POLICY_TRACE({i + 1}, at({place.output}), {layer.output_bytes});")
+    if layer.layer.activation_bits:
+        lines.append(f"POLICY_TRACE({i + 1}, at({place.output}), {layer.output_bytes});")
     return "\n".join("    " + line for line in lines)
 
 

@@ -7,6 +7,7 @@ Instructions are counted, not cycles: wait states of the flash, and loads and br
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -115,7 +116,6 @@ def emulate(
     *,
     cflags: Sequence[str] = ("-O2",),
     name: str = "policy",
-    n_frames: int = 1,
 ) -> Emulation:
     """
     Build the C of a folder for a microcontroller and let it act.
@@ -126,14 +126,13 @@ def emulate(
     :param microcontroller: a key of ``MICROCONTROLLERS``
     :param cflags: for the compiler
     :param name: see :func:`sb3_qpd.export.c.export_c`
-    :param n_frames: of an observation, where it is an image
     """
     if problem := missing_tools(microcontroller):
         raise RuntimeError(problem)
     chip = MICROCONTROLLERS[microcontroller]
     with tempfile.TemporaryDirectory() as build:
         program = _build(Path(folder).resolve(), Path(build), chip, cflags, name)
-        _elements(model, observations, n_frames).tofile(Path(build, "observations.bin"))
+        _elements(model, observations, Path(folder, f"{name}.h")).tofile(Path(build, "observations.bin"))
         done = subprocess.run([*shlex.split(chip.emulator), program], cwd=build, capture_output=True, text=True)
         results = Path(build, "results.bin")
         if done.returncode or not results.exists():
@@ -179,9 +178,12 @@ def _memory(build: Path, chip: Microcontroller) -> tuple[int, int]:
     return program[0] + program[1] - harness[0] - harness[1], policy[1] + policy[2]
 
 
-def _elements(model: IntegerModel, observations: np.ndarray, n_frames: int) -> np.ndarray:
+def _elements(model: IntegerModel, observations: np.ndarray, header: Path) -> np.ndarray:
+    """Observations as the C takes them."""
     if model.is_image:
-        return np.ascontiguousarray(frames_of(observations, n_frames))
+        frames = re.search(r"_N_FRAMES (\d+)", header.read_text(encoding="utf-8"))
+        assert frames is not None
+        return np.ascontiguousarray(frames_of(observations, int(frames[1])))
     if model.requantization == "fixed":
         return model.quantize_input(observations).astype(np.int8)
     return observations.reshape(len(observations), -1).astype(np.float32)

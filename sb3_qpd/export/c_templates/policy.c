@@ -26,7 +26,8 @@ $summary
 #error "Little-endian processors only"
 #endif
 
-#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
+/* ARM's instructions for pairs of 16 bits; unoptimized code has too few registers left for them. */
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__)
 #define POLICY_DSP 1
 #else
 #define POLICY_DSP 0
@@ -298,10 +299,11 @@ static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unp
 {
     const uint32_t n_in = layer->n_in, chunk = layer->chunk, bits = layer->bits, rest = layer->n_out - first;
     const uint32_t words_per_chunk = (chunk * n_in + 31) / 32 * bits;
+    const uint32_t *const words = (const uint32_t *)layer->weights + first / chunk * words_per_chunk;
     if (bits == 8) {
         return (const int8_t *)layer->weights;
     }
-    unpack(unpacked, (const uint32_t *)layer->weights + first / chunk * words_per_chunk, (rest < chunk ? rest : chunk) * n_in, bits);
+    unpack(unpacked, words, (rest < chunk ? rest : chunk) * n_in, bits);
     return unpacked;
 }
 
@@ -362,9 +364,9 @@ static int32_t requantize(int32_t sum, struct scale scale)
     /* By hand, from the bits of the product: with no addition near it, no compiler can fuse it into one and change it. */
     int32_t bits, shift, mantissa;
     memcpy(&bits, &product, 4);
-    bits = bits > 0 ? bits : 0;                   /* floats are in the order of their bits; a negative one has the highest bit */
+    bits = bits > 0 ? bits : 0; /* floats are in the order of their bits, and a negative one has the highest bit */
     bits = bits < 0x437f0000 ? bits : 0x437f0000; /* 255 */
-    shift = 150 - (bits >> 23);                   /* product = mantissa 2^-shift; with 25 or more it is below 1/2 */
+    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift; with 25 or more it is below 1/2 */
     shift = shift < 25 ? shift : 25;
     mantissa = (bits & 0x7fffff) | 0x800000;
     rounded = (mantissa + ((int32_t)1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)) >> shift;
@@ -430,13 +432,13 @@ static void gather(const struct layer *layer, const uint8_t *in, uint32_t positi
 static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_argument})
 {
     const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1u;
-    uint32_t position, channel, i;
 //: if packed
-    uint32_t first;
+    uint32_t first, position, channel, i;
     for (first = 0; first < n_out; first += layer->chunk) {
         const int8_t *const all = rows(layer, first, unpacked);
         const uint32_t end = n_out - first < layer->chunk ? n_out : first + layer->chunk;
 //: else
+    uint32_t position, channel, i;
     {
         const uint32_t first = 0, end = n_out;
         const int8_t *const all = (const int8_t *)layer->weights;
