@@ -58,7 +58,11 @@ setup(
     # hyperparams/ stands beside the package, as in RL Zoo, and is installed inside it
     packages=[*find_packages(include=["sb3_qpd", "sb3_qpd.*"]), "sb3_qpd.hyperparams"],
     package_dir={"sb3_qpd.hyperparams": "hyperparams"},
-    package_data={"sb3_qpd": ["py.typed", "version.txt"], "sb3_qpd.hyperparams": ["*.yml"]},
+    package_data={
+        "sb3_qpd": ["py.typed", "version.txt"],
+        "sb3_qpd.export": ["c_templates/*"],
+        "sb3_qpd.hyperparams": ["*.yml"],
+    },
     python_requires=">=3.10",
     install_requires=REQUIRED,
     extras_require=EXTRAS,

@@ -1,0 +1,72 @@
+"""
+What a student costs on a microcontroller, and whether it computes the same bits there: on real observations, under emulation.
+
+    python benchmarks/microcontrollers.py STUDENT.npz [STUDENT.npz ...] --observations 100 --mhz 100
+
+Plays each student's environment, exports its C in both requantization modes, and runs it on emulated Cortex-M4 (with FPU),
+Cortex-M3 and rv32imc. Prints a Markdown table: outputs that differ from `IntegerModel`; bytes of flash, of RAM (beside the
+frames of an image) and of call stack; least, median and most instructions for an action; those for a multiply-accumulate; and
+milliseconds at `--mhz` if every instruction took one cycle.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from sb3_qpd import IntegerModel
+from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.export.c import export_c
+from sb3_qpd.export.emulate import MICROCONTROLLERS, emulate, missing_tools
+from sb3_qpd.integer import REQUANTIZATIONS
+
+COLUMNS = (
+    *("student", "processor", "requantization", "outputs that differ", "flash", "over its numbers", "RAM", "call stack"),
+    *("instructions: least", "median", "most", "per MAC", "ms"),
+)
+
+
+def real_observations(model: IntegerModel, n: int) -> np.ndarray:
+    """The student plays; evenly spaced observations of 2,000 steps are taken."""
+    env = EnvRecipe(**model.metadata["env"]).make_vec_env(1, seed=3_000_000)
+    observation, seen = env.reset(), []
+    for _ in range(2000):
+        seen.append(observation.copy())
+        observation, *_ = env.step(model.predict(observation, deterministic=False)[0])
+    env.close()
+    return np.concatenate(seen)[np.linspace(0, len(seen) - 1, n).astype(int)]
+
+
+def row(path: Path, model: IntegerModel, observations: np.ndarray, microcontroller: str, mhz: float) -> list[str]:
+    frames = int(np.prod(model.observation_shape)) if model.is_image else 0
+    with tempfile.TemporaryDirectory() as folder:
+        export_c(model, Path(folder))
+        seen = emulate(folder, model, observations, microcontroller)
+    n, differ = seen.instructions, int((seen.outputs != model.accumulators(observations)).sum())
+    numbers = (differ, seen.flash, seen.flash - model.nbytes, seen.ram - frames, seen.call_stack)
+    numbers += (int(n.min()), int(np.median(n)), int(n.max()))
+    name = path.parent.name if path.stem == "student" else path.stem
+    texts = [name, microcontroller, model.requantization, *(f"{x:,}" for x in numbers)]
+    return [*texts, f"{np.median(n) / model.macs:.2f}", f"{seen.milliseconds(mhz):.3g}"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("students", type=Path, nargs="+", help="files that IntegerModel.save or `sb3-qpd compress` wrote")
+    parser.add_argument("--observations", type=int, default=100)
+    parser.add_argument("--mhz", type=float, default=100.0)
+    args = parser.parse_args()
+    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    for path in args.students:
+        model = IntegerModel.load(path)
+        observations = real_observations(model, args.observations)
+        for microcontroller in MICROCONTROLLERS:
+            if problem := missing_tools(microcontroller):
+                raise SystemExit(problem)
+            for model.requantization in REQUANTIZATIONS:
+                print("| " + " | ".join(row(path, model, observations, microcontroller, args.mhz)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

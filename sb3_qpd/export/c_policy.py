@@ -1,0 +1,145 @@
+"""The exported C, compiled for this machine and called from Python."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sb3_qpd.export.c_text import read_template, rename
+from sb3_qpd.export.c_vectors import frames_of
+from sb3_qpd.integer import IntegerModel
+
+
+def find_compiler() -> list[str]:
+    """The C compiler's command: ``$CC``, or the first of cc, gcc and clang that is installed."""
+    given = shlex.split(os.environ.get("CC", ""))
+    for command in [given] if given else [["cc"], ["gcc"], ["clang"]]:
+        if shutil.which(command[0]):
+            return command
+    wanted = f"$CC = {shlex.join(given)}" if given else "cc, gcc or clang"
+    raise RuntimeError(f"No C compiler found ({wanted}): install one, for example with `apt-get install gcc`, or set CC")
+
+
+def run_compiler(command: Sequence[str | os.PathLike[str]]) -> None:
+    """Run a compiler; what it complains about becomes the error's message."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(map(str, command))} failed:\n{done.stderr or done.stdout}")
+
+
+class CPolicy:
+    """
+    A student's C, compiled into a shared library. All that it knows comes from the folder.
+
+    It holds one observation at a time, as the C does: not for several threads.
+
+    :param folder: that ``export_c`` wrote into
+    :param cflags: for the compiler
+    :param name: see :func:`sb3_qpd.export.c.export_c`
+    :param compiler: its command; the default is found by :func:`find_compiler`
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        cflags: Sequence[str] = ("-O3",),
+        name: str = "policy",
+        compiler: Sequence[str] | None = None,
+    ) -> None:
+        folder = Path(folder).resolve()
+        if not (folder / f"{name}.c").exists():
+            raise FileNotFoundError(f"No {name}.c in '{folder}': export_c writes it")
+        command = list(compiler) if compiler is not None else find_compiler()
+        with tempfile.TemporaryDirectory() as build:
+            source, library = Path(build, "harness.c"), Path(build, "harness.so")
+            source.write_text(rename(read_template("harness.c"), name), encoding="utf-8")
+            run_compiler([*command, *cflags, "-fPIC", "-shared", "-I", folder, source, "-o", library])
+            self._library = ctypes.CDLL(str(library))  # stays mapped when its file is gone
+        four = ctypes.c_int32 * 4
+        self.is_image, self.is_box, self.is_fixed, self.n_outputs = four.in_dll(self._library, "harness_kind")
+        self._observation = tuple(four.in_dll(self._library, "harness_observation"))  # frames, height, width, channels
+
+    def outputs(self, observations: np.ndarray) -> np.ndarray:
+        """
+        The head's accumulators, that is :meth:`IntegerModel.accumulators`.
+
+        :param observations: raw, shape (batch_size, *observation_shape)
+        :return: int32, shape (batch_size, n_out)
+        """
+        return self._run(observations, None)
+
+    def trace(self, observations: np.ndarray, model: IntegerModel) -> list[np.ndarray]:
+        """
+        What :meth:`IntegerModel.trace` yields: the input grid, each layer's output, at last the head's accumulators.
+
+        :param observations: raw, shape (batch_size, *observation_shape)
+        :param model: tells the shapes of the layers
+        """
+        n = len(observations)
+        shapes = [model.observation_shape if model.is_image else (math.prod(model.observation_shape),)]
+        for layer in model.layers[:-1]:
+            shapes.append(layer.output_shape(shapes[-1]))
+        sizes = [math.prod(shape) for shape in shapes]
+        buffer = np.empty((n, sum(sizes)), np.uint8)
+        outputs = self._run(observations, buffer)
+        steps = []
+        for part, shape in zip(np.split(buffer, np.cumsum(sizes)[:-1], axis=1), shapes, strict=True):
+            step = part.reshape(n, *shape[1:], shape[0]).astype(np.int64)  # channels last
+            steps.append(np.moveaxis(step, -1, 1))
+        if not model.is_image:
+            steps[0] -= 128
+        return [*steps, outputs]
+
+    def act(self, observation: np.ndarray, random_bits: int | None = None) -> np.ndarray:
+        """
+        The action for one observation, in units of the environment.
+
+        :param observation: raw, shape ``observation_shape``
+        :param random_bits: 32 bits to draw a discrete action with; ``None`` takes the most probable one
+        :return: an index, or a flat vector
+        """
+        if self.is_box and random_bits is not None:
+            raise ValueError("Box actions have no integer sampler: act(observation) gives the mean")
+        batch = self._prepare(observation[None])
+        bits = None if random_bits is None else ctypes.byref(ctypes.c_uint32(random_bits))
+        action, box_action = np.zeros(1, np.int32), np.zeros(self.n_outputs, np.float32)
+        self._call("harness_act", _pointer(batch), bits, _pointer(action), _pointer(box_action))
+        return box_action if self.is_box else action[0].astype(np.int64)
+
+    def _run(self, observations: np.ndarray, trace: np.ndarray | None) -> np.ndarray:
+        batch = self._prepare(observations)
+        outputs = np.empty((len(batch), self.n_outputs), np.int32)
+        size = ctypes.c_int64(len(batch))
+        self._call("harness_outputs", _pointer(batch), size, _pointer(outputs), None if trace is None else _pointer(trace))
+        return outputs
+
+    def _prepare(self, observations: np.ndarray) -> np.ndarray:
+        """A batch in C's layout; of the values C takes care itself."""
+        n_frames, height, width, channels = self._observation
+        expected = (n_frames * channels, height, width) if self.is_image else (width,)
+        flat = observations if self.is_image else observations.reshape(len(observations), -1)
+        if flat.shape[1:] != expected:
+            raise ValueError(f"Expected observations of shape (batch_size, *{expected}), got {observations.shape}")
+        if not self.is_image:
+            return np.ascontiguousarray(flat, np.float32)
+        if flat.dtype != np.uint8:
+            raise ValueError(f"Expected images of dtype uint8, got {flat.dtype}")
+        return np.ascontiguousarray(frames_of(flat, n_frames))
+
+    def _call(self, function: str, *arguments: object) -> None:
+        if code := getattr(self._library, function)(*arguments):
+            reason = "the observation holds NaN or infinity" if code == -2 else "see the codes in the header"
+            raise ValueError(f"The C policy returned {code}: {reason}")
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return array.ctypes.data_as(ctypes.c_void_p)

@@ -1,0 +1,166 @@
+/*
+ * Recorded observations through the policy on an emulated microcontroller, with no operating system: files of the host are
+ * reached by semihosting. Per observation it writes the outputs, the action and the instructions that the action took, at
+ * the end the bytes of call stack.
+ */
+#include <stdint.h>
+
+#include "policy.h"
+
+#ifdef POLICY_FRAME_SIZE
+typedef uint8_t element;
+enum { OBSERVATION_SIZE = POLICY_STACK_BYTES };
+#define OBSERVED
+#elif POLICY_IS_FIXED
+typedef int8_t element;
+enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
+#define OBSERVED observation,
+#else
+typedef float element;
+enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
+#define OBSERVED observation,
+#endif
+
+#ifdef POLICY_ACTION_SCALE
+enum { ACTION_SIZE = POLICY_N_OUTPUTS };
+#else
+enum { ACTION_SIZE = 1 };
+#endif
+#if defined(POLICY_ACTION_SCALE) && !POLICY_IS_FIXED
+typedef float action_element;
+#else
+typedef int32_t action_element;
+#endif
+
+extern uint32_t stack_low[], stack_top[];
+static element observation[OBSERVATION_SIZE];
+static struct {
+    int32_t outputs[POLICY_N_OUTPUTS];
+    action_element action[ACTION_SIZE];
+    uint32_t instructions;
+} result;
+
+int main(void);
+
+/* -- what differs between processors -------------------------------------------------------------------------------- */
+
+#ifdef __arm__
+
+static int semihost(int operation, const void *argument)
+{
+    register int r0 __asm__("r0") = operation;
+    register const void *r1 __asm__("r1") = argument;
+    __asm__ volatile("bkpt 0xab" : "+r"(r0) : "r"(r1) : "memory");
+    return r0;
+}
+
+/* Timer 0 of the MPS2 boards counts down at 25 MHz; the emulator lets an instruction take a nanosecond. */
+static volatile uint32_t *const timer = (volatile uint32_t *)0x40000000;
+
+static uint32_t instructions(void)
+{
+    return (0xffffffffu - timer[1]) * 40;
+}
+
+void reset(void)
+{
+#ifdef __ARM_FP
+    *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20; /* switch on the FPU */
+    __asm__ volatile("dsb\n\tisb");
+#endif
+    timer[2] = timer[1] = 0xffffffffu;
+    timer[0] = 1;
+    (void)main();
+}
+
+__attribute__((section(".start"), used)) static const void *const vectors[2] = {stack_top, (const void *)reset};
+
+#else
+
+static int semihost(int operation, const void *argument)
+{
+    register int a0 __asm__("a0") = operation;
+    register const void *a1 __asm__("a1") = argument;
+    __asm__ volatile(
+        ".balign 16\n\t.option push\n\t.option norvc\n\tslli x0, x0, 0x1f\n\tebreak\n\tsrai x0, x0, 7\n\t.option pop"
+        : "+r"(a0)
+        : "r"(a1)
+        : "memory");
+    return a0;
+}
+
+static uint32_t instructions(void)
+{
+    uint32_t count;
+    __asm__ volatile(".option push\n\t.option arch, +zicsr\n\tcsrr %0, minstret\n\t.option pop" : "=r"(count));
+    return count;
+}
+
+__attribute__((naked, section(".start"), used)) void reset(void)
+{
+    __asm__ volatile("la sp, stack_top\n\tcall main");
+}
+
+#endif
+
+/* -- files ---------------------------------------------------------------------------------------------------------- */
+
+enum { SYS_OPEN = 1, SYS_WRITE = 5, SYS_READ = 6, SYS_EXIT = 0x18, MODE_RB = 1, MODE_WB = 5 };
+
+static int open_file(const char *name, uint32_t length, uint32_t mode)
+{
+    const uint32_t arguments[3] = {(uint32_t)(uintptr_t)name, mode, length};
+    return semihost(SYS_OPEN, arguments);
+}
+
+/* Both return the number of bytes that are missing. */
+static int transfer(int operation, int file, const void *data, uint32_t n_bytes)
+{
+    const uint32_t arguments[3] = {(uint32_t)file, (uint32_t)(uintptr_t)data, n_bytes};
+    return semihost(operation, arguments);
+}
+
+/* -- the run -------------------------------------------------------------------------------------------------------- */
+
+static void observe(void)
+{
+#ifdef POLICY_FRAME_SIZE
+    int frame;
+    policy_reset();
+    for (frame = 0; frame < POLICY_N_FRAMES - 1; frame++) {
+        (void)policy_push_frame(observation + frame * POLICY_FRAME_SIZE);
+    }
+#endif
+}
+
+/* The part that counts: with images, the newest frame comes in and the policy acts. */
+static void act(void)
+{
+    const uint32_t start = instructions();
+#ifdef POLICY_FRAME_SIZE
+    (void)policy_push_frame(observation + (POLICY_N_FRAMES - 1) * POLICY_FRAME_SIZE);
+#endif
+    (void)policy_act(OBSERVED result.action);
+    result.instructions = instructions() - start;
+}
+
+int main(void)
+{
+    const int in = open_file("observations.bin", 16, MODE_RB), out = open_file("results.bin", 11, MODE_WB);
+    uint32_t *const frame = (uint32_t *)__builtin_frame_address(0) - 32, *deepest;
+    for (deepest = stack_low; deepest < frame; deepest++) {
+        *deepest = 0xa5a5a5a5u;
+    }
+    while (transfer(SYS_READ, in, observation, sizeof observation) == 0) {
+        observe();
+        act();
+        (void)policy_outputs(OBSERVED result.outputs);
+        (void)transfer(SYS_WRITE, out, &result, sizeof result);
+    }
+    for (deepest = stack_low; *deepest == 0xa5a5a5a5u; deepest++) {
+    }
+    result.instructions = (uint32_t)((uint8_t *)__builtin_frame_address(0) - (uint8_t *)deepest);
+    (void)transfer(SYS_WRITE, out, &result.instructions, 4);
+    (void)semihost(SYS_EXIT, (const void *)0x20026);
+    return 0;
+}

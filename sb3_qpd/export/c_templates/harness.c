@@ -1,0 +1,101 @@
+/* Batches of raw observations through the policy, for the host: what CPolicy compiles into a shared library. */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define POLICY_FLOAT_HELPERS
+static uint8_t *trace_to = NULL;
+#define POLICY_TRACE(step, values, n_bytes)                                                                                  \
+    do {                                                                                                                     \
+        if (trace_to != NULL) {                                                                                              \
+            memcpy(trace_to, (values), (n_bytes));                                                                           \
+            trace_to += (n_bytes);                                                                                           \
+        }                                                                                                                    \
+    } while (0)
+
+#include "policy.c"
+
+#ifdef POLICY_FRAME_SIZE
+#define IS_IMAGE 1
+#define OBSERVATION_SIZE POLICY_STACK_BYTES
+#define OBSERVED
+typedef uint8_t element;
+const int32_t harness_observation[4] = {POLICY_N_FRAMES, POLICY_FRAME_HEIGHT, POLICY_FRAME_WIDTH, POLICY_FRAME_CHANNELS};
+#else
+#define IS_IMAGE 0
+#define OBSERVATION_SIZE POLICY_OBSERVATION_SIZE
+#define OBSERVED grid,
+typedef float element;
+const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
+#endif
+
+#ifdef POLICY_ACTION_SCALE
+#define IS_BOX 1
+#else
+#define IS_BOX 0
+#endif
+
+/* images?, Box?, fixed?, outputs */
+const int32_t harness_kind[4] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS};
+
+#if IS_IMAGE
+static int observe(const element *observation)
+{
+    int frame, code = POLICY_OK;
+    policy_reset();
+    for (frame = 0; frame < POLICY_N_FRAMES && code == POLICY_OK; frame++) {
+        code = policy_push_frame(observation + frame * POLICY_FRAME_SIZE);
+    }
+    return code;
+}
+#elif POLICY_IS_FIXED
+static int8_t grid[POLICY_OBSERVATION_SIZE];
+
+static int observe(const element *observation)
+{
+    return policy_quantize(observation, grid);
+}
+#else
+static const float *grid;
+
+static int observe(const element *observation)
+{
+    grid = observation;
+    return POLICY_OK;
+}
+#endif
+
+/* `trace` takes the bytes of each step one after the other, or is NULL. */
+int harness_outputs(const element *observations, int64_t n, int32_t *outputs, uint8_t *trace)
+{
+    int64_t i;
+    int code = POLICY_OK;
+    trace_to = trace;
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, outputs += POLICY_N_OUTPUTS) {
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_outputs(OBSERVED outputs) : code;
+    }
+    trace_to = NULL;
+    return code;
+}
+
+/* Discrete actions: drawn with `random_bits`, or the most probable one where it is NULL. Box: the mean, in float. */
+int harness_act(const element *observation, const uint32_t *random_bits, int32_t *action, float *box_action)
+{
+    int code = observe(observation);
+    (void)random_bits, (void)action, (void)box_action;
+    if (code != POLICY_OK) {
+        return code;
+    }
+#if !IS_BOX
+    return random_bits != NULL ? policy_sample(OBSERVED *random_bits, action) : policy_act(OBSERVED action);
+#elif POLICY_IS_FIXED
+    {
+        int32_t integers[POLICY_N_OUTPUTS];
+        code = policy_act(OBSERVED integers);
+        return code == POLICY_OK ? policy_action_to_float(integers, box_action) : code;
+    }
+#else
+    return policy_act(OBSERVED box_action);
+#endif
+}

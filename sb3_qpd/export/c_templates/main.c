@@ -1,0 +1,57 @@
+/*
+ * An example: acts on every test vector and compares. Any C compiler will do:
+ *
+ *     cc -O3 main.c policy.c -o policy && ./policy
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "policy.h"
+#include "test_vectors.h"
+
+//: if image
+/* In an episode: policy_reset() once, then policy_push_frame() and policy_act() for each new frame. */
+static void observe(int vector)
+{
+    int frame;
+    policy_reset();
+    for (frame = 0; frame < POLICY_N_FRAMES; frame++) {
+        (void)policy_push_frame(test_frames[vector][frame]);
+    }
+}
+
+//: end
+int main(void)
+{
+    int vector, wrong = 0;
+    for (vector = 0; vector < POLICY_N_VECTORS; vector++) {
+        int32_t outputs[POLICY_N_OUTPUTS];
+//: if discrete
+        int32_t action, sample;
+//: end
+//: if box float32
+        float action[POLICY_N_OUTPUTS];
+//: end
+//: if box fixed
+        int32_t action[POLICY_N_OUTPUTS];
+//: end
+        int same;
+//: if image
+        observe(vector);
+//: end
+        same = policy_outputs(${test_observation}outputs) == POLICY_OK;
+        same = same && memcmp(outputs, test_outputs[vector], sizeof outputs) == 0;
+//: if discrete
+        same = same && policy_act(${test_observation}&action) == POLICY_OK && action == test_actions[vector];
+        same = same && policy_sample(${test_observation}test_random_bits[vector], &sample) == POLICY_OK;
+        same = same && sample == test_samples[vector];
+//: end
+//: if box
+        same = same && policy_act(${test_observation}action) == POLICY_OK;
+        same = same && memcmp(action, test_actions[vector], sizeof action) == 0;
+//: end
+        wrong += !same;
+    }
+    printf("%d of %d test vectors differ\n", wrong, POLICY_N_VECTORS);
+    return wrong != 0;
+}

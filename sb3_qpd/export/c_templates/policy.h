@@ -1,0 +1,129 @@
+/*
+ * $title
+ *
+ * Written by sb3_qpd $version. C99, no heap, no library but <string.h>. Nothing here may be called from two threads at once.
+ */
+#ifndef POLICY_H
+#define POLICY_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum {
+    POLICY_OK = 0,
+    POLICY_NULL_POINTER = -1, /* an argument is NULL */
+//: if vector
+    POLICY_NOT_FINITE = -2 /* the observation holds NaN or infinity */
+//: end
+//: if image
+    POLICY_NO_FRAME = -3 /* no frame was pushed since the last policy_reset */
+//: end
+};
+
+//: if image
+#define POLICY_FRAME_HEIGHT $height
+#define POLICY_FRAME_WIDTH $width
+#define POLICY_FRAME_CHANNELS $frame_channels /* interleaved: R G B R G B ... */
+#define POLICY_FRAME_SIZE (POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH * POLICY_FRAME_CHANNELS)
+#define POLICY_N_FRAMES $n_frames /* that make an observation */
+#define POLICY_STACK_BYTES (POLICY_FRAME_SIZE * POLICY_N_FRAMES) /* static RAM of the frames */
+//: end
+//: if vector
+#define POLICY_OBSERVATION_SIZE $observation_size
+//: end
+#define POLICY_N_OUTPUTS $n_outputs
+//: if fixed
+#define POLICY_IS_FIXED 1 /* no floating point, but for helpers that have to be asked for */
+//: else
+#define POLICY_IS_FIXED 0 /* float32 where sums are brought to the next layer's grid */
+//: end
+#define POLICY_ARENA_BYTES $arena_bytes /* static RAM that the layers share */
+//: if discrete
+
+/* Outputs are logits in this unit. */
+#define POLICY_OUTPUT_SCALE $output_scale
+//: end
+//: if box
+
+/* Outputs are the mean action in these units, before it is clipped to the bounds. */
+#define POLICY_ACTION_SCALE {$action_scale}
+#define POLICY_ACTION_LOW {$action_low}
+#define POLICY_ACTION_HIGH {$action_high}
+/* Standard deviation of the policy that was trained; policy_act returns the mean. */
+#define POLICY_ACTION_STD {$action_std}
+//: end
+//: if image
+
+/* Forget all frames: the stack is zero, as at the start of an episode under SB3's VecFrameStack. */
+void policy_reset(void);
+
+/*
+ * Make a frame the newest of the stack; the oldest one is dropped.
+ * (An environment that repeats its first frame: push it POLICY_N_FRAMES times after policy_reset.)
+ */
+int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE]);
+//: end
+//: if vector fixed
+
+/*
+ * Observations are on the grid of the first layer, 8 bits for each feature:
+ *
+ *     q = clamp(round(x m + a), -128, 127)
+ *
+ * with x in units of the environment and these numbers for each feature.
+ */
+#define POLICY_OBSERVATION_MULTIPLIER {$input_multiplier}
+#define POLICY_OBSERVATION_OFFSET {$input_offset}
+
+/*
+ * To the grid from 16-bit numbers in units of 1/256 of a grid step: n = 256 (x m + a), that is x = (n / 256 - a) / m.
+ * q = (n + 128) / 256, rounded down.
+ */
+int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
+//: end
+//: if fixed float_helpers
+
+/* For those who have floats; policy.c has to be compiled with -DPOLICY_FLOAT_HELPERS. Nothing else uses floating point. */
+#ifdef POLICY_FLOAT_HELPERS
+//: if vector
+int policy_quantize(const float observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
+//: end
+//: if box
+int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS]);
+//: end
+#endif
+//: end
+
+/*
+ * The integers of the last layer.
+ *
+ * Every function returns POLICY_OK, or a negative code and leaves its results as they were.
+ */
+int policy_outputs(${observation_argument}int32_t outputs[POLICY_N_OUTPUTS]);
+//: if discrete
+
+/* The most probable action: the index of the largest output. */
+int policy_act(${observation_argument}int32_t *action);
+
+/* An action drawn from the policy's distribution, in integers alone. random_bits: 32 uniform bits, new ones for each call. */
+int policy_sample(${observation_argument}uint32_t random_bits, int32_t *action);
+//: end
+//: if box float32
+
+/* The mean action in units of the environment, within its bounds. */
+int policy_act(${observation_argument}float action[POLICY_N_OUTPUTS]);
+//: end
+//: if box fixed
+
+/* The mean action in units of POLICY_ACTION_SCALE, within its bounds. */
+int policy_act(${observation_argument}int32_t action[POLICY_N_OUTPUTS]);
+//: end
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from gymnasium import spaces
+from students import BOX, DISCRETE, IMAGE, VECTOR, make_student, some_observations
+
+from sb3_qpd.export.c import export_c
+from sb3_qpd.export.c_vectors import fixed_actions
+from sb3_qpd.export.emulate import MICROCONTROLLERS, Emulation, Microcontroller, emulate, missing_tools
+from sb3_qpd.integer import REQUANTIZATIONS
+
+FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+
+
+def needs(microcontroller: str) -> None:
+    if problem := missing_tools(microcontroller):
+        pytest.skip(problem)
+
+
+@pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+@pytest.mark.parametrize(
+    ("space", "action_space", "bits"),
+    [(VECTOR, DISCRETE, (8, 8)), (VECTOR, BOX, (4, 8)), (IMAGE, DISCRETE, (4, 4)), (IMAGE, BOX, (3, 8))],
+    ids=["vector, W8A8", "vector Box, W4A8", "image, W4A4", "image Box, W3A8"],
+)
+def test_twins(microcontroller, requantization, space, action_space, bits, tmp_path):
+    needs(microcontroller)
+    model = make_student(space, action_space, bits).to_integer()
+    model.requantization = requantization
+    export_c(model, tmp_path)
+    observations = some_observations(space, 20 if model.is_image else 300)
+    seen = emulate(tmp_path, model, observations, microcontroller)
+    accumulators = model.accumulators(observations)
+    np.testing.assert_array_equal(seen.outputs, accumulators)
+    expected = model.predict(observations, deterministic=True)[0]
+    if model.is_box and requantization == "fixed":
+        expected = fixed_actions(model, accumulators)
+    np.testing.assert_array_equal(seen.actions, expected)
+    assert seen.instructions.min() > model.macs / 2 and seen.call_stack < 1024 and seen.ram < 16_384
+
+
+@pytest.mark.parametrize("flags", ["-O0", "-Os", "-O3", "-O2 -ffp-contract=fast", "-O2 -flto"])
+def test_flags_do_not_matter(flags, tmp_path):
+    needs("cortex-m4f")
+    for space in (VECTOR, IMAGE):
+        model = make_student(space, BOX, (4, 8)).to_integer()
+        export_c(model, tmp_path)
+        observations = some_observations(space, 20)
+        seen = emulate(tmp_path, model, observations, "cortex-m4f", cflags=flags.split())
+        np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
+        np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+@pytest.mark.parametrize("weight_bits", [8, 4, 2])
+def test_a_student_for_atari_fits(weight_bits, requantization, tmp_path):
+    """The size that plays Pong: what it needs beyond its numbers, and what a multiply-accumulate costs."""
+    needs("cortex-m4f")
+    model = make_student(FRAMES, DISCRETE, (weight_bits, 8), arch="tiny").to_integer()
+    model.requantization = requantization
+    export_c(model, tmp_path)
+    seen = emulate(tmp_path, model, some_observations(FRAMES, 4), "cortex-m4f")
+    assert seen.flash <= model.nbytes + 2560
+    assert seen.ram - 4 * 84 * 84 + seen.call_stack <= 8192
+    assert seen.instructions.max() <= 1.7 * model.macs
+    assert seen.milliseconds(100) == pytest.approx(np.median(seen.instructions) / 1e5)
+
+
+def test_missing_tools_are_named(tmp_path, monkeypatch):
+    chip = Microcontroller("no-such-", "", "qemu-no-such -kernel", 0, "some-package")
+    monkeypatch.setitem(MICROCONTROLLERS, "none", chip)
+    model = make_student().to_integer()
+    with pytest.raises(
+        RuntimeError, match="no-such-gcc, no-such-size, qemu-no-such not found: apt-get install .* some-package"
+    ):
+        emulate(tmp_path, model, some_observations(VECTOR), "none")
+
+
+def test_milliseconds():
+    seen = Emulation(*3 * [np.array([1000, 2000, 4000])], flash=0, ram=0, call_stack=0)
+    assert seen.milliseconds(mhz=2) == 1.0
