@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo demo-atari test format lint type venv
+.PHONY: help demo demo-atari test format lint type venv emulators
 .DELETE_ON_ERROR:
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make demo-atari  the same for Pong (longer)"
 	@echo "make test        run every test (PYTEST_FLAGS=... is handed on, WORKERS=2 processes)"
 	@echo "make format lint type"
+	@echo "make emulators   compilers and emulators of microcontrollers, from Debian (as root): their tests skip without"
 
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,3 +42,9 @@ lint: $(READY)
 
 type: $(READY)
 	$(BIN)/mypy sb3_qpd
+
+# what the tests of the C export use where it is there
+emulators:
+	apt-get update -qq
+	apt-get install -qq -y --no-install-recommends clang gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
+		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc
