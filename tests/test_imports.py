@@ -17,7 +17,7 @@ LAYERS = (
     # mathematics and plain data: no SB3
     ("losses", "quantizers", "transitions", "integer", "inert", "verdicts"),
     # parts
-    ("layers", "architectures", "reader", "envs", "run_folder", "teachers", "buffers", "staging"),
+    ("layers", "architectures", "reader", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
     ("policies", "loading", "wrappers", "matching", "acting", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
