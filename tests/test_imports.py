@@ -18,7 +18,7 @@ LAYERS = (
     ("losses", "quantizers", "transitions", "integer", "inert", "verdicts"),
     # parts
     ("layers", "architectures", "reader", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
-    ("policies", "loading", "wrappers", "matching", "acting", "objective"),
+    ("policies", "loading", "matching", "wrappers", "acting", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
     ("export", "evaluation", "report", "contest"),
