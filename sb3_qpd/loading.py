@@ -9,6 +9,7 @@ Where teachers come from: an SB3 zip, a run folder of RL Zoo, a live model. No f
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import gymnasium as gym
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
@@ -59,6 +61,11 @@ def load_teacher(
     if env is not None:
         _give_env(teacher, env)
     _check_normalization(teacher)
+    if isinstance(teacher.policy, MaskableActorCriticPolicy):
+        warnings.warn(
+            "Action masks are not used: this MaskablePPO teacher is distilled as if all of its actions were always allowed. "
+            "Where its environment does not take every action, its student will fail"
+        )
     teacher.to(get_device(device))
     if teacher.use_sde:
         teacher.policy.reset_noise()  # drawn for the weights and the device that it has now

@@ -16,7 +16,9 @@ from teacher_files import edit_zip, serialized
 from toys import BOX, DISCRETE, ODD_BOXES, QUICK, Pointer, Quadrant, assert_saves_and_loads, pointers
 
 from sb3_qpd import QPDDistiller, TeacherError, load_teacher
+from sb3_qpd.building import BLUEPRINTS
 from sb3_qpd.cli import main
+from sb3_qpd.reader import SUPPORTED
 from sb3_qpd.teacher_check import check_teacher
 from sb3_qpd.teachers import TEACHERS, ARSTeacher, DeterministicTeacher, QValueTeacher, SquashedGaussianTeacher, TeacherOutput
 
@@ -62,6 +64,9 @@ MODELS = {
     "DQN images": lambda: train(DQN, policy="CnnPolicy", policy_kwargs=CNN),
     "QRDQN images": lambda: train(QRDQN, policy="CnnPolicy", policy_kwargs={**CNN, "n_quantiles": 4, "net_arch": [8]}),
 }
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:Action masks are not used", "ignore:You have specified a mini-batch")
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -135,6 +140,20 @@ def test_is_distilled_converted_saved_and_loaded(pair, tmp_path):
     loaded = assert_saves_and_loads(student, tmp_path, observations)
     assert loaded._teacher_temperature == student._teacher_temperature
     assert isinstance(student.teacher, DeterministicTeacher) or student._teacher_temperature == 1
+
+
+def test_whatever_has_an_adapter_can_be_read_from_a_file():
+    assert set(TEACHERS) == set(BLUEPRINTS) == set(SUPPORTED)
+    for algo, blueprint in BLUEPRINTS.items():
+        assert all(issubclass(policy, TEACHERS[algo].policies) for policy in blueprint.policies.values())
+
+
+@pytest.mark.parametrize("source", ["zip", "model"])
+def test_masks_are_not_used_and_it_is_said(source, tmp_path):
+    model = train(MaskablePPO)
+    model.save(tmp_path / "model.zip")
+    with pytest.warns(UserWarning, match="Action masks are not used"):
+        load_teacher(tmp_path / "model.zip" if source == "zip" else model)
 
 
 # --- teachers without a distribution ---
