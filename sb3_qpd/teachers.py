@@ -271,11 +271,7 @@ def _state_value(critic: nn.Module, observations: th.Tensor, scaled_actions: th.
 
 
 class SquashedGaussianTeacher(Teacher):
-    """
-    SAC, TQC and CrossQ: mean and deviation of the action in environment units, and as value min Q(s, tanh(mean)).
-
-    Parameters are those of :class:`Teacher`.
-    """
+    """SAC, TQC and CrossQ: mean and deviation of the action in environment units, and as value min Q(s, tanh(mean))."""
 
     policies: ClassVar[tuple[type[BasePolicy], ...]] = (SACPolicy, TQCPolicy, CrossQPolicy)
 
