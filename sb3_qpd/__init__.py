@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sb3_qpd.reader import TeacherError
     from sb3_qpd.teachers import ObsNormalization, Teacher, TeacherOutput
     from sb3_qpd.transitions import TRANSITIONS
+    from sb3_qpd.wrappers import TeacherLabels
 
 __version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8").strip()
 
@@ -39,6 +40,7 @@ __all__ = [
     "StudentArch",
     "Teacher",
     "TeacherError",
+    "TeacherLabels",
     "TeacherOutput",
     "__version__",
     "compare",
@@ -74,6 +76,7 @@ _MODULE_OF = {
     "Teacher": "teachers",
     "TeacherOutput": "teachers",
     "TRANSITIONS": "transitions",
+    "TeacherLabels": "wrappers",
 }
 
 

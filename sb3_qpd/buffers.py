@@ -125,7 +125,7 @@ class DistillationBuffer:
         self._store: FrameStore | VectorStore = (
             FrameStore(self.capacity, shape, n_envs) if stacked else VectorStore(self.capacity, shape, dtype)
         )
-        self._targets: list[np.ndarray] = []
+        self._targets: dict[str, np.ndarray] = {}  # a ring for each field of TeacherOutput that the teacher has
         self._added = 0
         self._rng = np.random.default_rng(seed)
 
@@ -135,7 +135,7 @@ class DistillationBuffer:
     @property
     def nbytes(self) -> int:
         """Bytes of observations and targets, when full."""
-        return self._store.nbytes + sum(ring.nbytes for ring in self._targets)
+        return self._store.nbytes + sum(ring.nbytes for ring in self._targets.values())
 
     def add(self, observations: np.ndarray, targets: TeacherOutput) -> None:
         """
@@ -144,13 +144,13 @@ class DistillationBuffer:
         :param observations: raw, shape (n_envs, *observation_shape)
         :param targets: what the teacher said of them
         """
-        arrays = [t.cpu().numpy() for t in targets if t is not None]
+        arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
         if not self._targets:
-            self._targets = [np.zeros((self.capacity, *a.shape[1:]), np.float32) for a in arrays]
+            self._targets = {name: np.zeros((self.capacity, *a.shape[1:]), np.float32) for name, a in arrays.items()}
         slots = (self._added + np.arange(self.n_envs)) % self.capacity
         self._store.add(slots, observations)
-        for ring, array in zip(self._targets, arrays, strict=True):
-            ring[slots] = array
+        for name, ring in self._targets.items():
+            ring[slots] = arrays[name]
         self._added += self.n_envs
 
     def sample(self, batch_size: int) -> DistillationSamples:
@@ -175,5 +175,5 @@ class DistillationBuffer:
         return self._samples(slots[self._store.is_valid(slots)])
 
     def _samples(self, slots: np.ndarray) -> DistillationSamples:
-        targets = [th.from_numpy(ring[slots]).to(self.device) for ring in self._targets]
-        return DistillationSamples(th.from_numpy(self._store.get(slots)).to(self.device), TeacherOutput(*targets))
+        targets = {name: th.from_numpy(ring[slots]).to(self.device) for name, ring in self._targets.items()}
+        return DistillationSamples(th.from_numpy(self._store.get(slots)).to(self.device), TeacherOutput(**targets))

@@ -29,7 +29,7 @@ from sb3_qpd.objective import BOX_LOSSES, distillation_loss
 from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
 from sb3_qpd.teacher_check import check_teacher
-from sb3_qpd.teachers import Teacher, TeacherOutput
+from sb3_qpd.teachers import DeterministicTeacher, Teacher, TeacherOutput
 from sb3_qpd.transitions import get_transition
 
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
@@ -78,8 +78,9 @@ class QPDDistiller(BaseAlgorithm):
     :param gradient_steps: gradient steps for each environment step (counted over all environments), a fraction as a rule:
         ``gradient_steps * batch_size`` is how often a sample is drawn for each step. ``None`` is 16 samples a step
     :param learning_starts: observations collected by the teacher before the first gradient step, at most a tenth of the run
-    :param temperature: of the teacher's discrete action distribution; below 1 sharpens it
-    :param critic_coef: weight of the value's loss; 0 is the actor-only loss
+    :param temperature: of the teacher's discrete action distribution; below 1 sharpens it (a Q-value teacher has one of its
+        own, see :class:`~sb3_qpd.teachers.DeterministicTeacher`: they are multiplied)
+    :param critic_coef: weight of the value's loss; 0 is the actor-only loss, and so is a teacher without a critic
     :param entropy_coef: weight of the student's entropy
     :param box_loss: loss of a Box action, one of ``huber``, ``squared_error``, ``gaussian_kl``
     :param beta: share of the episodes that the teacher plays from start to end while observations are collected
@@ -173,7 +174,8 @@ class QPDDistiller(BaseAlgorithm):
         self.max_grad_norm, self.check_teacher = max_grad_norm, check_teacher
         self.seconds_learning = 0.0
         self._transition_progress = 0.0
-        self._is_fitted = False  # normalization and value scale are frozen
+        self._is_fitted = False  # normalization, value scale and the teacher's temperature are frozen
+        self._teacher_temperature = 1.0
         if _init_setup_model:
             self._setup_model()
 
@@ -445,11 +447,15 @@ class QPDDistiller(BaseAlgorithm):
             self._n_updates += 1
 
     def _fit_scales(self) -> None:
-        """Freeze the student's input normalization and the unit of its value head, from what the teacher saw."""
+        """Freeze the student's input normalization and the units of what it learns, from what the teacher saw and said."""
         assert self._buffer is not None and self.teacher is not None
         samples = self._buffer.newest(10_000)
-        values = samples.targets.value
-        self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
+        if (values := samples.targets.value) is not None:
+            self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
+        if isinstance(self.action_space, spaces.Discrete):
+            self._teacher_temperature = self.teacher.temperature_of(samples.targets)
+        elif isinstance(self.teacher, DeterministicTeacher):  # no deviation to learn: the student explores as its teacher does
+            self.policy.log_std.data.copy_(self.teacher.exploration_log_std)
         observations = samples.observations.cpu().numpy()
         if is_image_space(self.observation_space):
             self.policy.set_normalization(float(np.median(observations[-1000:])), 1.0)
@@ -485,7 +491,7 @@ class QPDDistiller(BaseAlgorithm):
         loss, self._last_losses = distillation_loss(
             self.policy,
             samples,
-            temperature=self.temperature,
+            temperature=self.temperature * self._teacher_temperature,
             critic_coef=self.critic_coef,
             entropy_coef=self.entropy_coef,
             box_loss=self.box_loss,

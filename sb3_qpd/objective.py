@@ -31,7 +31,8 @@ def distillation_loss(
     :param critic_coef: weight of the value's loss
     :param entropy_coef: weight of the student's entropy
     :param box_loss: one of ``BOX_LOSSES``
-    :return: the loss, shape (), and the actor's and the critic's part for the log, detached, shape (batch_size,) each
+    :return: the loss, shape (), and the actor's and the critic's part for the log, detached, shape (batch_size,) each; the
+        critic's is zero where the teacher has no value
     """
     actor, value = policy.actor_and_value(samples.observations)
     space = policy.action_space
@@ -39,7 +40,9 @@ def distillation_loss(
         actor_loss = _box_loss(policy.log_std, actor, samples.targets, space, box_loss)
     else:
         actor_loss = losses.categorical_kl(actor, samples.targets.actor, temperature=temperature)
-    critic_loss = losses.value_error(value, samples.targets.value, std=policy.value_net.std)
+    critic_loss = th.zeros_like(value)
+    if samples.targets.value is not None:
+        critic_loss = losses.value_error(value, samples.targets.value, std=policy.value_net.std)
     loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=critic_coef)
     if entropy_coef:
         is_box = isinstance(space, spaces.Box)
@@ -48,13 +51,17 @@ def distillation_loss(
 
 
 def _box_loss(log_std: th.Tensor, actor: th.Tensor, targets: TeacherOutput, space: spaces.Box, name: str) -> th.Tensor:
-    """Both means inside the box; a loss of the mean alone is joined by one of the deviation, where the teacher has one."""
+    """
+    Both means inside the box; a loss of the mean alone is joined by one of the deviation. A deterministic teacher has none:
+    then the divergence is a loss of the mean alone, too.
+    """
     low, high = (th.as_tensor(bound.reshape(-1), device=actor.device) for bound in (space.low, space.high))
     half_range = ((high - low) / 2).clamp_min(1e-6)  # an action may be fixed
     mean, target = losses.clamp_to_box(actor, low, high), targets.actor.clamp(low, high)
-    if targets.log_std is None:
-        return losses.huber(mean, target, half_range=half_range)
-    if name == "gaussian_kl":
+    if name == "gaussian_kl" and targets.log_std is not None:
         return losses.gaussian_kl(mean, log_std, target, targets.log_std, half_range=half_range)
-    loss = {"huber": losses.huber, "squared_error": losses.squared_error}[name](mean, target, half_range=half_range)
-    return loss + losses.log_std_error(log_std.expand_as(targets.log_std), targets.log_std)
+    loss = losses.squared_error if name == "squared_error" else losses.huber
+    error = loss(mean, target, half_range=half_range)
+    if targets.log_std is None:
+        return error
+    return error + losses.log_std_error(log_std.expand_as(targets.log_std), targets.log_std)

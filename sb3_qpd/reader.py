@@ -30,7 +30,7 @@ from sb3_qpd.inert import Name, Record, UnsafePickle, is_known, read_pickle, to_
 MAX_MEMBER_BYTES = 512 * 2**20
 MAX_TENSORS = 1_000
 MAX_YAML_BYTES = 2**20
-SUPPORTED = ("a2c", "ppo", "trpo")
+SUPPORTED = ("a2c", "ars", "crossq", "ddpg", "dqn", "maskableppo", "ppo", "qrdqn", "sac", "td3", "tqc", "trpo")
 WAY_OUT = "If you trust the file, load it yourself (for instance PPO.load) and pass the live model instead of the path."
 
 # what zipfile raises on damaged files
@@ -234,16 +234,12 @@ def _identify(data: dict[str, Any], policy_class: Any, path: Path) -> str:
             f"{path} holds a recurrent agent ({policy_class.name}): students have no memory, so it cannot teach one. "
             f"Supported: {', '.join(SUPPORTED)}"
         )
-    algo = _actor_critic_algo(data) if family == "policies" else _OTHER_FAMILIES.get(family, family)
+    algo = _FAMILIES[family](data) if family in _FAMILIES else family
     if algo not in SUPPORTED:
         raise TeacherError(
             f"{path} holds an agent of another algorithm: {algo} ({policy_class.name}). Supported: {', '.join(SUPPORTED)}"
         )
     return algo
-
-
-# policy module -> how its algorithm is called
-_OTHER_FAMILIES = {"td3": "td3 or ddpg", "maskable": "maskable ppo"}
 
 
 def _actor_critic_algo(data: dict[str, Any]) -> str:
@@ -252,6 +248,19 @@ def _actor_critic_algo(data: dict[str, Any]) -> str:
     if "clip_range" in data:
         return "ppo"
     return "a2c" if {"gae_lambda", "vf_coef"} <= data.keys() else "unknown actor-critic"
+
+
+def _td3_algo(data: dict[str, Any]) -> str:
+    """DDPG is SB3's TD3 without its delay and without noise on the target."""
+    return "ddpg" if data.get("policy_delay") == 1 and data.get("target_noise_clip") == 0 else "td3"
+
+
+# policy modules that do not have the name of the algorithm
+_FAMILIES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "policies": _actor_critic_algo,
+    "td3": _td3_algo,
+    "maskable": lambda data: "maskableppo",
+}
 
 
 # --- weights ---

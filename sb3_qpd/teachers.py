@@ -1,16 +1,28 @@
-"""The teacher: a frozen pretrained policy that labels raw observations with its action distribution and its value."""
+"""
+The teacher: a frozen pretrained policy that labels raw observations with its action distribution and its value.
+
+Each family of algorithms has its adapter; :data:`TEACHERS` says which algorithm belongs to which.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import DiagGaussianDistribution, StateDependentNoiseDistribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from sb3_contrib.ars.policies import ARSPolicy
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.crossq.policies import CrossQPolicy
+from sb3_contrib.qrdqn.policies import QRDQNPolicy
+from sb3_contrib.tqc.policies import TQCPolicy
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.dqn.policies import DQNPolicy
+from stable_baselines3.sac.policies import SACPolicy
+from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
 if TYPE_CHECKING:
@@ -22,12 +34,13 @@ class TeacherOutput(NamedTuple):
     What a teacher says of a batch of observations: everything a distillation loss may use.
 
     ``actor`` holds logits, shape (batch_size, n_actions), or the mean action in environment units, shape
-    (batch_size, action_dim); ``value`` has shape (batch_size,); ``log_std`` (Box actions only) is the logarithm of the
-    standard deviation of the action in environment units, shape (batch_size, action_dim).
+    (batch_size, action_dim); ``value``, shape (batch_size,), is ``None`` where the teacher has no critic; ``log_std`` is the
+    logarithm of the standard deviation of a Box action in environment units, shape (batch_size, action_dim), ``None`` where
+    the teacher is deterministic. A Q-value teacher's logits are its Q-values, see :meth:`Teacher.temperature_of`.
     """
 
     actor: th.Tensor
-    value: th.Tensor
+    value: th.Tensor | None = None
     log_std: th.Tensor | None = None
 
 
@@ -63,22 +76,24 @@ class ObsNormalization:
 
 class Teacher:
     """
-    A pretrained actor-critic policy (PPO, A2C, TRPO), frozen, that takes *raw* observations.
+    A pretrained policy, frozen, that takes *raw* observations: an actor-critic one (PPO, A2C, TRPO), in subclasses others.
 
     It applies its own normalization, so that nobody else has to know of it, and answers in environment units.
 
     :param policy: SB3's policy object; it is put in evaluation mode and never trained
     :param name: ``<algo>/<Env>`` or a Hub id: what a student remembers of its teacher (never a path)
-    :param algo: key of the algorithm, as in RL Zoo (``ppo``, ``a2c``, ``trpo``)
+    :param algo: key of the algorithm, as in RL Zoo (``ppo``, ``a2c``, ``trpo``, ...)
     :param checksum: SHA-256 of the file that it came from, or ``""``
     :param normalization: the frozen ``VecNormalize`` statistics that it was trained with, or ``None``
     :param recipe: how to build the environment that it was trained on, where that is known
     :param vec_env: the raw environment that a live model brought along
     """
 
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (ActorCriticPolicy, MaskableActorCriticPolicy)
+
     def __init__(
         self,
-        policy: ActorCriticPolicy,
+        policy: BasePolicy,
         *,
         name: str = "",
         algo: str = "ppo",
@@ -87,11 +102,12 @@ class Teacher:
         recipe: EnvRecipe | None = None,
         vec_env: VecEnv | None = None,
     ) -> None:
-        if not isinstance(policy, ActorCriticPolicy):
-            raise TypeError(f"Expected an ActorCriticPolicy (PPO, A2C, TRPO), got {type(policy).__name__}")
+        if not isinstance(policy, self.policies):
+            expected = " or ".join(kind.__name__ for kind in self.policies)
+            raise TypeError(f"A {type(self).__name__} needs a policy of the kind {expected}, got {type(policy).__name__}")
         if type(policy).__name__.startswith("Recurrent"):
             raise TypeError(f"{type(policy).__name__} has a memory, a student has none: recurrent teachers are not supported")
-        self.policy = policy
+        self.policy: Any = policy
         self.policy.set_training_mode(False)
         self.policy.requires_grad_(False)
         self.name, self.algo, self.checksum = name, algo, checksum
@@ -113,12 +129,17 @@ class Teacher:
         """Move the network to a device; images go through it channels-last, which is faster on every device."""
         self.policy.to(device)
         if len(self.observation_space.shape or ()) == 3:
-            self.policy.to(memory_format=th.channels_last)  # type: ignore[call-overload]
+            self.policy.to(memory_format=th.channels_last)
         return self
 
     def normalize(self, observations: np.ndarray) -> np.ndarray:
         """Raw observations as the network takes them, shape unchanged."""
         return observations if self.normalization is None else self.normalization(np.asarray(observations))
+
+    @property
+    def use_sde(self) -> bool:
+        """Whether it explores with gSDE, whose noise has to be drawn before actions are sampled."""
+        return getattr(self.policy, "use_sde", False)
 
     @th.no_grad()
     def __call__(self, observations: np.ndarray) -> TeacherOutput:
@@ -128,35 +149,50 @@ class Teacher:
         :param observations: shape (batch_size, *observation_shape), as the environment gives them
         :return: logits or mean, value and log standard deviation, float32, on the teacher's device
         """
+        tensor, _ = self.policy.obs_to_tensor(self.normalize(observations))
+        return self._label(tensor)
+
+    def _label(self, observations: th.Tensor) -> TeacherOutput:
         policy = self.policy
-        tensor, _ = policy.obs_to_tensor(self.normalize(observations))
-        features = policy.extract_features(tensor)
+        features = policy.extract_features(observations)
         pi_features, vf_features = features if isinstance(features, tuple) else (features, features)
         latent_pi = policy.mlp_extractor.forward_actor(pi_features)
-        value = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).flatten()
+        value = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).flatten().float()
         actor = policy.action_net(latent_pi)
         if not isinstance(self.action_space, spaces.Box):
-            return TeacherOutput(actor.float(), value.float())
-        return TeacherOutput(*self._box_output(actor, value, latent_pi))
+            return TeacherOutput(actor.float(), value)
+        log_std = _log_std(policy.action_dist, policy.log_std, actor, latent_pi)
+        if policy.squash_output:
+            actor, log_std = self._squash(actor, log_std)
+        return TeacherOutput(actor.float(), value, log_std.float())
 
-    def _box_output(self, mean: th.Tensor, value: th.Tensor, latent_pi: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """Mean and deviation of the action in environment units; gSDE's deviation depends on the state."""
-        log_std: th.Tensor = self.policy.log_std
-        dist = self.policy.action_dist
-        if isinstance(dist, StateDependentNoiseDistribution):
-            variance = th.mm(latent_pi**2, dist.get_std(log_std) ** 2)  # (batch_size, action_dim)
-            log_std = 0.5 * th.log(variance + dist.epsilon)
-        elif isinstance(dist, DiagGaussianDistribution):
-            log_std = log_std.expand_as(mean)
-        if self.policy.squash_output:
-            low = th.as_tensor(self.action_space.low.reshape(-1), device=mean.device)  # type: ignore[attr-defined]
-            high = th.as_tensor(self.action_space.high.reshape(-1), device=mean.device)  # type: ignore[attr-defined]
-            half = (high - low) / 2
-            squashed = th.tanh(mean)
-            # first order: the deviation shrinks with the slope of tanh
-            log_std = log_std + th.log((1 - squashed**2).clamp_min(1e-6)) + half.log()
-            mean = low + half * (squashed + 1)
-        return mean.float(), value.float(), log_std.float()
+    def _squash(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Mean and deviation before a tanh as those of the action in environment units."""
+        _, half = self._low_and_half()
+        squashed = th.tanh(mean)
+        # first order: the deviation shrinks with the slope of tanh
+        return self._unscale(squashed), log_std + th.log((1 - squashed**2).clamp_min(1e-6)) + half.log()
+
+    def _unscale(self, scaled: th.Tensor) -> th.Tensor:
+        """From [-1, 1] to environment units."""
+        low, half = self._low_and_half()
+        return low + half * (scaled + 1)
+
+    def _low_and_half(self) -> tuple[th.Tensor, th.Tensor]:
+        """Lower bounds of a Box action and half its ranges, shape (action_dim,)."""
+        low, high = (
+            th.as_tensor(bound.reshape(-1), device=self.device)
+            for bound in (self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
+        )
+        return low, (high - low) / 2
+
+    def temperature_of(self, targets: TeacherOutput) -> float:
+        """
+        The temperature at which this teacher's logits are its distribution: 1, but see :class:`DeterministicTeacher`.
+
+        :param targets: what it said of many observations
+        """
+        return 1.0
 
     def predict(
         self,
@@ -170,7 +206,7 @@ class Teacher:
 
     def sample(self, output: TeacherOutput) -> np.ndarray:
         """
-        Actions drawn from the teacher's own distribution.
+        Actions drawn from the teacher's own distribution, as it explores.
 
         :param output: what the teacher said of the observations
         :return: shape (batch_size,) or (batch_size, action_dim), inside the action space
@@ -210,12 +246,156 @@ class Teacher:
         try:
             space = self.observation_space
             with th.no_grad():
-                self.policy.get_distribution(self.policy.obs_to_tensor(np.zeros((1, *space.shape), space.dtype))[0])  # type: ignore[misc]
+                observations, _ = self.policy.obs_to_tensor(np.zeros((1, *space.shape), space.dtype))  # type: ignore[misc]
+                self.policy._predict(observations, deterministic=True)
         finally:
             for handle in handles:
                 handle.remove()
         return sum(count)
 
 
+def _log_std(dist: Distribution, log_std: th.Tensor, mean: th.Tensor, latent: th.Tensor) -> th.Tensor:
+    """Of the Gaussian, in the actor's own units, shape (batch_size, action_dim); gSDE's depends on the state."""
+    if isinstance(dist, StateDependentNoiseDistribution):
+        variance = th.mm(latent**2, dist.get_std(log_std) ** 2)
+        return 0.5 * th.log(variance + dist.epsilon)
+    return log_std.expand_as(mean)
+
+
+def _state_value(critic: nn.Module, observations: th.Tensor, scaled_actions: th.Tensor) -> th.Tensor:
+    """min Q(s, a) over the critics, of their mean over quantiles where they have them; shape (batch_size,)."""
+    q_values = critic(observations, scaled_actions)
+    if isinstance(q_values, tuple):
+        q_values = th.stack(q_values, dim=1)  # (batch_size, n_critics, 1)
+    return q_values.mean(2).amin(1).float()
+
+
+class SquashedGaussianTeacher(Teacher):
+    """SAC, TQC and CrossQ: mean and deviation of the action in environment units, and as value min Q(s, tanh(mean))."""
+
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (SACPolicy, TQCPolicy, CrossQPolicy)
+
+    @property
+    def use_sde(self) -> bool:
+        return self.policy.actor.use_sde
+
+    def _label(self, observations: th.Tensor) -> TeacherOutput:
+        actor = self.policy.actor
+        mean, log_std, sde = actor.get_action_dist_params(observations)
+        log_std = _log_std(actor.action_dist, log_std, mean, sde.get("latent_sde", mean))
+        value = _state_value(self.policy.critic, observations, th.tanh(mean))
+        action, log_std = self._squash(mean, log_std)
+        return TeacherOutput(action.float(), value, log_std.float())
+
+    def _actor_modules(self) -> list[nn.Module]:
+        actor = self.policy.actor
+        return [actor.features_extractor, actor.latent_pi, actor.mu]
+
+
+class DeterministicTeacher(Teacher):
+    """
+    TD3 and DDPG: the action in environment units, and as value min Q(s, a). Its subclasses are deterministic as well.
+
+    Such a teacher has no distribution to draw from. While observations are collected it explores, and so does its student:
+    otherwise both would see little beyond one trajectory. And where its actions are discrete, what it says of them (Q-values)
+    has the unit of the rewards: a distribution only at a temperature in that unit, which is therefore a share of how far
+    the teacher sets actions apart on average, and needs no tuning per environment. One temperature for all states: where
+    little depends on the action, the student need not be sure of it. The default is low, as only the best action is played;
+    Rusu et al. (Policy Distillation, 2016) found the same for DQN.
+
+    :param policy: see :class:`Teacher`
+    :param exploration: while collecting: the share of actions that are random (discrete actions), or the standard deviation
+        of the noise as a share of half the range (Box actions; 0.1 is what TD3 trains with)
+    :param temperature: as a share of the mean over observations of the standard deviation of Q over the actions
+    :param kwargs: see :class:`Teacher`
+    """
+
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (TD3Policy,)
+
+    def __init__(self, policy: BasePolicy, *, exploration: float = 0.1, temperature: float = 0.1, **kwargs: Any) -> None:
+        super().__init__(policy, **kwargs)
+        if not 0 <= exploration <= 1:
+            raise ValueError(f"exploration is a share between 0 and 1, got {exploration}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.exploration, self.temperature = exploration, temperature
+
+    def _label(self, observations: th.Tensor) -> TeacherOutput:
+        scaled = self.policy.actor(observations)
+        return TeacherOutput(self._unscale(scaled).float(), _state_value(self.policy.critic, observations, scaled))
+
+    def temperature_of(self, targets: TeacherOutput) -> float:
+        spread = targets.actor.std(1, correction=0).mean().item()
+        return self.temperature * max(spread, 1e-8)
+
+    @property
+    def exploration_log_std(self) -> th.Tensor:
+        """Of the noise on Box actions while observations are collected, in environment units, shape (action_dim,)."""
+        _, half = self._low_and_half()
+        return (self.exploration * half).clamp_min(1e-6).log().float()  # an action may be fixed
+
+    def sample(self, output: TeacherOutput) -> np.ndarray:
+        """
+        Actions as it explores while observations are collected.
+
+        :param output: what the teacher said of the observations
+        :return: shape (batch_size,) or (batch_size, action_dim), inside the action space
+        """
+        if isinstance(self.action_space, spaces.Box):
+            return super().sample(output._replace(log_std=self.exploration_log_std))
+        best = output.actor.argmax(1)
+        explores = th.rand(best.shape, device=best.device) < self.exploration
+        return th.where(explores, th.randint_like(best, output.actor.shape[1]), best).cpu().numpy()
+
+    def _actor_modules(self) -> list[nn.Module]:
+        return [self.policy.actor]
+
+
+class ARSTeacher(DeterministicTeacher):
+    """ARS, linear or not, which has no critic: the action in environment units, or a score for each discrete action."""
+
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (ARSPolicy,)
+
+    def _label(self, observations: th.Tensor) -> TeacherOutput:
+        policy = self.policy
+        actor = policy.action_net(policy.extract_features(observations, policy.features_extractor))
+        return TeacherOutput((self._unscale(actor) if policy.squash_output else actor).float())
+
+    def _actor_modules(self) -> list[nn.Module]:
+        return [self.policy.features_extractor, self.policy.action_net]
+
+
+class QValueTeacher(DeterministicTeacher):
+    """DQN and QR-DQN: Q-values (of QR-DQN the mean over its quantiles), and as value the largest of them."""
+
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (DQNPolicy, QRDQNPolicy)
+
+    def _label(self, observations: th.Tensor) -> TeacherOutput:
+        q_values = self._network(observations)
+        if isinstance(self.policy, QRDQNPolicy):
+            q_values = q_values.mean(dim=1)
+        return TeacherOutput(q_values.float(), q_values.amax(1).float())
+
+    @property
+    def _network(self) -> nn.Module:
+        return self.policy.quantile_net if isinstance(self.policy, QRDQNPolicy) else self.policy.q_net
+
+    def _actor_modules(self) -> list[nn.Module]:
+        return [self._network]
+
+
 # algorithm as RL Zoo spells it -> the adapter that reads its policies
-TEACHERS: dict[str, type[Teacher]] = {"ppo": Teacher, "a2c": Teacher, "trpo": Teacher}
+TEACHERS: dict[str, type[Teacher]] = {
+    "a2c": Teacher,
+    "ars": ARSTeacher,
+    "crossq": SquashedGaussianTeacher,
+    "ddpg": DeterministicTeacher,
+    "dqn": QValueTeacher,
+    "maskableppo": Teacher,
+    "ppo": Teacher,
+    "qrdqn": QValueTeacher,
+    "sac": SquashedGaussianTeacher,
+    "td3": DeterministicTeacher,
+    "tqc": SquashedGaussianTeacher,
+    "trpo": Teacher,
+}

@@ -6,7 +6,6 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
-from stable_baselines3 import DQN
 from toys import BOX, QUICK, Pointer, pointers, untrained
 
 from sb3_qpd import QPDDistiller, TeacherError, load_teacher
@@ -66,8 +65,6 @@ def test_teachers_that_cannot_teach(cartpole_zip):
         QPDDistiller(5)
     with pytest.raises(TeacherError, match="recurrent"):
         QPDDistiller(RecurrentPPO("MlpLstmPolicy", Pointer(), n_steps=8, device="cpu"))
-    with pytest.raises(TeacherError, match="DQN"):
-        QPDDistiller(DQN("MlpPolicy", Pointer(), buffer_size=10, device="cpu"))
     with pytest.raises((ValueError, OSError), match="nowhere"):
         QPDDistiller("nowhere.zip", env="CartPole-v1")
 

@@ -39,6 +39,15 @@ class Game:
         return self.stacks.copy()
 
 
+@pytest.mark.parametrize("missing", [("value",), ("log_std",), ("value", "log_std")], ids=str)
+def test_what_a_teacher_does_not_say_stays_missing(missing):
+    buffer = DistillationBuffer(6, VECTOR, 2)
+    said = TeacherOutput(th.rand(2, 3), th.rand(2), th.rand(2, 3))._replace(**dict.fromkeys(missing))
+    buffer.add(np.zeros((2, *VECTOR.shape)), said)
+    for field, part in buffer.newest(2).targets._asdict().items():
+        assert part is None if field in missing else th.equal(part, getattr(said, field))
+
+
 def labels(step: int, n_envs: int, log_std: bool = False) -> TeacherOutput:
     """Targets that tell which observation they belong to."""
     number = step * n_envs + th.arange(float(n_envs))

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_contrib import TRPO, MaskablePPO, RecurrentPPO
-from sb3_contrib.common.envs import InvalidActionEnvDiscrete
-from stable_baselines3 import A2C, DQN, PPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
@@ -21,12 +20,13 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, Flatten
 from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecNormalize
 from teacher_files import ATTACKS, edit_zip, read_data, serialized
 
+from sb3_qpd.building import policy_arguments
 from sb3_qpd.envs import EnvRecipe
-from sb3_qpd.loading import load_teacher, policy_arguments, take_off_normalization
+from sb3_qpd.loading import load_teacher, take_off_normalization
 from sb3_qpd.reader import TeacherError, read_zip
 from sb3_qpd.teachers import Teacher
 
-ALGOS = {"ppo": PPO, "a2c": A2C, "trpo": TRPO}
+ALGOS = {cls.__name__.lower(): cls for cls in (A2C, ARS, DDPG, DQN, PPO, QRDQN, SAC, TQC, TRPO)}
 BATCHES: dict[Any, dict[str, int]] = {A2C: {}, PPO: {"batch_size": 32, "n_epochs": 2}, TRPO: {"batch_size": 32}}
 
 
@@ -146,34 +146,37 @@ def load_with_sb3(path: Path) -> Any:
     """SB3's own class, which decodes nothing: every pickled value is replaced by a checked one or a dummy."""
     file = read_zip(path)
     kwargs = policy_arguments(file)
-    kwargs.pop("use_sde")
+    if file.algo in ("a2c", "ppo", "trpo"):
+        kwargs.pop("use_sde", None)  # an argument of its own there
+    kind = next((kind for kind in ("Cnn", "Linear") if kind in file.policy_class_name), "Mlp")
+    algo: Any = ALGOS[file.algo]
     vetted: dict[str, Any] = {
-        "policy_class": "MlpPolicy" if file.policy_class_name == "ActorCriticPolicy" else "CnnPolicy",
+        "policy_class": algo.policy_aliases[f"{kind}Policy"],
         "observation_space": file.observation_space,
         "action_space": file.action_space,
         "policy_kwargs": kwargs,
         "learning_rate": 0.0,
         "lr_schedule": lambda _: 0.0,
         "clip_range": lambda _: 0.0,
+        "train_freq": (1, "step"),
+        "target_entropy": 0.0,
     }
-    algo = ALGOS[file.algo]
-    vetted["policy_class"] = algo.policy_aliases[vetted["policy_class"]]
     pickled = [key for key, value in read_data(path).items() if isinstance(value, dict) and ":serialized:" in value]
     return algo.load(
         io.BytesIO(path.read_bytes()),
         device="cpu",
-        custom_objects={**{key: vetted.get(key) for key in pickled}, "policy_kwargs": kwargs},
+        custom_objects={**{key: vetted.get(key) for key in pickled}, "policy_kwargs": kwargs, "buffer_size": 1},
     )
 
 
-@pytest.mark.filterwarnings("ignore:You are probably loading a A2C/PPO model")
+@pytest.mark.filterwarnings("ignore:You are probably loading a (A2C/PPO|DQN) model")
 def test_every_published_teacher_acts_as_under_sb3(teachers, monkeypatch):
     def refuse(*args: Any) -> None:
         raise AssertionError("SB3 decoded a pickle")
 
     monkeypatch.setattr(cloudpickle, "loads", refuse)
     folders = [path.parent for algo in ALGOS for path in sorted(teachers.rglob(f"{algo}/*/*.zip"))]
-    assert len(folders) == 10
+    assert len(folders) == 18
     for folder in folders:
         teacher = load_teacher(folder, device="cpu")
         env_id = folder.name.removesuffix("_1")
@@ -344,12 +347,12 @@ def test_a_model_in_the_middle_of_training():
 
 
 def test_models_that_cannot_teach():
-    with pytest.raises(TeacherError, match="DQN with a DQNPolicy is not supported. Supported: a2c, ppo, trpo"):
-        load_teacher(DQN("MlpPolicy", "CartPole-v1", buffer_size=10))
     with pytest.raises(TeacherError, match="RecurrentPPO is recurrent: students have no memory"):
         load_teacher(RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=8)))
-    with pytest.raises(TeacherError, match="MaskablePPO with a MaskableActorCriticPolicy is not supported"):
-        load_teacher(MaskablePPO("MlpPolicy", InvalidActionEnvDiscrete(dim=4)))
+    unknown = PPO("MlpPolicy", "CartPole-v1")
+    unknown.policy = unknown.policy.features_extractor
+    with pytest.raises(TeacherError, match="PPO with a FlattenExtractor is not supported. Supported: a2c, ars, "):
+        load_teacher(unknown)
     with pytest.raises(TeacherError, match="a space MultiBinary.*Box and Discrete"):
         env = gym.wrappers.TransformAction(gym.make("CartPole-v1"), lambda a: int(a[0]), spaces.MultiBinary(1))
         load_teacher(PPO("MlpPolicy", env))

@@ -92,6 +92,25 @@ def test_fixed_actions_and_teachers_without_a_deviation(box_loss):
         assert ("log_std" in gradients) == (log_std is not None)
 
 
+def test_a_deterministic_teacher_is_learned_by_the_loss_that_was_asked_for():
+    policy, samples = student(VECTOR, BOX), some_samples(VECTOR, BOX, log_std=False)
+    mean = losses.clamp_to_box(policy.actor_and_value(samples.observations)[0], *map(th.from_numpy, (BOX.low, BOX.high)))
+    target = samples.targets.actor.clamp(th.from_numpy(BOX.low), th.from_numpy(BOX.high))
+    for box_loss, loss in (("huber", losses.huber), ("squared_error", losses.squared_error), ("gaussian_kl", losses.huber)):
+        _, (actor_loss, _) = distillation_loss(policy, samples, box_loss=box_loss)
+        th.testing.assert_close(actor_loss, loss(mean, target, half_range=HALF).detach())
+
+
+@pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "box"])
+def test_a_teacher_without_a_critic_leaves_the_value_head_alone(action_space):
+    policy, samples = student(VECTOR, action_space), some_samples(VECTOR, action_space)
+    without = samples._replace(targets=samples.targets._replace(value=None))
+    gradients = gradient_of(policy, without, critic_coef=0.5)
+    assert not any(gradient.any() for name, gradient in gradients.items() if name.startswith("value_net"))
+    expected = gradient_of(policy, samples, critic_coef=0)
+    assert all(th.equal(gradients[name], gradient) for name, gradient in expected.items())
+
+
 def test_deviation_of_the_student_moves_to_the_teachers():
     for box_loss in BOX_LOSSES:
         gradient = gradient_of(student(VECTOR, BOX), some_samples(VECTOR, BOX), box_loss=box_loss)["log_std"]

@@ -1,0 +1,376 @@
+"""
+The policy of a teacher's file: SB3's own class, built from checked values, with the file's weights.
+
+Each algorithm has its :class:`Blueprint`: which classes and keyword arguments its files may name, and which shapes their
+weights then have. These are compared before anything is built.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.ars.policies import ARSLinearPolicy, ARSPolicy
+from sb3_contrib.common.maskable.policies import MaskableActorCriticCnnPolicy, MaskableActorCriticPolicy
+from sb3_contrib.crossq.policies import CrossQPolicy
+from sb3_contrib.qrdqn import policies as qrdqn
+from sb3_contrib.tqc import policies as tqc
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
+from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.dqn import policies as dqn
+from stable_baselines3.sac import policies as sac
+from stable_baselines3.td3 import policies as td3
+from torch import nn
+
+from sb3_qpd.inert import Name
+from sb3_qpd.reader import WAY_OUT, TeacherError, TeacherFile
+
+MAX_OBSERVATION_SIZE = 2**20
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    cls.__name__: cls
+    for cls in (
+        *(nn.CELU, nn.ELU, nn.GELU, nn.Hardswish, nn.Hardtanh, nn.Identity, nn.LeakyReLU, nn.Mish, nn.ReLU, nn.ReLU6),
+        *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh),
+    )
+}
+EXTRACTORS: dict[str, type[Any]] = {"FlattenExtractor": FlattenExtractor, "NatureCNN": NatureCNN}
+
+Shape = tuple[str, tuple[int, ...]]  # name of a weight, and the shape that it has to have
+
+
+class Sizes(NamedTuple):
+    """How many features a network takes and how many outputs its actor has, and what its hidden layers are by default."""
+
+    features: int
+    outputs: int
+    is_cnn: bool
+    is_linear: bool
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """
+    What the files of an algorithm may ask for.
+
+    :param policies: its policy classes by the names that files have for them
+    :param checks: keyword arguments of these classes, each with the check that its value has to pass
+    :param shapes: shapes of the weights, from the checked arguments
+    :param current_keys: from the names of weights in older files to today's
+    """
+
+    policies: dict[str, type[BasePolicy]]
+    checks: dict[str, Callable[[Any], Any]]
+    shapes: Callable[[dict[str, Any], Sizes], Iterator[Shape]]
+    current_keys: Callable[[dict[str, th.Tensor], dict[str, Any]], dict[str, th.Tensor]] = lambda weights, kwargs: weights
+
+
+def build_policy(file: TeacherFile) -> BasePolicy:
+    """SB3's own policy, from checked values, with the file's weights."""
+    blueprint = BLUEPRINTS[file.algo]
+    if file.policy_class_name not in blueprint.policies:
+        known = ", ".join(blueprint.policies)
+        raise TeacherError(f"The policy class {file.policy_class_name} is not supported. Supported: {known}. {WAY_OUT}")
+    kwargs = policy_arguments(file)
+    state_dict = blueprint.current_keys(file.state_dict, kwargs)
+    _check_shapes(file, kwargs, state_dict)
+    try:
+        # the class's signature is that of its family
+        policy_class: Any = blueprint.policies[file.policy_class_name]
+        schedule = () if file.algo == "ars" else (lambda _: 0.0,)
+        policy = policy_class(file.observation_space, file.action_space, *schedule, **kwargs)
+        policy.load_state_dict(state_dict)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise TeacherError(f"The teacher's weights, spaces and policy_kwargs contradict each other: {reason}") from error
+    return policy
+
+
+def policy_arguments(file: TeacherFile) -> dict[str, Any]:
+    """The keyword arguments of SB3's policy class, each checked; those of its optimizer are left out."""
+    checks = BLUEPRINTS[file.algo].checks
+    kwargs = {}
+    for key, value in file.policy_kwargs.items():
+        if key in _NOT_NEEDED or (key == "use_sde" and value is False):
+            continue
+        if key not in checks:
+            raise TeacherError(f"policy_kwargs names {key!r}, known are {', '.join(sorted(checks))}. {WAY_OUT}")
+        try:
+            kwargs[key] = checks[key](value)
+        except ValueError as error:
+            raise TeacherError(f"{key} in policy_kwargs: {error}. {WAY_OUT}") from error
+    return {key: value for key, value in kwargs.items() if value is not None}
+
+
+# --- checks of arguments ---
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"Expected True or False, got a {type(value).__name__}")
+    return value
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"Expected a number, got a {type(value).__name__}")
+    return value
+
+
+def _size(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
+        raise ValueError("Expected layer sizes as positive integers")
+    return value
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
+        raise ValueError("Expected a positive integer")
+    return value
+
+
+def _one_of(known: dict[str, type[Any]]) -> Callable[[Any], type[Any]]:
+    def check(value: Any) -> type[Any]:
+        if not isinstance(value, Name) or value.name not in known:
+            got = value if isinstance(value, Name) else f"a {type(value).__name__}"
+            raise ValueError(f"Expected one of {', '.join(known)}, got {got}")
+        return known[value.name]
+
+    return check
+
+
+def _layers(value: Any) -> list[int] | None:
+    if value is not None and not isinstance(value, list | tuple):
+        raise ValueError(f"Expected layer sizes as a list, got a {type(value).__name__}")
+    return None if value is None else [_size(size) for size in value]
+
+
+def _branches(value: Any, critic: str) -> dict[str, list[int]] | None:
+    """Any form that SB3 has had: ``[64, 64]``, ``dict(pi=, vf=)``, ``[shared layers, dict(pi=, vf=)]``."""
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple | dict):
+        raise ValueError(f"Expected layer sizes as a list or a dict, got a {type(value).__name__}")
+    shared = [] if isinstance(value, dict) else list(value)
+    branches = value if isinstance(value, dict) else shared.pop() if shared and isinstance(shared[-1], dict) else {}
+    if not set(branches) <= {"pi", critic} or not all(isinstance(layers, list | tuple) for layers in branches.values()):
+        raise ValueError(f"Expected the layer sizes of pi and {critic} as lists")
+    return {branch: [_size(size) for size in (*shared, *branches.get(branch, ()))] for branch in ("pi", critic)}
+
+
+def _extractor_kwargs(value: Any) -> dict[str, Any]:
+    checks: dict[str, Callable[[Any], Any]] = {"features_dim": _size, "normalized_image": _flag}
+    if value is not None and (not isinstance(value, dict) or not set(value) <= set(checks)):
+        raise ValueError(f"Expected a dict of {', '.join(checks)}")
+    return {key: checks[key](one) for key, one in (value or {}).items()}
+
+
+def _only_none(value: Any) -> None:
+    if value is not None:
+        raise ValueError("A separate network for gSDE's exploration is not supported")
+
+
+_Checks = dict[str, Callable[[Any], Any]]
+_NOT_NEEDED = ("optimizer_class", "optimizer_kwargs", "device")
+_COMMON: _Checks = {
+    "activation_fn": _one_of(ACTIVATIONS),
+    "features_extractor_class": _one_of(EXTRACTORS),
+    "features_extractor_kwargs": _extractor_kwargs,
+    "normalize_images": _flag,
+}
+_SDE: _Checks = {"use_sde": _flag, "log_std_init": _number, "use_expln": _flag, "sde_net_arch": _only_none}
+_MASKABLE: _Checks = {
+    **_COMMON,
+    "net_arch": partial(_branches, critic="vf"),
+    **dict.fromkeys(("ortho_init", "share_features_extractor"), _flag),
+}
+_ACTOR_CRITIC: _Checks = {**_MASKABLE, **_SDE, **dict.fromkeys(("full_std", "squash_output"), _flag)}
+_DQN: _Checks = {**_COMMON, "net_arch": _layers}
+_TD3: _Checks = {
+    **_COMMON,
+    "net_arch": partial(_branches, critic="qf"),
+    "n_critics": _count,
+    "share_features_extractor": _flag,
+}
+_SAC: _Checks = {**_TD3, **_SDE, "clip_mean": _number}
+_CROSSQ: _Checks = {
+    **_SAC,
+    "batch_norm": _flag,
+    **dict.fromkeys(("batch_norm_momentum", "batch_norm_eps", "renorm_warmup_steps"), _number),
+}
+_ARS: _Checks = {
+    "net_arch": _layers,
+    "activation_fn": _one_of(ACTIVATIONS),
+    **dict.fromkeys(("with_bias", "squash_output"), _flag),
+}
+
+
+# --- shapes of weights ---
+def _check_shapes(file: TeacherFile, kwargs: dict[str, Any], state_dict: dict[str, th.Tensor]) -> None:
+    """Before anything is built, so that a file cannot ask for a network that its own weights do not fill."""
+    if get_flattened_obs_dim(file.observation_space) > MAX_OBSERVATION_SIZE:
+        raise TeacherError(f"Observations {file.observation_space} of more than {MAX_OBSERVATION_SIZE} numbers. {WAY_OUT}")
+    for key, shape in BLUEPRINTS[file.algo].shapes(kwargs, _sizes(file, kwargs)):
+        got = tuple(state_dict[key].shape) if key in state_dict else "nothing"
+        if got != shape:
+            raise TeacherError(
+                f"The teacher's weights contradict its spaces and policy_kwargs: {key} should have shape {shape}, got {got}. "
+                "The file is damaged or was edited; save the model again"
+            )
+
+
+def _sizes(file: TeacherFile, kwargs: dict[str, Any]) -> Sizes:
+    default = NatureCNN if "Cnn" in file.policy_class_name else FlattenExtractor
+    is_cnn = kwargs.get("features_extractor_class", default) is NatureCNN
+    features = kwargs.get("features_extractor_kwargs", {}).get("features_dim", 512)
+    space = file.action_space
+    return Sizes(
+        features if is_cnn else get_flattened_obs_dim(file.observation_space),
+        int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space),
+        is_cnn,
+        file.policy_class_name == "ARSLinearPolicy",
+    )
+
+
+def _mlp(prefix: str, sizes: list[int], *, first: int = 0, step: int = 2) -> Iterator[Shape]:
+    """A layer is a Linear and its activation, in CrossQ after a normalization."""
+    for index, (before, after) in enumerate(itertools.pairwise(sizes)):
+        yield f"{prefix}.{first + step * index}.weight", (after, before)
+
+
+def _extractor(prefix: str, sizes: Sizes) -> Iterator[Shape]:
+    if sizes.is_cnn:
+        yield f"{prefix}features_extractor.linear.0.bias", (sizes.features,)
+
+
+def _actor_critic_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
+    hidden = [] if sizes.is_cnn else [64, 64]
+    net_arch = kwargs.get("net_arch", {"pi": hidden, "vf": hidden})
+    yield from _extractor("", sizes)
+    for branch, net, head, out in (("pi", "policy_net", "action_net", sizes.outputs), ("vf", "value_net", "value_net", 1)):
+        layers = [sizes.features, *net_arch[branch]]
+        yield from _mlp(f"mlp_extractor.{net}", layers)
+        yield f"{head}.weight", (out, layers[-1])
+
+
+def _q_shapes(kwargs: dict[str, Any], sizes: Sizes, name: str, default_quantiles: int) -> Iterator[Shape]:
+    hidden = kwargs.get("net_arch", [] if sizes.is_cnn else [64, 64])
+    yield from _extractor(f"{name}.", sizes)
+    yield from _mlp(f"{name}.{name}", [sizes.features, *hidden, sizes.outputs * kwargs.get("n_quantiles", default_quantiles)])
+
+
+def _off_policy_arch(kwargs: dict[str, Any], pi: list[int], qf: list[int]) -> dict[str, list[int]]:
+    return kwargs.get("net_arch", {"pi": pi, "qf": qf})
+
+
+def _td3_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
+    hidden = [256, 256] if sizes.is_cnn else [400, 300]
+    net_arch = _off_policy_arch(kwargs, hidden, hidden)
+    yield from _extractor("actor.", sizes)
+    yield from _mlp("actor.mu", [sizes.features, *net_arch["pi"], sizes.outputs])
+    yield from _critic_shapes(kwargs, sizes, net_arch["qf"], 1)
+
+
+def _sac_shapes(kwargs: dict[str, Any], sizes: Sizes, default_quantiles: int = 1) -> Iterator[Shape]:
+    net_arch = _off_policy_arch(kwargs, [256, 256], [256, 256])
+    yield from _extractor("actor.", sizes)
+    yield from _squashed_actor_shapes(kwargs, sizes, net_arch["pi"])
+    yield from _critic_shapes(kwargs, sizes, net_arch["qf"], kwargs.get("n_quantiles", default_quantiles))
+
+
+def _crossq_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
+    net_arch = _off_policy_arch(kwargs, [256, 256], [1024, 1024])
+    layout = {"first": 1, "step": 3} if kwargs.get("batch_norm", True) else {}
+    yield from _extractor("actor.", sizes)
+    yield from _squashed_actor_shapes(kwargs, sizes, net_arch["pi"], **layout)
+    yield from _critic_shapes(kwargs, sizes, net_arch["qf"], 1, **layout)
+
+
+def _squashed_actor_shapes(kwargs: dict[str, Any], sizes: Sizes, hidden: list[int], **layout: int) -> Iterator[Shape]:
+    layers = [sizes.features, *hidden]
+    yield from _mlp("actor.latent_pi", layers, **layout)
+    clips_mean = kwargs.get("use_sde", False) and kwargs.get("clip_mean", 2.0) > 0
+    yield "actor.mu.0.weight" if clips_mean else "actor.mu.weight", (sizes.outputs, layers[-1])
+
+
+def _critic_shapes(kwargs: dict[str, Any], sizes: Sizes, hidden: list[int], outputs: int, **layout: int) -> Iterator[Shape]:
+    for index in range(kwargs.get("n_critics", 2)):
+        yield from _mlp(f"critic.qf{index}", [sizes.features + sizes.outputs, *hidden, outputs], **layout)
+
+
+def _ars_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
+    hidden = kwargs.get("net_arch", [] if sizes.is_linear else [64, 64])
+    yield from _mlp("action_net", [sizes.features, *hidden, sizes.outputs])
+
+
+# --- names of weights ---
+def _current_actor_critic_keys(state_dict: dict[str, th.Tensor], kwargs: dict[str, Any]) -> dict[str, th.Tensor]:
+    """The keys that SB3 has today: shared layers go into both branches, a shared extractor is named three times."""
+    prefix = "mlp_extractor.shared_net."
+    shared = [int(key[len(prefix) :].split(".")[0]) for key in state_dict if key.startswith(prefix)]
+    offset = max(shared, default=-2) + 2  # every layer is a Linear and its activation
+    current = {}
+    for key, value in state_dict.items():
+        head, _, tail = key.partition("_net.")
+        if key.startswith(prefix):
+            current[f"mlp_extractor.policy_net.{tail}"] = current[f"mlp_extractor.value_net.{tail}"] = value
+        elif offset and head in ("mlp_extractor.policy", "mlp_extractor.value"):
+            index, _, name = tail.partition(".")
+            current[f"{head}_net.{int(index) + offset}.{name}"] = value
+        else:
+            current[key] = value
+    if kwargs.get("share_features_extractor", True):
+        for key in [key for key in current if key.startswith("features_extractor.")]:
+            current.setdefault(f"pi_{key}", current[key])
+            current.setdefault(f"vf_{key}", current[key])
+    return current
+
+
+def _current_ars_keys(state_dict: dict[str, th.Tensor], kwargs: dict[str, Any]) -> dict[str, th.Tensor]:
+    """The linear policy was a single layer before it became a network without hidden ones."""
+    return {key.replace("action_net.weight", "action_net.0.weight"): value for key, value in state_dict.items()}
+
+
+_ACTOR_CRITIC_BLUEPRINT = Blueprint(
+    {"ActorCriticPolicy": ActorCriticPolicy, "ActorCriticCnnPolicy": ActorCriticCnnPolicy},
+    _ACTOR_CRITIC,
+    _actor_critic_shapes,
+    _current_actor_critic_keys,
+)
+_TD3_BLUEPRINT = Blueprint({"TD3Policy": td3.TD3Policy, "CnnPolicy": td3.CnnPolicy}, _TD3, _td3_shapes)
+
+# algorithm as RL Zoo spells it -> what its files may hold
+BLUEPRINTS: dict[str, Blueprint] = {
+    **dict.fromkeys(("a2c", "ppo", "trpo"), _ACTOR_CRITIC_BLUEPRINT),
+    **dict.fromkeys(("ddpg", "td3"), _TD3_BLUEPRINT),
+    "ars": Blueprint({"ARSPolicy": ARSPolicy, "ARSLinearPolicy": ARSLinearPolicy}, _ARS, _ars_shapes, _current_ars_keys),
+    "crossq": Blueprint({"CrossQPolicy": CrossQPolicy}, _CROSSQ, _crossq_shapes),
+    "dqn": Blueprint(
+        {"DQNPolicy": dqn.DQNPolicy, "CnnPolicy": dqn.CnnPolicy},
+        _DQN,
+        partial(_q_shapes, name="q_net", default_quantiles=1),
+    ),
+    "maskableppo": Blueprint(
+        {
+            "MaskableActorCriticPolicy": MaskableActorCriticPolicy,
+            "MaskableActorCriticCnnPolicy": MaskableActorCriticCnnPolicy,
+        },
+        _MASKABLE,
+        _actor_critic_shapes,
+        _current_actor_critic_keys,
+    ),
+    "qrdqn": Blueprint(
+        {"QRDQNPolicy": qrdqn.QRDQNPolicy, "CnnPolicy": qrdqn.CnnPolicy},
+        {**_DQN, "n_quantiles": _count},
+        partial(_q_shapes, name="quantile_net", default_quantiles=200),
+    ),
+    "sac": Blueprint({"SACPolicy": sac.SACPolicy, "CnnPolicy": sac.CnnPolicy}, _SAC, _sac_shapes),
+    "tqc": Blueprint(
+        {"TQCPolicy": tqc.TQCPolicy, "CnnPolicy": tqc.CnnPolicy},
+        {**_SAC, "n_quantiles": _count},
+        partial(_sac_shapes, default_quantiles=25),
+    ),
+}
