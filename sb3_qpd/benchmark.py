@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import BasePolicy
 
 from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.evaluation import VALIDATION_SEED, Player
@@ -138,7 +138,7 @@ def _contestants(folder: Path, given: Networks, observations: np.ndarray, scratc
         yield "student, C", lambda batch: [c_policy.act(observation) for observation in batch], model.nbytes
 
 
-def _in_onnx_runtime(name: str, policy: ActorCriticPolicy, observations: np.ndarray, scratch: Path) -> Iterator[Contestant]:
+def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, scratch: Path) -> Iterator[Contestant]:
     """A float policy in ONNX Runtime, in float32 and quantized after training; it is given what its network takes."""
     from sb3_qpd.export.onnx import OnnxPolicy, quantize_after_training
 
@@ -158,21 +158,23 @@ class Actor(th.nn.Module):
     :param policy: SB3's
     """
 
-    def __init__(self, policy: ActorCriticPolicy) -> None:
+    def __init__(self, policy: BasePolicy) -> None:
         super().__init__()
-        self.policy = policy
+        self.policy: Any = policy
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
         :param observations: as SB3 hands them to its policies
-        :return: logits or mean action
+        :return: logits or mean action; of a policy without those, the action
         """
+        if not hasattr(self.policy, "mlp_extractor"):
+            return self.policy._predict(observations, deterministic=True)
         features: Any = self.policy.extract_features(observations)
         pi_features = features[0] if isinstance(features, tuple) else features
         return self.policy.action_net(self.policy.mlp_extractor.forward_actor(pi_features))
 
 
-def write_float_onnx(policy: ActorCriticPolicy, observation: np.ndarray, path: Path) -> None:
+def write_float_onnx(policy: BasePolicy, observation: np.ndarray, path: Path) -> None:
     """
     A float policy as an ONNX file, by torch's own exporter.
 

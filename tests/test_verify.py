@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from gymnasium import spaces
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from students import BITS, BOX, DISCRETE, IMAGE, SPACES, VECTOR, actor_output, make_student, some_observations
 from test_cli import mistake
 from toys import QUICK
@@ -187,6 +188,18 @@ def test_a_float_policy_in_onnx_runtime(space: spaces.Box, tmp_path: Path) -> No
     write_float_onnx(policy, observations[:1], tmp_path / "float.onnx")
     (outputs,) = OnnxPolicy(tmp_path / "float.onnx").run(observations)
     np.testing.assert_allclose(outputs, actor_output(policy, observations), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(("algo", "env_id"), [(DQN, "CartPole-v1"), (SAC, "Pendulum-v1"), (TD3, "Pendulum-v1")])
+def test_any_familys_network_in_onnx_runtime(algo: type[BaseAlgorithm], env_id: str, tmp_path: Path) -> None:
+    policy = algo("MlpPolicy", env_id, policy_kwargs={"net_arch": [16]}, buffer_size=10, device="cpu").policy
+    observations = np.random.default_rng(0).normal(size=(20, *policy.observation_space.shape)).astype(np.float32)
+    write_float_onnx(policy, observations[:1], tmp_path / "policy.onnx")
+    (actions,) = OnnxPolicy(tmp_path / "policy.onnx").run(observations)
+    expected = policy.predict(observations, deterministic=True)[0]
+    if policy.squash_output:
+        expected = policy.scale_action(expected)
+    np.testing.assert_allclose(actions, expected, atol=1e-5)
 
 
 def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
