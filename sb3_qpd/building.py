@@ -48,6 +48,7 @@ class Sizes(NamedTuple):
     """How many features a network takes and how many outputs its actor has, and what its hidden layers are by default."""
 
     features: int
+    flat: int  # what a CNN's convolutions leave, else 0
     outputs: int
     is_cnn: bool
     is_linear: bool
@@ -229,10 +230,21 @@ def _sizes(file: TeacherFile, kwargs: dict[str, Any]) -> Sizes:
     space = file.action_space
     return Sizes(
         features if is_cnn else get_flattened_obs_dim(file.observation_space),
+        _nature_cnn_flat(file.observation_space) if is_cnn else 0,
         int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space),
         is_cnn,
         file.policy_class_name == "ARSLinearPolicy",
     )
+
+
+def _nature_cnn_flat(space: spaces.Space) -> int:
+    """What the three convolutions of NatureCNN leave of an image, channels first."""
+    if len(space.shape or ()) != 3:
+        raise TeacherError(f"A CNN needs images, the teacher's observations are {space}. {WAY_OUT}")
+    sides = space.shape[1:]  # type: ignore[index]
+    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
+        sides = tuple((side - kernel) // stride + 1 for side in sides)
+    return 64 * sides[0] * sides[1]
 
 
 def _mlp(prefix: str, sizes: list[int], *, first: int = 0, step: int = 2) -> Iterator[Shape]:
@@ -243,7 +255,7 @@ def _mlp(prefix: str, sizes: list[int], *, first: int = 0, step: int = 2) -> Ite
 
 def _extractor(prefix: str, sizes: Sizes) -> Iterator[Shape]:
     if sizes.is_cnn:
-        yield f"{prefix}features_extractor.linear.0.bias", (sizes.features,)
+        yield f"{prefix}features_extractor.linear.0.weight", (sizes.features, sizes.flat)
 
 
 def _actor_critic_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:

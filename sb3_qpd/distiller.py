@@ -85,7 +85,8 @@ class QPDDistiller(BaseAlgorithm):
     :param box_loss: loss of a Box action, one of ``huber``, ``squared_error``, ``gaussian_kl``
     :param beta: share of the episodes that the teacher plays from start to end while observations are collected
     :param roll_in: whether the teacher plays the first steps of the other episodes too, a random number of them (up to its
-        own recent episode length), so that a weak student meets late states (Ross and Bagnell 2014)
+        own recent episode length, which its whole episodes tell: none where ``beta`` is 0), so that a weak student meets
+        late states (Ross and Bagnell 2014)
     :param transition: how precision falls, one of ``TRANSITIONS``
     :param transition_start: progress of ``learn()`` at which the transition starts
     :param transition_end: progress at which the target precision is reached

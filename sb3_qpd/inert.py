@@ -281,7 +281,8 @@ def to_dtype(value: Any) -> np.dtype:
         raise UnsafePickle(f"Expected a numpy dtype, got {type(value).__name__}")
     numeric = r"bool|u?int(8|16|32|64)|float(16|32|64)|b1|[iu][1248]|f[248]"
     if not isinstance(code, str) or not re.fullmatch(numeric, code) or order not in ("", "<", ">", "|", "="):
-        raise UnsafePickle(f"An array of dtype {str(code)[:40]!r}: only numbers and booleans are let through, refused")
+        got = repr(code[:40]) if isinstance(code, str) else f"a {type(code).__name__}"
+        raise UnsafePickle(f"An array of dtype {got}: only numbers and booleans are let through, refused")
     return np.dtype(order.strip("|=") + code)
 
 

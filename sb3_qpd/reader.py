@@ -353,6 +353,10 @@ def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
 class _ZooLoader(yaml.SafeLoader):
     """SafeLoader that also knows the two Python types which RL Zoo writes."""
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.constructor.ConstructorError(None, None, "a merge (<<), which can grow without bound", node.start_mark)
+
     def ordered_dict(self, node: yaml.Node) -> dict[Any, Any]:
         arguments = self.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else None
         return dict(arguments[0]) if arguments else {}
@@ -378,7 +382,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise TeacherError(f"{path} has {len(content)} bytes, at most {MAX_YAML_BYTES} are read: refused")
     try:
         values = yaml.load(content, Loader=_ZooLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(f"{path} was refused, without running it: {reason}. Expected plain YAML of RL Zoo") from error
     if not isinstance(values, dict):

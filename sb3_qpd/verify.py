@@ -119,8 +119,8 @@ class Verification:
 
     @property
     def holds(self) -> bool:
-        """Nothing differs where equality is promised."""
-        return not any(row.n_differing for row in self.differences if row.is_exact)
+        """Something was compared, and nothing differs where equality is promised."""
+        return self.n_observations > 0 and not any(row.n_differing for row in self.differences if row.is_exact)
 
     def table(self) -> str:
         """As text, for people."""
@@ -184,22 +184,22 @@ def load_model(folder: Path) -> IntegerModel:
 
 
 def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticPolicy | None) -> Iterator[Contender]:
-    """Whatever in the folder can be run."""
+    """Whatever in the folder can be run. Only C and numpy know the requantization without float."""
+    is_float = model.requantization == "float32"
     if policy is not None:
-        is_exact = model.requantization == "float32"  # the other mode is for processors without it
-        yield Contender("policy in eval mode", lambda observations: policy_steps(policy, observations), is_exact)
+        yield Contender("policy in eval mode", lambda observations: policy_steps(policy, observations), is_float)
     if (path := folder / "student.onnx").is_file():
         from sb3_qpd.export.onnx import OnnxPolicy
 
         for optimize in (True, False):
             onnx_policy = OnnxPolicy(path, optimize=optimize)
-            is_exact = onnx_policy.form == "operators" or optimize
+            is_exact = is_float and (onnx_policy.form == "operators" or optimize)
             name = "ONNX Runtime" if optimize else "ONNX, not optimized"
             yield Contender(name, _file_steps(onnx_policy, model), is_exact)
     if (path := folder / "student.tflite").is_file():
         from sb3_qpd.export.tflite import TflitePolicy
 
-        yield Contender("TFLite, XNNPACK", _file_steps(TflitePolicy(path), model))
+        yield Contender("TFLite, XNNPACK", _file_steps(TflitePolicy(path), model), is_float)
         yield Contender("TFLite, own kernels", _file_steps(TflitePolicy(path, xnnpack=False), model), is_exact=False)
     if (c_policy := compile_c(folder)) is not None:
         yield Contender("C on this computer", _c_steps(c_policy, model))

@@ -228,7 +228,7 @@ def test_given_observations_become_the_test_vectors(tmp_path):
 def test_two_policies_in_one_program(tmp_path):
     for name, model in (("left", integers(VECTOR)), ("right_2", integers(IMAGE, BOX))):
         paths = export_c(model, tmp_path, name=name)
-        assert [path.name for path in paths] == [f"{name}.h", f"{name}.c", "test_vectors.h", "main.c", "README.md"]
+        assert [path.name for path in paths] == [f"{name}.h", f"{name}.c", "test_vectors.h", "main.c", f"{name}_README.md"]
     main = '#include "left.h"\n#include "right_2.h"\nint main(void) { right_2_reset(); return LEFT_OK; }\n'
     (tmp_path / "both.c").write_text(main)
     subprocess.run([*find_compiler(), "both.c", "left.c", "right_2.c", "-o", "both"], cwd=tmp_path, check=True)
@@ -239,7 +239,7 @@ def test_two_policies_in_one_program(tmp_path):
 
 def test_readme_says_what_it_needs(tmp_path):
     export_c(integers(IMAGE, DISCRETE, arch="nano"), tmp_path)
-    readme = (tmp_path / "README.md").read_text()
+    readme = next(tmp_path.glob("*_README.md")).read_text()
     assert "| RAM: stack of frames (`POLICY_STACK_BYTES`) | 5,184 |" in readme
     assert "conv1" in readme and "kernel 8, stride 4, 8-bit weights" in readme
 
@@ -413,3 +413,29 @@ def test_every_float_comes_back_from_its_literal():
         literal = float_literal(float(x))
         assert np.float32(literal.rstrip("f")) == x and ("." in literal or "e" in literal)
     assert float_literal(-np.inf) == "-3.40282347e+38f"
+
+
+def test_another_students_c_is_refused_instead_of_written_beyond_the_buffer(tmp_path: Path) -> None:
+    small, large = (integers(VECTOR, arch={"hidden": hidden}) for hidden in ((8,), (64, 64)))
+    for model, other in ((small, large), (large, small)):
+        export_c(model, tmp_path)
+        with pytest.raises(ValueError, match="other layers"):
+            CPolicy(tmp_path).trace(some_observations(VECTOR, 50), other)
+
+
+def test_a_name_cannot_end_the_comment_that_it_stands_in(tmp_path: Path) -> None:
+    model = make_student(VECTOR, DISCRETE, (8, 8)).to_integer(
+        teacher="x */\n#error injected\n/*", env={"env_id": "*/ int evil(void); /*\\"}
+    )
+    export_c(model, tmp_path)
+    CPolicy(tmp_path)  # compiles
+    for file in tmp_path.iterdir():
+        assert "#error injected" not in file.read_text().splitlines()
+        assert "*/ int evil" not in file.read_text()
+
+
+@pytest.mark.parametrize("name", ["main", "test_vectors", "Policy", "a-b"])
+def test_names_that_cannot_be(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="name must be"):
+        export_c(make_student(VECTOR, DISCRETE, (8, 8)).to_integer(), tmp_path, name=name)
+    assert not list(tmp_path.iterdir())

@@ -16,10 +16,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecNormalize
 from teacher_files import ATTACKS, edit_zip, read_data, serialized
 
+from sb3_qpd import building
 from sb3_qpd.building import policy_arguments
 from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.loading import load_teacher, take_off_normalization
@@ -419,7 +420,7 @@ def test_policy_kwargs_that_do_not_fit(saved, tmp_path, kwargs, message):
         ({"action_space": spaces.Box(-1, 1, (2,))}, "contradict each other: .*log_std"),
         ({"observation_space": spaces.Discrete(10**9)}, "more than 1048576 numbers"),
         ({"policy_class": "stable_baselines3.common.policies.MultiInputActorCriticPolicy"}, "MultiInput.* is not supported"),
-        ({"policy_class": "stable_baselines3.common.policies.ActorCriticCnnPolicy"}, "features_extractor.linear.0.bias"),
+        ({"policy_class": "stable_baselines3.common.policies.ActorCriticCnnPolicy"}, "A CNN needs images"),
     ],
     ids=str,
 )
@@ -457,3 +458,9 @@ def test_loading_is_quiet(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_teacher(saved)
+
+
+@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 36, 36), (1, 64, 100)])
+def test_a_cnns_size_is_known_before_it_is_built(shape):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    assert building._nature_cnn_flat(space) == NatureCNN(space).linear[0].in_features

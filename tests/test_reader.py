@@ -452,3 +452,13 @@ def test_every_published_file_is_read(teachers):
         assert statistics.mean.dtype == np.float64 and statistics.epsilon == 1e-8
     for path in teachers.rglob("*.yml"):
         assert read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["a: &a {b: 1}\nc: {<<: *a}", "a: !!bool foo", "a: !!timestamp foo", "a: !!int ''", "? [1]\n: 2"]
+)
+def test_yaml_that_means_harm_or_nothing(text, tmp_path):
+    path = tmp_path / "args.yml"
+    path.write_text(text)
+    with pytest.raises(TeacherError, match="refused"):
+        read_yaml(path)

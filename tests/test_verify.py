@@ -230,3 +230,37 @@ def test_an_environment_with_other_observations(tmp_path: Path, capsys: pytest.C
     export_onnx(model, tmp_path)
     error = mistake(capsys, "verify", tmp_path, "--env", "CartPole-v1")
     assert "Expected observations of shape (5,), got (4,)" in error
+
+
+def test_a_students_file_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = make_student(VECTOR, DISCRETE)
+    (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for env in ({"env_id": "innocent:CartPole-v1"}, "CartPole-v1", {"env_id": 7}, None):
+        path = tmp_path / "student.npz"
+        policy.to_integer(env=env).save(path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(tmp_path)
+            message = mistake(capsys, "evaluate", path)
+        assert "--env ID" in message
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_compared_is_nothing_verified(folder: Path) -> None:
+    assert not verify(folder, np.zeros((0, 4), np.float32)).holds
+
+
+def test_another_requantization_is_promised_by_c_alone(tmp_path: Path) -> None:
+    model = make_student(VECTOR, DISCRETE).to_integer()
+    export_onnx(model, tmp_path)
+    model.requantization = "fixed"
+    model.save(tmp_path / "student.npz")
+    result = verify(tmp_path, some_observations(VECTOR, 64))
+    assert result.holds
+    assert not any(row.is_exact for row in result.differences)
+
+
+def test_an_option_that_no_target_takes(student_zip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for option, target in (("--qdq", "numpy"), ("--channels-last", "c")):
+        message = mistake(capsys, "export", student_zip, "--target", target, option, "--out", tmp_path / "out")
+        assert f"{option} is for onnx" in message
+    assert not (tmp_path / "out").exists()

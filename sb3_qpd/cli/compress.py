@@ -104,9 +104,13 @@ def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Names
         from sb3_qpd.export import export
         from sb3_qpd.verify import load_model, verify
 
-        paths = [path for target in dict.fromkeys(args.target) for path in export(load_model(args.out), target, args.out)]
+        model = load_model(args.out)
+        with Staging(args.out, force=True) as staging:
+            for target in dict.fromkeys(args.target):
+                export(model, target, staging.path)
+            names = staging.publish()
         result = verify(args.out, recipe, policy=distiller.policy)
-    print(f"Exported {', '.join(path.name for path in paths)}\n\n{result.table()}")
+    print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
 
 

@@ -56,6 +56,7 @@ def export(args: argparse.Namespace) -> int:
     with mistakes("export"):
         from sb3_qpd.export import export as write
 
+        _check_options(args)
         model = _integer_model(args)
         model.requantization = args.requantization or model.requantization
         with Staging(args.out, force=True) as staging:
@@ -68,6 +69,16 @@ def export(args: argparse.Namespace) -> int:
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
     return 0
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """An option that no target takes is a mistake, not a wish."""
+    for option, given, targets in (
+        ("--qdq", args.qdq, ("onnx",)),
+        ("--channels-last", args.channels_last, ("onnx", "tflite")),
+    ):
+        if given and not set(targets) & set(args.target):
+            raise ValueError(f"{option} is for {' and '.join(targets)}, the targets are {', '.join(args.target)}")
 
 
 def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:

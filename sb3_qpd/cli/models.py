@@ -61,8 +61,11 @@ def student_recipe(path: Path, recorded: dict[str, Any] | None, args: argparse.N
         raise ValueError(f"{path} does not say in which environment it plays. Give it: --env ID")
     recipe = args.env
     if recipe is None:
-        wrappers = tuple((name, kwargs) for name, kwargs in recorded.get("env_wrappers", ()))  # type: ignore[union-attr]
-        recipe = EnvRecipe(**{**recorded, "env_wrappers": wrappers})  # type: ignore[dict-item]
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("env_id"), str) or ":" in recorded["env_id"]:
+            # "package:Id-v0" imports the package: that is for the user to ask for, not for a file
+            raise ValueError(f"{path} does not name its environment by a plain id. Give it: --env ID")
+        wrappers = tuple((name, kwargs) for name, kwargs in recorded.get("env_wrappers", ()))
+        recipe = EnvRecipe(**{**recorded, "env_wrappers": wrappers})
     return make_recipe(recipe, dict(args.env_kwargs))
 
 

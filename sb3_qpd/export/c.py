@@ -30,6 +30,8 @@ from sb3_qpd.export.c_text import (
 from sb3_qpd.export.c_vectors import fixed_bounds, vectors_text
 from sb3_qpd.integer import _HIGH_TABLE, _LOW_TABLE, IntegerModel
 
+RESERVED = ("main", "test_vectors")  # the names of the other files
+
 
 def export_c(
     model: IntegerModel,
@@ -41,7 +43,7 @@ def export_c(
 ) -> list[Path]:
     """
     Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` (an example that checks the test vectors) and
-    ``README.md``. The C computes what ``model`` computes, with its requantization.
+    ``policy_README.md``. The C computes what ``model`` computes, with its requantization.
 
     :param model: the student
     :param out_dir: a folder that exists
@@ -51,8 +53,8 @@ def export_c(
     :param observations: raw ones for the test vectors, a few are taken; the default draws some
     :return: the files
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"name must be a lower-case C identifier such as 'policy', got '{name}'")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
+        raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got '{name}'")
     layers = lay_out(model)
     places, arena_bytes = plan_arena(model, layers)
     values = {
@@ -63,7 +65,8 @@ def export_c(
     }
     values["vectors"] = vectors_text(model, values["n_frames"], observations)
     flags = _flags(model, layers, values)
-    files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"} | {f: f for f in ("test_vectors.h", "main.c", "README.md")}
+    files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"} | {f: f for f in ("test_vectors.h", "main.c")}
+    files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
     texts = {file: rename(render(read_template(template), flags, values), name) for file, template in files.items()}
     for file, text in texts.items():
         (out_dir / file).write_text(text, encoding="utf-8")
@@ -95,9 +98,10 @@ def _flags(model: IntegerModel, layers: list[CLayer], values: dict[str, Any]) ->
 
 
 def _description(model: IntegerModel, layers: list[CLayer], name: str) -> dict[str, Any]:
-    env = model.metadata.get("env") or {}
-    of = " of ".join(filter(None, ["a student", model.metadata.get("teacher")]))
-    where = f" for {env['env_id']}" if "env_id" in env else ""
+    teacher, env = _plain(model.metadata.get("teacher")), model.metadata.get("env")
+    env_id = _plain(env.get("env_id")) if isinstance(env, dict) else ""
+    of = f"a student of {teacher}" if teacher else "a student"
+    where = f" for {env_id}" if env_id else ""
     summary = [" *     " + _summary(layer) for layer in layers]
     return {
         "title": f"{name}: {of}{where}, {model.requantization} requantization",
@@ -105,6 +109,11 @@ def _description(model: IntegerModel, layers: list[CLayer], name: str) -> dict[s
         "summary": "\n".join(summary),
         "layer_list": "\n".join("    " + _summary(layer) for layer in layers),
     }
+
+
+def _plain(text: Any) -> str:
+    """What is safe in a comment of C: a teacher's file says how it is called, and could end the comment."""
+    return re.sub(r"[^A-Za-z0-9_.: @/+-]", "_", text)[:100] if isinstance(text, str) else ""
 
 
 def _summary(layer: CLayer) -> str:

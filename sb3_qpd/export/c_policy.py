@@ -118,8 +118,9 @@ class CPolicy:
     def _run(self, observations: np.ndarray, trace: np.ndarray | None) -> np.ndarray:
         batch = self._prepare(observations)
         outputs = np.empty((len(batch), self.n_outputs), np.int32)
-        size = ctypes.c_int64(len(batch))
-        self._call("harness_outputs", _pointer(batch), size, _pointer(outputs), None if trace is None else _pointer(trace))
+        n, trace_size = ctypes.c_int64(len(batch)), ctypes.c_int64(0 if trace is None else trace.size)
+        trace_to = None if trace is None else _pointer(trace)
+        self._call("harness_outputs", _pointer(batch), n, _pointer(outputs), trace_to, trace_size)
         return outputs
 
     def _prepare(self, observations: np.ndarray) -> np.ndarray:
@@ -137,8 +138,14 @@ class CPolicy:
 
     def _call(self, function: str, *arguments: object) -> None:
         if code := getattr(self._library, function)(*arguments):
-            reason = "the observation holds NaN or infinity" if code == -2 else "see the codes in the header"
+            reason = _REASONS.get(code, "see the codes in the header")
             raise ValueError(f"The C policy returned {code}: {reason}")
+
+
+_REASONS = {
+    -2: "the observation holds NaN or infinity",
+    -100: "it has other layers than this model, of which it was not exported",
+}
 
 
 def _pointer(array: np.ndarray) -> ctypes.c_void_p:

@@ -5,11 +5,15 @@
 
 #define POLICY_FLOAT_HELPERS
 static uint8_t *trace_to = NULL;
+static size_t trace_left = 0;
 #define POLICY_TRACE(step, values, n_bytes)                                                                                  \
     do {                                                                                                                     \
-        if (trace_to != NULL) {                                                                                              \
+        if (trace_to != NULL && (size_t)(n_bytes) > trace_left) {                                                            \
+            trace_to = NULL; /* other layers than the caller expects */                                                      \
+        } else if (trace_to != NULL) {                                                                                       \
             memcpy(trace_to, (values), (n_bytes));                                                                           \
             trace_to += (n_bytes);                                                                                           \
+            trace_left -= (size_t)(n_bytes);                                                                                 \
         }                                                                                                                    \
     } while (0)
 
@@ -65,15 +69,21 @@ static int observe(const element *observation)
 }
 #endif
 
-/* `trace` takes the bytes of each step one after the other, or is NULL. */
-int harness_outputs(const element *observations, int64_t n, int32_t *outputs, uint8_t *trace)
+#define HARNESS_OTHER_LAYERS (-100)
+
+/* `trace` takes the bytes of each step one after the other, `trace_size` in all, or is NULL. */
+int harness_outputs(const element *observations, int64_t n, int32_t *outputs, uint8_t *trace, int64_t trace_size)
 {
     int64_t i;
     int code = POLICY_OK;
     trace_to = trace;
+    trace_left = (size_t)trace_size;
     for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, outputs += POLICY_N_OUTPUTS) {
         code = observe(observations);
         code = code == POLICY_OK ? policy_outputs(OBSERVED outputs) : code;
+    }
+    if (code == POLICY_OK && trace != NULL && (trace_to == NULL || trace_left != 0)) {
+        code = HARNESS_OTHER_LAYERS;
     }
     trace_to = NULL;
     return code;
