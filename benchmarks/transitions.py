@@ -1,7 +1,7 @@
 """
 The two claims of the method, compared at equal steps and gradient samples.
 
-    python benchmarks/transitions.py run TEACHER_FOLDER --timesteps 2e4 --seeds 10 --workers 2 --out transitions.jsonl
+    python benchmarks/transitions.py run TEACHER_FOLDER --seeds 10 --workers 2 --out transitions.jsonl
     python benchmarks/transitions.py table transitions.jsonl
 
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
@@ -148,8 +148,8 @@ def main() -> None:
     one = commands.add_parser("run")
     one.set_defaults(run=run)
     one.add_argument("teacher")
-    one.add_argument("--arch", default="tiny")
-    one.add_argument("--timesteps", type=float, default=2e4)
+    one.add_argument("--arch", default="nano")
+    one.add_argument("--timesteps", type=float, default=1e4)
     one.add_argument("--episodes", type=int, default=30)
     one.add_argument("--seeds", type=int, default=10)
     one.add_argument("--workers", type=int, default=2)

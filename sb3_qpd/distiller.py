@@ -444,6 +444,8 @@ class QPDDistiller(BaseAlgorithm):
                 rate = self.lr_schedule(self._current_progress_remaining) * (self._n_updates + 1) / (warm_up + 1)
                 update_learning_rate(self.policy.optimizer, rate)
                 self.logger.record("train/learning_rate", rate)
+            if self.transition == "scratch" and self._n_updates & (self._n_updates - 1) == 0:
+                self._calibrate()  # a head that starts near zero would outgrow its grid faster than the step can follow
             self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
             self._n_updates += 1
 

@@ -114,6 +114,14 @@ def test_every_transition_at_every_bit_width(transition, bits):
             float_student.policy.to_integer()
 
 
+def test_low_precision_from_the_start_sets_its_steps_anew(monkeypatch):
+    student = QPDDistiller(untrained(pointers()), **QUICK, weight_bits=4, activation_bits=4, transition="scratch")
+    updates, calibrate = [], student.policy.calibrate
+    monkeypatch.setattr(student.policy, "calibrate", lambda seen: (updates.append(student._n_updates), calibrate(seen)))
+    student.learn(400)
+    assert updates[1:] == [n for n in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256) if n < student._n_updates]
+
+
 def test_evaluation_does_not_know_the_transition():
     student = QPDDistiller(untrained(pointers()), **QUICK, weight_bits=2, activation_bits=2).learn(400)
     before = actor_of(student.policy, OBSERVATIONS)
