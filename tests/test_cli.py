@@ -69,11 +69,18 @@ def test_compress_exports_and_verifies(teacher: str, tmp_path: Path, capsys: pyt
     assert main(["compress", teacher, "--out", str(out), *arguments, "--target", "onnx", "--target", "numpy"]) == 0
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "student.onnx", "policy.py"])
     output = capsys.readouterr().out
-    assert "Exported student.onnx, student.npz, policy.py" in output and "all equal where equality is promised" in output
+    assert "Exported policy.py, student.npz, student.onnx" in output and "all equal where equality is promised" in output
     # a student that a target does not take is saved all the same
     error = mistake(capsys, "compress", teacher, "--out", tmp_path / "two", *arguments, "--target", "tflite")
     assert "TFLite has weights of 8 or 4 bits, layer 1 has 2" in error
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == FILES
+
+
+def test_all_targets_of_compress_or_none(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--env", "CartPole-v1", "--timesteps", "300", "--episodes", "3", "--weight-bits", "2", *QUICK]
+    targets = ["--target", "onnx", "--target", "tflite"]  # TFLite does not take 2 bits
+    assert "8 or 4" in mistake(capsys, "compress", teacher, "--out", tmp_path / "out", *arguments, *targets)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == FILES
 
 
 def test_a_run_folder_needs_no_env(teachers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
