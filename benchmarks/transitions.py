@@ -2,7 +2,7 @@
 The two claims of the method, compared at equal steps and gradient samples.
 
     python benchmarks/transitions.py run TEACHER_FOLDER --seeds 10 --workers 2 --out transitions.jsonl
-    python benchmarks/transitions.py table transitions.jsonl
+    python benchmarks/transitions.py table TEACHER_FOLDER transitions.jsonl
 
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
    `blend`, `progressive` and `mixture`, at W8A8, W4A4 and W2A8, each at its better of two learning rates (chosen by the mean
@@ -60,7 +60,8 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     for width, student in students.items():
         player = student if width[0] == 32 else student.policy.to_integer()
         played = evaluate(player, teacher.recipe, n_episodes=job["episodes"], seed=seed)
-        rows.append({**job, "bits": list(width), "return": played.return_mean})
+        # by name: a path would be one of somebody's machine
+        rows.append({**job, "teacher": teacher.name, "bits": list(width), "return": played.return_mean})
     return rows
 
 
@@ -122,7 +123,7 @@ def table(args: argparse.Namespace) -> None:
 
     rows = [json.loads(line) for line in args.out.read_text().splitlines()]
     best = best_rates(rows)
-    teacher = load_teacher(rows[0]["teacher"])
+    teacher = load_teacher(args.teacher)
     high, low = (evaluate(p, teacher.recipe, n_episodes=rows[0]["episodes"]).return_mean for p in (teacher, "random"))
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:
@@ -159,6 +160,7 @@ def main() -> None:
     one.add_argument("--out", type=Path, required=True)
     two = commands.add_parser("table")
     two.set_defaults(run=table)
+    two.add_argument("teacher")
     two.add_argument("out", type=Path)
     args = parser.parse_args()
     args.run(args)

@@ -121,16 +121,16 @@ def _number(value: Any) -> float:
     return value
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
-        raise ValueError("Expected layer sizes as positive integers")
-    return value
+def _positive(expected: str) -> Callable[[Any], int]:
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
+            raise ValueError(f"Expected {expected}")
+        return value
+
+    return check
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**20:
-        raise ValueError("Expected a positive integer")
-    return value
+_size, _count = _positive("layer sizes as positive integers"), _positive("a positive integer")
 
 
 def _one_of(known: dict[str, type[Any]]) -> Callable[[Any], type[Any]]:

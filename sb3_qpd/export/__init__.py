@@ -103,6 +103,11 @@ def accumulator_bound(layer: IntegerLayer) -> int:
     return int((weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias).max())
 
 
+def is_step(name: str) -> bool:
+    """Whether a tensor of this name in an exported file is a step of :meth:`IntegerModel.trace`."""
+    return name in ("input_grid", "accumulators") or (name.startswith("layer") and name[5:].isdigit())
+
+
 def without_paths(value: Any) -> Any:
     """A path of somebody's machine (an environment's ``xml_file``, say) keeps its last part only."""
     if isinstance(value, dict):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd import __version__
-from sb3_qpd.export import without_paths
+from sb3_qpd.export import is_step, without_paths
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 
 try:
@@ -311,7 +311,7 @@ class OnnxPolicy:
 
         :param observations: raw, shape (batch_size, *observation_shape)
         """
-        names = [name for node in self._proto.graph.node for name in node.output if _is_traced(name)]
+        names = [name for node in self._proto.graph.node for name in node.output if is_step(name)]
         if self._tracing is None:
             proto = onnx.ModelProto()
             proto.CopyFrom(self._proto)
@@ -338,10 +338,6 @@ class OnnxPolicy:
         if not self._is_image:
             return observations.astype(np.float32)
         return np.ascontiguousarray(np.moveaxis(observations, 1, -1)) if self._channels_last else observations
-
-
-def _is_traced(name: str) -> bool:
-    return name in ("input_grid", "accumulators") or (name.startswith("layer") and name[5:].isdigit())
 
 
 def quantize_after_training(path: Path, out: Path, observations: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd import __version__
-from sb3_qpd.export import accumulator_bound, without_paths
+from sb3_qpd.export import accumulator_bound, is_step, without_paths
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 
 try:
@@ -290,7 +290,7 @@ class TflitePolicy:
         model = schema.ModelT.InitFromPackedBuf(self._content)
         graph = model.subgraphs[0]
         names = [tensor.name.decode() for tensor in graph.tensors]
-        traced = [i for i, name in enumerate(names) if name in ("input_grid", "accumulators") or _is_layer(name)]
+        traced = [i for i, name in enumerate(names) if is_step(name)]
         if self._tracing is None:
             graph.outputs = [*graph.outputs, *traced]
             self._tracing = self._open(_pack(model))
@@ -321,10 +321,6 @@ class TflitePolicy:
         opened.set_tensor(given["index"], x)
         opened.invoke()
         return [opened.get_tensor(entry["index"]) for entry in opened.get_output_details()]
-
-
-def _is_layer(name: str) -> bool:
-    return name.startswith("layer") and name[5:].isdigit()
 
 
 def _pack(model: Any) -> bytes:
