@@ -1,12 +1,14 @@
 """
-What makes a small CNN learn a teacher of images quickly: learning rate, the pixel that counts as zero, widths.
+What makes a small CNN learn a teacher of images quickly: learning rate, the pixel that counts as zero, widths, bits.
 
     python benchmarks/image_students.py TEACHER_FOLDER --updates 1500 \\
-        --students "8-16-16/32 0.003 0" "8-16-16/32 0.003 87" "8-16-16/32 0.01 87" "16-32-24s2/32 0.003 87"
+        --students "8-16-16/32 0.003 0" "8-16-16/32 0.003 87" "8-16-16/32 0.01 87" "16-32-24s2/32 0.003 87" \\
+        "8-16-16/64 0.01 87 W4A8"
 
 Labels frames once (a quarter of the games played by the teacher, the others by a student that learns a little), then trains
-each float student on the same frames: widths of the convolutions (s2: the third has a stride of 2) and of the dense layer,
-learning rate, centre. Prints the KL divergence to the teacher and the share of equal argmax on frames held out.
+each student on the same frames: widths of the convolutions (s2: the third has a stride of 2) and of the dense layer, learning
+rate, centre, and bits (float without; else the blend from float in the middle of the training). Prints the KL divergence to
+the teacher and the share of equal argmax on frames held out.
 """
 
 import argparse
@@ -18,13 +20,17 @@ import torch as th
 from torch.nn import functional as F
 
 from sb3_qpd import QPDDistiller, QuantActorCriticCnnPolicy, load_teacher
+from sb3_qpd.architectures import make_arch
 from sb3_qpd.buffers import DistillationSamples
 from sb3_qpd.distiller import CosineSchedule
 from sb3_qpd.objective import distillation_loss
+from sb3_qpd.quantizers import FLOAT_BITS
 from sb3_qpd.teachers import TeacherOutput
+from sb3_qpd.transitions import get_transition
 
 WARM_UP = 100
 BATCH_SIZE = 128
+BLEND = (0.3, 0.7)
 
 
 def arch_of(text: str) -> dict[str, Any]:
@@ -52,7 +58,8 @@ def rows_of(samples: DistillationSamples, rows: np.ndarray) -> DistillationSampl
 
 def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, updates: int, seed: int) -> str:
     """One row of the table."""
-    arch, rate, centre = text.split()
+    arch, rate, centre, *width = text.split()
+    weights, activations = (int(bits) for bits in width[0][1:].split("A")) if width else (FLOAT_BITS, FLOAT_BITS)
     th.manual_seed(seed)
     rng = np.random.default_rng(seed)
     n = len(samples.observations)
@@ -60,7 +67,7 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
     kept = np.setdiff1d(np.arange(n), held_out)
     schedule = CosineSchedule(float(rate))
     policy = QuantActorCriticCnnPolicy(
-        distiller.observation_space, distiller.action_space, schedule, arch_of(arch), weight_bits=32, activation_bits=32
+        distiller.observation_space, distiller.action_space, schedule, make_arch(arch_of(arch), weights, activations)
     )
     policy.set_normalization(float(centre), 1.0)
     policy.set_value_scale(float(samples.targets.value.mean()), float(samples.targets.value.std()))
@@ -68,7 +75,13 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
     start = time.process_time()
     for i in range(updates):
         policy.optimizer.param_groups[0]["lr"] = schedule(1 - i / updates) * min((i + 1) / WARM_UP, 1)
-        loss, _ = distillation_loss(policy, rows_of(samples, kept[rng.integers(0, len(kept), BATCH_SIZE)]))
+        batch = rows_of(samples, kept[rng.integers(0, len(kept), BATCH_SIZE)])
+        if width and i == int(BLEND[0] * updates):
+            policy.calibrate(rows_of(samples, kept[rng.integers(0, len(kept), 1024)]).observations)
+            policy.set_training_mode(True)
+        progress = min(max((i / updates - BLEND[0]) / (BLEND[1] - BLEND[0]), 0.0), 1.0) if width else 0.0
+        policy.set_precision(get_transition("blend"), progress)
+        loss, _ = distillation_loss(policy, batch)
         policy.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         th.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
@@ -79,8 +92,10 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
     student, teacher = F.log_softmax(th.cat(pieces), 1), F.log_softmax(samples.targets.actor[held_out], 1)
     kl = (teacher.exp() * (teacher - student)).sum(1).mean()
     agreement = (student.argmax(1) == teacher.argmax(1)).float().mean()
-    size = sum(p.numel() for layer in (policy.features_extractor, policy.action_net) for p in layer.parameters())
-    return f"| {arch} | {size} | {rate} | {centre} | {kl:.4f} | {100 * agreement:.1f} % | {milliseconds:.0f} |"
+    layers = [*policy.features_extractor.parameters(), *policy.action_net.parameters()]
+    size = policy.to_integer().nbytes if width else 4 * sum(p.numel() for p in layers)
+    bits = width[0] if width else "float"
+    return f"| {arch} | {bits} | {size} | {rate} | {centre} | {kl:.4f} | {100 * agreement:.1f} % | {milliseconds:.0f} |"
 
 
 def main() -> None:
@@ -94,9 +109,10 @@ def main() -> None:
     th.set_num_threads(1)
     distiller, samples = labelled_frames(args.teacher, args.frames, args.seed)
     print(
-        "| student | parameters | learning rate | centre | KL, nats | same argmax | processor ms per update |\n"
-        + 7 * "|---"
-        + "|"
+        "| student | bits | bytes | learning rate | centre | KL, nats | same argmax | processor ms per update |\n"
+        + 8 * "|---"
+        + "|",
+        flush=True,
     )
     for text in args.students:
         print(train(text, distiller, samples, args.updates, args.seed), flush=True)

@@ -1,0 +1,125 @@
+"""
+What single choices of the method do, each against the defaults, at equal environment steps.
+
+    python benchmarks/method.py run TEACHER_FOLDER --seeds 5 --out method.jsonl
+    python benchmarks/method.py table method.jsonl
+
+Every variant changes one thing. Returns are of the integer student on the validation seeds: this is for choosing defaults.
+Lines already in the file are not run again.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_qpd import QPDDistiller, evaluate, load_teacher, losses
+from sb3_qpd.buffers import DistillationSamples
+from sb3_qpd.distiller import CosineSchedule
+from sb3_qpd.evaluation import VALIDATION_SEED
+from sb3_qpd.verdicts import bootstrap_means, interval95
+
+RATE, BATCH_SIZE = 4e-3, 256  # the better rate of short runs (benchmarks/transitions.py)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "4 samples a step": {"gradient_steps": 4 / BATCH_SIZE},
+    "8 samples a step": {"gradient_steps": 8 / BATCH_SIZE},
+    "32 samples a step": {"gradient_steps": 32 / BATCH_SIZE},
+    "constant learning rate": {"learning_rate": RATE},
+    "constant, a quarter of the rate": {"learning_rate": RATE / 4},
+    "teacher's first steps off": {"roll_in": False},
+    "student acts alone": {"beta": 0.0},
+    "half the episodes the teacher's": {"beta": 0.5},
+    "teacher acts alone": {"beta": 1.0},
+    "temperature 0.5": {"temperature": 0.5},
+    "temperature 0.3": {"temperature": 0.3},
+    "samples weighted by the teacher's certainty": {"weighted": True},
+    "actor's loss alone": {"critic_coef": 0.0},
+}
+
+
+class WeightedDistiller(QPDDistiller):
+    """Samples count by how much the choice matters there: 0.1 + 1 - H / log|A|, mean one (after Bastani et al. 2018)."""
+
+    def _gradient_step(self, samples: DistillationSamples) -> None:
+        actor, value = self.policy.actor_and_value(samples.observations)
+        assert samples.targets.value is not None
+        entropy = th.distributions.Categorical(logits=samples.targets.actor).entropy()
+        weight = 1.1 - entropy / np.log(actor.shape[1])
+        actor_loss = losses.categorical_kl(actor, samples.targets.actor)
+        critic_loss = losses.value_error(value, samples.targets.value, std=self.policy.value_net.std)
+        loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=self.critic_coef)
+        self.policy.optimizer.zero_grad(set_to_none=True)
+        (loss * weight / weight.mean()).mean().backward()
+        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+
+
+def run(args: argparse.Namespace) -> None:
+    th.set_num_threads(1)
+    teacher = load_teacher(args.teacher)
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    done = {(row["variant"], row["seed"]) for row in rows}
+    for seed in range(100, 100 + args.seeds):
+        for variant, changes in VARIANTS.items():
+            if (variant, seed) in done:
+                continue
+            options = {"learning_rate": CosineSchedule(RATE), **changes}
+            distiller = WeightedDistiller if options.pop("weighted", False) else QPDDistiller
+            bits = {"weight_bits": args.bits[0], "activation_bits": args.bits[1]}
+            student = distiller(teacher, student_arch=args.arch, seed=seed, check_teacher=False, **bits, **options)
+            model = student.learn(args.timesteps).policy.to_integer()
+            played = evaluate(model, teacher.recipe, n_episodes=args.episodes, seed=VALIDATION_SEED)
+            row = {"teacher": teacher.name, "arch": args.arch, "bits": args.bits, "timesteps": args.timesteps}
+            row |= {"variant": variant, "seed": seed, "return": played.return_mean, "seconds": student.seconds_learning}
+            with args.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{variant}, seed {seed}: {played.return_mean:.1f}, {student.seconds_learning:.0f} s", flush=True)
+
+
+def table(args: argparse.Namespace) -> None:
+    groups: dict[str, dict[int, float]] = defaultdict(dict)
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for line in args.out.read_text().splitlines():
+        row = json.loads(line)
+        groups[row["variant"]][row["seed"]] = row["return"]
+        seconds[row["variant"]].append(row["seconds"])
+    base = groups["defaults"]
+    print("| variant | seeds | mean return | worst | difference from the defaults, 95 % over seeds | median seconds |")
+    print(6 * "|---" + "|")
+    for variant in VARIANTS:
+        if not (returns := groups.get(variant)):
+            continue
+        difference = np.array([returns[seed] - base[seed] for seed in returns])
+        low, high = interval95(bootstrap_means(difference))
+        print(
+            f"| {variant} | {len(returns)} | {np.mean(list(returns.values())):.1f} | {min(returns.values()):.1f} | "
+            f"{difference.mean():+.1f} ({low:+.1f} to {high:+.1f}) | {np.median(seconds[variant]):.0f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.set_defaults(run=run)
+    one.add_argument("teacher")
+    one.add_argument("--arch", default="nano")
+    one.add_argument("--bits", type=int, nargs=2, default=[8, 8], metavar=("WEIGHTS", "ACTIVATIONS"))
+    one.add_argument("--timesteps", type=float, default=1e4)
+    one.add_argument("--episodes", type=int, default=50)
+    one.add_argument("--seeds", type=int, default=5)
+    one.add_argument("--out", type=Path, required=True)
+    two = commands.add_parser("table")
+    two.set_defaults(run=table)
+    two.add_argument("out", type=Path)
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
