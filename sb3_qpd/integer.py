@@ -390,7 +390,7 @@ class IntegerModel:
         yield self.layers[-1].accumulate(np.concatenate(features, axis=1))
 
     def step_names(self) -> list[str]:
-        """Of :meth:`trace`: ``input_grid``, ``layer0``, ..., ``accumulators``; further trunks begin with ``input_grid1``, ..."""
+        """Of :meth:`trace`: ``input_grid``, ``layer0``, ..., ``accumulators``; another trunk begins with ``input_grid1``."""
         names, start = [], 0
         for trunk, n_layers in enumerate(self.branches):
             names += [f"input_grid{trunk or ''}", *(f"layer{i}" for i in range(start, start + n_layers))]
@@ -462,9 +462,7 @@ class IntegerModel:
         choices = self._choices(accumulators, action_masks)
         return self._joined([np.where(allowed, scores, lowest).argmax(1) for scores, allowed in choices])
 
-    def sample(
-        self, accumulators: np.ndarray, random_bits: np.ndarray, action_masks: np.ndarray | None = None
-    ) -> np.ndarray:
+    def sample(self, accumulators: np.ndarray, random_bits: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
         """
         Draw discrete actions with integer arithmetic alone, each dimension by itself.
 

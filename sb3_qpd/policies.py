@@ -388,7 +388,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         if not all(bool(th.isfinite(p).all()) for p in self.parameters()):
             raise ValueError("The student's parameters hold NaN or infinity: its training diverged. Lower the learning rate")
         calibrated = all(bool(q.ready) for q in self.quantizers())
-        layers: list[QuantLayer] = [*(layer for trunk in extractor.trunks for layer in trunk.layers), self.action_net]
+        layers: list[Any] = [*(layer for trunk in extractor.trunks for layer in trunk.layers), self.action_net]
         grids = [trunk.input_grid.affine() for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
         m, a = (th.cat(values).cpu().numpy() for values in zip(*grids, strict=True)) if grids else (None, None)
         box: dict[str, Any] = {}
