@@ -25,7 +25,15 @@ from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.buffers import DistillationBuffer, DistillationSamples
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.loading import load_teacher
-from sb3_qpd.matching import check_finite, check_spaces, env_of_teacher, raw_env, stacks_frames, trunk_statistics
+from sb3_qpd.matching import (
+    check_finite,
+    check_spaces,
+    env_of_teacher,
+    pipeline_of,
+    raw_env,
+    stacks_frames,
+    trunk_statistics,
+)
 from sb3_qpd.objective import BOX_LOSSES, distillation_loss
 from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
@@ -168,6 +176,7 @@ class QPDDistiller(BaseAlgorithm):
         )
         self.teacher, self._recipe = loaded, recipe
         self.teacher_name, self.teacher_checksum = "", ""
+        self.pipeline: list[str] = []
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
         self.batch_size: Any = batch_size
         self.buffer_size, self.gradient_steps = buffer_size, gradient_steps
@@ -202,6 +211,8 @@ class QPDDistiller(BaseAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)
+        if self.pipeline:
+            self.policy.metadata["pipeline"] = self.pipeline
         self._set_precision()
         self._rng = np.random.default_rng(self.seed)
         self._buffer: DistillationBuffer | None = None
@@ -228,6 +239,8 @@ class QPDDistiller(BaseAlgorithm):
         self.teacher = load_teacher(teacher, device=self.device).to(self.device)
         check_spaces(self.teacher, self.observation_space, self.action_space)
         self.teacher_name, self.teacher_checksum = self.teacher.name, self.teacher.checksum
+        if self.env is not None:
+            self.pipeline = pipeline_of(self.env)
         flags = {"normalized_image": self.teacher.normalized_image, "uses_masks": self._masking}
         self.policy_kwargs = {**self.policy_kwargs, **{name: True for name, is_set in flags.items() if is_set}}
 

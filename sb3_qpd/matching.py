@@ -18,6 +18,8 @@ from sb3_qpd.spaces import head_of, parts_of
 from sb3_qpd.teachers import Normalization, ObsNormalization, Teacher, TeacherOutput
 
 N_ENVS = 16
+# wrappers that leave observations as they are
+TRANSPARENT = ("Monitor", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor", "VecTransposeImage")
 MAX_DEVIATIONS = 8
 
 
@@ -125,6 +127,22 @@ def input_statistics(observations: np.ndarray, normalization: ObsNormalization |
     largest = np.abs(raw - mean).max(0)
     std = np.maximum(std, largest / MAX_DEVIATIONS)
     return mean, np.where(largest > 1e-9 * (1 + np.abs(mean)), std, 1.0)
+
+
+def pipeline_of(env: VecEnv) -> list[str]:
+    """
+    What was done to the environment's observations before the student saw them, and has to be done on a device: the wrappers,
+    the innermost first (those inside of a ``SubprocVecEnv`` cannot be seen). The student normalizes by itself.
+    """
+    names: list[str] = []
+    while isinstance(env, VecEnvWrapper):
+        names.append(f"VecFrameStack({env.stacked_obs.n_stack})" if isinstance(env, VecFrameStack) else type(env).__name__)
+        env = env.venv
+    inner = next(iter(getattr(env, "envs", [])), None)
+    while isinstance(inner, gym.Wrapper):
+        names.append(type(inner).__name__)
+        inner = inner.env
+    return [name for name in reversed(names) if name not in TRANSPARENT]
 
 
 def stacks_frames(env: VecEnv) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.integer import IntegerModel, Part, group_parts
-from sb3_qpd.layers import PixelGrid, QuantConv2d, QuantLayer, QuantLinear, ValueHead, VectorGrid
+from sb3_qpd.layers import PixelGrid, QuantConv2d, QuantLinear, ValueHead, VectorGrid
 from sb3_qpd.quantizers import FLOAT_BITS, Quantizer
 from sb3_qpd.spaces import head_of, masked, parts_of
 from sb3_qpd.transitions import Transition

@@ -194,8 +194,9 @@ def _to_space(value: Any, what: str) -> spaces.Space:
     if not isinstance(value, Record) or ".spaces" not in value.target.module:
         raise TeacherError(f"The {what} is not a space of gym or gymnasium. {WAY_OUT}")
     kind = value.target.name
-    if kind not in _SPACES:
-        supported = ACTIONS if what.startswith("action") else OBSERVATIONS
+    is_action = what.startswith("action")
+    if kind not in _SPACES or (is_action and kind == "Dict"):
+        supported = ACTIONS if is_action else OBSERVATIONS
         raise TeacherError(f"The {what} is a {kind} space, which is not supported. Supported: {supported}")
     try:
         return _SPACES[kind](value.attributes())

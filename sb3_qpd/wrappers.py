@@ -41,7 +41,7 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         self.teacher, self.temperature = load_teacher(teacher), temperature
         gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, teacher=self.teacher, temperature=temperature)
         gym.Wrapper.__init__(self, env)
-        check_spaces(self.teacher, _channels_first(env.observation_space), env.action_space)
+        check_spaces(self.teacher, channels_first(env.observation_space), env.action_space)
         self._masking = self.teacher.uses_masks and gives_masks(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -70,10 +70,10 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         return labels
 
 
-def _channels_first(space: spaces.Space) -> spaces.Space:
+def channels_first(space: spaces.Space) -> spaces.Space:
     """A space as SB3 hands it to a policy."""
     if isinstance(space, spaces.Dict):
-        return spaces.Dict([(key, _channels_first(one)) for key, one in space.items()])
+        return spaces.Dict([(key, channels_first(one)) for key, one in space.items()])
     if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
         return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
     return space
