@@ -198,7 +198,8 @@ class Part:
     def _check_values(self, batch: np.ndarray) -> None:
         if self.kind == "one_hot":
             if not ((batch >= 0) & (batch < np.array(self.nvec).reshape(self.shape))).all():
-                raise ValueError(f"Expected {self._what} of 0 to {np.array(self.nvec) - 1}, got {batch}")
+                largest = ", ".join(str(n - 1) for n in self.nvec)
+                raise ValueError(f"Expected {self._what} of 0 to {largest}, got {batch}")
         elif self.kind != "image" and not np.isfinite(batch.astype(np.float32)).all():
             raise ValueError("The observation holds NaN, infinity or a number beyond float32: not a valid input")
 

@@ -42,7 +42,11 @@ def parts_of(space: spaces.Space, normalized_image: bool = False, key: str | Non
         return (Part("vector", space.shape, key=key),)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and (nvec := _categories(space)):
         return (Part("one_hot", space.shape, nvec, key),)  # type: ignore[arg-type]
-    raise ValueError(f"Observations of {space} are not supported. Supported: {OBSERVATIONS}")
+    raise ValueError(f"Observations of {_one_line(space)} are not supported. Supported: {OBSERVATIONS}")
+
+
+def _one_line(space: spaces.Space) -> str:
+    return " ".join(str(space).split())
 
 
 def _categories(space: spaces.Space) -> tuple[int, ...]:
@@ -138,10 +142,10 @@ def head_of(space: spaces.Space) -> ActionHead:
     if isinstance(space, spaces.Box):
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise ValueError(
-                f"Actions of {space} have no finite bounds: a student's errors are measured in half the range, and its action "
-                f"is clipped to it. Rescale the actions with a wrapper. Supported: {ACTIONS}"
+                f"Actions of {_one_line(space)} have no finite bounds: a student's errors are measured in half the range, and "
+                f"its action is clipped to it. Rescale the actions with a wrapper. Supported: {ACTIONS}"
             )
         return ActionHead((), space.shape)
     if nvec := _categories(space):
         return ActionHead(nvec, space.shape, isinstance(space, spaces.MultiBinary))  # type: ignore[arg-type]
-    raise ValueError(f"Actions of {space} are not supported. Supported: {ACTIONS}")
+    raise ValueError(f"Actions of {_one_line(space)} are not supported. Supported: {ACTIONS}")
