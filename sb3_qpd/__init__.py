@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sb3_qpd.export import export_c, export_numpy, export_onnx, export_tflite
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.loading import load_teacher
-    from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
+    from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
     from sb3_qpd.reader import TeacherError
     from sb3_qpd.teachers import ObsNormalization, Teacher, TeacherOutput
     from sb3_qpd.transitions import TRANSITIONS
@@ -37,6 +37,7 @@ __all__ = [
     "QPDDistiller",
     "QuantActorCriticCnnPolicy",
     "QuantActorCriticPolicy",
+    "QuantMultiInputActorCriticPolicy",
     "StudentArch",
     "Teacher",
     "TeacherError",
@@ -71,6 +72,7 @@ _MODULE_OF = {
     "load_teacher": "loading",
     "QuantActorCriticCnnPolicy": "policies",
     "QuantActorCriticPolicy": "policies",
+    "QuantMultiInputActorCriticPolicy": "policies",
     "TeacherError": "reader",
     "ObsNormalization": "teachers",
     "Teacher": "teachers",

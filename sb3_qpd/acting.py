@@ -1,8 +1,66 @@
-"""Who acts while observations are collected: the teacher or the student."""
+"""Who acts while observations are collected: the teacher or the student; and what everybody who acts has to know."""
 
 from __future__ import annotations
 
+import copy
+import inspect
+from typing import Any
+
+import gymnasium as gym
 import numpy as np
+from sb3_contrib.common.maskable.utils import is_masking_supported
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_qpd.spaces import head_of
+
+
+def takes_masks(player: Any) -> bool:
+    """Whether a player wants to be told which actions are allowed: it says so, or its ``predict`` is sb3-contrib's."""
+    uses_masks = getattr(player, "uses_masks", None)
+    return "action_masks" in inspect.signature(player.predict).parameters if uses_masks is None else uses_masks
+
+
+def gives_masks(env: gym.Env | VecEnv | list[gym.Env]) -> bool:
+    """Whether an environment says which actions are allowed (``env.action_masks()``, sb3-contrib's convention)."""
+    return is_masking_supported(env[0] if isinstance(env, list) else env)
+
+
+def act(player: Any, observations: Any, deterministic: bool, action_masks: np.ndarray | None) -> np.ndarray:
+    """A batch of a player's actions; masks are for those who want them (:func:`takes_masks`)."""
+    masks = {} if action_masks is None else {"action_masks": action_masks}
+    return player.predict(observations, deterministic=deterministic, **masks)[0]
+
+
+def batch_size(observation: Any) -> int:
+    return len(next(iter(observation.values())) if isinstance(observation, dict) else observation)
+
+
+class RandomPolicy:
+    """
+    Uniformly random actions, reproducible; where there are masks, of those that are allowed.
+
+    :param action_space: what to sample
+    :param seed: of the actions
+    """
+
+    uses_masks = True
+
+    def __init__(self, action_space: gym.Space, seed: int | None = 0) -> None:
+        self.action_space = copy.deepcopy(action_space)  # the environment's own space keeps its generator
+        self.action_space.seed(seed)
+        self._rng = np.random.default_rng(seed)
+
+    def predict(
+        self, observation: Any, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any
+    ) -> tuple[np.ndarray, None]:
+        """See SB3's ``predict``; the observations are batched."""
+        n = batch_size(observation)
+        if action_masks is None:
+            return np.stack([self.action_space.sample() for _ in range(n)]), None
+        head = head_of(self.action_space)
+        priorities = np.where(np.asarray(action_masks, bool).reshape(n, -1), self._rng.random((n, sum(head.nvec))), -1)
+        choices = [one.argmax(1) for one in np.split(priorities, np.cumsum(head.nvec)[:-1], axis=1)]
+        return np.stack(choices, axis=1).reshape(n, *head.shape), None
 
 
 class Turns:

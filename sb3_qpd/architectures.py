@@ -75,6 +75,18 @@ class StudentArch:
         outer = max(8, self.weight_bits)
         return [outer if i in (0, n_layers - 1) else self.weight_bits for i in range(n_layers)]
 
+    def trunk_bits(self, sizes: list[int]) -> list[list[int]]:
+        """
+        Bits of the weights where several trunks meet in one head: each trunk has a first layer.
+
+        :param sizes: number of layers of each trunk
+        :return: bits of each trunk's layers, and of the head
+        """
+        if not isinstance(self.weight_bits, tuple):
+            return [*(self.layer_bits(n + 1)[:-1] for n in sizes), self.layer_bits(1)]
+        bits = iter(self.layer_bits(sum(sizes) + 1))
+        return [[next(bits) for _ in range(n)] for n in (*sizes, 1)]
+
     def with_bits(self, weight_bits: int | tuple[int, ...] | None, activation_bits: int | None) -> StudentArch:
         """The same sizes at other bits; ``None`` keeps what is there."""
         changes: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -13,10 +13,11 @@ from sb3_qpd.teachers import TeacherOutput
 
 class DistillationSamples(NamedTuple):
     """
-    A batch: raw observations of shape (batch_size, *observation_shape) and what the teacher said of them.
+    A batch: raw observations of shape (batch_size, *observation_shape), a dict of such tensors for Dict observations, and
+    what the teacher said of them.
     """
 
-    observations: th.Tensor
+    observations: th.Tensor | dict[str, th.Tensor]
     targets: TeacherOutput
 
 
@@ -44,6 +45,32 @@ class VectorStore:
     @property
     def nbytes(self) -> int:
         return self._data.nbytes
+
+
+class DictStore:
+    """
+    The values of Dict observations side by side.
+
+    :param capacity: number of observations
+    :param space: of one observation
+    """
+
+    def __init__(self, capacity: int, space: spaces.Dict) -> None:
+        self._stores = {key: VectorStore(capacity, one.shape, np.dtype(one.dtype)) for key, one in space.items()}  # type: ignore[arg-type]
+
+    def add(self, slots: np.ndarray, observations: dict[str, np.ndarray]) -> None:
+        for key, store in self._stores.items():
+            store.add(slots, observations[key])
+
+    def get(self, slots: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: store.get(slots) for key, store in self._stores.items()}
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        return np.ones(len(slots), bool)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(store.nbytes for store in self._stores.values())
 
 
 class FrameStore:
@@ -112,7 +139,7 @@ class DistillationBuffer:
     def __init__(
         self,
         buffer_size: int,
-        observation_space: spaces.Box,
+        observation_space: spaces.Space,
         n_envs: int,
         *,
         device: th.device | str = "cpu",
@@ -121,10 +148,7 @@ class DistillationBuffer:
     ) -> None:
         self.capacity = -(-buffer_size // n_envs) * n_envs
         self.n_envs, self.device = n_envs, th.device(device)
-        shape, dtype = observation_space.shape, np.dtype(observation_space.dtype)
-        self._store: FrameStore | VectorStore = (
-            FrameStore(self.capacity, shape, n_envs) if stacked else VectorStore(self.capacity, shape, dtype)
-        )
+        self._store = _make_store(self.capacity, observation_space, n_envs, stacked)
         self._targets: dict[str, np.ndarray] = {}  # a ring for each field of TeacherOutput that the teacher has
         self._added = 0
         self._rng = np.random.default_rng(seed)
@@ -137,16 +161,16 @@ class DistillationBuffer:
         """Bytes of observations and targets, when full."""
         return self._store.nbytes + sum(ring.nbytes for ring in self._targets.values())
 
-    def add(self, observations: np.ndarray, targets: TeacherOutput) -> None:
+    def add(self, observations: Any, targets: TeacherOutput) -> None:
         """
         Store one step of every environment.
 
-        :param observations: raw, shape (n_envs, *observation_shape)
+        :param observations: raw, shape (n_envs, *observation_shape); a dict of such arrays
         :param targets: what the teacher said of them
         """
         arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
         if not self._targets:
-            self._targets = {name: np.zeros((self.capacity, *a.shape[1:]), np.float32) for name, a in arrays.items()}
+            self._targets = {name: np.zeros((self.capacity, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
         slots = (self._added + np.arange(self.n_envs)) % self.capacity
         self._store.add(slots, observations)
         for name, ring in self._targets.items():
@@ -176,4 +200,17 @@ class DistillationBuffer:
 
     def _samples(self, slots: np.ndarray) -> DistillationSamples:
         targets = {name: th.from_numpy(ring[slots]).to(self.device) for name, ring in self._targets.items()}
-        return DistillationSamples(th.from_numpy(self._store.get(slots)).to(self.device), TeacherOutput(**targets))
+        stored = self._store.get(slots)
+        if isinstance(stored, dict):
+            observations: Any = {key: th.from_numpy(value).to(self.device) for key, value in stored.items()}
+        else:
+            observations = th.from_numpy(stored).to(self.device)
+        return DistillationSamples(observations, TeacherOutput(**targets))
+
+
+def _make_store(capacity: int, space: spaces.Space, n_envs: int, stacked: bool) -> Any:
+    if isinstance(space, spaces.Dict):
+        return DictStore(capacity, space)
+    if stacked:
+        return FrameStore(capacity, space.shape, n_envs)  # type: ignore[arg-type]
+    return VectorStore(capacity, space.shape, np.dtype(space.dtype))  # type: ignore[arg-type]

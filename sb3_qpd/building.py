@@ -8,6 +8,7 @@ weights then have. These are compared before anything is built.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,13 +17,17 @@ from typing import Any, NamedTuple
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.ars.policies import ARSLinearPolicy, ARSPolicy
-from sb3_contrib.common.maskable.policies import MaskableActorCriticCnnPolicy, MaskableActorCriticPolicy
+from sb3_contrib.common.maskable import policies as maskable
 from sb3_contrib.crossq.policies import CrossQPolicy
 from sb3_contrib.qrdqn import policies as qrdqn
 from sb3_contrib.tqc import policies as tqc
-from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
-from stable_baselines3.common.torch_layers import FlattenExtractor, NatureCNN
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.dqn import policies as dqn
 from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
@@ -30,8 +35,10 @@ from torch import nn
 
 from sb3_qpd.inert import Name
 from sb3_qpd.reader import WAY_OUT, TeacherError, TeacherFile
+from sb3_qpd.spaces import head_of, parts_of
 
 MAX_OBSERVATION_SIZE = 2**20
+MULTI_ACTION = ("a2c", "maskableppo", "ppo", "trpo")  # with MultiDiscrete and MultiBinary actions
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
     for cls in (
@@ -39,7 +46,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
         *(nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh),
     )
 }
-EXTRACTORS: dict[str, type[Any]] = {"FlattenExtractor": FlattenExtractor, "NatureCNN": NatureCNN}
+EXTRACTORS: dict[str, type[Any]] = {cls.__name__: cls for cls in (FlattenExtractor, NatureCNN, CombinedExtractor)}
 
 Shape = tuple[str, tuple[int, ...]]  # name of a weight, and the shape that it has to have
 
@@ -48,9 +55,9 @@ class Sizes(NamedTuple):
     """How many features a network takes and how many outputs its actor has, and what its hidden layers are by default."""
 
     features: int
-    flat: int  # what a CNN's convolutions leave, else 0
+    cnns: dict[str, tuple[int, int]]  # of each CNN the prefix of its weights, what it puts out and what its convolutions leave
     outputs: int
-    is_cnn: bool
+    is_cnn: bool  # and nothing else
     is_linear: bool
 
 
@@ -86,7 +93,7 @@ def build_policy(file: TeacherFile) -> BasePolicy:
         schedule = () if file.algo == "ars" else (lambda _: 0.0,)
         policy = policy_class(file.observation_space, file.action_space, *schedule, **kwargs)
         policy.load_state_dict(state_dict)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:400]
         raise TeacherError(f"The teacher's weights, spaces and policy_kwargs contradict each other: {reason}") from error
     return policy
@@ -163,7 +170,7 @@ def _branches(value: Any, critic: str) -> dict[str, list[int]] | None:
 
 
 def _extractor_kwargs(value: Any) -> dict[str, Any]:
-    checks: dict[str, Callable[[Any], Any]] = {"features_dim": _size, "normalized_image": _flag}
+    checks: dict[str, Callable[[Any], Any]] = {"features_dim": _size, "normalized_image": _flag, "cnn_output_dim": _size}
     if value is not None and (not isinstance(value, dict) or not set(value) <= set(checks)):
         raise ValueError(f"Expected a dict of {', '.join(checks)}")
     return {key: checks[key](one) for key, one in (value or {}).items()}
@@ -212,8 +219,6 @@ _ARS: _Checks = {
 # --- shapes of weights ---
 def _check_shapes(file: TeacherFile, kwargs: dict[str, Any], state_dict: dict[str, th.Tensor]) -> None:
     """Before anything is built, so that a file cannot ask for a network that its own weights do not fill."""
-    if get_flattened_obs_dim(file.observation_space) > MAX_OBSERVATION_SIZE:
-        raise TeacherError(f"Observations {file.observation_space} of more than {MAX_OBSERVATION_SIZE} numbers. {WAY_OUT}")
     for key, shape in BLUEPRINTS[file.algo].shapes(kwargs, _sizes(file, kwargs)):
         got = tuple(state_dict[key].shape) if key in state_dict else "nothing"
         if got != shape:
@@ -224,17 +229,40 @@ def _check_shapes(file: TeacherFile, kwargs: dict[str, Any], state_dict: dict[st
 
 
 def _sizes(file: TeacherFile, kwargs: dict[str, Any]) -> Sizes:
-    default = NatureCNN if "Cnn" in file.policy_class_name else FlattenExtractor
-    is_cnn = kwargs.get("features_extractor_class", default) is NatureCNN
-    features = kwargs.get("features_extractor_kwargs", {}).get("features_dim", 512)
-    space = file.action_space
-    return Sizes(
-        features if is_cnn else get_flattened_obs_dim(file.observation_space),
-        _nature_cnn_flat(file.observation_space) if is_cnn else 0,
-        int(space.n) if isinstance(space, spaces.Discrete) else get_action_dim(space),
-        is_cnn,
-        file.policy_class_name == "ARSLinearPolicy",
-    )
+    names = {"Cnn": NatureCNN, "MultiInput": CombinedExtractor}
+    default = next((cls for name, cls in names.items() if name in file.policy_class_name), FlattenExtractor)
+    extractor = kwargs.get("features_extractor_class", default)
+    options = kwargs.get("features_extractor_kwargs", {})
+    space, n_outputs = file.observation_space, _n_outputs(file)
+    try:
+        parts = parts_of(space, options.get("normalized_image", False))
+    except ValueError as error:
+        raise TeacherError(f"{error}. {WAY_OUT}") from error
+    if (size := sum(part.n_features for part in parts)) > MAX_OBSERVATION_SIZE:
+        raise TeacherError(f"Observations {space} of {size} numbers, more than {MAX_OBSERVATION_SIZE}. {WAY_OUT}")
+    if isinstance(space, spaces.Dict) != (extractor is CombinedExtractor):
+        raise TeacherError(f"A {extractor.__name__} cannot take observations of {space}. {WAY_OUT}")
+    cnns = {}
+    if extractor is NatureCNN:
+        cnns = {"": (options.get("features_dim", 512), _nature_cnn_flat(space))}
+    elif extractor is CombinedExtractor:
+        images = [part.key for part in parts if part.is_image]
+        cnns = {f"extractors.{key}.": (options.get("cnn_output_dim", 256), _nature_cnn_flat(space[key])) for key in images}  # type: ignore[index]
+        size = sum(part.n_features for part in parts if not part.is_image)
+    features = sum(width for width, _ in cnns.values()) + (0 if extractor is NatureCNN else size)
+    return Sizes(features, cnns, n_outputs, extractor is NatureCNN, file.policy_class_name == "ARSLinearPolicy")
+
+
+def _n_outputs(file: TeacherFile) -> int:
+    try:
+        head = head_of(file.action_space)
+    except ValueError as error:
+        raise TeacherError(f"{error}. {WAY_OUT}") from error
+    if not (head.is_box or isinstance(file.action_space, spaces.Discrete) or file.algo in MULTI_ACTION):
+        raise TeacherError(f"{file.algo} has no actions of {file.action_space}: the file contradicts itself. Save it again")
+    if head.is_binary and file.algo != "maskableppo":  # which has two logits for each
+        return len(head.nvec)
+    return sum(head.nvec) or math.prod(head.shape)
 
 
 def _nature_cnn_flat(space: spaces.Space) -> int:
@@ -254,8 +282,8 @@ def _mlp(prefix: str, sizes: list[int], *, first: int = 0, step: int = 2) -> Ite
 
 
 def _extractor(prefix: str, sizes: Sizes) -> Iterator[Shape]:
-    if sizes.is_cnn:
-        yield f"{prefix}features_extractor.linear.0.weight", (sizes.features, sizes.flat)
+    for cnn, shape in sizes.cnns.items():
+        yield f"{prefix}features_extractor.{cnn}linear.0.weight", shape
 
 
 def _actor_critic_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
@@ -347,12 +375,14 @@ def _current_ars_keys(state_dict: dict[str, th.Tensor], kwargs: dict[str, Any]) 
 
 
 _ACTOR_CRITIC_BLUEPRINT = Blueprint(
-    {"ActorCriticPolicy": ActorCriticPolicy, "ActorCriticCnnPolicy": ActorCriticCnnPolicy},
+    {cls.__name__: cls for cls in (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)},
     _ACTOR_CRITIC,
     _actor_critic_shapes,
     _current_actor_critic_keys,
 )
-_TD3_BLUEPRINT = Blueprint({"TD3Policy": td3.TD3Policy, "CnnPolicy": td3.CnnPolicy}, _TD3, _td3_shapes)
+_TD3_BLUEPRINT = Blueprint(
+    {cls.__name__: cls for cls in (td3.TD3Policy, td3.CnnPolicy, td3.MultiInputPolicy)}, _TD3, _td3_shapes
+)
 
 # algorithm as RL Zoo spells it -> what its files may hold
 BLUEPRINTS: dict[str, Blueprint] = {
@@ -361,27 +391,31 @@ BLUEPRINTS: dict[str, Blueprint] = {
     "ars": Blueprint({"ARSPolicy": ARSPolicy, "ARSLinearPolicy": ARSLinearPolicy}, _ARS, _ars_shapes, _current_ars_keys),
     "crossq": Blueprint({"CrossQPolicy": CrossQPolicy}, _CROSSQ, _crossq_shapes),
     "dqn": Blueprint(
-        {"DQNPolicy": dqn.DQNPolicy, "CnnPolicy": dqn.CnnPolicy},
+        {cls.__name__: cls for cls in (dqn.DQNPolicy, dqn.CnnPolicy, dqn.MultiInputPolicy)},
         _DQN,
         partial(_q_shapes, name="q_net", default_quantiles=1),
     ),
     "maskableppo": Blueprint(
         {
-            "MaskableActorCriticPolicy": MaskableActorCriticPolicy,
-            "MaskableActorCriticCnnPolicy": MaskableActorCriticCnnPolicy,
+            cls.__name__: cls
+            for cls in (
+                maskable.MaskableActorCriticPolicy,
+                maskable.MaskableActorCriticCnnPolicy,
+                maskable.MaskableMultiInputActorCriticPolicy,
+            )
         },
         _MASKABLE,
         _actor_critic_shapes,
         _current_actor_critic_keys,
     ),
     "qrdqn": Blueprint(
-        {"QRDQNPolicy": qrdqn.QRDQNPolicy, "CnnPolicy": qrdqn.CnnPolicy},
+        {cls.__name__: cls for cls in (qrdqn.QRDQNPolicy, qrdqn.CnnPolicy, qrdqn.MultiInputPolicy)},
         {**_DQN, "n_quantiles": _count},
         partial(_q_shapes, name="quantile_net", default_quantiles=200),
     ),
-    "sac": Blueprint({"SACPolicy": sac.SACPolicy, "CnnPolicy": sac.CnnPolicy}, _SAC, _sac_shapes),
+    "sac": Blueprint({cls.__name__: cls for cls in (sac.SACPolicy, sac.CnnPolicy, sac.MultiInputPolicy)}, _SAC, _sac_shapes),
     "tqc": Blueprint(
-        {"TQCPolicy": tqc.TQCPolicy, "CnnPolicy": tqc.CnnPolicy},
+        {cls.__name__: cls for cls in (tqc.TQCPolicy, tqc.CnnPolicy, tqc.MultiInputPolicy)},
         {**_SAC, "n_quantiles": _count},
         partial(_sac_shapes, default_quantiles=25),
     ),

@@ -14,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd import __version__
+from sb3_qpd.acting import batch_size
 from sb3_qpd.distiller import QPDDistiller
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, ObservationRecorder, Player, evaluate, microseconds_per_action
@@ -104,7 +105,7 @@ class Contender:
     other: Evaluation
     size: dict[str, int]
 
-    def section(self, observations: np.ndarray) -> dict[str, Any]:
+    def section(self, observations: Any) -> dict[str, Any]:
         timing = None if self.policy is None else microseconds_per_action(self.policy, observations)
         return {**_figures(self.main), "other_mode": _figures(self.other), **self.size, "microseconds_per_action": timing}
 
@@ -119,7 +120,7 @@ class Evidence(NamedTuple):
     """
 
     parity: float
-    observations: np.ndarray
+    observations: Any
     played_by: str
 
 
@@ -159,7 +160,7 @@ def make_report(distiller: QPDDistiller, arena: Arena, baselines: Mapping[str, Q
         **asdict(compare(integer.main, *against)),
         **_percentages(model, teacher),
         "parity": evidence.parity,
-        "parity_observations": len(evidence.observations),
+        "parity_observations": batch_size(evidence.observations),
         "integer_played_by": evidence.played_by,
         "teacher_agreement": agreement(teacher, model, evidence.observations),
         "teacher_agreement_unit": "half_range" if model.is_box else "share",
@@ -182,11 +183,12 @@ def _play_integer(arena: Arena, policy: QuantActorCriticPolicy, name: str) -> tu
     which is checked on observations of these very games, and where it does not, the integer model plays them again.
     """
     model = policy.to_integer()
-    recorder = ObservationRecorder(policy if model.is_image else model, N_OBSERVATIONS)
+    has_images = any(part.is_image for part in model.parts)
+    recorder = ObservationRecorder(policy if has_images else model, N_OBSERVATIONS)
     main = arena.play(recorder, name)
-    observations: np.ndarray = recorder.observations  # type: ignore[assignment]
+    observations: Any = recorder.observations
     parity = parity_of(policy, model, observations)
-    player: Player = policy if model.is_image and parity == 1.0 else model
+    player: Player = policy if has_images and parity == 1.0 else model
     if player is not recorder.policy:
         main = arena.play(player, name)
     played_by = "the integer model" if player is model else "the policy in eval mode, which gives the same bits"
@@ -199,7 +201,7 @@ def _size(nbytes: int, actor: Any) -> dict[str, int]:
 
 
 @th.no_grad()
-def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations: np.ndarray) -> float:
+def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations: Any) -> float:
     """
     Share of outputs (logits, or mean actions) that are bit for bit the same in the policy and in the integer model.
 
@@ -215,11 +217,12 @@ def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations:
     return float(np.concatenate(equal).mean())
 
 
-def agreement(teacher: Teacher, student: Player, observations: np.ndarray) -> float:
+def agreement(teacher: Teacher, student: Player, observations: Any) -> float:
     """
-    How alike both act on the same observations, deterministically.
+    How alike both act on the same observations, deterministically and without masks.
 
-    :return: share of equal actions; for Box actions their mean absolute difference over half the range
+    :return: share of equal actions (of equal dimensions, where there are several); for Box actions their mean absolute
+        difference over half the range
     """
     actions = [
         np.concatenate([policy.predict(part, deterministic=True)[0] for part in _parts(observations)])
@@ -232,8 +235,11 @@ def agreement(teacher: Teacher, student: Player, observations: np.ndarray) -> fl
     return float(np.mean(np.abs(actions[0] - actions[1]) / np.where(np.isfinite(half), half, 1.0)))
 
 
-def _parts(observations: np.ndarray, size: int = 256) -> list[np.ndarray]:
-    return [observations[start : start + size] for start in range(0, len(observations), size)]
+def _parts(observations: Any, size: int = 256) -> list[Any]:
+    rows = [slice(start, start + size) for start in range(0, batch_size(observations), size)]
+    if isinstance(observations, dict):
+        return [{key: value[part] for key, value in observations.items()} for part in rows]
+    return [observations[part] for part in rows]
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -12,22 +13,31 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import safe_mean, update_learning_rate
 
-from sb3_qpd.acting import Turns
+from sb3_qpd.acting import Turns, gives_masks
 from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.buffers import DistillationBuffer, DistillationSamples
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.loading import load_teacher
-from sb3_qpd.matching import check_finite, check_spaces, env_of_teacher, input_statistics, raw_env, stacks_frames
+from sb3_qpd.matching import (
+    check_finite,
+    check_spaces,
+    env_of_teacher,
+    pipeline_of,
+    raw_env,
+    stacks_frames,
+    trunk_statistics,
+)
 from sb3_qpd.objective import BOX_LOSSES, distillation_loss
-from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
+from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
+from sb3_qpd.spaces import masked, parts_of
 from sb3_qpd.teacher_check import check_teacher
 from sb3_qpd.teachers import DeterministicTeacher, Teacher, TeacherOutput
 from sb3_qpd.transitions import get_transition
@@ -67,7 +77,8 @@ class QPDDistiller(BaseAlgorithm):
     :param teacher: a zip, a run folder of RL Zoo, a live SB3 model or a :class:`~sb3_qpd.Teacher`; ``None`` only for a student
         that is loaded to predict
     :param env: id, environment or vectorized environment; ``None`` takes the teacher's own where that is known
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, a policy class, or ``None`` to choose by the observations
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, a policy class; ``None`` chooses by
+        the observations
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
@@ -106,6 +117,7 @@ class QPDDistiller(BaseAlgorithm):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": QuantActorCriticPolicy,
         "CnnPolicy": QuantActorCriticCnnPolicy,
+        "MultiInputPolicy": QuantMultiInputActorCriticPolicy,
     }
     policy: QuantActorCriticPolicy
     teacher: Teacher | None
@@ -161,10 +173,10 @@ class QPDDistiller(BaseAlgorithm):
             device=device,
             support_multi_env=True,
             seed=seed,
-            supported_action_spaces=(spaces.Discrete, spaces.Box),
         )
         self.teacher, self._recipe = loaded, recipe
         self.teacher_name, self.teacher_checksum = "", ""
+        self.pipeline: list[str] = []
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
         self.batch_size: Any = batch_size
         self.buffer_size, self.gradient_steps = buffer_size, gradient_steps
@@ -183,7 +195,9 @@ class QPDDistiller(BaseAlgorithm):
     # -- construction -------------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
-        is_image = is_image_space(self.observation_space)
+        if self.teacher is not None:
+            self._take_teacher(self.teacher)
+        is_image = self._has_images
         if self.batch_size is None:
             self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
         self._check_hyperparameters()
@@ -193,12 +207,12 @@ class QPDDistiller(BaseAlgorithm):
             self.gradient_steps = 16 / self.batch_size
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
-        if self.teacher is not None:
-            self._take_teacher(self.teacher)
         self._name_architecture()
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)
+        if self.pipeline:
+            self.policy.metadata["pipeline"] = self.pipeline
         self._set_precision()
         self._rng = np.random.default_rng(self.seed)
         self._buffer: DistillationBuffer | None = None
@@ -225,6 +239,36 @@ class QPDDistiller(BaseAlgorithm):
         self.teacher = load_teacher(teacher, device=self.device).to(self.device)
         check_spaces(self.teacher, self.observation_space, self.action_space)
         self.teacher_name, self.teacher_checksum = self.teacher.name, self.teacher.checksum
+        if self.env is not None:
+            self.pipeline = pipeline_of(self.env)
+        flags = {"normalized_image": self.teacher.normalized_image, "uses_masks": self._masking}
+        self.policy_kwargs = {**self.policy_kwargs, **{name: True for name, is_set in flags.items() if is_set}}
+
+    @property
+    def _has_images(self) -> bool:
+        normalized_image = self.policy_kwargs.get("normalized_image", False)
+        return any(part.is_image for part in parts_of(self.observation_space, normalized_image))
+
+    @property
+    def _masking(self) -> bool:
+        """Whether the environment says which actions are allowed, to a teacher that was trained to be told."""
+        return self.teacher is not None and self.teacher.uses_masks and self.env is not None and gives_masks(self.env)
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether the student was taught with action masks, and ``predict`` should be given them."""
+        return self.policy.uses_masks
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """See :meth:`sb3_qpd.QuantActorCriticPolicy.predict`."""
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def _name_architecture(self) -> None:
         """``policy_kwargs`` alone must rebuild the network."""
@@ -325,13 +369,19 @@ class QPDDistiller(BaseAlgorithm):
     def _start_collecting(self) -> None:
         assert self.env is not None and self.teacher is not None
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        check_finite(self.teacher(self._last_obs))  # type: ignore[arg-type]
+        self._is_masked = self._masking
+        if self.teacher.uses_masks and not self._is_masked:
+            warnings.warn(
+                "The environment of this MaskablePPO teacher has no action_masks(): its student is taught as if all actions "
+                "were always allowed"
+            )
+        check_finite(self._ask_teacher())
         if self.check_teacher and self.num_timesteps == 0:
             self._compare_teacher_with_random()
         if self._buffer is None or self._buffer.n_envs != self.env.num_envs:
             self._buffer = DistillationBuffer(
                 int(self.buffer_size),
-                self.observation_space,  # type: ignore[arg-type]
+                self.observation_space,
                 self.env.num_envs,
                 device=self.device,
                 seed=self.seed,
@@ -343,9 +393,8 @@ class QPDDistiller(BaseAlgorithm):
 
     def _compare_teacher_with_random(self) -> None:
         assert self.teacher is not None and self.env is not None
-        is_image = is_image_space(self.observation_space)
         own = None if self._recipe is None else self._recipe.make_vec_env(5, self.seed, training=False)
-        check = check_teacher(self.teacher, own or self.env, deterministic=not is_image, seed=self.seed)
+        check = check_teacher(self.teacher, own or self.env, deterministic=not self._has_images, seed=self.seed)
         if own is not None:
             own.close()
         else:
@@ -363,15 +412,15 @@ class QPDDistiller(BaseAlgorithm):
 
         :return: whether to go on
         """
-        env, buffer, teacher = self.env, self._buffer, self.teacher
-        assert env is not None and buffer is not None and teacher is not None
+        env, buffer = self.env, self._buffer
+        assert env is not None and buffer is not None
         callback.on_rollout_start()
         n_steps = 0
         while n_steps * env.num_envs < ROLLOUT_STEPS and self.num_timesteps < self._total_timesteps:
-            targets = teacher(self._last_obs)  # type: ignore[arg-type]
+            targets = self._ask_teacher()
             check_finite(targets)
             actions = self._act(targets)
-            buffer.add(self._last_obs, targets)  # type: ignore[arg-type]
+            buffer.add(self._last_obs, targets)
             env.step_async(actions)
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
             try:
@@ -395,6 +444,11 @@ class QPDDistiller(BaseAlgorithm):
         # the last round may go past the end, and a linear schedule then gives a negative learning rate
         self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
 
+    def _ask_teacher(self) -> TeacherOutput:
+        """Its labels of the newest observations."""
+        assert self.env is not None and self.teacher is not None
+        return self.teacher(self._last_obs, get_action_masks(self.env) if self._is_masked else None)
+
     # -- acting -------------------------------------------------------------------------------------------------------
 
     @property
@@ -415,6 +469,7 @@ class QPDDistiller(BaseAlgorithm):
             self.policy.set_training_mode(True)
             with th.no_grad():
                 student, _ = self.policy.actor_and_value(observations)
+            student = masked(self.policy.head.logits(student), targets.masks)
             actor = th.where(th.as_tensor(by_teacher, device=self.device)[:, None], actor, student)
         actions = self.teacher.sample(targets._replace(actor=actor))
         if isinstance(self.action_space, spaces.Box):
@@ -455,15 +510,17 @@ class QPDDistiller(BaseAlgorithm):
         samples = self._buffer.newest(10_000)
         if (values := samples.targets.value) is not None:
             self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
-        if isinstance(self.action_space, spaces.Discrete):
+        if not isinstance(self.action_space, spaces.Box):
             self._teacher_temperature = self.teacher.temperature_of(samples.targets)
         elif isinstance(self.teacher, DeterministicTeacher):  # no deviation to learn: the student explores as its teacher does
             self.policy.log_std.data.copy_(self.teacher.exploration_log_std)
-        observations = samples.observations.cpu().numpy()
-        if is_image_space(self.observation_space):
-            self.policy.set_normalization(float(np.median(observations[-1000:])), 1.0)
+        tensors = samples.observations
+        if isinstance(tensors, dict):
+            observations: Any = {key: value.cpu().numpy() for key, value in tensors.items()}
         else:
-            self.policy.set_normalization(*input_statistics(observations, self.teacher.normalization))
+            observations = tensors.cpu().numpy()
+        for trunk in self.policy.features_extractor.trunks:
+            trunk.set_normalization(*trunk_statistics(trunk.parts, observations, self.teacher.normalization))
         self._calibrate()
         self._is_fitted = True
 

@@ -106,7 +106,8 @@ class EnvRecipe:
         if self.frame_stack > 1:
             venv = VecFrameStack(venv, self.frame_stack)
         space = venv.observation_space
-        if isinstance(space, gym.spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
+        images = [one for one in (space.values() if isinstance(space, gym.spaces.Dict) else [space]) if is_image_space(one)]
+        if images and not any(is_image_space_channels_first(one) for one in images):  # type: ignore[arg-type]
             venv = VecTransposeImage(venv)
         return venv
 

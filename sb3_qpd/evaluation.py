@@ -1,6 +1,5 @@
 """Evaluation of anything with SB3's ``predict``: whole episodes, raw returns, the same episodes for every contender."""
 
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -9,10 +8,12 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 import torch as th
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
+from sb3_qpd.acting import RandomPolicy, act, batch_size, gives_masks, takes_masks
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.verdicts import Comparison, Evaluation, bootstrap_over_seeds, compare, episodes_needed, plan_episodes
@@ -48,22 +49,6 @@ class Player(Protocol):
     def predict(self, observation: Any, *, deterministic: bool = ...) -> tuple[np.ndarray, Any]: ...
 
 
-class RandomPolicy:
-    """
-    Uniformly random actions, reproducible.
-
-    :param action_space: what to sample
-    :param seed: of the actions
-    """
-
-    def __init__(self, action_space: gym.Space, seed: int = 0) -> None:
-        self.action_space = copy.deepcopy(action_space)  # the environment's own space keeps its generator
-        self.action_space.seed(seed)
-
-    def predict(self, observation: Observation, *args: Any, **kwargs: Any) -> tuple[np.ndarray, None]:
-        return np.stack([self.action_space.sample() for _ in range(_batch_size(observation))]), None
-
-
 class ObservationRecorder:
     """
     Plays as ``policy`` and keeps a uniform sample of the observations that it was given (reservoir sampling).
@@ -80,9 +65,13 @@ class ObservationRecorder:
         self._kept: list[Observation] = []
         self._rng = np.random.default_rng(seed)
 
+    @property
+    def uses_masks(self) -> bool:
+        return takes_masks(self.policy)
+
     def predict(self, observation: Observation, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
         """See SB3's ``predict``; the observations are batched."""
-        for row in range(_batch_size(observation)):
+        for row in range(batch_size(observation)):
             self.n_seen += 1
             if len(self._kept) < self.n_observations:
                 self._kept.append(_row(observation, row))
@@ -114,7 +103,8 @@ def evaluate(
     - an Atari id or recipe: game k of sub-environment i of ``AtariVecEnv``, the same number of games in each
     - a vectorized environment: the first episodes of each sub-environment after ``env.seed(seed)``
 
-    No episode is cut off, and none is counted because it was short.
+    No episode is cut off, and none is counted because it was short. Where the environment says which actions are allowed
+    (``env.action_masks()``), a teacher that was trained with masks, its student and the random policy are told.
 
     :param policy: anything with SB3's ``predict`` (model, policy, teacher, integer model), or "random"
     :param env: where to play; what is built here is closed here
@@ -154,7 +144,7 @@ def microseconds_per_action(policy: Player, observations: Observation, n_calls: 
     n_warm = max(1, n_calls // 10)
     times = []
     for call in range(n_warm + n_calls):
-        observation = _row(observations, call % _batch_size(observations))
+        observation = _row(observations, call % batch_size(observations))
         start = time.perf_counter_ns()
         policy.predict(observation, deterministic=True)
         times.append(time.perf_counter_ns() - start)
@@ -224,12 +214,14 @@ def _play_seeded(
     waiting = iter(range(n_episodes))
     episode: dict[int, int] = {}  # environment -> the episode that it plays
     observations: dict[int, Any] = {}
+    masking = takes_masks(policy) and gives_masks(envs)
     for j in range(min(len(envs), n_episodes)):
         episode[j] = next(waiting)
         observations[j], _ = envs[j].reset(seed=seed + episode[j])
     while episode:
         playing = list(episode)
-        actions, _ = policy.predict(_stack([observations[j] for j in playing]), deterministic=deterministic)
+        masks = np.stack([get_action_masks(envs[j]) for j in playing]) if masking else None
+        actions = act(policy, _stack([observations[j] for j in playing]), deterministic, masks)
         for j, action in zip(playing, actions, strict=True):
             k = episode[j]
             observations[j], reward, terminated, truncated, info = envs[j].step(action)
@@ -256,10 +248,11 @@ def _play_vec_env(
     quotas = np.array([len(range(i, n_episodes, n_envs)) for i in range(n_envs)])
     played, total, steps = np.zeros((3, n_envs))
     monitored = all(env.env_is_wrapped(Monitor))
+    masking = takes_masks(policy) and gives_masks(env)
     env.seed(seed)
     observations = env.reset()
     while (played < quotas).any():
-        actions, _ = policy.predict(observations, deterministic=deterministic)
+        actions = act(policy, observations, deterministic, get_action_masks(env) if masking else None)
         observations, rewards, dones, infos = env.step(actions)
         total += rewards
         steps += 1
@@ -279,10 +272,6 @@ def _monitored(info: dict[str, Any], total: float, steps: float) -> tuple[float,
     """The raw return and length of a finished episode: the monitor's, where there is one inside the reward wrappers."""
     episode = info.get("episode", {})
     return float(episode.get("r", total)), int(episode.get("l", steps))
-
-
-def _batch_size(observation: Observation) -> int:
-    return len(next(iter(observation.values())) if isinstance(observation, dict) else observation)
 
 
 def _row(observation: Observation, index: int) -> Observation:

@@ -32,7 +32,7 @@ KNOWN_NAMES: tuple[tuple[str, str], ...] = (
     (r"torch\.nn\.modules\.\w+", r"\w+"),
     (r"torch\.optim\.\w+", r"\w+"),
     ("torch", "device"),
-    (r"stable_baselines3\.common\.torch_layers", "FlattenExtractor|NatureCNN"),
+    (r"stable_baselines3\.common\.torch_layers", "FlattenExtractor|NatureCNN|CombinedExtractor"),
     (r"stable_baselines3\.common\.sb2_compat\.rmsprop_tf_like", "RMSpropTFLike"),
     (r"stable_baselines3\.common\.vec_env\.vec_normalize", "VecNormalize"),
     (r"stable_baselines3\.common\.running_mean_std", "RunningMeanStd"),

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: one vector or uint8 image, one Box or Discrete action; such a model is still written as 1
 REQUANTIZATIONS = ("float32", "fixed")
 _PIECE = 256  # observations that go through the network at once
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
@@ -141,15 +141,97 @@ class IntegerLayer:
         return np.clip(y, 0, 2**self.activation_bits - 1)
 
 
+@dataclass(frozen=True)
+class Part:
+    """
+    An observation as the environment gives it, or one value of a Dict observation.
+
+    :param kind: ``"vector"``; ``"one_hot"``: indices, each of which becomes zeros and a one; ``"image"``: uint8;
+        ``"float_image"``
+    :param shape: raw; channels first for images
+    :param nvec: number of categories of each index of a ``"one_hot"``
+    :param key: in the Dict; ``None``: this is the whole observation
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    nvec: tuple[int, ...] = ()
+    key: str | None = None
+
+    @property
+    def is_image(self) -> bool:
+        return self.kind in ("image", "float_image")
+
+    @property
+    def n_features(self) -> int:
+        return sum(self.nvec) if self.kind == "one_hot" else math.prod(self.shape)
+
+    def batch(self, observation: Any) -> tuple[np.ndarray, bool]:
+        """Check one observation or a batch, add the batch axis, put channels first."""
+        array, shape = np.asarray(observation), self.shape
+        self._check_dtype(array.dtype)
+        accepted = [shape, (*shape[1:], shape[0])] if self.kind == "image" else [shape]
+        for given in accepted:
+            for is_batch in (False, True):
+                if array.shape[int(is_batch) :] == given and array.ndim == len(given) + is_batch:
+                    array = array if is_batch else array[None]
+                    if given != shape:
+                        array = np.moveaxis(array, -1, 1)
+                    self._check_values(array)
+                    return array, is_batch
+        batched = ", ".join(["batch_size", *map(str, shape)])
+        raise ValueError(f"Expected {self._what} of shape {shape} or ({batched}), got {array.shape}")
+
+    @property
+    def _what(self) -> str:
+        return "an observation" if self.key is None else f"observations of {self.key!r}"
+
+    def _check_dtype(self, dtype: np.dtype) -> None:
+        if self.kind == "image" and dtype != np.uint8:
+            raise ValueError(f"Expected an image of dtype uint8, got {dtype}")
+        if self.kind == "one_hot" and not np.issubdtype(dtype, np.integer):
+            raise ValueError(f"Expected {self._what} of integers, got dtype {dtype}")
+        if not np.issubdtype(dtype, np.number) or np.issubdtype(dtype, np.complexfloating):
+            if dtype != np.bool_ or self.kind != "vector":
+                raise ValueError(f"Expected an observation of real numbers, got dtype {dtype}")
+
+    def _check_values(self, batch: np.ndarray) -> None:
+        if self.kind == "one_hot":
+            if not ((batch >= 0) & (batch < np.array(self.nvec).reshape(self.shape))).all():
+                largest = ", ".join(str(n - 1) for n in self.nvec)
+                raise ValueError(f"Expected {self._what} of 0 to {largest}, got {batch}")
+        elif self.kind != "image" and not np.isfinite(batch.astype(np.float32)).all():
+            raise ValueError("The observation holds NaN, infinity or a number beyond float32: not a valid input")
+
+    def features(self, batch: np.ndarray) -> np.ndarray:
+        """float32, shape (batch_size, n_features); images keep their shape."""
+        if self.is_image:
+            return batch.astype(np.float32)
+        x = batch.reshape(len(batch), math.prod(self.shape))
+        if self.kind == "one_hot":
+            x = np.concatenate([np.arange(n) == x[:, i : i + 1] for i, n in enumerate(self.nvec)], axis=1)
+        return x.astype(np.float32)
+
+
+def group_parts(parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
+    """What goes into each trunk of a network: all vectors and indices together, each image alone."""
+    vectors = tuple(part for part in parts if not part.is_image)
+    return [*([vectors] if vectors else []), *((part,) for part in parts if part.is_image)]
+
+
 @dataclass
 class IntegerModel:
     """
     A student in integer arithmetic, with SB3's ``predict`` on raw observations.
 
-    :param layers: trunk and head, in order
-    :param observation_shape: shape of one observation; channels first for images
+    Each image of a Dict observation goes through a trunk of its own, and so do all of its other values, one after the other
+    as one vector; the head takes what comes out of all trunks.
+
+    :param layers: trunk (or trunks, that of the vector first, then those of the images in order) and head
+    :param observation_shape: shape of one observation; channels first for images; ``()`` for a Dict
     :param input_multiplier: float32, one for each feature of a vector: ``q = clamp(round(x m + a), -128, 127)``, one
-        multiplication and one addition in float32; ``None`` for uint8 images, which are a grid already
+        multiplication and one addition in float32; one for a float image; uint8 images are a grid already, and a model of
+        nothing else has ``None``
     :param input_offset: a of the above
     :param action_low: float32, shape (action_dim,): bounds of a Box action; ``None`` for discrete actions
     :param action_high: see ``action_low``
@@ -157,6 +239,11 @@ class IntegerModel:
     :param action_std: float32, shape (action_dim,): standard deviation of a sampled Box action
     :param requantization: ``"float32"`` or ``"fixed"``, see :class:`IntegerLayer`
     :param metadata: JSON values that travel with the model (teacher, environment, versions)
+    :param parts: what an observation consists of; by default one vector or uint8 image of ``observation_shape``
+    :param branches: number of layers of each trunk
+    :param action_nvec: categories of each dimension of a MultiDiscrete or MultiBinary action, by default one of all outputs.
+        With one output for each dimension (MultiBinary) that is the logit of 1, the logit of 0 being 0
+    :param uses_masks: the student was taught with action masks and should be given them
     """
 
     layers: list[IntegerLayer]
@@ -169,10 +256,18 @@ class IntegerModel:
     action_std: np.ndarray | None = None
     requantization: str = "float32"
     metadata: dict[str, Any] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
+    branches: tuple[int, ...] = ()
+    action_nvec: tuple[int, ...] = ()
+    uses_masks: bool = False
 
     def __post_init__(self) -> None:
         self.observation_shape = tuple(int(n) for n in self.observation_shape)
         self.action_shape = tuple(int(n) for n in self.action_shape)
+        self.parts = tuple(self.parts) or (self._default_part(),)
+        self.branches = tuple(int(n) for n in self.branches) or (len(self.layers) - 1,)
+        self.action_nvec = () if self.is_box else tuple(int(n) for n in self.action_nvec) or (len(self.layers[-1].bias),)
+        self._check_form()
         if self.requantization not in REQUANTIZATIONS:
             raise ValueError(f"requantization must be one of {REQUANTIZATIONS}, got '{self.requantization}'")
         self._rng = np.random.default_rng()
@@ -181,13 +276,44 @@ class IntegerModel:
             fraction, exponent = math.frexp(float(self.layers[-1].multiplier[0]) * 256)
             self._nat_multiplier, self._nat_shift = np.uint64(round(fraction * 2**30)), 30 - exponent
 
+    def _default_part(self) -> Part:
+        return Part("image" if self.input_multiplier is None else "vector", self.observation_shape)
+
+    def _check_form(self) -> None:
+        if (len(self.branches), sum(self.branches)) != (len(self.trunks), len(self.layers) - 1):
+            raise ValueError(f"{len(self.layers) - 1} layers in trunks of {self.branches} for {len(self.trunks)} inputs")
+        n_out = self.layers[-1].bias.size
+        if not self.is_box and n_out not in (sum(self.action_nvec), self.n_bits):
+            raise ValueError(f"{n_out} outputs for an action of {self.action_nvec} categories")
+
+    @property
+    def trunks(self) -> list[tuple[Part, ...]]:
+        """What goes into each trunk."""
+        return group_parts(self.parts)
+
     @property
     def is_box(self) -> bool:
         return self.action_low is not None
 
     @property
     def is_image(self) -> bool:
-        return self.input_multiplier is None
+        """Whether the observation is a uint8 image."""
+        return self.parts[0].kind == "image" and not self.is_dict
+
+    @property
+    def is_dict(self) -> bool:
+        return self.parts[0].key is not None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a model of one vector or uint8 image and of one Box or Discrete action."""
+        return not self.uses_masks and self.parts == (self._default_part(),) and len(self.action_nvec) < 2
+
+    @property
+    def n_bits(self) -> int:
+        """Dimensions of a MultiBinary action whose logits of 0 are 0; 0 for other actions."""
+        nvec = self.action_nvec
+        return len(nvec) if set(nvec) == {2} and self.layers[-1].bias.size == len(nvec) else 0
 
     @property
     def nbytes(self) -> int:
@@ -203,11 +329,20 @@ class IntegerModel:
     @property
     def macs(self) -> int:
         """Multiply-accumulates for one action."""
-        total, shape = 0, self.observation_shape
-        for layer in self.layers:
-            shape = layer.output_shape(shape)
-            total += layer.weight.size * math.prod(shape[1:])
+        total = self.layers[-1].weight.size
+        for parts, layers in self._branches():
+            shape: tuple[int, ...] = parts[0].shape
+            for layer in layers:
+                shape = layer.output_shape(shape)
+                total += layer.weight.size * math.prod(shape[1:])
         return total
+
+    def _branches(self) -> Iterator[tuple[tuple[Part, ...], list[IntegerLayer]]]:
+        """Each trunk's input and layers."""
+        start = 0
+        for parts, n_layers in zip(self.trunks, self.branches, strict=True):
+            yield parts, self.layers[start : start + n_layers]
+            start += n_layers
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed the generator that sampled actions come from."""
@@ -215,103 +350,161 @@ class IntegerModel:
 
     # -- arithmetic ---------------------------------------------------------------------------------------------------
 
-    def quantize_input(self, observations: np.ndarray) -> np.ndarray:
+    def quantize_input(self, observations: Any) -> np.ndarray:
         """
-        Raw observations to the input grid.
+        Raw observations to the input grid of the (first) trunk.
 
-        :param observations: shape (batch_size, *observation_shape)
-        :return: integers in float64: 0 to 255 for images, -128 to 127 for vectors
+        :param observations: shape (batch_size, *observation_shape); a dict of such arrays
+        :return: integers in float64: 0 to 255 for uint8 images, else -128 to 127
         """
-        if self.is_image:
-            return observations.astype(np.float64)
-        x = observations.reshape(len(observations), math.prod(self.observation_shape)).astype(np.float32)
-        with np.errstate(over="ignore"):  # infinity is clamped like any other large number
-            scaled = x * self.input_multiplier  # type: ignore[operator]
-        return np.clip(np.rint(scaled + self.input_offset), -128, 127).astype(np.float64)
+        return next(self.input_grids(observations))
 
-    def trace(self, observations: np.ndarray) -> Iterator[np.ndarray]:
-        """
-        The integers after each step: the input grid, each layer's output, at last the head's accumulators.
+    def input_grids(self, observations: Any) -> Iterator[np.ndarray]:
+        """Raw observations to the input grid of each trunk, see :meth:`quantize_input`."""
+        used = 0
+        for parts in self.trunks:
+            values = [observations if part.key is None else observations[part.key] for part in parts]
+            if parts[0].kind == "image":
+                yield values[0].astype(np.float64)
+                continue
+            x = np.concatenate([part.features(value) for part, value in zip(parts, values, strict=True)], axis=1)
+            n = 1 if parts[0].is_image else x.shape[1]
+            with np.errstate(over="ignore"):  # infinity is clamped like any other large number
+                scaled = x * self.input_multiplier[used : used + n]  # type: ignore[index]
+            shifted = scaled + self.input_offset[used : used + n]  # type: ignore[index]
+            used += n
+            yield np.clip(np.rint(shifted), -128, 127).astype(np.float64)
 
-        :param observations: raw, shape (batch_size, *observation_shape)
+    def trace(self, observations: Any) -> Iterator[np.ndarray]:
         """
-        x = self.quantize_input(observations)
-        yield x
-        for layer in self.layers[:-1]:
-            x = layer.requantize(layer.accumulate(x), self.requantization)
+        The integers after each step: of each trunk the input grid and each layer's output, at last the head's accumulators.
+
+        :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
+        """
+        features = []
+        for x, (_, layers) in zip(self.input_grids(observations), self._branches(), strict=True):
             yield x
-        yield self.layers[-1].accumulate(x)
+            for layer in layers:
+                x = layer.requantize(layer.accumulate(x), self.requantization)
+                yield x
+            features.append(x.reshape(len(x), math.prod(x.shape[1:])))
+        yield self.layers[-1].accumulate(np.concatenate(features, axis=1))
 
-    def accumulators(self, observations: np.ndarray) -> np.ndarray:
+    def step_names(self) -> list[str]:
+        """Of :meth:`trace`: ``input_grid``, ``layer0``, ..., ``accumulators``; another trunk begins with ``input_grid1``."""
+        names, start = [], 0
+        for trunk, n_layers in enumerate(self.branches):
+            names += [f"input_grid{trunk or ''}", *(f"layer{i}" for i in range(start, start + n_layers))]
+            start += n_layers
+        return [*names, "accumulators"]
+
+    def accumulators(self, observations: Any) -> np.ndarray:
         """The head's accumulators: int64 within the range of int32, shape (batch_size, n_out)."""
         return self._accumulators(self._batch(observations)[0])
 
-    def _accumulators(self, batch: np.ndarray) -> np.ndarray:
+    def _accumulators(self, batch: Any) -> np.ndarray:
         """In pieces: a convolution unfolds its input into a hundred times the memory."""
-        pieces = [batch[i : i + _PIECE] for i in range(0, max(len(batch), 1), _PIECE)]
+        size = len(batch[self.parts[0].key] if self.is_dict else batch)
+        rows = [slice(i, i + _PIECE) for i in range(0, max(size, 1), _PIECE)]
+        pieces = ({key: x[part] for key, x in batch.items()} if self.is_dict else batch[part] for part in rows)
         return np.concatenate([list(self.trace(piece))[-1] for piece in pieces])
 
-    def logits(self, observations: np.ndarray) -> np.ndarray:
+    def logits(self, observations: Any) -> np.ndarray:
         """
         Logits, or the mean action before it is clipped, in float32.
 
         :param observations: raw, single or batched
-        :return: shape (batch_size, n_actions) or (batch_size, action_dim)
+        :return: shape (batch_size, n_out): of all dimensions of a discrete action, one after the other
         """
         return self.accumulators(observations).astype(np.float32) * self.layers[-1].multiplier
 
     def predict(
         self,
-        observation: np.ndarray,
+        observation: Any,
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        Actions for raw observations, with SB3's signature.
+        Actions for raw observations, with SB3's signature (sb3-contrib's, where there are masks).
 
-        :param observation: one observation or a batch; images in either channel order
+        :param observation: one observation or a batch, a dict of them for Dict observations; uint8 images in either channel
+            order
         :param state: returned as it came, there is no memory
         :param episode_start: not used
         :param deterministic: the most probable action, or one drawn from the distribution
+        :param action_masks: which discrete actions are allowed, shape (batch_size, sum(action_nvec))
         :return: actions in environment units, and ``state``
         """
         batch, is_batch = self._batch(observation)
-        actions = self.actions(self._accumulators(batch), deterministic)
+        actions = self.actions(self._accumulators(batch), deterministic, action_masks)
         return (actions if is_batch else actions.squeeze(axis=0)), state
 
-    def actions(self, accumulators: np.ndarray, deterministic: bool = True) -> np.ndarray:
+    def actions(
+        self, accumulators: np.ndarray, deterministic: bool = True, action_masks: np.ndarray | None = None
+    ) -> np.ndarray:
         """
         Actions in environment units.
 
         :param accumulators: the head's, shape (batch_size, n_out)
         :param deterministic: see :meth:`predict`
+        :param action_masks: see :meth:`predict`
         :return: shape (batch_size, *action_shape)
         """
         if self.is_box:
+            if action_masks is not None:
+                raise ValueError("action_masks are for discrete actions, this student has a Box action")
             return self._box_actions(accumulators, deterministic)
-        if deterministic:
-            return accumulators.argmax(1)
-        return self.sample(accumulators, self._rng.integers(0, 2**32, len(accumulators), np.uint64))
+        if not deterministic:
+            shape = (len(accumulators), len(self.action_nvec))[: 2 if self.action_shape else 1]
+            return self.sample(accumulators, self._rng.integers(0, 2**32, shape, np.uint64), action_masks)
+        lowest = np.iinfo(np.int64).min
+        choices = self._choices(accumulators, action_masks)
+        return self._joined([np.where(allowed, scores, lowest).argmax(1) for scores, allowed in choices])
 
-    def sample(self, accumulators: np.ndarray, random_bits: np.ndarray) -> np.ndarray:
+    def sample(self, accumulators: np.ndarray, random_bits: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
         """
-        Draw discrete actions with integer arithmetic alone.
+        Draw discrete actions with integer arithmetic alone, each dimension by itself.
 
-        Each action weighs exp(-(largest logit - its logit)), from two tables of 64 entries (high and low part of the
-        difference); the first action whose running sum passes ``random_bits / 2^32`` of the total is taken.
+        Each category weighs exp(-(largest logit - its logit)), from two tables of 64 entries (high and low part of the
+        difference); the first one whose running sum passes ``random_bits / 2^32`` of the total is taken.
 
-        :param accumulators: the head's, shape (batch_size, n_actions)
-        :param random_bits: uniform 32-bit numbers, shape (batch_size,)
-        :return: action indices, shape (batch_size,)
+        :param accumulators: the head's, shape (batch_size, n_out)
+        :param random_bits: uniform 32-bit numbers, shape (batch_size,) or, a number for each dimension, (batch_size, n)
+        :param action_masks: see :meth:`predict`
+        :return: shape (batch_size, *action_shape)
         """
-        difference = (accumulators.max(1, keepdims=True) - accumulators).astype(np.uint64)
-        units = self._in_units(difference)
+        bits = np.asarray(random_bits).reshape(len(accumulators), len(self.action_nvec))
+        choices = self._choices(accumulators, action_masks)
+        return self._joined([self._draw(*choice, bits[:, i]) for i, choice in enumerate(choices)])
+
+    def _choices(self, accumulators: np.ndarray, action_masks: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each dimension of a discrete action the scores of its categories, and which of them are allowed."""
+        scores, n = accumulators, len(accumulators)
+        if self.n_bits:
+            scores = np.stack([np.zeros_like(scores), scores], axis=2).reshape(n, 2 * self.n_bits)
+        allowed = np.ones(scores.shape, bool) if action_masks is None else np.asarray(action_masks, bool)
+        if allowed.size != scores.size:
+            raise ValueError(f"Expected action_masks of shape {scores.shape}, got {allowed.shape}")
+        ends = np.cumsum(self.action_nvec)[:-1]
+        choices = list(zip(np.split(scores, ends, 1), np.split(allowed.reshape(scores.shape), ends, 1), strict=True))
+        if not all(mask.any(1).all() for _, mask in choices):
+            raise ValueError("action_masks allow no action at all for an observation")
+        return choices
+
+    def _joined(self, indices: list[np.ndarray]) -> np.ndarray:
+        return np.stack(indices, axis=1).reshape(len(indices[0]), *self.action_shape)
+
+    def _draw(self, scores: np.ndarray, allowed: np.ndarray, random_bits: np.ndarray) -> np.ndarray:
+        """Of one dimension, see :meth:`sample`; shape (batch_size,)."""
+        largest = np.where(allowed, scores, np.iinfo(np.int64).min).max(1, keepdims=True)
+        units = self._in_units(np.where(allowed, largest - scores, 0).astype(np.uint64))
         high, low = np.minimum(units >> np.uint64(6), 63), units & np.uint64(63)
         # 24 bits for up to 256 actions, fewer beyond: their sum stays below 2^32
-        shift = 16 + max(0, (accumulators.shape[1] - 1).bit_length() - 8)
+        shift = 16 + max(0, (scores.shape[1] - 1).bit_length() - 8)
         weights = (_HIGH_TABLE[high] * _LOW_TABLE[low]) >> np.uint64(shift)
-        weights[units >= 4096] = 0
+        weights[(units >= 4096) | ~allowed] = 0
         running = weights.cumsum(1)
         threshold = (random_bits.astype(np.uint64) * running[:, -1]) >> np.uint64(32)
         return (running <= threshold[:, None]).sum(1)
@@ -337,29 +530,19 @@ class IntegerModel:
         actions = np.clip(actions, self.action_low, self.action_high)
         return actions.reshape(-1, *self.action_shape)
 
-    def _batch(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
+    def _batch(self, observation: Any) -> tuple[Any, bool]:
         """Check one observation or a batch, add the batch axis, put channels first."""
-        array = np.asarray(observation)
-        shape = self.observation_shape
-        accepted = [shape]
-        if self.is_image:
-            accepted.append((*shape[1:], shape[0]))
-            if array.dtype != np.uint8:
-                raise ValueError(f"Expected an image of dtype uint8, got {array.dtype}")
-        elif not np.issubdtype(array.dtype, np.number) or np.issubdtype(array.dtype, np.complexfloating):
-            raise ValueError(f"Expected an observation of real numbers, got dtype {array.dtype}")
-        for given in accepted:
-            for is_batch in (False, True):
-                if array.shape[int(is_batch) :] == given and array.ndim == len(given) + is_batch:
-                    array = array if is_batch else array[None]
-                    if given != shape:
-                        array = np.moveaxis(array, -1, 1)
-                    if not self.is_image and not np.isfinite(array.astype(np.float32)).all():
-                        raise ValueError("The observation holds NaN, infinity or a number beyond float32: not a valid input")
-                    return array, is_batch
-        raise ValueError(
-            f"Expected an observation of shape {shape} or (batch_size, {', '.join(map(str, shape))}), got {array.shape}"
-        )
+        if not self.is_dict:
+            return self.parts[0].batch(observation)
+        keys = [part.key for part in self.parts]
+        if not isinstance(observation, Mapping) or not set(keys) <= set(observation):
+            got = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
+            raise ValueError(f"Expected observations as a dict of {keys}, got {got}")
+        read = {part.key: part.batch(observation[part.key]) for part in self.parts}
+        if len({(len(batch), is_batch) for batch, is_batch in read.values()}) > 1:
+            shapes = {key: np.shape(observation[key]) for key in keys}
+            raise ValueError(f"Expected one observation, or batches of one size, got the shapes {shapes}")
+        return {key: batch for key, (batch, _) in read.items()}, next(iter(read.values()))[1]
 
     # -- file ---------------------------------------------------------------------------------------------------------
 
@@ -371,8 +554,8 @@ class IntegerModel:
         """
         target = os.fspath(path)
         target = target if target.endswith(".npz") else target + ".npz"
-        header = {
-            "format": FORMAT_VERSION,
+        header: dict[str, Any] = {
+            "format": 1 if self.is_plain else FORMAT_VERSION,
             "observation_shape": self.observation_shape,
             "action_shape": self.action_shape,
             "requantization": self.requantization,
@@ -382,6 +565,9 @@ class IntegerModel:
             ],
             "metadata": self.metadata,
         }
+        if not self.is_plain:
+            header["parts"] = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
+            header |= {name: getattr(self, name) for name in ("branches", "action_nvec", "uses_masks")}
         floats = {name: getattr(self, name) for name in _FLOAT_FIELDS if getattr(self, name) is not None}
         temporary = f"{target}.{os.getpid()}.tmp"
         try:
@@ -406,7 +592,7 @@ class IntegerModel:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
             header = json.loads(arrays["header"].tobytes())
-            if header["format"] == FORMAT_VERSION:
+            if header["format"] in range(1, FORMAT_VERSION + 1):
                 return cls._from_file(header, arrays)
         except FileNotFoundError:
             raise
@@ -434,6 +620,9 @@ class IntegerModel:
             raise ValueError("the header describes other layers than the arrays hold")
         fields: dict[str, Any] = {name: arrays[name] for name in _FLOAT_FIELDS if name in arrays}
         fields |= {name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")}
+        if header["format"] > 1:
+            fields["parts"] = [Part(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]]
+            fields |= {name: header[name] for name in ("branches", "action_nvec", "uses_masks")}
         return cls(layers=layers, **fields)
 
 

@@ -198,6 +198,18 @@ class QuantLayer(nn.Module):
             return self._apply_layer(self._input_integers(x, input_scale).to(dtype), weight.to(dtype), bias.to(dtype))
 
     @th.no_grad()
+    def real_output(self, x: th.Tensor) -> th.Tensor:
+        """
+        What the output grid is calibrated on: the exact output after the ReLU, before it is rounded.
+
+        :param x: as for ``forward``
+        """
+        input_scale = self.input_grid.scale()  # type: ignore[operator]
+        weight_scale = self.weight_scale(input_scale)
+        acc = self._accumulate(x, input_scale, weight_scale).float()
+        return (acc * self._per_channel(input_scale * weight_scale, acc)).relu()
+
+    @th.no_grad()
     def _exact_forward(self, x: th.Tensor) -> th.Tensor:
         input_scale = self.input_grid.scale()  # type: ignore[operator]
         weight_scale = self.weight_scale(input_scale)

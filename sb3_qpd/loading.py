@@ -9,15 +9,12 @@ Where teachers come from: an SB3 zip, a run folder of RL Zoo, a live model. No f
 from __future__ import annotations
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch as th
-from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
-from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
@@ -28,7 +25,8 @@ from sb3_qpd.building import build_policy
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.reader import SUPPORTED, TeacherError, check_weights, read_vecnormalize, read_zip
 from sb3_qpd.run_folder import RunFolder, find_run
-from sb3_qpd.teachers import TEACHERS, ObsNormalization, Teacher
+from sb3_qpd.spaces import head_of, parts_of
+from sb3_qpd.teachers import TEACHERS, Normalization, ObsNormalization, Teacher
 
 
 def load_teacher(
@@ -61,11 +59,6 @@ def load_teacher(
     if env is not None:
         _give_env(teacher, env)
     _check_normalization(teacher)
-    if isinstance(teacher.policy, MaskableActorCriticPolicy):
-        warnings.warn(
-            "Action masks are not used: this MaskablePPO teacher is distilled as if all of its actions were always allowed. "
-            "Where its environment does not take every action, its student will fail"
-        )
     teacher.to(get_device(device))
     if teacher.use_sde:
         teacher.policy.reset_noise()  # drawn for the weights and the device that it has now
@@ -90,7 +83,7 @@ def _from_file(path: Path, vecnormalize: str | Path | None, env: Any) -> Teacher
     )
 
 
-def _find_normalization(run: RunFolder, env: Any) -> ObsNormalization | None:
+def _find_normalization(run: RunFolder, env: Any) -> Normalization | None:
     if run.vecnormalize is not None:
         return _read_normalization(run.vecnormalize)
     if run.normalizes and not (isinstance(env, VecEnv) and _find_vec_normalize(env) is not None):
@@ -101,22 +94,47 @@ def _find_normalization(run: RunFolder, env: Any) -> ObsNormalization | None:
     return None
 
 
-def _read_normalization(path: str | Path) -> ObsNormalization | None:
+def _read_normalization(path: str | Path) -> Normalization | None:
     statistics = read_vecnormalize(path)
-    return None if statistics is None else ObsNormalization(*statistics)
+    return None if statistics is None else _to_normalization(*statistics)
+
+
+def _to_normalization(mean: Any, var: Any, epsilon: float, clip_obs: float) -> Normalization:
+    if not isinstance(mean, dict):
+        return ObsNormalization(mean, var, epsilon, clip_obs)
+    return {key: ObsNormalization(mean[key], var[key], epsilon, clip_obs) for key in mean}
 
 
 def _check_normalization(teacher: Teacher) -> None:
-    space, normalization = teacher.observation_space, teacher.normalization
-    if normalization is not None and normalization.mean.shape != space.shape:
+    if teacher.normalization is not None:
+        teacher.normalization = fit_normalization(teacher, teacher.normalization)
+
+
+def fit_normalization(teacher: Teacher, normalization: Normalization) -> Normalization:
+    """Statistics for the observations that a teacher takes; those of one frame serve a stack of normalized frames."""
+    shapes = {part.key: part.shape for part in teacher.parts if part.kind != "one_hot"}
+    by_key: dict[Any, ObsNormalization] = normalization if isinstance(normalization, dict) else {None: normalization}
+    fitted = {key: _fit(one, shapes.get(key)) for key, one in by_key.items()}
+    if None in fitted.values():
+        got = {key: one.mean.shape for key, one in by_key.items()}
         raise TeacherError(
-            f"The normalization statistics are for observations of shape {normalization.mean.shape}, the teacher takes "
-            f"{space.shape}. Expected the vecnormalize.pkl of the same run (stacking normalized frames is not supported)"
+            f"The normalization statistics are for observations of shape {got.get(None, got)}, the teacher takes "
+            f"{teacher.observation_space}. Expected the vecnormalize.pkl of the same run"
         )
+    return fitted if isinstance(normalization, dict) else fitted[None]  # type: ignore[return-value]
+
+
+def _fit(normalization: ObsNormalization, shape: tuple[int, ...] | None) -> ObsNormalization | None:
+    own = normalization.mean.shape
+    if not shape or own == shape:
+        return normalization if own == shape else None
+    if not own or own[:-1] != shape[:-1] or shape[-1] % own[-1]:
+        return None
+    return normalization.stacked(shape[-1] // own[-1])
 
 
 # --- environments ---
-def take_off_normalization(vec_env: VecEnv) -> tuple[VecEnv, ObsNormalization | None]:
+def take_off_normalization(vec_env: VecEnv) -> tuple[VecEnv, Normalization | None]:
     """
     The same environments with raw observations and rewards.
 
@@ -129,10 +147,12 @@ def take_off_normalization(vec_env: VecEnv) -> tuple[VecEnv, ObsNormalization | 
     raw = _without(vec_env, normalize)
     if not normalize.norm_obs:
         return raw, None
-    rms = normalize.obs_rms
+    rms: Any = normalize.obs_rms
     if isinstance(rms, dict):
-        raise TeacherError("VecNormalize statistics of Dict observations are not supported: expected Box observations")
-    return raw, ObsNormalization(rms.mean.copy(), rms.var.copy(), normalize.epsilon, normalize.clip_obs)
+        mean, var = {key: one.mean.copy() for key, one in rms.items()}, {key: one.var.copy() for key, one in rms.items()}
+    else:
+        mean, var = rms.mean.copy(), rms.var.copy()
+    return raw, _to_normalization(mean, var, normalize.epsilon, normalize.clip_obs)
 
 
 def _find_vec_normalize(vec_env: VecEnv) -> VecNormalize | None:
@@ -161,7 +181,7 @@ def _give_env(teacher: Teacher, env: str | EnvRecipe | gym.Env | VecEnv) -> None
     adopt_normalization(teacher, normalization)
 
 
-def adopt_normalization(teacher: Teacher, normalization: ObsNormalization | None) -> None:
+def adopt_normalization(teacher: Teacher, normalization: Normalization | None) -> None:
     """
     The statistics of an environment's ``VecNormalize`` go to a teacher that has none; others than its own are refused.
 
@@ -170,13 +190,20 @@ def adopt_normalization(teacher: Teacher, normalization: ObsNormalization | None
     """
     if normalization is None:
         return
+    normalization = fit_normalization(teacher, normalization)
     if teacher.normalization is None:
         teacher.normalization = normalization
-    elif not teacher.normalization.same_as(normalization):
+    elif not _are_same(teacher.normalization, normalization):
         raise TeacherError(
             "The environment is in a VecNormalize with other statistics than the teacher's. Pass it without VecNormalize.\n"
             f"teacher: {teacher.normalization}\nenvironment: {normalization}"
         )
+
+
+def _are_same(one: Normalization, other: Normalization) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(one[key].same_as(other[key]) for key in one)
+    return isinstance(one, ObsNormalization) and isinstance(other, ObsNormalization) and one.same_as(other)
 
 
 # --- live models ---
@@ -187,9 +214,11 @@ def _from_model(model: BaseAlgorithm) -> Teacher:
     family = next((one for one in TEACHERS.values() if isinstance(model.policy, one.policies)), None)
     if family is None:
         raise TeacherError(f"{kind} with a {type(model.policy).__name__} is not supported. Supported: {', '.join(SUPPORTED)}")
-    for space in (model.observation_space, model.action_space):
-        if not isinstance(space, spaces.Box | spaces.Discrete):
-            raise TeacherError(f"{kind} has a space {space}: a teacher can have Box and Discrete ones")
+    try:
+        parts_of(model.observation_space)
+        head_of(model.action_space)
+    except ValueError as error:
+        raise TeacherError(f"{kind}: {error}") from error
     check_weights(model.policy.state_dict(), f"the {kind} model")
     vec_env, normalization = (None, None) if model.env is None else take_off_normalization(model.env)
     algo = kind.lower()

@@ -6,6 +6,7 @@ Every actor loss compares a student with its teacher's targets; the critic's los
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch as th
@@ -34,6 +35,27 @@ def categorical_kl(student_logits: th.Tensor, teacher_logits: th.Tensor, *, temp
     log_q = F.log_softmax(student_logits, dim=1)
     log_p = F.log_softmax(teacher_logits / temperature, dim=1)
     return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+
+
+def multi_categorical_kl(
+    student_logits: th.Tensor, teacher_logits: th.Tensor, *, nvec: Sequence[int], temperature: float = 1.0
+) -> th.Tensor:
+    """
+    Forward KL divergence between products of independent categorical distributions: the sum of theirs.
+
+        L = sum_d KL(p_d, q_d),   each as in :func:`categorical_kl`
+
+    A Bernoulli distribution with logit l is a categorical one with the logits 0 and l.
+
+    :param student_logits: of all distributions, one after the other, shape (batch_size, sum(nvec))
+    :param teacher_logits: same shape
+    :param nvec: categories of each distribution
+    :param temperature: see :func:`categorical_kl`
+    :return: divergence per sample in nats, shape (batch_size,)
+    """
+    _check_shapes(student_logits, teacher_logits)
+    pairs = zip(student_logits.split(list(nvec), dim=1), teacher_logits.split(list(nvec), dim=1), strict=True)
+    return th.stack([categorical_kl(q, p, temperature=temperature) for q, p in pairs]).sum(0)
 
 
 def gaussian_kl(

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
+from sb3_qpd.integer import Part
 from sb3_qpd.loading import adopt_normalization, take_off_normalization
-from sb3_qpd.teachers import ObsNormalization, Teacher, TeacherOutput
+from sb3_qpd.spaces import head_of, parts_of
+from sb3_qpd.teachers import Normalization, ObsNormalization, Teacher, TeacherOutput
 
 N_ENVS = 16
+# wrappers that leave observations as they are
+TRANSPARENT = ("Monitor", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor", "VecTransposeImage")
 MAX_DEVIATIONS = 8
 
 
@@ -34,37 +39,38 @@ def env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
 def raw_env(
     env: GymEnv | str | EnvRecipe, teacher: Teacher | None, n_envs: int | None, vec_env: str, seed: int | None
 ) -> GymEnv:
-    """An environment with raw observations; the statistics of a ``VecNormalize`` go to the teacher."""
+    """An environment with raw observations, of supported spaces; the statistics of a ``VecNormalize`` go to the teacher."""
     if isinstance(env, str | EnvRecipe):
         recipe = make_recipe(env)
-        return recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
-    if n_envs is not None:
+        raw: GymEnv = recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
+    elif n_envs is not None:
         raise ValueError(
             f"n_envs={n_envs} is for environments that are built from an id: this one is there already ({env}). Leave n_envs "
             "out, or give env= as an id"
         )
-    if isinstance(env, gym.Env):
-        return env
-    raw, normalization = take_off_normalization(env)
-    if teacher is not None:
-        adopt_normalization(teacher, normalization)
+    elif isinstance(env, gym.Env):
+        raw = env
+    else:
+        raw, normalization = take_off_normalization(env)
+        if teacher is not None:
+            adopt_normalization(teacher, normalization)
+    parts_of(raw.observation_space)
+    head_of(raw.action_space)
     return raw
 
 
 def check_spaces(teacher: Teacher, observation_space: spaces.Space, action_space: spaces.Space) -> None:
     """Shapes and kinds must agree; bounds of observations may differ between versions of an environment."""
-    theirs = teacher.observation_space
-    same_observations = theirs.shape == observation_space.shape and is_image_space(theirs) == is_image_space(observation_space)
-    if not same_observations:
+    theirs, ours = teacher.parts, parts_of(observation_space, teacher.normalized_image)
+    if {part.key: part for part in theirs} != {part.key: part for part in ours}:
         raise ValueError(
-            f"The environment's observations are not the teacher's.\nteacher:     {theirs}\nenvironment: {observation_space}"
+            "The environment's observations are not the teacher's.\n"
+            f"teacher:     {teacher.observation_space}\nenvironment: {observation_space}"
         )
     actions = teacher.action_space
-    same_actions = type(actions).__name__ == type(action_space).__name__ and actions.shape == action_space.shape
+    same_actions = teacher.head == head_of(action_space)
     if same_actions and isinstance(actions, spaces.Box):
         same_actions = np.allclose(actions.low, action_space.low) and np.allclose(actions.high, action_space.high)  # type: ignore[attr-defined]
-    elif same_actions:
-        same_actions = actions.n == action_space.n  # type: ignore[attr-defined]
     if not same_actions:
         raise ValueError(
             f"The environment's actions are not the teacher's.\nteacher:     {actions}\nenvironment: {action_space}"
@@ -75,6 +81,31 @@ def check_finite(targets: TeacherOutput) -> None:
     """Refuse what nothing can be learned from."""
     if not all(bool(th.isfinite(t).all()) for t in targets if t is not None):
         raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
+
+
+def trunk_statistics(
+    parts: tuple[Part, ...], observations: Any, normalization: Normalization | None
+) -> tuple[np.ndarray | float, np.ndarray | float]:
+    """
+    Mean and deviation that the input of one trunk of a student is normalized with.
+
+    :param parts: of the observation, that go into it
+    :param observations: raw, shape (n, *observation_shape); a dict of such arrays
+    :param normalization: the teacher's
+    :return: of an image two numbers, of vectors one for each feature; zeros and ones stay zeros and ones
+    """
+    means, stds = [], []
+    for part in parts:
+        raw = observations if part.key is None else observations[part.key]
+        if part.is_image:
+            raw = raw[-1000:]
+            return (float(np.median(raw)), 1.0) if part.kind == "image" else (float(raw.mean()), float(raw.std()))
+        own = normalization.get(part.key or "") if isinstance(normalization, dict) else normalization
+        size = part.n_features
+        mean, std = (np.zeros(size), np.ones(size)) if part.kind == "one_hot" else input_statistics(raw, own)
+        means.append(mean.reshape(-1))
+        stds.append(std.reshape(-1))
+    return np.concatenate(means), np.concatenate(stds)
 
 
 def input_statistics(observations: np.ndarray, normalization: ObsNormalization | None) -> tuple[np.ndarray, np.ndarray]:
@@ -96,6 +127,22 @@ def input_statistics(observations: np.ndarray, normalization: ObsNormalization |
     largest = np.abs(raw - mean).max(0)
     std = np.maximum(std, largest / MAX_DEVIATIONS)
     return mean, np.where(largest > 1e-9 * (1 + np.abs(mean)), std, 1.0)
+
+
+def pipeline_of(env: VecEnv) -> list[str]:
+    """
+    What was done to the environment's observations before the student saw them, and has to be done on a device: the wrappers,
+    the innermost first (those inside of a ``SubprocVecEnv`` cannot be seen). The student normalizes by itself.
+    """
+    names: list[str] = []
+    while isinstance(env, VecEnvWrapper):
+        names.append(f"VecFrameStack({env.stacked_obs.n_stack})" if isinstance(env, VecFrameStack) else type(env).__name__)
+        env = env.venv
+    inner = next(iter(getattr(env, "envs", [])), None)
+    while isinstance(inner, gym.Wrapper):
+        names.append(type(inner).__name__)
+        inner = inner.env
+    return [name for name in reversed(names) if name not in TRANSPARENT]
 
 
 def stacks_frames(env: VecEnv) -> bool:

@@ -8,6 +8,7 @@ from gymnasium import spaces
 from sb3_qpd import losses
 from sb3_qpd.buffers import DistillationSamples
 from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.spaces import masked
 from sb3_qpd.teachers import TeacherOutput
 
 BOX_LOSSES = ("huber", "squared_error", "gaussian_kl")
@@ -35,18 +36,18 @@ def distillation_loss(
         critic's is zero where the teacher has no value
     """
     actor, value = policy.actor_and_value(samples.observations)
-    space = policy.action_space
+    space, head = policy.action_space, policy.head
     if isinstance(space, spaces.Box):
         actor_loss = _box_loss(policy.log_std, actor, samples.targets, space, box_loss)
     else:
-        actor_loss = losses.categorical_kl(actor, samples.targets.actor, temperature=temperature)
+        actor = masked(head.logits(actor), samples.targets.masks)  # the teacher's are masked already
+        actor_loss = losses.multi_categorical_kl(actor, samples.targets.actor, nvec=head.nvec, temperature=temperature)
     critic_loss = th.zeros_like(value)
     if samples.targets.value is not None:
         critic_loss = losses.value_error(value, samples.targets.value, std=policy.value_net.std)
     loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=critic_coef)
     if entropy_coef:
-        is_box = isinstance(space, spaces.Box)
-        loss = loss - entropy_coef * (policy.log_std.sum() if is_box else th.distributions.Categorical(logits=actor).entropy())
+        loss = loss - entropy_coef * (policy.log_std.sum() if head.is_box else head.entropy(actor))
     return loss.mean(), (actor_loss.detach(), critic_loss.detach())
 
 

@@ -9,15 +9,16 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim, is_image_space
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_qpd.architectures import StudentArch, make_arch
-from sb3_qpd.integer import IntegerModel
-from sb3_qpd.layers import PixelGrid, QuantConv2d, QuantLayer, QuantLinear, ValueHead, VectorGrid
+from sb3_qpd.integer import IntegerModel, Part, group_parts
+from sb3_qpd.layers import PixelGrid, QuantConv2d, QuantLinear, ValueHead, VectorGrid
 from sb3_qpd.quantizers import FLOAT_BITS, Quantizer
+from sb3_qpd.spaces import head_of, masked, parts_of
 from sb3_qpd.transitions import Transition
 
 MIN_STD = 1e-8
@@ -27,54 +28,134 @@ class QuantExtractor(BaseFeaturesExtractor):
     """
     The whole trunk of a student: input grid, then convolutions (images) and fully connected layers, each with its ReLU.
 
-    :param observation_space: Box of vectors or uint8 images, channels first
+    :param observation_space: an image, channels first, or what makes a vector; in a Dict all values make one
     :param arch: sizes and bits
+    :param normalized_image: see :func:`~sb3_qpd.spaces.parts_of`
+    :param parts: of the observation; ``None``: all of them
+    :param output_grid: that the last layer shares with other trunks
+    :param weight_bits: of each layer; ``None``: the architecture's
     """
 
-    def __init__(self, observation_space: spaces.Box, arch: StudentArch) -> None:
-        self.is_image = is_image_space(observation_space)
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        arch: StudentArch,
+        normalized_image: bool = False,
+        parts: tuple[Part, ...] | None = None,
+        output_grid: Quantizer | None = None,
+        weight_bits: list[int] | None = None,
+    ) -> None:
+        self.parts = parts_of(observation_space, normalized_image) if parts is None else parts
+        self.is_image, shape = self.parts[0].is_image, self.parts[0].shape
         conv, hidden = (arch.conv, arch.conv_hidden) if self.is_image else ((), arch.hidden)
         if self.is_image and not conv:
             raise ValueError("This student_arch has no convolutions (conv), which image observations need")
-        flat = get_flattened_obs_dim(observation_space)
-        super().__init__(observation_space, _features_dim(observation_space.shape, conv, hidden, flat))
-        input_bits = FLOAT_BITS if arch.activation_bits == FLOAT_BITS else 8
-        self.input_grid = PixelGrid() if self.is_image else VectorGrid(flat, input_bits)
-        bits = arch.layer_bits(len(conv) + len(hidden) + 1)
+        flat = sum(part.n_features for part in self.parts)
+        super().__init__(observation_space, _features_dim(shape, conv, hidden, flat))
+        bits = arch.layer_bits(len(conv) + len(hidden) + 1) if weight_bits is None else [*weight_bits, 0]
         self.head_bits = bits[-1]
+        self.input_grid = self._make_input_grid(flat, FLOAT_BITS if arch.activation_bits == FLOAT_BITS else 8)
+        outputs = [_activation_grid(arch.activation_bits) for _ in bits[:-1]]
+        if output_grid is not None:
+            if not outputs:
+                raise ValueError("This student_arch has no hidden layers (hidden), which Dict observations with images need")
+            outputs[-1] = output_grid
         layers: list[nn.Module] = []
         grid: nn.Module = self.input_grid
-        size = observation_space.shape[0] if self.is_image else flat
+        size = shape[0] if self.is_image else flat
         for channels, kernel, stride in conv:
-            output = _activation_grid(arch.activation_bits)
+            i = len(layers)
             layers.append(
-                QuantConv2d(size, channels, kernel, stride, input_grid=grid, output_grid=output, weight_bits=bits[len(layers)])
+                QuantConv2d(size, channels, kernel, stride, input_grid=grid, output_grid=outputs[i], weight_bits=bits[i])
             )
-            size, grid = channels, output
+            size, grid = channels, outputs[i]
         if conv:
-            size = _features_dim(observation_space.shape, conv, (), flat)
+            size = _features_dim(shape, conv, (), flat)
         for units in hidden:
-            output = _activation_grid(arch.activation_bits)
-            layer = QuantLinear(size, units, input_grid=grid, output_grid=output, weight_bits=bits[len(layers)])
-            layers.append(layer)
-            size, grid = units, output
+            i = len(layers)
+            layers.append(QuantLinear(size, units, input_grid=grid, output_grid=outputs[i], weight_bits=bits[i]))
+            size, grid = units, outputs[i]
         self.layers = nn.ModuleList(layers)
         self.output_grid = grid
 
-    def forward(self, observations: th.Tensor) -> th.Tensor:
+    def _make_input_grid(self, n_features: int, bits: int) -> PixelGrid | VectorGrid:
+        if self.parts[0].kind == "image":
+            return PixelGrid()
+        return VectorGrid(1 if self.is_image else n_features, bits)
+
+    @property
+    def trunks(self) -> list[QuantExtractor]:
+        """One, but see :class:`QuantCombinedExtractor`."""
+        return [self]
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
         """
-        :param observations: raw, float32: pixels of 0 to 255, or vectors
+        :param observations: raw, float32: pixels, or vectors; indices as zeros and ones
         :return: features on the last grid, shape (batch_size, features_dim)
         """
+        return self._through(observations, list(self.layers)).flatten(1)
+
+    def real_output(self, observations: PyTorchObs) -> th.Tensor:
+        """Features before they are brought to the last grid, see :meth:`QuantLayer.real_output`."""
+        *layers, last = self.layers
+        x = self._through(observations, layers)
+        return last.real_output(x.flatten(1) if isinstance(last, QuantLinear) else x).flatten(1)  # type: ignore[operator]
+
+    def _through(self, observations: PyTorchObs, layers: list[nn.Module]) -> th.Tensor:
+        x = self.input_grid(self._input(observations))
+        for layer in layers:
+            x = layer(x.flatten(1) if isinstance(layer, QuantLinear) else x)
+        return x
+
+    def _input(self, observations: PyTorchObs) -> th.Tensor:
+        values = [observations if part.key is None else observations[part.key] for part in self.parts]  # type: ignore[index]
         if self.is_image:
-            x = self.input_grid(observations.contiguous(memory_format=th.channels_last))
-        else:
-            x = self.input_grid(observations.flatten(1))
-        for layer in self.layers:
-            if isinstance(layer, QuantLinear):
-                x = x.flatten(1)
-            x = layer(x)
-        return x.flatten(1)
+            return values[0].contiguous(memory_format=th.channels_last)  # type: ignore[union-attr]
+        flat = [value.flatten(1) for value in values]  # type: ignore[union-attr]
+        return flat[0] if len(flat) == 1 else th.cat(flat, dim=1)
+
+    def set_normalization(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
+        """See :meth:`QuantActorCriticPolicy.set_normalization`."""
+        grid = self.input_grid
+        if isinstance(grid, PixelGrid):
+            grid.centre.fill_(float(np.rint(mean)))
+            return
+        grid.mean.copy_(th.as_tensor(np.asarray(mean, np.float64).reshape(-1)))
+        grid.std.copy_(th.as_tensor(np.maximum(np.asarray(std, np.float64).reshape(-1), MIN_STD)))
+
+
+class QuantCombinedExtractor(BaseFeaturesExtractor):
+    """
+    A trunk for each image of a Dict observation and one for everything else, whose features stand side by side on one grid.
+
+    :param observation_space: a Dict
+    :param arch: sizes and bits of every trunk
+    :param normalized_image: see :func:`~sb3_qpd.spaces.parts_of`
+    """
+
+    trunks: Any
+
+    def __init__(self, observation_space: spaces.Dict, arch: StudentArch, normalized_image: bool = False) -> None:
+        super().__init__(observation_space, 1)  # not known yet, as in SB3's CombinedExtractor
+        self.parts = parts_of(observation_space, normalized_image)
+        groups = group_parts(self.parts)
+        sizes = [len(arch.conv) + len(arch.conv_hidden) if group[0].is_image else len(arch.hidden) for group in groups]
+        bits = arch.trunk_bits(sizes)
+        self.head_bits, self.output_grid = bits[-1][0], _activation_grid(arch.activation_bits)
+        self.trunks = nn.ModuleList(
+            QuantExtractor(observation_space, arch, False, group, self.output_grid, own)
+            for group, own in zip(groups, bits[:-1], strict=True)
+        )
+        self._features_dim = sum(trunk.features_dim for trunk in self.trunks)
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: as for :class:`QuantExtractor`
+        :return: features on the shared grid, shape (batch_size, features_dim)
+        """
+        if not (self.output_grid.ready or self.output_grid.is_float):  # no trunk alone may decide on the grid
+            self.output_grid.calibrate(th.cat([trunk.real_output(observations) for trunk in self.trunks], dim=1))
+        return th.cat([trunk(observations) for trunk in self.trunks], dim=1)
 
 
 def _activation_grid(bits: int) -> Quantizer:
@@ -104,18 +185,21 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
 
     It trains under :class:`sb3_qpd.QPDDistiller` and under stock ``PPO`` and ``A2C``.
 
-    :param observation_space: Box: vectors, or uint8 images (channels first, as SB3 hands them over)
-    :param action_space: Discrete or Box
+    :param observation_space: what :func:`~sb3_qpd.spaces.parts_of` takes, images channels first, as SB3 hands them over
+    :param action_space: what :func:`~sb3_qpd.spaces.head_of` takes
     :param lr_schedule: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`
     :param student_arch: name in ``STUDENT_ARCHS``, a ``StudentArch`` or a dict of its fields
     :param weight_bits: bits of the inner layers' weights, ``None`` for the architecture's own; 32 is a float student
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
+    :param normalized_image: Boxes of floats with three axes are images (channels first), not vectors
+    :param uses_masks: its teacher had action masks, and whoever plays it should give them to ``predict``
     :param kwargs: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`; what has no integer twin is refused
     """
 
     action_net: QuantLinear
     value_net: ValueHead
-    features_extractor: QuantExtractor
+    features_extractor: QuantExtractor | QuantCombinedExtractor
+    metadata: dict[str, Any]  # JSON values that its integer model carries along
     n_batches: th.Tensor  # that a stock algorithm trained on; -1 once somebody calibrates on purpose
 
     def __init__(
@@ -126,9 +210,13 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         student_arch: str | StudentArch | Mapping[str, Any] = "tiny",
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
+        normalized_image: bool = False,
+        uses_masks: bool = False,
         **kwargs: Any,
     ) -> None:
-        _refuse_without_integer_twin(observation_space, action_space, kwargs)
+        _refuse_without_integer_twin(kwargs)
+        self.head, groups = head_of(action_space), group_parts(parts_of(observation_space, normalized_image))
+        self.normalized_image, self.uses_masks, self.metadata = normalized_image, uses_masks, {}
         self.arch = make_arch(student_arch, weight_bits, activation_bits)
         super().__init__(
             observation_space,
@@ -136,8 +224,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             lr_schedule,
             net_arch=[],
             activation_fn=nn.ReLU,
-            features_extractor_class=QuantExtractor,
-            features_extractor_kwargs={"arch": self.arch},
+            features_extractor_class=QuantExtractor if len(groups) == 1 else QuantCombinedExtractor,
+            features_extractor_kwargs={"arch": self.arch, "normalized_image": normalized_image},
             normalize_images=False,
             **kwargs,
         )
@@ -145,21 +233,20 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         extractor = self.features_extractor
-        is_box = isinstance(self.action_space, spaces.Box)
         head = QuantLinear(
             extractor.features_dim,
             self.action_net.out_features,
             input_grid=extractor.output_grid,
             output_grid=None,
             weight_bits=extractor.head_bits,
-            per_channel=is_box,  # argmax needs logits in one unit
+            per_channel=self.head.is_box,  # argmax needs logits in one unit
         )
         head.load_state_dict(self.action_net.state_dict(), strict=False)
         value_head = ValueHead(extractor.features_dim)
         value_head.load_state_dict(self.value_net.state_dict(), strict=False)
         self.action_net, self.value_net = head, value_head
         self.register_buffer("n_batches", th.tensor(0))
-        if extractor.is_image:
+        if any(trunk.is_image for trunk in extractor.trunks):
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
         # SB3 made its optimizer before the heads were in place
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
@@ -170,7 +257,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             del data[name]
         for name in ("features_extractor_class", "features_extractor_kwargs", "normalize_images"):
             data.pop(name, None)
-        return data | {"student_arch": self.arch.asdict()}
+        flags = {name: True for name in ("normalized_image", "uses_masks") if getattr(self, name)}
+        return data | {"student_arch": self.arch.asdict()} | flags
 
     # -- distillation -------------------------------------------------------------------------------------------------
 
@@ -191,18 +279,13 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
 
     def set_normalization(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
         """
-        Freeze the student's input normalization.
+        Freeze the student's input normalization (the first trunk's, where there are several).
 
         :param mean: shape of one observation; for images one pixel value that, rounded, becomes the network's zero: around it
             a CNN learns several times as fast as with pixels that are all positive, and in integers it costs nothing
         :param std: shape of one observation; floored at ``MIN_STD``; pixels are always divided by 255
         """
-        grid = self.features_extractor.input_grid
-        if isinstance(grid, PixelGrid):
-            grid.centre.fill_(float(np.rint(mean)))
-        elif isinstance(grid, VectorGrid):
-            grid.mean.copy_(th.as_tensor(np.asarray(mean, np.float64).reshape(-1)))
-            grid.std.copy_(th.as_tensor(np.maximum(np.asarray(std, np.float64).reshape(-1), MIN_STD)))
+        self.features_extractor.trunks[0].set_normalization(mean, std)
 
     def set_value_scale(self, mean: float, std: float) -> None:
         """Mean and deviation of the teacher's values: the unit that the value head works in."""
@@ -250,13 +333,45 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         features = self.extract_features(observations)
         return self.action_net(features), self.value_net(features).flatten()
 
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        if deterministic and isinstance(self.action_space, spaces.Discrete):
-            features: Any = self.extract_features(observation)
-            # the argmax of the integers, or of the logits themselves: rounding or a softmax could make two of them equal
-            outputs = self.action_net if self.training or self.action_net.is_float else self.action_net.accumulators
-            return outputs(features).argmax(1)
-        return super()._predict(observation, deterministic)
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        SB3's ``predict``, with sb3-contrib's masks.
+
+        :param observation: raw, one or a batch
+        :param state: returned as it came
+        :param episode_start: not used
+        :param deterministic: the most probable action, or one drawn from the distribution
+        :param action_masks: which discrete actions are allowed, shape (batch_size, sum of all categories)
+        :return: actions, and ``state``
+        """
+        if action_masks is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        self.set_training_mode(False)
+        tensor, is_batch = self.obs_to_tensor(observation)
+        with th.no_grad():
+            actions = self._predict(tensor, deterministic, action_masks).cpu().numpy()
+        return (actions if is_batch else actions.squeeze(axis=0)), state
+
+    def _predict(
+        self, observation: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
+    ) -> th.Tensor:
+        head = self.head
+        if action_masks is None and (head.is_box or not deterministic):
+            return super()._predict(observation, deterministic)
+        features: Any = self.extract_features(observation)
+        masks = None if action_masks is None else head.check_masks(action_masks, len(features), features.device)
+        # the argmax of the integers, or of the logits themselves: rounding or a softmax could make two of them equal
+        exact = deterministic and not (self.training or self.action_net.is_float)
+        outputs = self.action_net.accumulators(features) if exact else self.action_net(features)
+        logits = masked(head.logits(outputs), masks, value=-th.inf)
+        return head.best(logits) if deterministic else head.sample(logits)
 
     # -- deployment ---------------------------------------------------------------------------------------------------
 
@@ -273,22 +388,28 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         if not all(bool(th.isfinite(p).all()) for p in self.parameters()):
             raise ValueError("The student's parameters hold NaN or infinity: its training diverged. Lower the learning rate")
         calibrated = all(bool(q.ready) for q in self.quantizers())
-        layers = [layer.to_integer() for layer in (*extractor.layers, self.action_net) if isinstance(layer, QuantLayer)]
-        m, a = (None, None) if isinstance(extractor.input_grid, PixelGrid) else extractor.input_grid.affine()
+        layers: list[Any] = [*(layer for trunk in extractor.trunks for layer in trunk.layers), self.action_net]
+        grids = [trunk.input_grid.affine() for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
+        m, a = (th.cat(values).cpu().numpy() for values in zip(*grids, strict=True)) if grids else (None, None)
         box: dict[str, Any] = {}
         if isinstance(space, spaces.Box):
             low, high = (bound.reshape(-1).astype(np.float32) for bound in (space.low, space.high))
             # the nearest float32 of a float64 bound may lie outside the Box
             low = np.where(low < space.low.reshape(-1), np.nextafter(low, np.float32(np.inf)), low)
             high = np.where(high > space.high.reshape(-1), np.nextafter(high, np.float32(-np.inf)), high)
-            box = {"action_low": low, "action_high": high, "action_shape": space.shape}
+            box = {"action_low": low, "action_high": high}
             box["action_std"] = self.log_std.exp().cpu().numpy()
         return IntegerModel(
-            layers=layers,
-            observation_shape=self.observation_space.shape,  # type: ignore[arg-type]
-            input_multiplier=None if m is None else m.cpu().numpy(),
-            input_offset=None if a is None else a.cpu().numpy(),
-            metadata={"calibrated": calibrated, **metadata},
+            layers=[layer.to_integer() for layer in layers],
+            observation_shape=self.observation_space.shape or (),
+            input_multiplier=m,
+            input_offset=a,
+            action_shape=self.head.shape,
+            metadata={"calibrated": calibrated, **self.metadata, **metadata},
+            parts=extractor.parts,
+            branches=tuple(len(trunk.layers) for trunk in extractor.trunks),
+            action_nvec=self.head.nvec,
+            uses_masks=self.uses_masks,
             **box,
         )
 
@@ -297,17 +418,25 @@ class QuantActorCriticCnnPolicy(QuantActorCriticPolicy):
     """:class:`QuantActorCriticPolicy` for images; anything else is refused."""
 
     def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
-        if not is_image_space(observation_space):
-            raise ValueError(f"CnnPolicy needs uint8 images of 0 to 255, got {observation_space}: use 'MlpPolicy'")
+        if not is_image_space(observation_space, normalized_image=kwargs.get("normalized_image", False)):
+            raise ValueError(
+                f"CnnPolicy needs uint8 images of 0 to 255 (or images of floats and normalized_image=True), got "
+                f"{observation_space}: use 'MlpPolicy'"
+            )
         super().__init__(observation_space, *args, **kwargs)
 
 
-def _refuse_without_integer_twin(observation_space: spaces.Space, action_space: spaces.Space, kwargs: dict[str, Any]) -> None:
+class QuantMultiInputActorCriticPolicy(QuantActorCriticPolicy):
+    """:class:`QuantActorCriticPolicy` for Dict observations; anything else is refused."""
+
+    def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
+        if not isinstance(observation_space, spaces.Dict):
+            raise ValueError(f"MultiInputPolicy needs Dict observations, got {observation_space}: use 'MlpPolicy'")
+        super().__init__(observation_space, *args, **kwargs)
+
+
+def _refuse_without_integer_twin(kwargs: dict[str, Any]) -> None:
     """Refuse what integers cannot express; drop the keywords that say what is so anyway (stock PPO passes some)."""
-    if not isinstance(observation_space, spaces.Box):
-        raise ValueError(f"Expected a Box observation space (vectors or uint8 images), got {observation_space}")
-    if not isinstance(action_space, spaces.Discrete | spaces.Box):
-        raise ValueError(f"Expected a Discrete or Box action space, got {action_space}")
     only = {
         "use_sde": False,
         "squash_output": False,

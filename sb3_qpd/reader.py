@@ -26,6 +26,7 @@ import yaml
 from gymnasium import spaces
 
 from sb3_qpd.inert import Name, Record, UnsafePickle, is_known, read_pickle, to_array, to_dtype, to_number
+from sb3_qpd.spaces import ACTIONS, OBSERVATIONS
 
 MAX_MEMBER_BYTES = 512 * 2**20
 MAX_TENSORS = 1_000
@@ -67,10 +68,10 @@ class TeacherFile:
 
 
 class NormalizationFile(NamedTuple):
-    """Observation statistics of a ``vecnormalize.pkl``."""
+    """Observation statistics of a ``vecnormalize.pkl``; by key where observations are a Dict."""
 
-    mean: np.ndarray
-    var: np.ndarray
+    mean: np.ndarray | dict[str, np.ndarray]
+    var: np.ndarray | dict[str, np.ndarray]
     epsilon: float
     clip_obs: float
 
@@ -193,8 +194,10 @@ def _to_space(value: Any, what: str) -> spaces.Space:
     if not isinstance(value, Record) or ".spaces" not in value.target.module:
         raise TeacherError(f"The {what} is not a space of gym or gymnasium. {WAY_OUT}")
     kind = value.target.name
-    if kind not in _SPACES:
-        raise TeacherError(f"The {what} is a {kind} space; a teacher can have Box and Discrete ones")
+    is_action = what.startswith("action")
+    if kind not in _SPACES or (is_action and kind == "Dict"):
+        supported = ACTIONS if is_action else OBSERVATIONS
+        raise TeacherError(f"The {what} is a {kind} space, which is not supported. Supported: {supported}")
     try:
         return _SPACES[kind](value.attributes())
     except (UnsafePickle, KeyError, ValueError, TypeError, AssertionError, OverflowError) as error:
@@ -213,7 +216,38 @@ def _to_discrete(attributes: dict[str, Any]) -> spaces.Discrete:
     return spaces.Discrete(to_number(attributes["n"], int), start=to_number(attributes.get("start", 0), int))
 
 
-_SPACES: dict[str, Callable[[dict[str, Any]], spaces.Space]] = {"Box": _to_box, "Discrete": _to_discrete}
+def _to_multi_discrete(attributes: dict[str, Any]) -> spaces.MultiDiscrete:
+    nvec = to_array(attributes["nvec"])
+    start = to_array(attributes["start"]) if "start" in attributes else np.zeros_like(nvec)
+    if nvec.ndim != 1 or nvec.dtype.kind not in "iu" or not ((0 < nvec) & (nvec < 2**20)).all() or start.shape != nvec.shape:
+        raise UnsafePickle("A MultiDiscrete space needs one axis of positive numbers of categories")
+    return spaces.MultiDiscrete(nvec, start=start)
+
+
+def _to_multi_binary(attributes: dict[str, Any]) -> spaces.MultiBinary:
+    n = attributes["n"]
+    sizes = [to_number(size, int) for size in (n if isinstance(n, tuple | list) else [n])]
+    if not sizes or len(sizes) > 8 or not all(0 < size < 2**20 for size in sizes):
+        raise UnsafePickle("A MultiBinary space needs positive sizes")
+    return spaces.MultiBinary(sizes if isinstance(n, tuple | list) else sizes[0])
+
+
+def _to_dict(attributes: dict[str, Any]) -> spaces.Dict:
+    """In the order of the file: SB3 concatenates the features in it."""
+    values = attributes["spaces"]
+    items = values.items if isinstance(values, Record) else list(values.items())  # gym had an OrderedDict
+    if not all(isinstance(key, str) and isinstance(one, Record) and one.target.name != "Dict" for key, one in items):
+        raise UnsafePickle("A Dict space whose values are not spaces, or which is nested")
+    return spaces.Dict([(key, _to_space(one, f"observation_space {key!r}")) for key, one in items])
+
+
+_SPACES: dict[str, Callable[[dict[str, Any]], spaces.Space]] = {
+    "Box": _to_box,
+    "Discrete": _to_discrete,
+    "MultiDiscrete": _to_multi_discrete,
+    "MultiBinary": _to_multi_binary,
+    "Dict": _to_dict,
+}
 
 
 # --- which algorithm ---
@@ -339,15 +373,26 @@ def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
     if not attributes.get("norm_obs", True):
         return None
     obs_rms = attributes["obs_rms"]
-    if not isinstance(obs_rms, Record) or obs_rms.target.name != "RunningMeanStd":
-        raise UnsafePickle("Its statistics are not those of one observation vector (Dict observations are not supported)")
-    mean, var = (to_array(obs_rms.attributes()[key]).astype(np.float64) for key in ("mean", "var"))
-    if mean.shape != var.shape or not np.isfinite([mean, var]).all() or (var < 0).any():
-        raise UnsafePickle(f"Its mean and variance are not finite numbers of one shape ({mean.shape} and {var.shape})")
+    mean: Any
+    var: Any
+    if isinstance(obs_rms, dict):
+        moments = {key: _to_moments(one) for key, one in obs_rms.items()}
+        mean, var = ({key: one[i] for key, one in moments.items()} for i in (0, 1))
+    else:
+        mean, var = _to_moments(obs_rms)
     epsilon, clip_obs = (to_number(attributes[key], float) for key in ("epsilon", "clip_obs"))
     if epsilon <= 0 or clip_obs <= 0:
         raise UnsafePickle(f"Expected a positive epsilon and clip_obs, got {epsilon} and {clip_obs}")
     return NormalizationFile(mean, var, epsilon, clip_obs)
+
+
+def _to_moments(obs_rms: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(obs_rms, Record) or obs_rms.target.name != "RunningMeanStd":
+        raise UnsafePickle("Its statistics are not those of observations")
+    mean, var = (to_array(obs_rms.attributes()[key]).astype(np.float64) for key in ("mean", "var"))
+    if mean.shape != var.shape or not np.isfinite([mean, var]).all() or (var < 0).any():
+        raise UnsafePickle(f"Its mean and variance are not finite numbers of one shape ({mean.shape} and {var.shape})")
+    return mean, var
 
 
 class _ZooLoader(yaml.SafeLoader):

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_qpd.teachers import Teacher
+from sb3_qpd.acting import RandomPolicy, gives_masks
+from sb3_qpd.teachers import ObsNormalization, Teacher
 
 MIN_EPISODES = 5
 MAX_STEPS = 20_000
@@ -77,16 +78,14 @@ def check_teacher(teacher: Teacher, env: VecEnv, deterministic: bool, seed: int 
     :param deterministic: the mode in which RL Zoo scores the teacher
     :param seed: of the environments and of the random actions
     """
-    space = env.action_space
-    rng = np.random.default_rng(seed)
+    random, masking = RandomPolicy(env.action_space, seed), gives_masks(env)
 
-    def random_actions(observations: np.ndarray) -> np.ndarray:
-        if isinstance(space, spaces.Box):
-            return rng.uniform(space.low, space.high, (env.num_envs, *space.shape)).astype(space.dtype)
-        return rng.integers(0, space.n, env.num_envs)  # type: ignore[attr-defined]
+    def random_actions(observations: Any) -> np.ndarray:
+        return random.predict(observations, action_masks=get_action_masks(env) if masking else None)[0]
 
-    def teacher_actions(observations: np.ndarray) -> np.ndarray:
-        return teacher.predict(observations, deterministic=deterministic)[0]
+    def teacher_actions(observations: Any) -> np.ndarray:
+        masks = get_action_masks(env) if masking and teacher.uses_masks else None
+        return teacher.predict(observations, deterministic=deterministic, action_masks=masks)[0]
 
     return TeacherCheck(_play(teacher_actions, env, seed, teacher), _play(random_actions, env, seed, teacher))
 
@@ -101,7 +100,7 @@ def _play(act: Callable[[Any], np.ndarray], env: VecEnv, seed: int | None, teach
     clipped: list[float] = []
     for _ in range(MAX_STEPS // env.num_envs):
         if teacher.normalization is not None:
-            clipped.append(float(np.mean(np.abs(teacher.normalize(observations)) >= teacher.normalization.clip_obs)))
+            clipped.append(_clipped_share(teacher, observations))
         observations, rewards, dones, _ = env.step(act(observations))
         returns += rewards
         complete.extend(returns[dones & (counts < wanted)])
@@ -111,3 +110,12 @@ def _play(act: Callable[[Any], np.ndarray], env: VecEnv, seed: int | None, teach
             break
     share = float(np.mean(clipped)) if clipped else 0.0
     return Play(np.array(complete) if complete else returns, len(complete), share)
+
+
+def _clipped_share(teacher: Teacher, observations: Any) -> float:
+    """Of the inputs that the teacher normalizes."""
+    normalization, seen = teacher.normalization, teacher.normalize(observations)
+    if isinstance(normalization, ObsNormalization):
+        normalization, seen = {"": normalization}, {"": seen}
+    shares = [float(np.mean(np.abs(seen[key]) >= one.clip_obs)) for key, one in (normalization or {}).items()]
+    return float(np.mean(shares))

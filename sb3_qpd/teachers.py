@@ -6,7 +6,7 @@ Each family of algorithms has its adapter; :data:`TEACHERS` says which algorithm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -25,6 +25,8 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
+from sb3_qpd.spaces import head_of, masked, parts_of
+
 if TYPE_CHECKING:
     from sb3_qpd.envs import EnvRecipe
 
@@ -36,12 +38,15 @@ class TeacherOutput(NamedTuple):
     ``actor`` holds logits, shape (batch_size, n_actions), or the mean action in environment units, shape
     (batch_size, action_dim); ``value``, shape (batch_size,), is ``None`` where the teacher has no critic; ``log_std`` is the
     logarithm of the standard deviation of a Box action in environment units, shape (batch_size, action_dim), ``None`` where
-    the teacher is deterministic. A Q-value teacher's logits are its Q-values, see :meth:`Teacher.temperature_of`.
+    the teacher is deterministic. A Q-value teacher's logits are its Q-values, see :meth:`Teacher.temperature_of`. Logits of
+    MultiDiscrete and MultiBinary actions are those of every category, one dimension after the other. ``masks``, of the same
+    shape, says which of them were allowed, where the environment says so: the logits of the others are very negative.
     """
 
     actor: th.Tensor
     value: th.Tensor | None = None
     log_std: th.Tensor | None = None
+    masks: th.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,16 +58,34 @@ class ObsNormalization:
     :param var: running variance, same shape
     :param epsilon: added to the variance
     :param clip_obs: c, the largest absolute value of a normalized observation
+    :param n_frames: normalized frames that an observation is a stack of (last axis), each with its copy of the statistics
     """
 
     mean: np.ndarray
     var: np.ndarray
     epsilon: float = 1e-8
     clip_obs: float = 10.0
+    n_frames: int = 1
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         scaled = (observations - self.mean) / np.sqrt(self.var + self.epsilon)
-        return np.clip(scaled, -self.clip_obs, self.clip_obs).astype(np.float32)
+        clipped = np.clip(scaled, -self.clip_obs, self.clip_obs).astype(np.float32)
+        return clipped if self.n_frames == 1 else np.where(self._padding(observations), np.float32(0), clipped)
+
+    def _padding(self, observations: np.ndarray) -> np.ndarray:
+        """
+        Where the stack of an episode's first observations holds no frame yet: the oldest frames are zero all over. The
+        ``VecFrameStack`` that the teacher was trained with came after ``VecNormalize``: zeros they have to stay.
+        """
+        frames = observations.reshape(-1, *self.mean.shape[:-1], self.n_frames, self.mean.shape[-1] // self.n_frames)
+        is_empty = (np.moveaxis(frames, -2, 1).reshape(len(frames), self.n_frames, -1) == 0).all(2)
+        is_padding = np.logical_and.accumulate(is_empty, axis=1).reshape(-1, *(1,) * (frames.ndim - 3), self.n_frames, 1)
+        return np.broadcast_to(is_padding, frames.shape).reshape(observations.shape)
+
+    def stacked(self, n_frames: int) -> ObsNormalization:
+        """The statistics of one frame for a stack of them."""
+        mean, var = (np.concatenate([value] * n_frames, axis=-1) for value in (self.mean, self.var))
+        return replace(self, mean=mean, var=var, n_frames=n_frames)
 
     def same_as(self, other: ObsNormalization) -> bool:
         """Whether two sets of statistics give the same normalized observations (to 1e-5)."""
@@ -72,6 +95,10 @@ class ObsNormalization:
             and np.allclose(self.var, other.var, rtol=1e-5, atol=1e-8)
             and self.clip_obs == other.clip_obs
         )
+
+
+# of Dict observations: for each key that is normalized
+Normalization = ObsNormalization | dict[str, ObsNormalization]
 
 
 class Teacher:
@@ -84,7 +111,8 @@ class Teacher:
     :param name: ``<algo>/<Env>`` or a Hub id: what a student remembers of its teacher (never a path)
     :param algo: key of the algorithm, as in RL Zoo (``ppo``, ``a2c``, ``trpo``, ...)
     :param checksum: SHA-256 of the file that it came from, or ``""``
-    :param normalization: the frozen ``VecNormalize`` statistics that it was trained with, or ``None``
+    :param normalization: the frozen ``VecNormalize`` statistics that it was trained with, by key for Dict observations, or
+        ``None``
     :param recipe: how to build the environment that it was trained on, where that is known
     :param vec_env: the raw environment that a live model brought along
     """
@@ -98,7 +126,7 @@ class Teacher:
         name: str = "",
         algo: str = "ppo",
         checksum: str = "",
-        normalization: ObsNormalization | None = None,
+        normalization: Normalization | None = None,
         recipe: EnvRecipe | None = None,
         vec_env: VecEnv | None = None,
     ) -> None:
@@ -110,6 +138,8 @@ class Teacher:
         self.policy: Any = policy
         self.policy.set_training_mode(False)
         self.policy.requires_grad_(False)
+        self.head = head_of(policy.action_space)
+        self.parts = parts_of(policy.observation_space, self.normalized_image)
         self.name, self.algo, self.checksum = name, algo, checksum
         self.normalization, self.recipe, self.vec_env = normalization, recipe, vec_env
 
@@ -122,19 +152,34 @@ class Teacher:
         return self.policy.action_space
 
     @property
+    def normalized_image(self) -> bool:
+        """Whether its CNN takes images of floats (SB3's name for it)."""
+        kwargs = self.policy.features_extractor_kwargs or {}
+        return bool(kwargs.get("normalized_image", False))
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether it is to be told which actions are allowed, where the environment says so."""
+        return isinstance(self.policy, MaskableActorCriticPolicy)
+
+    @property
     def device(self) -> th.device:
         return self.policy.device
 
     def to(self, device: th.device | str) -> Teacher:
         """Move the network to a device; images go through it channels-last, which is faster on every device."""
         self.policy.to(device)
-        if len(self.observation_space.shape or ()) == 3:
+        if any(part.is_image for part in self.parts):
             self.policy.to(memory_format=th.channels_last)
         return self
 
-    def normalize(self, observations: np.ndarray) -> np.ndarray:
+    def normalize(self, observations: Any) -> Any:
         """Raw observations as the network takes them, shape unchanged."""
-        return observations if self.normalization is None else self.normalization(np.asarray(observations))
+        if self.normalization is None:
+            return observations
+        if isinstance(self.normalization, ObsNormalization):
+            return self.normalization(np.asarray(observations))
+        return {**observations, **{key: one(np.asarray(observations[key])) for key, one in self.normalization.items()}}
 
     @property
     def use_sde(self) -> bool:
@@ -142,15 +187,20 @@ class Teacher:
         return getattr(self.policy, "use_sde", False)
 
     @th.no_grad()
-    def __call__(self, observations: np.ndarray) -> TeacherOutput:
+    def __call__(self, observations: Any, action_masks: np.ndarray | None = None) -> TeacherOutput:
         """
         Label a batch of raw observations.
 
-        :param observations: shape (batch_size, *observation_shape), as the environment gives them
+        :param observations: shape (batch_size, *observation_shape), as the environment gives them; a dict of such arrays
+        :param action_masks: which discrete actions are allowed, shape (batch_size, sum of all categories)
         :return: logits or mean, value and log standard deviation, float32, on the teacher's device
         """
         tensor, _ = self.policy.obs_to_tensor(self.normalize(observations))
-        return self._label(tensor)
+        output = self._label(tensor)
+        if action_masks is None:
+            return output
+        masks = self.head.check_masks(action_masks, len(output.actor), output.actor.device)
+        return output._replace(actor=masked(output.actor, masks), masks=masks)
 
     def _label(self, observations: th.Tensor) -> TeacherOutput:
         policy = self.policy
@@ -159,8 +209,8 @@ class Teacher:
         latent_pi = policy.mlp_extractor.forward_actor(pi_features)
         value = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).flatten().float()
         actor = policy.action_net(latent_pi)
-        if not isinstance(self.action_space, spaces.Box):
-            return TeacherOutput(actor.float(), value)
+        if not self.head.is_box:
+            return TeacherOutput(self.head.logits(actor.float()), value)
         log_std = _log_std(policy.action_dist, policy.log_std, actor, latent_pi)
         if policy.squash_output:
             actor, log_std = self._squash(actor, log_std)
@@ -196,13 +246,15 @@ class Teacher:
 
     def predict(
         self,
-        observation: np.ndarray,
+        observation: Any,
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """SB3's ``predict`` on raw observations."""
-        return self.policy.predict(self.normalize(observation), state, episode_start, deterministic)
+        """SB3's ``predict`` on raw observations; masks are for a teacher that was trained with them."""
+        masks = {} if action_masks is None else {"action_masks": action_masks}
+        return self.policy.predict(self.normalize(observation), state, episode_start, deterministic, **masks)
 
     def sample(self, output: TeacherOutput) -> np.ndarray:
         """
@@ -212,7 +264,7 @@ class Teacher:
         :return: shape (batch_size,) or (batch_size, action_dim), inside the action space
         """
         if not isinstance(self.action_space, spaces.Box):
-            return th.multinomial(output.actor.softmax(1), 1).flatten().cpu().numpy()
+            return self.head.sample(output.actor).cpu().numpy()
         noise = th.randn_like(output.actor)
         actions = (output.actor + noise * output.log_std.exp()).cpu().numpy()  # type: ignore[union-attr]
         return np.clip(actions, self.action_space.low.reshape(-1), self.action_space.high.reshape(-1))
@@ -244,14 +296,20 @@ class Teacher:
         modules = [m for part in self._actor_modules() for m in part.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
         handles = [m.register_forward_hook(hook) for m in modules]
         try:
-            space = self.observation_space
             with th.no_grad():
-                observations, _ = self.policy.obs_to_tensor(np.zeros((1, *space.shape), space.dtype))  # type: ignore[misc]
+                observations, _ = self.policy.obs_to_tensor(_zeros(self.observation_space))
                 self.policy._predict(observations, deterministic=True)
         finally:
             for handle in handles:
                 handle.remove()
         return sum(count)
+
+
+def _zeros(space: spaces.Space) -> Any:
+    """A batch of one observation."""
+    if isinstance(space, spaces.Dict):
+        return {key: _zeros(one) for key, one in space.items()}
+    return np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
 
 
 def _log_std(dist: Distribution, log_std: th.Tensor, mean: th.Tensor, latent: th.Tensor) -> th.Tensor:

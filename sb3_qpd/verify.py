@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
 
+from sb3_qpd.acting import act, batch_size, gives_masks, takes_masks
 from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.evaluation import VALIDATION_SEED, Player
 from sb3_qpd.integer import IntegerModel
+from sb3_qpd.layers import PixelGrid
 from sb3_qpd.policies import QuantActorCriticPolicy
 
 N_ENVS = 16
@@ -217,7 +220,7 @@ def compile_c(folder: Path) -> Any | None:
 
 def integer_steps(model: IntegerModel, observations: np.ndarray) -> Steps:
     """Every step of the integer model."""
-    steps = dict(zip(_step_names(model), model.trace(observations), strict=True))
+    steps = dict(zip(model.step_names(), model.trace(observations), strict=True))
     acc = steps["accumulators"]
     return {**steps, _output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
 
@@ -226,7 +229,7 @@ def integer_steps(model: IntegerModel, observations: np.ndarray) -> Steps:
 def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> Steps:
     """Every step of the SB3 policy in evaluation mode."""
     policy.set_training_mode(False)
-    extractor, head, steps = policy.features_extractor, policy.action_net, dict[str, np.ndarray]()
+    head, steps = policy.action_net, dict[str, np.ndarray]()
 
     def keep(name: str, grid_step: Any) -> Callable[..., None]:
         def hook(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
@@ -237,11 +240,15 @@ def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> St
     def keep_accumulators(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
         steps["accumulators"] = head.accumulators(inputs[0]).cpu().numpy()
 
-    grid: Any = extractor.input_grid
-    handles = [grid.register_forward_hook(keep("input_grid", 1 if extractor.is_image else grid.scale()))]
-    layers: Any = extractor.layers
-    for i, layer in enumerate(layers):
-        handles.append(layer.register_forward_hook(keep(f"layer{i}", layer.output_grid.scale())))
+    handles, i = [], 0
+    for number, trunk in enumerate(policy.features_extractor.trunks):
+        grid: Any = trunk.input_grid
+        unit = 1 if isinstance(grid, PixelGrid) else grid.scale()
+        handles.append(grid.register_forward_hook(keep(f"input_grid{number or ''}", unit)))
+        layers: Any = trunk.layers
+        for layer in layers:
+            handles.append(layer.register_forward_hook(keep(f"layer{i}", layer.output_grid.scale())))
+            i += 1
     handles.append(head.register_forward_hook(keep_accumulators))
     try:
         outputs, _ = policy.actor_and_value(policy.obs_to_tensor(observations)[0])
@@ -263,29 +270,43 @@ def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, ji
     :param jitter: counts the actions
     """
     env = recipe.make_vec_env(min(N_ENVS, n_observations), seed=seed, training=False)
+    masking = takes_masks(player) and gives_masks(env)
     try:
         observations: Any = env.reset()
         while n_observations > 0:
-            yield observations[:n_observations]
-            n_observations -= len(observations)
-            actions, _ = player.predict(observations, deterministic=not recipe.is_atari)
+            yield _rows(observations, slice(n_observations))
+            n_observations -= batch_size(observations)
+            masks = get_action_masks(env) if masking else None
+            actions = act(player, observations, not recipe.is_atari, masks)
             observations, _, dones, _ = env.step(actions)
             jitter.add(actions, dones)
     finally:
         env.close()
 
 
+def _rows(observations: Any, rows: slice) -> Any:
+    if isinstance(observations, dict):
+        return {key: value[rows] for key, value in observations.items()}
+    return observations[rows]
+
+
 def _pieces(observations: np.ndarray) -> Iterator[np.ndarray]:
     return (observations[start : start + PIECE] for start in range(0, len(observations), PIECE))
+
+
+def _check_observations(model: IntegerModel, observations: Any) -> None:
+    for part in model.parts:
+        given = np.shape(observations if part.key is None else observations[part.key])[1:]
+        if given != part.shape:
+            raise ValueError(f"Expected observations of shape {part.shape}, got {given}: another environment's?")
 
 
 def _compare(result: Verification, model: IntegerModel, contenders: list[Contender], batches: Iterable[np.ndarray]) -> None:
     rows: dict[tuple[str, str], Difference] = {}
     for observations in batches:
-        if (given := observations.shape[1:]) != model.observation_shape:
-            raise ValueError(f"Expected observations of shape {model.observation_shape}, got {given}: another environment's?")
+        _check_observations(model, observations)
         expected = integer_steps(model, observations)
-        result.n_observations += len(observations)
+        result.n_observations += batch_size(observations)
         for contender in contenders:
             got = contender.steps(observations)
             for step in (name for name in expected if name in got):
@@ -293,11 +314,6 @@ def _compare(result: Verification, model: IntegerModel, contenders: list[Contend
                 row = rows.setdefault(key, Difference(contender.name, step, contender.is_exact))
                 row.add(expected[step], got[step])
     result.differences = list(rows.values())
-
-
-def _step_names(model: IntegerModel) -> list[str]:
-    """Of :meth:`IntegerModel.trace`."""
-    return ["input_grid", *(f"layer{i}" for i in range(len(model.layers) - 1)), "accumulators"]
 
 
 def _output_name(model: IntegerModel) -> str:
@@ -316,6 +332,6 @@ def _c_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
     def steps(observations: np.ndarray) -> Steps:
         values = policy.trace(observations, model)
         actions = np.stack([policy.act(observation) for observation in observations])
-        return {**dict(zip(_step_names(model), values, strict=True)), "action": actions}
+        return {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
 
     return steps

@@ -8,10 +8,12 @@ from typing import Any, SupportsFloat
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecTransposeImage
 
+from sb3_qpd.acting import gives_masks
 from sb3_qpd.loading import load_teacher
 from sb3_qpd.matching import check_spaces
 from sb3_qpd.teachers import Teacher
@@ -21,7 +23,9 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
     """
     Nothing changes but ``info``: it says what the teacher would do after the observation that comes with it.
 
-    - ``teacher_logits``, shape (n_actions,): discrete actions. A Q-value teacher's are its Q-values over ``temperature``
+    - ``teacher_logits``, shape (n_actions,): discrete actions (of every category of every dimension, one after the other). A
+      Q-value teacher's are its Q-values over ``temperature``; where the environment masks actions, and the teacher was trained
+      with masks, the others' are very negative
     - ``teacher_mean``, shape (action_dim,): Box actions, in environment units
     - ``teacher_std``, same shape: where the teacher is not deterministic
     - ``teacher_value``: where it has a critic
@@ -37,10 +41,8 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         self.teacher, self.temperature = load_teacher(teacher), temperature
         gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, teacher=self.teacher, temperature=temperature)
         gym.Wrapper.__init__(self, env)
-        space = env.observation_space
-        if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
-            space = VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]  # as SB3 hands it to a policy
-        check_spaces(self.teacher, space, env.action_space)
+        check_spaces(self.teacher, channels_first(env.observation_space), env.action_space)
+        self._masking = self.teacher.uses_masks and gives_masks(env)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See :class:`gymnasium.Env`."""
@@ -53,7 +55,11 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         return observation, reward, terminated, truncated, {**info, **self._labels(observation)}
 
     def _labels(self, observation: Any) -> dict[str, Any]:
-        output = self.teacher(np.asarray(observation)[None])
+        if isinstance(observation, dict):
+            batch: Any = {key: np.asarray(value)[None] for key, value in observation.items()}
+        else:
+            batch = np.asarray(observation)[None]
+        output = self.teacher(batch, get_action_masks(self.env) if self._masking else None)
         actor = output.actor[0].cpu().numpy()
         is_box = isinstance(self.action_space, spaces.Box)
         labels: dict[str, Any] = {"teacher_mean": actor} if is_box else {"teacher_logits": actor / self.temperature}
@@ -62,3 +68,12 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         if output.value is not None:
             labels["teacher_value"] = output.value[0].item()
         return labels
+
+
+def channels_first(space: spaces.Space) -> spaces.Space:
+    """A space as SB3 hands it to a policy."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict([(key, channels_first(one)) for key, one in space.items()])
+    if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
+        return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
+    return space

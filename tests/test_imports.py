@@ -17,8 +17,8 @@ LAYERS = (
     # mathematics and plain data: no SB3
     ("losses", "quantizers", "transitions", "integer", "inert", "verdicts"),
     # parts
-    ("layers", "architectures", "reader", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
-    ("policies", "loading", "matching", "wrappers", "acting", "objective"),
+    ("spaces", "layers", "architectures", "reader", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
+    ("policies", "loading", "acting", "matching", "wrappers", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
     ("export", "evaluation", "report", "contest", "verify", "benchmark"),

@@ -391,10 +391,16 @@ def test_keywords_that_say_what_is_so_anyway_are_accepted():
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "message"),
     [
-        (spaces.Discrete(5), DISCRETE, r"Expected a Box observation space .* got Discrete\(5\)"),
-        (spaces.Dict({"a": VECTOR}), DISCRETE, "Expected a Box observation space .* got Dict"),
-        (VECTOR, spaces.MultiDiscrete([2, 3]), "Expected a Discrete or Box action space, got MultiDiscrete"),
-        (VECTOR, spaces.MultiBinary(3), "Expected a Discrete or Box action space, got MultiBinary"),
+        (spaces.Discrete(5, start=1), DISCRETE, r"Observations of Discrete\(5, start=1\) are not supported. Supported: Box"),
+        (spaces.Tuple([VECTOR]), DISCRETE, "Observations of Tuple.* are not supported. Supported: Box"),
+        (
+            spaces.Dict({"a": spaces.Dict({"b": VECTOR})}),
+            DISCRETE,
+            "Observations of Dict.* a Dict of these that is not ",
+        ),
+        (VECTOR, spaces.MultiDiscrete([[2, 3]]), "Actions of MultiDiscrete.* are not supported. Supported: Discrete, Multi"),
+        (VECTOR, spaces.MultiBinary((2, 2)), "Actions of MultiBinary.* are not supported"),
+        (VECTOR, spaces.Box(-np.inf, np.inf, (2,)), "have no finite bounds: .* Rescale the actions with a wrapper"),
         (spaces.Box(0, 255, (4, 10, 10), np.uint8), DISCRETE, r"do not fit images of shape \(4, 10, 10\)"),
     ],
 )

@@ -17,6 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_qpd import IntegerModel, QPDDistiller, QuantActorCriticPolicy
+from sb3_qpd.spaces import head_of
 
 # a small student on the CPU that always comes out the same
 QUICK: dict[str, Any] = {"student_arch": "nano", "device": "cpu", "seed": 0, "check_teacher": False}
@@ -101,6 +102,65 @@ class Quadrant(gym.Env):
         return self._observe(), reward, False, self.t >= 10, {}
 
 
+class Anything(gym.Env):
+    """
+    Any spaces: observations are drawn from theirs, and the reward is what a weighted sum of them says of the action.
+
+    :param observation_space: of observations
+    :param action_space: of actions
+    :param n_steps: length of an episode
+    """
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, n_steps: int = 10) -> None:
+        self.observation_space, self.action_space, self.n_steps = observation_space, action_space, n_steps
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.t = 0
+        return self._observe(), {}
+
+    def _observe(self) -> Any:
+        self.observation = self.observation_space.sample()
+        return self.observation
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not self.action_space.contains(action):
+            raise ValueError(f"{action!r} is not in {self.action_space}")
+        values = self.observation.values() if isinstance(self.observation, dict) else [self.observation]
+        reward = float(np.cos(sum(float(np.mean(value)) for value in values) + np.sum(action)))
+        self.t += 1
+        return self._observe(), reward, False, self.t >= self.n_steps, {}
+
+
+class Strict(Anything):
+    """Some actions are not allowed, others in each state: to take one is an error."""
+
+    def _observe(self) -> Any:
+        self.masks = [self.np_random.random(n) < 0.5 for n in head_of(self.action_space).nvec]
+        for mask in self.masks:
+            mask[self.np_random.integers(len(mask))] = True
+        return super()._observe()
+
+    def action_masks(self) -> np.ndarray:
+        return np.concatenate(self.masks)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not all(mask[int(choice)] for mask, choice in zip(self.masks, np.ravel(action), strict=True)):
+            raise ValueError(f"{action!r} is not allowed now: {self.masks}")
+        return super().step(action)
+
+
+def sample(space: spaces.Space, n: int, seed: int = 0) -> Any:
+    """A batch of observations."""
+    space.seed(seed)
+    drawn = [space.sample() for _ in range(n)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([one[key] for one in drawn]) for key in space}
+    return np.stack(drawn)
+
+
 def pointers(action_space: spaces.Space = DISCRETE, n_envs: int = 8) -> VecEnv:
     return make_vec_env(Pointer, n_envs, seed=0, env_kwargs={"action_space": action_space})
 
@@ -139,14 +199,14 @@ class Watch(BaseCallback):
         return True
 
 
-def actor_of(policy: QuantActorCriticPolicy, observations: np.ndarray) -> np.ndarray:
+def actor_of(policy: QuantActorCriticPolicy, observations: Any) -> np.ndarray:
     """Logits or means in evaluation mode."""
     policy.set_training_mode(False)
     with th.no_grad():
         return policy.actor_and_value(policy.obs_to_tensor(observations)[0])[0].numpy()
 
 
-def assert_same_bits(policy: QuantActorCriticPolicy, observations: np.ndarray) -> IntegerModel:
+def assert_same_bits(policy: QuantActorCriticPolicy, observations: Any) -> IntegerModel:
     """The policy in evaluation mode is the integer model, with no tolerance; and so are the actions."""
     actor = actor_of(policy, observations)
     integer = policy.to_integer()
@@ -170,7 +230,7 @@ def assert_equal_states(a: Any, b: Any) -> None:
         assert th.equal(value, b[name]), name
 
 
-def assert_saves_and_loads(student: QPDDistiller, path: Path, observations: np.ndarray) -> QPDDistiller:
+def assert_saves_and_loads(student: QPDDistiller, path: Path, observations: Any) -> QPDDistiller:
     """A student comes back from its zip bit for bit, with neither teacher nor environment, and from its npz as well."""
     student.save(path / "student.zip")
     loaded = QPDDistiller.load(path / "student.zip", device="cpu")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -105,7 +106,28 @@ def accumulator_bound(layer: IntegerLayer) -> int:
 
 def is_step(name: str) -> bool:
     """Whether a tensor of this name in an exported file is a step of :meth:`IntegerModel.trace`."""
-    return name in ("input_grid", "accumulators") or (name.startswith("layer") and name[5:].isdigit())
+    return re.fullmatch(r"input_grid\d*|layer\d+|accumulators", name) is not None
+
+
+def check_spaces(model: IntegerModel, target: str, *, indices: bool, multi_action: bool) -> None:
+    """
+    Refuse by name what a target cannot do.
+
+    :param model: about to be written
+    :param target: for the message
+    :param indices: whether it can take Discrete and MultiDiscrete observations
+    :param multi_action: whether it can give MultiDiscrete and MultiBinary actions
+    """
+    kinds = {part.kind for part in model.parts}
+    refused = {
+        "Dict observations": model.is_dict,
+        "images of floats": "float_image" in kinds,
+        "Discrete and MultiDiscrete observations": "one_hot" in kinds and not indices,
+        "MultiDiscrete and MultiBinary actions": len(model.action_nvec) > 1 and not multi_action,
+        "action masks": model.uses_masks,
+    }
+    if names := [name for name, is_refused in refused.items() if is_refused]:
+        raise ValueError(f"The target {target} does not support {' and '.join(names)}: take the target onnx or numpy")
 
 
 def without_paths(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd import __version__
+from sb3_qpd.export import check_spaces
 from sb3_qpd.export.c_layout import CLayer, Place, lay_out, plan_arena
 from sb3_qpd.export.c_text import (
     array,
@@ -55,6 +56,7 @@ def export_c(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got '{name}'")
+    check_spaces(model, "c", indices=False, multi_action=False)
     layers = lay_out(model)
     places, arena_bytes = plan_arena(model, layers)
     values = {

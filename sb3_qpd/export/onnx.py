@@ -20,7 +20,7 @@ import numpy as np
 
 from sb3_qpd import __version__
 from sb3_qpd.export import is_step, without_paths
-from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
+from sb3_qpd.integer import IntegerLayer, IntegerModel, Part, pack
 
 try:
     import onnx
@@ -29,7 +29,8 @@ except ImportError as error:
     raise ImportError("The target onnx needs the packages onnx and onnxruntime: pip install 'sb3_qpd[export]'") from error
 
 FORMS = ("operators", "qdq")
-INPUT = "observation"
+INPUT = "observation"  # of a Dict: observation/key
+MASKS = "action_masks"
 PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}  # other widths are unpacked from a bit stream
 OPSETS = {8: 13, 4: 21, 2: 25}  # the first that has what a width needs
 STREAM_OPSET = 18
@@ -66,19 +67,14 @@ def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bo
             f"ONNX requantizes in float32, this model has requantization={model.requantization!r}: "
             "set model.requantization = 'float32', or take the target c or numpy"
         )
-    if channels_last and not model.is_image:
+    if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     graph = _Graph(form == "qdq")
-    x = graph.input_grid(model, channels_last)
-    for i, layer in enumerate(model.layers[:-1]):
-        x = graph.layer(x, layer, i)
-    graph.head(x, model)
+    graph.head(graph.trunks(model, channels_last), model)
     opset = max(OPSETS.get(layer.weight_bits, STREAM_OPSET) for layer in model.layers)
     imports = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
-        helper.make_graph(
-            graph.nodes, "policy", [_input_info(model, channels_last)], _output_infos(model), graph.initializers
-        ),
+        helper.make_graph(graph.nodes, "policy", _input_infos(model, channels_last), _output_infos(model), graph.initializers),
         opset_imports=imports,
         ir_version=helper.find_min_ir_version_for(imports),
         producer_name="sb3_qpd",
@@ -102,6 +98,7 @@ class _Graph:
         self.initializers: list[onnx.TensorProto] = []
         self.zero_point = 0  # of what flows at the moment
         self.is_flat = False
+        self.n_flattened = 0
 
     def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
@@ -123,17 +120,57 @@ class _Graph:
 
     # -- input --------------------------------------------------------------------------------------------------------
 
-    def input_grid(self, model: IntegerModel, channels_last: bool) -> str:
-        """Raw observations to the input grid, in uint8."""
-        if model.is_image:
-            return self.node("Transpose", [INPUT], "input_grid", perm=[0, 3, 1, 2]) if channels_last else INPUT
-        x = self.node("Flatten", [INPUT], "flat")
-        x = self.node("Mul", [x, self.constant("input_multiplier", model.input_multiplier)], "scaled")
-        x = self.node("Add", [x, self.constant("input_offset", model.input_offset)], "shifted")
-        nan = self.node("IsNaN", [x], "nan")  # kernels differ in what they make of it: it becomes the grid's zero
-        x = self.node("Where", [nan, self.constant("zero", np.float32(0)), x], "finite")
-        self.zero_point, self.is_flat = 128, True
-        return self.node("QuantizeLinear", [x, self.one, self.integer(128)], "input_grid")
+    def trunks(self, model: IntegerModel, channels_last: bool) -> str:
+        """Raw observations to what the head takes."""
+        features, i, used = [], 0, 0
+        for number, (parts, n_layers) in enumerate(zip(model.trunks, model.branches, strict=True)):
+            self.zero_point, self.is_flat = 0, False
+            end = used + (0 if parts[0].kind == "image" else 1 if parts[0].is_image else sum(p.n_features for p in parts))
+            x = self._input_grid(model, parts, slice(used, end), str(number or ""), channels_last)
+            for layer in model.layers[i : i + n_layers]:
+                x = self.layer(x, layer, i)
+                i += 1
+            features.append(x if len(model.branches) == 1 else self._flatten(x))
+            used = end
+        return features[0] if len(features) == 1 else self.node("Concat", features, "all_features", axis=1)
+
+    def _input_grid(
+        self, model: IntegerModel, parts: tuple[Part, ...], features: slice, number: str, channels_last: bool
+    ) -> str:
+        """Raw observations to the input grid of one trunk, in uint8."""
+        if parts[0].kind == "image":
+            name = input_name(parts[0])
+            return self.node("Transpose", [name], f"input_grid{number}", perm=[0, 3, 1, 2]) if channels_last else name
+        self.is_flat = not parts[0].is_image
+        if self.is_flat:
+            x = self._vector(parts)
+        else:
+            x = input_name(parts[0])
+        m, a = (np.asarray(values)[features] for values in (model.input_multiplier, model.input_offset))
+        x = self.node("Mul", [x, self.constant(f"input_multiplier{number}", m)], f"scaled_input{number}")
+        x = self.node("Add", [x, self.constant(f"input_offset{number}", a)], f"shifted_input{number}")
+        # kernels differ in what they make of NaN: it becomes the grid's zero
+        nan = self.node("IsNaN", [x], f"nan{number}")
+        x = self.node("Where", [nan, self.constant("zero", np.float32(0)), x], f"finite{number}")
+        self.zero_point = 128
+        return self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"input_grid{number}")
+
+    def _vector(self, parts: tuple[Part, ...]) -> str:
+        """One vector of floats, shape (batch_size, n_features)."""
+        vectors = [self._one_hot(part) if part.kind == "one_hot" else self._flat_input(part) for part in parts]
+        return vectors[0] if len(vectors) == 1 else self.node("Concat", vectors, "vector", axis=1)
+
+    def _flat_input(self, part: Part) -> str:
+        return self.node("Flatten", [input_name(part)], f"flat_{input_name(part)}")
+
+    def _one_hot(self, part: Part) -> str:
+        """Each index beside all of its categories: equal or not."""
+        name = input_name(part)
+        column = self.constant(f"index_of_{name}", np.repeat(np.arange(len(part.nvec)), part.nvec))
+        category = self.constant(f"category_of_{name}", np.concatenate([np.arange(n) for n in part.nvec]))
+        x = self.node("Gather", [self._flat_input(part), column], f"indices_of_{name}", axis=1)
+        x = self.node("Equal", [x, category], f"is_{name}")
+        return self.node("Cast", [x], f"one_hot_{name}", to=TensorProto.FLOAT)
 
     # -- layers -------------------------------------------------------------------------------------------------------
 
@@ -185,7 +222,8 @@ class _Graph:
         if self.is_flat:
             return x
         self.is_flat = True
-        return self.node("Flatten", [x], "features")
+        self.n_flattened += 1
+        return self.node("Flatten", [x], "features" if self.n_flattened == 1 else f"features_{self.n_flattened}")
 
     def _weight(self, weight: np.ndarray, bits: int, i: int) -> tuple[str, str]:
         """Packed weights, unpacked to uint8 by what a runtime folds when it loads the file; and their zero point."""
@@ -226,11 +264,36 @@ class _Graph:
             real = self.node("Cast", [acc], f"float{i}", to=TensorProto.FLOAT)
         outputs = self.node("Mul", [real, self._multiplier(layer, i)], output_name(model))
         if not model.is_box:
-            self.node("ArgMax", [acc], "action", axis=1, keepdims=0)
+            self._choose(acc, model)
             return
         x = self.node("Max", [outputs, self.constant("action_low", model.action_low)], "above_low")
         x = self.node("Min", [x, self.constant("action_high", model.action_high)], "clipped")
         self.node("Reshape", [x, self.constant("action_shape", np.array([-1, *model.action_shape]))], "action")
+
+    def _choose(self, acc: str, model: IntegerModel) -> None:
+        """The largest of the allowed scores of each dimension."""
+        if model.n_bits:  # the logit of 0 is 0
+            zero = self.node("Sub", [acc, acc], "zeros")
+            last = self.constant("last", np.array([2]))
+            pairs = [self.node("Unsqueeze", [x, last], f"column_{x}") for x in (zero, acc)]
+            acc = self.node("Concat", pairs, "pairs", axis=2)
+        if model.uses_masks:
+            masks = MASKS
+            if model.n_bits:
+                shape = self.constant("shape_of_pairs", np.array([-1, model.n_bits, 2]))
+                masks = self.node("Reshape", [MASKS, shape], "masks_of_pairs")
+            lowest = self.constant("lowest", np.float32(-np.inf) if self.is_qdq else np.int32(-(2**31)))
+            acc = self.node("Where", [masks, acc, lowest], "allowed")
+        if model.n_bits:
+            self.node("ArgMax", [acc], "action", axis=2, keepdims=0)
+        elif not model.action_shape:
+            self.node("ArgMax", [acc], "action", axis=1, keepdims=0)
+        else:
+            names = [f"scores_of_action{i}" for i in range(len(model.action_nvec))]
+            sizes = self.constant("nvec", np.array(model.action_nvec))
+            self.nodes.append(helper.make_node("Split", [acc, sizes], names, axis=1))
+            best = [self.node("ArgMax", [name], f"best_{name}", axis=1, keepdims=1) for name in names]
+            self.node("Concat", best, "action", axis=1)
 
     def _qdq_accumulate(self, x: str, layer: IntegerLayer, i: int) -> str:
         """With steps of 1: the accumulators themselves, exact in float32 up to 2^24."""
@@ -248,10 +311,23 @@ def output_name(model: IntegerModel) -> str:
     return "mean" if model.is_box else "logits"
 
 
-def _input_info(model: IntegerModel, channels_last: bool) -> onnx.ValueInfoProto:
-    shape = model.observation_shape
-    shape = (*shape[1:], shape[0]) if channels_last else shape
-    return helper.make_tensor_value_info(INPUT, TensorProto.UINT8 if model.is_image else TensorProto.FLOAT, ["batch", *shape])
+def input_name(part: Part) -> str:
+    """Of the graph's input that takes it."""
+    return INPUT if part.key is None else f"{INPUT}/{part.key}"
+
+
+ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # others are floats
+
+
+def _input_infos(model: IntegerModel, channels_last: bool) -> list[onnx.ValueInfoProto]:
+    infos = []
+    for part in model.parts:
+        shape = (*part.shape[1:], part.shape[0]) if channels_last and part.kind == "image" else part.shape
+        kind = ELEMENT_TYPES.get(part.kind, TensorProto.FLOAT)
+        infos.append(helper.make_tensor_value_info(input_name(part), kind, ["batch", *shape]))
+    if model.uses_masks:
+        infos.append(helper.make_tensor_value_info(MASKS, TensorProto.BOOL, ["batch", sum(model.action_nvec)]))
+    return infos
 
 
 def _output_infos(model: IntegerModel) -> list[onnx.ValueInfoProto]:
@@ -262,20 +338,29 @@ def _output_infos(model: IntegerModel) -> list[onnx.ValueInfoProto]:
 
 def _properties(model: IntegerModel, channels_last: bool) -> dict[str, str]:
     """``metadata_props``: the model's own, spaces and versions."""
-    info = _input_info(model, channels_last).type.tensor_type
-    shape = [dim.dim_value for dim in info.shape.dim[1:]]
-    action: dict[str, Any] = {"n": len(model.layers[-1].bias)}
+    action: dict[str, Any] = {"n": model.action_nvec[0]} if len(model.action_nvec) == 1 else {"nvec": model.action_nvec}
     if model.is_box:
         bounds = {"low": model.action_low, "high": model.action_high, "std": model.action_std}
         action = {"shape": list(model.action_shape)}
         action |= {name: [str(x) for x in value] for name, value in bounds.items() if value is not None}
     properties = {
         **without_paths(model.metadata),
-        "observation_space": {"shape": shape, "dtype": "uint8" if model.is_image else "float32"},
+        "observation_space": _observation_property(model, channels_last),
         "action_space": action,
         "versions": {"sb3_qpd": __version__, "onnx": onnx.__version__},
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in properties.items()}
+
+
+def _observation_property(model: IntegerModel, channels_last: bool) -> dict[str, Any]:
+    spaces: dict[str | None, dict[str, Any]] = {}
+    for part, info in zip(model.parts, _input_infos(model, channels_last), strict=False):
+        tensor = info.type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        spaces[part.key] = {"shape": [dim.dim_value for dim in tensor.shape.dim[1:]], "dtype": dtype}
+        if part.nvec:
+            spaces[part.key]["nvec"] = part.nvec
+    return spaces.get(None) or {str(key): one for key, one in spaces.items()}
 
 
 # --- in ONNX Runtime ---
@@ -295,17 +380,21 @@ class OnnxPolicy:
         self._tracing: Any = None
         nodes = self._proto.graph.node
         self.form = "qdq" if any(node.op_type == "DequantizeLinear" for node in nodes) else "operators"
-        self._is_image = self._proto.graph.input[0].type.tensor_type.elem_type == TensorProto.UINT8
-        self._channels_last = any(node.op_type == "Transpose" and "input_grid" in node.output for node in nodes)
+        self._inputs = {one.name: one.type.tensor_type for one in self._proto.graph.input}
+        self._channels_last = {node.input[0] for node in nodes if node.op_type == "Transpose"}
+        # the input grids of vectors, which are 128 higher in the file
+        quantized = [node.output[0] for node in nodes if node.op_type == "QuantizeLinear"]
+        self._shifted = [name for name in quantized if name.startswith("input_grid")]
 
-    def run(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(self, observations: Any, action_masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param observations: raw, shape (batch_size, *observation_shape)
+        :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
+        :param action_masks: what is allowed, where the student was taught with masks; ``None``: everything
         :return: actions, and logits or means
         """
-        return tuple(self._session.run(None, {INPUT: self._prepare(observations)}))
+        return tuple(self._session.run(None, self._prepare(observations, action_masks)))
 
-    def trace(self, observations: np.ndarray) -> dict[str, np.ndarray]:
+    def trace(self, observations: Any) -> dict[str, np.ndarray]:
         """
         The integers inside, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
 
@@ -317,10 +406,8 @@ class OnnxPolicy:
             proto.CopyFrom(self._proto)
             proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
             self._tracing = self._open(proto)
-        values = dict(zip(names, self._tracing.run(names, {INPUT: self._prepare(observations)}), strict=True))
-        if not self._is_image:
-            values["input_grid"] = values["input_grid"].astype(np.int16) - 128
-        return values
+        values = dict(zip(names, self._tracing.run(names, self._prepare(observations)), strict=True))
+        return {name: value.astype(np.int16) - 128 if name in self._shifted else value for name, value in values.items()}
 
     def _open(self, proto: onnx.ModelProto) -> Any:
         try:
@@ -334,10 +421,19 @@ class OnnxPolicy:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self._optimize else level.ORT_DISABLE_ALL
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def _prepare(self, observations: np.ndarray) -> np.ndarray:
-        if not self._is_image:
-            return observations.astype(np.float32)
-        return np.ascontiguousarray(np.moveaxis(observations, 1, -1)) if self._channels_last else observations
+    def _prepare(self, observations: Any, action_masks: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """What the graph's inputs take."""
+        given: dict[str, np.ndarray] = {}
+        for name, tensor in self._inputs.items():
+            if name == MASKS:
+                n = len(next(iter(given.values())))
+                shape = n, tensor.shape.dim[1].dim_value
+                given[name] = np.ones(shape, bool) if action_masks is None else np.asarray(action_masks, bool).reshape(shape)
+                continue
+            x = observations if name == INPUT else observations[name.removeprefix(f"{INPUT}/")]
+            x = np.moveaxis(x, 1, -1) if name in self._channels_last else x
+            given[name] = np.ascontiguousarray(x, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+        return given
 
 
 def quantize_after_training(path: Path, out: Path, observations: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd import __version__
-from sb3_qpd.export import accumulator_bound, is_step, without_paths
+from sb3_qpd.export import accumulator_bound, check_spaces, is_step, without_paths
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 
 try:
@@ -67,6 +67,7 @@ def make_tflite(model: IntegerModel, *, channels_last: bool = False) -> bytes:
 
 
 def _refuse_what_it_lacks(model: IntegerModel, channels_last: bool) -> None:
+    check_spaces(model, "tflite", indices=False, multi_action=False)
     instead = "Export it as onnx, c or numpy"
     if model.requantization != "float32":
         raise ValueError(f"TFLite requantizes in float32, this model has requantization={model.requantization!r}. {instead}")
