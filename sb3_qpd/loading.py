@@ -26,9 +26,10 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_qpd.building import build_policy
 from sb3_qpd.envs import EnvRecipe, make_recipe
-from sb3_qpd.reader import SUPPORTED, TeacherError, check_weights, read_vecnormalize, read_zip
+from sb3_qpd.reader import SUPPORTED, TeacherError, read_vecnormalize, read_zip
 from sb3_qpd.run_folder import RunFolder, find_run
 from sb3_qpd.teachers import TEACHERS, ObsNormalization, Teacher
+from sb3_qpd.weights import check_weights
 
 
 def load_teacher(

@@ -15,9 +15,9 @@ PACKAGE = Path(sb3_qpd.__file__).parent
 # A module may import from the layers above its line here, and from its own layer what stands to its left.
 LAYERS = (
     # mathematics and plain data: no SB3
-    ("losses", "quantizers", "transitions", "integer", "inert", "verdicts"),
+    ("losses", "quantizers", "transitions", "integer", "inert", "archive", "verdicts"),
     # parts
-    ("layers", "architectures", "reader", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
+    ("layers", "architectures", "weights", "reader", "building", "envs", "hub", "run_folder", "teachers", "buffers", "staging"),
     ("policies", "loading", "matching", "wrappers", "acting", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
