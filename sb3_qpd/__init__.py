@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.loading import load_teacher
     from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
+    from sb3_qpd.publishing import push_to_hub
     from sb3_qpd.reader import TeacherError
     from sb3_qpd.teachers import ObsNormalization, Teacher, TeacherOutput
     from sb3_qpd.transitions import TRANSITIONS
@@ -51,6 +52,7 @@ __all__ = [
     "export_tflite",
     "load_teacher",
     "make_recipe",
+    "push_to_hub",
 ]
 
 _MODULE_OF = {
@@ -71,6 +73,7 @@ _MODULE_OF = {
     "load_teacher": "loading",
     "QuantActorCriticCnnPolicy": "policies",
     "QuantActorCriticPolicy": "policies",
+    "push_to_hub": "publishing",
     "TeacherError": "reader",
     "ObsNormalization": "teachers",
     "Teacher": "teachers",

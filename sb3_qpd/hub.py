@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sb3_qpd.archive import MAX_FILE_BYTES, TeacherError
 
@@ -244,3 +245,64 @@ def _endpoint() -> str:
     from huggingface_hub import constants
 
     return constants.ENDPOINT
+
+
+# --- uploads ---
+def make_card(metadata: Mapping[str, Any], text: str) -> str:
+    """
+    A model card as the Hub reads it.
+
+    :param metadata: ``env_id``, ``name``, ``mean_reward`` and ``base_model``
+    :param text: in Markdown
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    task, env_id = "reinforcement-learning", metadata["env_id"]
+    result = EvalResult(
+        task_type=task,
+        task_name=task,
+        dataset_type=env_id,
+        dataset_name=env_id,
+        metric_type="mean_reward",
+        metric_name="mean_reward",
+        metric_value=metadata["mean_reward"],
+    )
+    data = ModelCardData(
+        library_name="stable-baselines3",
+        tags=[env_id, "deep-reinforcement-learning", task, "stable-baselines3", "sb3-qpd", "quantized", "distillation"],
+        model_name=metadata["name"],
+        eval_results=[result],
+        base_model=metadata["base_model"],
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def upload(
+    repo_id: str, files: Mapping[str, bytes], *, private: bool | None = None, branch: str | None = None, message: str
+) -> str:
+    """
+    All files in one commit, or none.
+
+    :param repo_id: ``owner/name``; created where there is none
+    :param files: contents by their names
+    :param private: of a new repository
+    :param branch: ``None`` is ``main``
+    :param message: of the commit
+    :return: address of the commit
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
+
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+        return str(api.create_commit(repo_id, additions, commit_message=message, revision=branch).commit_url)
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{repo_id} has no branch {branch!r}. Create it first, or leave it out") from error
+    except Exception as error:  # whatever the client's HTTP library raises
+        offline = "HF_HUB_OFFLINE is set. " if constants.HF_HUB_OFFLINE else ""
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"{repo_id} could not be published on {_endpoint()}: {offline}{reason}. Uploading needs a connection and a token "
+            "that may write there: log in with `hf auth login`, or set HF_TOKEN"
+        ) from error

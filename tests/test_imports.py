@@ -23,7 +23,7 @@ LAYERS = (
     ("policies", "loading", "matching", "wrappers", "acting", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
-    ("export", "evaluation", "report", "contest", "verify", "benchmark"),
+    ("export", "evaluation", "report", "contest", "verify", "benchmark", "publishing"),
     # front doors: nobody imports these, but `python -m sb3_qpd` is the command line
     ("cli", "zoo"),
     ("__main__",),
