@@ -16,6 +16,7 @@ REQUIRED = [
     "ale-py>=0.12.1",  # same-step autoreset and life_loss_info of the native vector environment
     "opencv-python-headless>=4.5",  # SB3's Atari preprocessing; the headless build needs no system libraries
     "cloudpickle>=1.6",
+    "huggingface_hub>=2.0,<3.0",  # what rl_zoo3's sb3-team-hf-integration asks for as well
     "numpy>=1.26,<3.0",
     "scipy>=1.11",  # bootstrap intervals
     "pyyaml>=6.0",

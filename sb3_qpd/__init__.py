@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.loading import load_teacher
     from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
+    from sb3_qpd.publishing import push_to_hub
     from sb3_qpd.reader import TeacherError
     from sb3_qpd.teachers import ObsNormalization, Teacher, TeacherOutput
     from sb3_qpd.transitions import TRANSITIONS
@@ -52,6 +53,7 @@ __all__ = [
     "export_tflite",
     "load_teacher",
     "make_recipe",
+    "push_to_hub",
 ]
 
 _MODULE_OF = {
@@ -73,6 +75,7 @@ _MODULE_OF = {
     "QuantActorCriticCnnPolicy": "policies",
     "QuantActorCriticPolicy": "policies",
     "QuantMultiInputActorCriticPolicy": "policies",
+    "push_to_hub": "publishing",
     "TeacherError": "reader",
     "ObsNormalization": "teachers",
     "Teacher": "teachers",

@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 import pickletools
 import re
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 MAX_OPCODES = 500_000  # a space or normalization file needs a few hundred
+MAX_VALUES = 500_000  # counted wherever they are referred to
+MAX_DEPTH = 100
 
 # modules and the names in them that files of Stable-Baselines3 ask for
 KNOWN_NAMES: tuple[tuple[str, str], ...] = (
@@ -80,32 +83,62 @@ def is_known(name: Name) -> bool:
     return any(re.fullmatch(module, name.module) and re.fullmatch(names, name.name) for module, names in KNOWN_NAMES)
 
 
-def read_pickle(data: bytes, accept: Callable[[Name], bool] = is_known) -> Any:
+def read_pickle(
+    data: bytes | BinaryIO, accept: Callable[[Name], bool] = is_known, persistent: Callable[[Any], Any] | None = None
+) -> Any:
     """
     Follow a pickle without executing it.
 
-    :param data: the pickle, of any protocol
+    :param data: the pickle, of any protocol; of an open file just the next one is read
     :param accept: which names are let through (as :class:`Name`, never imported)
+    :param persistent: what stands for an object that lies elsewhere, from how the pickle refers to it; None refuses those
     :return: plain values, :class:`Name` and :class:`Record`
     """
-    machine = _Machine(accept)
+    machine = _Machine(accept, persistent)
     try:
         for count, (opcode, arg, _) in enumerate(pickletools.genops(data)):
             if count >= MAX_OPCODES:
                 raise UnsafePickle(f"A pickle of more than {MAX_OPCODES} opcodes: refused")
             machine.step(opcode.name, arg)
-        return machine.result()
+        result = machine.result()
     except UnsafePickle:
         raise
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise UnsafePickle(f"Not a readable pickle ({error})") from error
+    check_extent(result)
+    return result
+
+
+def check_extent(value: Any) -> None:
+    """
+    Refuse what is nested too deep, or what a few references blow up: whoever prints, compares or copies it would never end.
+
+    :param value: containers of plain values and :class:`Record`
+    """
+    level, count = [value], 1
+    for _ in range(MAX_DEPTH):
+        if not level:
+            return
+        level = list(islice(chain.from_iterable(map(_children, level)), MAX_VALUES))
+        count += len(level)
+        if count > MAX_VALUES:
+            raise UnsafePickle(f"It holds more than {MAX_VALUES} values: refused")
+    raise UnsafePickle(f"It is nested more than {MAX_DEPTH} levels deep: refused")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, Record):
+        return (value.args, value.state, value.items)
+    if isinstance(value, dict):
+        return chain(value, value.values())
+    return value if isinstance(value, list | tuple | set) and not isinstance(value, Name) else ()
 
 
 class _Machine:
     """The pickle machine's stack, marks and memo, with an ``op_`` method for each opcode that data needs."""
 
-    def __init__(self, accept: Callable[[Name], bool]) -> None:
-        self.accept = accept
+    def __init__(self, accept: Callable[[Name], bool], persistent: Callable[[Any], Any] | None) -> None:
+        self.accept, self.persistent = accept, persistent
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks under each open mark
         self.memo: dict[int, Any] = {}
@@ -211,12 +244,12 @@ class _Machine:
     def set_items(self, items: list[Any]) -> None:
         target = self.check(self.stack[-1], (dict, Record))
         pairs = list(zip(items[::2], items[1::2], strict=True))
+        for key, value in pairs:
+            self.check(key, (str, int, float, bool))  # a nested tuple as a key could take for ever to hash
+            if isinstance(target, dict):
+                target[key] = value
         if isinstance(target, Record):
             target.items.extend(pairs)
-            return
-        for key, value in pairs:
-            # a nested tuple as a key could take for ever to hash
-            target[self.check(key, (str, int, float, bool))] = value
 
     # --- names and objects: noted, not made ---
     def op_global(self, arg: str) -> None:
@@ -235,9 +268,16 @@ class _Machine:
 
     def op_reduce(self, arg: None) -> None:
         args, target = self.pop(tuple), self.pop(Name)
+        if args and target == Name("collections", "OrderedDict"):
+            raise UnsafePickle("An OrderedDict made of other values: refused")  # its keys would not be seen here
         self.stack.append(Record(target, args))
 
     op_newobj = op_reduce
+
+    def op_binpersid(self, arg: None) -> None:
+        if self.persistent is None:
+            raise UnsafePickle("A pickle with the opcode BINPERSID, which plain data never needs: refused")
+        self.stack.append(self.persistent(self.stack.pop()))
 
     def op_build(self, arg: None) -> None:
         state = self.stack.pop()

@@ -1,8 +1,10 @@
 """
-Where teachers come from: an SB3 zip, a run folder of RL Zoo, a live model. No file gets to execute anything.
+Where teachers come from: an SB3 zip, a run folder of RL Zoo, the Hugging Face Hub, a live model. No file gets to execute
+anything.
 
     load_teacher("ppo_cartpole.zip")
     load_teacher("rl-trained-agents/ppo/LunarLander-v2_1")  # knows its environment and normalization
+    load_teacher("sb3/ppo-LunarLander-v2")  # so does a repository on the Hub, see hub.py
     load_teacher(model)
 """
 
@@ -23,10 +25,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from sb3_qpd.building import build_policy
 from sb3_qpd.envs import EnvRecipe, make_recipe
-from sb3_qpd.reader import SUPPORTED, TeacherError, check_weights, read_vecnormalize, read_zip
-from sb3_qpd.run_folder import RunFolder, find_run
+from sb3_qpd.hub import download, find_source
+from sb3_qpd.reader import SUPPORTED, TeacherError, read_vecnormalize, read_zip
+from sb3_qpd.run_folder import RunFolder, find_run, read_run
 from sb3_qpd.spaces import head_of, parts_of
 from sb3_qpd.teachers import TEACHERS, Normalization, ObsNormalization, Teacher
+from sb3_qpd.weights import check_weights
 
 
 def load_teacher(
@@ -39,8 +43,10 @@ def load_teacher(
     """
     Load a pretrained agent of any algorithm in ``TEACHERS`` without executing any pickle.
 
-    :param source: a zip saved by SB3 (0.10 or later), a run folder of RL Zoo, a live model (its policy is copied; its
-        environment comes along, its ``VecNormalize`` becomes the teacher's), or a teacher, which is returned as it is
+    :param source: a zip saved by SB3 (0.10 or later), a run folder of RL Zoo, a model on the Hub (``"owner/name"``,
+        ``"owner/name@revision"``, ``"hub:owner/name/file.zip"``; what exists here by that name is a path, and so is a
+        ``Path``), a live model (its policy is copied; its environment comes along, its ``VecNormalize`` becomes the
+        teacher's), or a teacher, which is returned as it is
     :param vecnormalize: the teacher's ``vecnormalize.pkl``, where it lies elsewhere
     :param env: the environment, instead of the one that the folder or the model names
     :param device: where the teacher's network runs
@@ -51,7 +57,7 @@ def load_teacher(
     if isinstance(source, BaseAlgorithm):
         teacher = _from_model(source)
     elif isinstance(source, str | Path):
-        teacher = _from_file(Path(source).expanduser(), vecnormalize, env)
+        teacher = _from_file(source, vecnormalize, env)
     else:
         raise TypeError(f"Expected a path, a live SB3 model or a Teacher, got {type(source).__name__}")
     if vecnormalize is not None:
@@ -66,8 +72,8 @@ def load_teacher(
 
 
 # --- files ---
-def _from_file(path: Path, vecnormalize: str | Path | None, env: Any) -> Teacher:
-    run = find_run(path)
+def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any) -> Teacher:
+    run, name = _find(source)
     file = read_zip(run.zip_path)
     policy = build_policy(file)
     normalization = None
@@ -75,12 +81,21 @@ def _from_file(path: Path, vecnormalize: str | Path | None, env: Any) -> Teacher
         normalization = _find_normalization(run, env)
     return TEACHERS[file.algo](
         policy,
-        name=f"{file.algo}/{run.env_name}",
+        name=name or f"{file.algo}/{run.env_name}",
         algo=file.algo,
         checksum=file.checksum,
         normalization=normalization,
         recipe=run.make_recipe() if env is None else None,
     )
+
+
+def _find(source: str | Path) -> tuple[RunFolder, str]:
+    """The files, and the name by which the Hub has them at this commit, ``""`` for those that were here."""
+    on_hub = find_source(source) if isinstance(source, str) else None
+    if on_hub is None:
+        return find_run(Path(source).expanduser()), ""
+    files = download(on_hub)
+    return read_run(files.path, files.folder), files.name
 
 
 def _find_normalization(run: RunFolder, env: Any) -> Normalization | None:

@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,21 +21,26 @@ import torch as th
 import yaml
 from gymnasium import spaces
 
-from sb3_qpd.inert import Name, Record, UnsafePickle, is_known, read_pickle, to_array, to_dtype, to_number
+from sb3_qpd.archive import WAY_OUT, Archive, TeacherError, read_file
+from sb3_qpd.inert import (
+    Name,
+    Record,
+    UnsafePickle,
+    check_extent,
+    is_known,
+    read_pickle,
+    to_array,
+    to_dtype,
+    to_number,
+)
 from sb3_qpd.spaces import ACTIONS, OBSERVATIONS
+from sb3_qpd.weights import read_weights
 
-MAX_MEMBER_BYTES = 512 * 2**20
-MAX_TENSORS = 1_000
-MAX_YAML_BYTES = 2**20
+# honest files are far smaller: kilobytes, but for the last observation of many environments with images
+MAX_DATA_BYTES = 32 * 2**20
+MAX_PICKLE_BYTES = 64 * 2**20
+MAX_YAML_BYTES = 2**16
 SUPPORTED = ("a2c", "ars", "crossq", "ddpg", "dqn", "maskableppo", "ppo", "qrdqn", "sac", "td3", "tqc", "trpo")
-WAY_OUT = "If you trust the file, load it yourself (for instance PPO.load) and pass the live model instead of the path."
-
-# what zipfile raises on damaged files
-ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, IndexError)
-
-
-class TeacherError(ValueError):
-    """Something is wrong with a teacher's files."""
 
 
 @dataclass(frozen=True)
@@ -84,84 +85,66 @@ def read_zip(path: str | Path) -> TeacherFile:
     :return: its spaces, policy and weights
     """
     path = Path(path)
-    content = _read_file(path, "a zip saved by Stable-Baselines3")
-    with _open_zip(content, path) as archive:
-        data = _read_json(archive, path)
-        policy_class = _needed(data, "policy_class", path, accept=lambda name: True)
-        algo = _identify(data, policy_class, path)
-        observation_space, action_space = (
-            _to_space(_needed(data, key, path), f"{key} of {path}") for key in ("observation_space", "action_space")
-        )
-        return TeacherFile(
-            algo=algo,
-            policy_class_name=policy_class.name,
-            observation_space=observation_space,
-            action_space=action_space,
-            policy_kwargs=_policy_kwargs(data, path),
-            state_dict=_read_weights(archive, path),
-            sb3_version=_read_version(archive, path),
-            checksum=hashlib.sha256(content).hexdigest(),
-        )
-
-
-def _read_file(path: Path, expected: str) -> bytes:
-    if not path.exists():
-        raise TeacherError(f"No such file: {path}. Expected {expected}; check the path")
-    if not path.is_file():
-        raise TeacherError(f"{path} is a folder. Expected {expected}")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise TeacherError(f"{path} cannot be read ({error}). Expected {expected}") from error
+    content = read_file(path, "a zip saved by Stable-Baselines3")
+    archive = Archive(content, str(path), "Expected a model saved by Stable-Baselines3's model.save()")
+    data = _read_json(archive, path)
+    policy_class = _needed(data, "policy_class", path, accept=lambda name: True)
+    algo = _identify(data, policy_class, path)
+    observation_space, action_space = (
+        _to_space(_needed(data, key, path), f"{key} of {path}") for key in ("observation_space", "action_space")
+    )
+    return TeacherFile(
+        algo=algo,
+        policy_class_name=policy_class.name,
+        observation_space=observation_space,
+        action_space=action_space,
+        policy_kwargs=_policy_kwargs(data, path),
+        state_dict=_read_weights(archive, path),
+        sb3_version=_read_version(archive, path),
+        checksum=hashlib.sha256(content).hexdigest(),
+    )
 
 
 # --- the archive ---
-def _open_zip(content: bytes, path: Path) -> zipfile.ZipFile:
-    try:
-        archive = zipfile.ZipFile(io.BytesIO(content))
-        if min((info.header_offset for info in archive.infolist()), default=0) > 0:
-            # with its own end cut off, zipfile finds that of the weights, which are a zip themselves
-            raise zipfile.BadZipFile("its beginning does not belong to its end")
-        return archive
-    except ZIP_ERRORS as error:
-        if content.startswith(b"PK"):
-            raise TeacherError(f"{path} is a truncated or damaged zip ({error}). Fetch or save it again") from error
-        raise TeacherError(f"{path} is not a zip. Expected a model saved by Stable-Baselines3's model.save()") from error
-
-
-def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
-    size = archive.getinfo(name).file_size
-    if size > MAX_MEMBER_BYTES:
-        raise TeacherError(f"{name} in {path} has {size} bytes, at most {MAX_MEMBER_BYTES} are read: refused. {WAY_OUT}")
-    try:
-        return archive.read(name)
-    except ZIP_ERRORS as error:
-        raise TeacherError(f"{name} in {path} is truncated or damaged ({error}). Fetch or save the file again") from error
-
-
-def _read_json(archive: zipfile.ZipFile, path: Path) -> dict[str, Any]:
-    if "data" not in archive.namelist():
-        members = ", ".join(archive.namelist()[:5]) or "nothing"
+def _read_json(archive: Archive, path: Path) -> dict[str, Any]:
+    if "data" not in archive.names:
+        members = ", ".join(archive.names[:5]) or "nothing"
         raise TeacherError(
             f"{path} is a zip, but not one saved by Stable-Baselines3's model.save(): "
-            f"it has no member 'data' (it holds {members})"
+            f"it has no member 'data' (it holds {members}){_looks_like(archive.names)}"
         )
+    content = archive.read("data", MAX_DATA_BYTES)
     try:
-        data = json.loads(_read_member(archive, "data", path))
+        data = json.loads(content)
+        check_extent(data)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, TeacherError):
-            raise
         raise TeacherError(f"The member 'data' of {path} is not JSON ({error}). Expected a model saved by SB3") from error
     if not isinstance(data, dict):
         raise TeacherError(f"The member 'data' of {path} is a JSON {type(data).__name__}, expected an object")
     return data
 
 
-def _read_version(archive: zipfile.ZipFile, path: Path) -> str:
+# members by which other files that are zips are known
+_OTHERS = (
+    (r"[^/]+/constants\.pkl", "a TorchScript module"),
+    (r"[^/]+/data\.pkl", "a checkpoint of torch.save, whose network is not in it"),
+    (r"[^/]+\.npy", "an .npz of numpy; a student is played by sb3-qpd evaluate"),
+    (r"parameters|parameter_list", "a model of Stable-Baselines 2 (TensorFlow), which has other networks"),
+    (r"[^/]+\.zip", "a folder of models in a zip: unpack it"),
+    (r".+/data", "an SB3 model in a folder in a zip: unpack it"),
+)
+
+
+def _looks_like(names: list[str]) -> str:
+    found = next((what for pattern, what in _OTHERS if any(re.fullmatch(pattern, name) for name in names)), None)
+    return "" if found is None else f". It looks like {found}"
+
+
+def _read_version(archive: Archive, path: Path) -> str:
     name = "_stable_baselines3_version"
-    if name not in archive.namelist():
+    if name not in archive.names:
         return ""
-    return _read_member(archive, name, path).decode("ascii", "replace").strip()[:40]
+    return archive.read(name, 1000).decode("ascii", "replace").strip()[:40]
 
 
 # --- pickled values ---
@@ -298,53 +281,11 @@ _FAMILIES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 # --- weights ---
-def _read_weights(archive: zipfile.ZipFile, path: Path) -> dict[str, th.Tensor]:
-    member = next((name for name in ("policy.pth", "tensors.pth") if name in archive.namelist()), None)
+def _read_weights(archive: Archive, path: Path) -> dict[str, th.Tensor]:
+    member = next((name for name in ("policy.pth", "tensors.pth") if name in archive.names), None)
     if member is None:
         raise TeacherError(f"{path} has no weights: expected a member policy.pth. Save the model again with model.save()")
-    content = _read_member(archive, member, path)
-    _check_storages(content, f"{member} of {path}")
-    try:
-        state_dict = th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader stumbles over
-        reason = str(error).strip().split("\n")[0][:200]
-        what = f"{member} of {path} does not hold plain weights ({reason})"
-        raise TeacherError(f"{what}: refused without running it. {WAY_OUT}") from error
-    return check_weights(state_dict, f"{member} of {path}")
-
-
-def _check_storages(content: bytes, what: str) -> None:
-    """The weights are an archive in the archive: its members must not swell either."""
-    if not content.startswith(b"PK"):
-        return  # torch's format before 1.6, or nothing that torch can read
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as inner:
-            size = sum(info.file_size for info in inner.infolist())
-    except ZIP_ERRORS as error:
-        raise TeacherError(f"{what} is truncated or damaged ({error}). Fetch or save the file again") from error
-    if size > MAX_MEMBER_BYTES:
-        raise TeacherError(f"{what} holds more than {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
-
-
-def check_weights(state_dict: Any, what: str) -> dict[str, th.Tensor]:
-    """
-    :param state_dict: as somebody else's file or model gave it
-    :param what: for the messages
-    :return: the same weights, now known to be ordinary, finite tensors
-    """
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(key, str) and isinstance(value, th.Tensor) for key, value in state_dict.items()
-    ):
-        raise TeacherError(f"{what} is not a dict of named tensors, as SB3 writes it")
-    tensors = state_dict.values()
-    if len(tensors) > MAX_TENSORS or sum(value.numel() * value.element_size() for value in tensors) > MAX_MEMBER_BYTES:
-        raise TeacherError(f"{what} holds more than {MAX_TENSORS} tensors or {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
-    for key, value in state_dict.items():
-        if value.layout != th.strided or value.is_meta or value.is_quantized:
-            raise TeacherError(f"{key} in {what} is not an ordinary tensor: refused. {WAY_OUT}")
-        if not th.isfinite(value).all():
-            raise TeacherError(f"{key} in {what} holds NaN or infinite weights (diverged training). Use an earlier checkpoint")
-    return {key: value.detach() for key, value in state_dict.items()}
+    return read_weights(archive.read(member), f"{member} of {path}")
 
 
 # --- the files beside a zip ---
@@ -357,7 +298,7 @@ def read_vecnormalize(path: str | Path) -> NormalizationFile | None:
     """
     path = Path(path)
     try:
-        saved = read_pickle(_read_file(path, "a vecnormalize.pkl written by VecNormalize.save"))
+        saved = read_pickle(read_file(path, "a vecnormalize.pkl written by VecNormalize.save", MAX_PICKLE_BYTES))
         if not isinstance(saved, Record) or saved.target.name != "VecNormalize":
             raise UnsafePickle("It is not a VecNormalize")
         return _to_statistics(saved.attributes())
@@ -422,11 +363,10 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     :return: its mapping; strings that RL Zoo would evaluate stay strings
     """
     path = Path(path)
-    content = _read_file(path, "an args.yml or config.yml of RL Zoo")
-    if len(content) > MAX_YAML_BYTES:
-        raise TeacherError(f"{path} has {len(content)} bytes, at most {MAX_YAML_BYTES} are read: refused")
+    content = read_file(path, "an args.yml or config.yml of RL Zoo", MAX_YAML_BYTES)
     try:
         values = yaml.load(content, Loader=_ZooLoader)
+        check_extent(values)  # aliases are a few bytes each, and what they repeat can be large
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(f"{path} was refused, without running it: {reason}. Expected plain YAML of RL Zoo") from error

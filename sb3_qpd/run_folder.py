@@ -121,6 +121,14 @@ def find_run(path: Path) -> RunFolder:
         run_name = _run_name(path.parent) if zip_path.stem == "best_model" else zip_path.stem
         candidates = [path.parent / run_name]
     folder = next((one for one in candidates if (one / "args.yml").is_file() or (one / "config.yml").is_file()), None)
+    return read_run(zip_path, folder)
+
+
+def read_run(zip_path: Path, folder: Path | None) -> RunFolder:
+    """
+    :param zip_path: the model
+    :param folder: where its args.yml and config.yml lie, if anywhere
+    """
     args, config = (_read_if_there(folder, name) for name in ("args.yml", "config.yml"))
     return RunFolder(zip_path, folder, args, config)
 

@@ -15,15 +15,17 @@ PACKAGE = Path(sb3_qpd.__file__).parent
 # A module may import from the layers above its line here, and from its own layer what stands to its left.
 LAYERS = (
     # mathematics and plain data: no SB3
-    ("losses", "quantizers", "transitions", "integer", "inert", "verdicts"),
+    ("losses", "quantizers", "transitions", "integer", "inert", "archive", "verdicts"),
+    # which spaces there are, and what comes from elsewhere, read as data
+    ("spaces", "weights", "reader", "hub"),
     # parts
-    ("spaces", "layers", "architectures", "reader", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
+    ("layers", "architectures", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
     ("policies", "loading", "acting", "matching", "wrappers", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
-    ("export", "evaluation", "report", "contest", "verify", "benchmark"),
+    ("export", "evaluation", "report", "contest", "verify", "benchmark", "publishing"),
     # front doors: nobody imports these, but `python -m sb3_qpd` is the command line
-    ("cli", "zoo", "hub"),
+    ("cli", "zoo"),
     ("__main__",),
 )
 ORDER = [module for layer in LAYERS for module in layer]
@@ -156,6 +158,7 @@ def test_unknown_public_name() -> None:
         ("teachers", "envs", True),
         ("envs", "teachers", False),
         ("losses", "policies", False),
+        ("loading", "hub", True),
         ("cli", "report", True),
         ("cli", "zoo", False),
         ("__main__", "cli", True),

@@ -17,7 +17,7 @@ def add_benchmark(commands: Any) -> None:
     )
     parser.set_defaults(run=benchmark, device="cpu")
     parser.add_argument("folder", type=Path, metavar="DIR", help="with student.npz and what was exported")
-    parser.add_argument("--teacher", default=None, help="a teacher's zip or run folder")
+    parser.add_argument("--teacher", default=None, help="a teacher's zip, run folder or name on the Hub")
     parser.add_argument("--seconds", type=float, default=1.0, help="for each row and batch size (default: 1)")
     add_environment(parser)
 

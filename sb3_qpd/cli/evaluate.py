@@ -15,7 +15,7 @@ def add_evaluate(commands: Any) -> None:
         description="Play whole episodes and print raw returns. Nothing that a file has pickled is run.",
     )
     parser.set_defaults(run=evaluate)
-    parser.add_argument("model", help="a teacher (zip or run folder), a student's zip, or an .npz")
+    parser.add_argument("model", help="a teacher (zip, run folder, model on the Hub), a student's zip, or an .npz")
     parser.add_argument("--episodes", type=positive, default=100, help="whole episodes (default: 100)")
     parser.add_argument("--seed", type=int, default=None, help="of the first episode (default: the test seeds)")
     mode = parser.add_mutually_exclusive_group()
@@ -36,7 +36,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
     seed = TEST_SEED if args.seed is None else args.seed
     with mistakes("evaluate"):
-        policy, recipe, size = open_player(Path(args.model), args)
+        policy, recipe, size = open_player(args.model, args)
         deterministic = args.deterministic if args.deterministic is not None else not recipe.is_atari
         recorder = ObservationRecorder(policy)
         result = play(

@@ -26,8 +26,9 @@ def load_teacher(path: str, args: argparse.Namespace) -> "tuple[Teacher, EnvReci
     return teacher, teacher.recipe
 
 
-def open_player(path: Path, args: argparse.Namespace) -> "tuple[Player, EnvRecipe, str]":
+def open_player(source: str, args: argparse.Namespace) -> "tuple[Player, EnvRecipe, str]":
     """Who plays, where, and how large it is."""
+    path = _student_of_hub(source) or Path(source)
     if path.suffix == ".npz":
         from sb3_qpd.integer import IntegerModel
 
@@ -35,8 +36,16 @@ def open_player(path: Path, args: argparse.Namespace) -> "tuple[Player, EnvRecip
         return model, student_recipe(path, model.metadata.get("env"), args), _size(model.nbytes, model)
     if (student := open_student(path, args)) is not None:
         return *student, f"{path.stat().st_size} bytes as a zip"
-    teacher, recipe = load_teacher(str(path), args)
+    teacher, recipe = load_teacher(source, args)
     return teacher, recipe, _size(teacher.nbytes, teacher)
+
+
+def _student_of_hub(name: str) -> Path | None:
+    """One file of a repository, such as ``hub:owner/name/student.npz``; a repository as a whole is a teacher's."""
+    from sb3_qpd.hub import download, find_source
+
+    source = find_source(name)
+    return None if source is None or source.filename is None else download(source).path
 
 
 def open_student(path: Path, args: argparse.Namespace) -> "tuple[QPDDistiller, EnvRecipe] | None":

@@ -1,0 +1,36 @@
+"""``sb3-qpd push``: a student for everybody."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sb3_qpd.cli.arguments import mistakes
+
+
+def add_push(commands: Any) -> None:
+    parser = commands.add_parser(
+        "push",
+        help="publish a student on the Hugging Face Hub",
+        description="Publish what compress and export wrote: the student's zip and .npz, its exports, its report, how it was "
+        "made, and a model card with what was measured and a short film. Nothing that names a path of this machine is sent.",
+    )
+    parser.set_defaults(run=push)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="what compress wrote")
+    parser.add_argument("--repo-id", required=True, metavar="OWNER/NAME", help="where to; created where there is none")
+    parser.add_argument("--private", action="store_true", default=None, help="of a new repository (default: the account's)")
+    parser.add_argument("--branch", default=None, help="to commit to (default: main)")
+    parser.add_argument("--message", default="A student distilled by sb3_qpd", help="of the commit")
+    parser.add_argument("--no-replay", dest="replay", action="store_false", default=True, help="no film")
+
+
+def push(args: argparse.Namespace) -> int:
+    """Publish, and print where."""
+    with mistakes("push"):
+        from sb3_qpd.publishing import push_to_hub
+
+        options = {name: getattr(args, name) for name in ("private", "branch", "message", "replay")}
+        url, remarks = push_to_hub(args.folder, args.repo_id, **options)
+    for remark in remarks:
+        print(remark)
+    print(f"Published {url}")
+    return 0

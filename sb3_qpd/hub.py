@@ -1,0 +1,308 @@
+"""
+Models on the Hugging Face Hub, by ``huggingface_hub``: its cache, its tokens, its offline mode, ``HF_ENDPOINT``.
+
+    sb3/ppo-LunarLander-v2                 the model of a repository
+    sb3/ppo-LunarLander-v2@8c3b1f0         at a branch, tag or commit
+    hub:owner/name/best_model.zip@v1.0     one file of several
+
+What is downloaded is data for the safe reader; nothing of it runs, so that no ``TRUST_REMOTE_CODE`` is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sb3_qpd.archive import MAX_FILE_BYTES, TeacherError
+
+# files beside a model that say how it was trained; what they mean: run_folder
+SIDE_FILES = ("args.yml", "config.yml", "vec_normalize.pkl", "vecnormalize.pkl")
+NO_MODELS = ("train_eval_metrics.zip", "student_float.zip")
+_ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_BARE = re.compile(rf"(?P<repo>{_ID})(?:@(?P<revision>.+))?")
+_HUB = re.compile(rf"hub:(?P<repo>{_ID})(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
+
+# files by which other kinds of models are known
+_OTHERS = (
+    (r".*\.(safetensors|gguf)|pytorch_model.*\.bin", "a model of transformers or diffusers"),
+    (r".*\.cleanrl_model", "a model of CleanRL"),
+    (r"q-learning\.pkl", "a pickled Q-table"),
+    (r".*\.onnx", "an exported network (ONNX), without its algorithm and spaces"),
+    (r".*\.pth?|.*\.ckpt", "a checkpoint of torch, whose network is not in it"),
+    (r".*\.pkl", "a pickle, which is not opened"),
+)
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """
+    A model on the Hub, as a user writes it.
+
+    :param repo_id: ``owner/name``
+    :param filename: one of its files, ``None`` for the model
+    :param revision: branch, tag or commit, ``None`` for the newest
+    """
+
+    repo_id: str
+    filename: str | None = None
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        name = self.repo_id if self.filename is None else f"hub:{self.repo_id}/{self.filename}"
+        return name if self.revision is None else f"{name}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class Download:
+    """
+    What was downloaded.
+
+    :param path: the file that was asked for
+    :param folder: where it lies, with those of ``SIDE_FILES`` that there are
+    :param name: the source at the commit that it has now: loads the same file again
+    """
+
+    path: Path
+    folder: Path
+    name: str
+
+
+def find_source(source: str) -> HubSource | None:
+    """
+    :param source: a path, or a model on the Hub
+    :return: ``None`` for a path: whatever exists here is one, but ``hub:`` is always the Hub
+    """
+    if found := _HUB.fullmatch(source):
+        return HubSource(found["repo"], found["file"], found["revision"])
+    if source.startswith("hub:"):
+        raise TeacherError(f"Expected hub:owner/name, hub:owner/name/file.zip or either with @revision, got {source!r}")
+    path, found = Path(source), _BARE.fullmatch(source)
+    is_here = path.exists() or path.with_name(f"{path.name}.zip").exists()
+    if is_here or found is None or found["repo"].endswith((".zip", ".npz")):
+        return None
+    return HubSource(found["repo"], None, found["revision"])
+
+
+def download(source: HubSource) -> Download:
+    """
+    A model with the files that belong to it, all of one commit.
+
+    :param source: what to download
+    """
+    with _clear_errors(source):
+        path = Path(_fetch(source, source.filename) if source.filename else _fetch_model(source))
+    parts = len(Path(source.filename or path.name).parts)
+    folder, snapshot = path.parent, path.parents[parts - 1]
+    here = "/".join(folder.relative_to(snapshot).parts)
+    pinned = HubSource(source.repo_id, source.filename, snapshot.name)  # the cache's folder has the commit's name
+    if path.suffix == ".zip":
+        with _clear_errors(pinned):
+            for name in SIDE_FILES:
+                _fetch_if_there(pinned, f"{here}/{name}".lstrip("/"))
+    if source.filename is None and path.stem != source.repo_id.split("/")[1]:
+        pinned = HubSource(source.repo_id, path.name, snapshot.name)
+    return Download(path, folder, str(pinned))
+
+
+def _fetch_model(source: HubSource) -> str:
+    from huggingface_hub.errors import EntryNotFoundError
+
+    usual = source.repo_id.split("/")[1] + ".zip"
+    try:
+        return _fetch(source, usual)
+    except EntryNotFoundError as error:
+        names = _names_in_cache(source) if _is_local(error) else _names(source)
+        models = [name for name in names if name.endswith(".zip") and "/" not in name and name not in NO_MODELS]
+        if len(models) != 1 and _is_local(error):
+            raise
+        if len(models) != 1:
+            raise TeacherError(_no_model(source, usual, models, names)) from error
+        return _fetch(source, models[0])
+
+
+def _no_model(source: HubSource, usual: str, models: Sequence[str], names: Sequence[str]) -> str:
+    if models:
+        return f"{source} holds several zips, none named {usual}. Say which: " + " or ".join(
+            str(HubSource(source.repo_id, name, source.revision)) for name in models[:20]
+        )
+    kind = next((what for pattern, what in _OTHERS if any(re.fullmatch(pattern, name) for name in names)), None)
+    looks = f"It looks like {kind}" if kind else f"It holds {', '.join(names[:8]) or 'nothing'}"
+    return f"{source} holds no zip: expected a model saved by Stable-Baselines3. {looks}"
+
+
+def _fetch(source: HubSource, filename: str) -> str:
+    """One file into the cache, whole or not at all; its content has to have the checksum that the Hub names."""
+    from huggingface_hub import hf_hub_download
+
+    size = hf_hub_download(source.repo_id, filename, revision=source.revision, dry_run=True).file_size
+    if size is not None and size > MAX_FILE_BYTES:
+        raise TeacherError(f"{filename} of {source} has {size} bytes, at most {MAX_FILE_BYTES} are read: refused")
+    path = hf_hub_download(source.repo_id, filename, revision=source.revision)
+    _check_content(Path(path), filename, source)
+    return path
+
+
+def _check_content(path: Path, filename: str, source: HubSource) -> None:
+    """The cache names a file's content by its checksum: SHA-256 of a large one, git's of a small one."""
+    blob = path.resolve()
+    if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
+        return  # a file system without links
+    content = blob.read_bytes()
+    git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
+    if (hashlib.sha256(content) if len(blob.name) == 64 else git).hexdigest() != blob.name:
+        raise TeacherError(
+            f"{filename} of {source} is damaged: it does not have the checksum {blob.name} that the Hub names. "
+            f"Delete {blob} and fetch it again"
+        )
+
+
+def _fetch_if_there(source: HubSource, filename: str) -> None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        _fetch(source, filename)
+    except EntryNotFoundError as error:
+        known = try_to_load_from_cache(source.repo_id, filename, revision=source.revision)
+        if _is_local(error) and known is None:  # neither there nor known to be missing
+            raise
+
+
+def _names(source: HubSource) -> list[str]:
+    from huggingface_hub import HfApi
+
+    return HfApi().list_repo_files(source.repo_id, revision=source.revision)
+
+
+def _names_in_cache(source: HubSource) -> list[str]:
+    """Of the top folder of the repository, as far as they were downloaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(source.repo_id, revision=source.revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return []
+    return [path.name for path in folder.iterdir() if path.is_file()]
+
+
+def _is_local(error: Exception) -> bool:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    return isinstance(error, LocalEntryNotFoundError)
+
+
+@contextmanager
+def _clear_errors(source: HubSource) -> Iterator[None]:
+    """What the client raises, as one error that says what to do."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except TeacherError:
+        raise
+    except errors.RepositoryNotFoundError as error:
+        here = "" if source.filename else "there is no such file or folder here, and "
+        raise TeacherError(
+            f"{source}: {here}{_endpoint()} has no repository {source.repo_id} that you may read. Check the name; for a "
+            "private or gated one log in with `hf auth login`, or set HF_TOKEN"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise TeacherError(
+            f"{source.repo_id} on {_endpoint()} has no revision {source.revision!r}. Expected a branch, a tag or a commit's "
+            "whole hash"
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        raise TeacherError(_unreachable(source, error)) from error
+    except errors.EntryNotFoundError as error:
+        tree = f"{_endpoint()}/{source.repo_id}/tree/{source.revision or 'main'}"
+        raise TeacherError(f"{source.repo_id} has no file {source.filename}. What it has: {tree}") from error
+    except Exception as error:  # whatever the client's HTTP library raises
+        reason = " ".join(str(error).split())[:300]
+        raise TeacherError(
+            f"{source} could not be fetched from {_endpoint()}: {reason or type(error).__name__}. Nothing incomplete was "
+            "kept; try again later"
+        ) from error
+
+
+def _unreachable(source: HubSource, error: Exception) -> str:
+    from huggingface_hub import constants
+
+    cause = " ".join(str(error.__cause__ or error).split())[:200]
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{_endpoint()} cannot be reached ({cause})"
+    return (
+        f"{source}: {why}, and the cache ({constants.HF_HUB_CACHE}) has not all of it. Fetch it once with a connection, "
+        "or give the path of a zip"
+    )
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+# --- uploads ---
+def make_card(metadata: Mapping[str, Any], text: str) -> str:
+    """
+    A model card as the Hub reads it.
+
+    :param metadata: ``env_id``, ``name``, ``mean_reward`` and ``base_model``
+    :param text: in Markdown
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    task, env_id = "reinforcement-learning", metadata["env_id"]
+    result = EvalResult(
+        task_type=task,
+        task_name=task,
+        dataset_type=env_id,
+        dataset_name=env_id,
+        metric_type="mean_reward",
+        metric_name="mean_reward",
+        metric_value=metadata["mean_reward"],
+    )
+    data = ModelCardData(
+        library_name="stable-baselines3",
+        tags=[env_id, "deep-reinforcement-learning", task, "stable-baselines3", "sb3-qpd", "quantized", "distillation"],
+        model_name=metadata["name"],
+        eval_results=[result],
+        base_model=metadata["base_model"],
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
+
+
+def upload(
+    repo_id: str, files: Mapping[str, bytes], *, private: bool | None = None, branch: str | None = None, message: str
+) -> str:
+    """
+    All files in one commit, or none.
+
+    :param repo_id: ``owner/name``; created where there is none
+    :param files: contents by their names
+    :param private: of a new repository
+    :param branch: ``None`` is ``main``
+    :param message: of the commit
+    :return: address of the commit
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
+
+    try:
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+        return str(api.create_commit(repo_id, additions, commit_message=message, revision=branch).commit_url)
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{repo_id} has no branch {branch!r}. Create it first, or leave it out") from error
+    except Exception as error:  # whatever the client's HTTP library raises
+        offline = "HF_HUB_OFFLINE is set. " if constants.HF_HUB_OFFLINE else ""
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(
+            f"{repo_id} could not be published on {_endpoint()}: {offline}{reason}. Uploading needs a connection and a token "
+            "that may write there: log in with `hf auth login`, or set HF_TOKEN"
+        ) from error

@@ -1,0 +1,290 @@
+"""
+Publish a student on the Hugging Face Hub: its files, how it was made, and a model card with what was measured.
+
+Everything is prepared in memory and searched for paths of this machine before anything is sent; one commit holds all of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import importlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sb3_qpd.envs import EnvRecipe, make_recipe
+from sb3_qpd.evaluation import VALIDATION_SEED
+from sb3_qpd.hub import HubSource, find_source, make_card, upload
+from sb3_qpd.integer import IntegerModel
+from sb3_qpd.report import to_markdown
+
+# name -> what it is, for the card; what else lies in the folder stays at home
+FILES = {
+    "student.npz": "the integer model: what a device runs, with numpy alone",
+    "student.zip": "the student as an SB3 model; in evaluation mode it computes the same bits",
+    "student.onnx": "for ONNX Runtime, the same bits",
+    "student.tflite": "for TFLite",
+    "policy.c": "the student in C99",
+    "policy.h": "its interface",
+    "policy_README.md": "how to use it",
+    "main.c": "checks it against test_vectors.h",
+    "test_vectors.h": "observations and what the student says of them",
+    "policy.py": "runs student.npz with numpy alone",
+    "report.json": "everything that was measured",
+    "config.yml": "how it was distilled, for RL Zoo's `train --algo qpd`",
+}
+# what QPDDistiller was told, as far as it is plain values
+SETTINGS = (
+    *("student_arch", "weight_bits", "activation_bits", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
+    *("temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
+    *("transition", "transition_start", "transition_end", "max_grad_norm", "seed"),
+)
+N_FRAMES = 400
+_HOMES = rb"(?:/home/|/Users/|/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/))[\w.@-]+"
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    branch: str | None = None,
+    message: str = "A student distilled by sb3_qpd",
+    replay: bool = True,
+) -> tuple[str, list[str]]:
+    """
+    Publish what ``sb3-qpd compress`` and ``export`` wrote.
+
+    :param folder: with ``student.npz`` and ``report.json``, and what else of ``FILES`` there is
+    :param repo_id: ``owner/name``; the repository is created where there is none
+    :param private: of a new repository; ``None`` is the account's default
+    :param branch: to commit to; ``None`` is ``main``
+    :param message: of the commit
+    :param replay: film a few episodes
+    :return: address of the commit, and remarks
+    """
+    folder = Path(folder)
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
+        raise ValueError(f"repo_id must be owner/name, got {repo_id!r}")
+    files, remarks = _prepare(folder, repo_id, replay)
+    check_no_paths(files, folder)
+    return upload(repo_id, files, private=private, branch=branch, message=message), remarks
+
+
+def _prepare(folder: Path, repo_id: str, replay: bool) -> tuple[dict[str, bytes], list[str]]:
+    missing = [name for name in ("student.npz", "report.json") if not (folder / name).is_file()]
+    if missing:
+        raise ValueError(
+            f"{folder} has no {' and no '.join(missing)}: expected a folder that sb3-qpd compress wrote. "
+            "A student is published with what was measured"
+        )
+    files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+    report = json.loads(files["report.json"])
+    model = IntegerModel.load(folder / "student.npz")
+    if model.nbytes != report["integer"]["bytes"]:
+        raise ValueError(f"report.json and student.npz in {folder} are not of the same student. Run sb3-qpd compress again")
+    files["config.yml"] = _config(report, model, files.get("student.zip"))
+    film, remark = _film(model, report["env"]) if replay else ({}, "no replay, as you asked")
+    files |= film
+    left = sorted(path.name for path in folder.iterdir() if path.name not in files)
+    remarks = [remark, f"not published: {', '.join(left)}" if left else ""]
+    files["README.md"] = card(report, repo_id, list(files)).encode()
+    return files, [one for one in remarks if one]
+
+
+def _config(report: Mapping[str, Any], model: IntegerModel, student: bytes | None) -> bytes:
+    """An entry of ``hyperparams/qpd.yml``."""
+    told = dict(report)
+    if student is not None:
+        with zipfile.ZipFile(io.BytesIO(student)) as archive:
+            told |= json.loads(archive.read("data"))
+    entry = {
+        "policy": "CnnPolicy" if model.is_image else "MlpPolicy",
+        "n_timesteps": report["timesteps"],
+        "teacher": report["teacher_name"],
+        **{name: told[name] for name in SETTINGS if name in told and not _is_pickled(told[name])},
+        "student_arch": report["student"],  # with its bits
+    }
+    if env_kwargs := report["env"].get("env_kwargs"):
+        entry["env_kwargs"] = env_kwargs
+    return yaml.safe_dump({report["env"]["env_id"]: entry}, sort_keys=False).encode()
+
+
+def _is_pickled(value: Any) -> bool:
+    return isinstance(value, dict) and ":serialized:" in value
+
+
+# --- the card ---
+def card(report: Mapping[str, Any], repo_id: str, names: list[str]) -> str:
+    """
+    The model card: metadata for the Hub, with the measured return, and the report for people.
+
+    :param report: what ``report.json`` holds
+    :param repo_id: where it will lie
+    :param names: of the files beside it
+    """
+    integer, env_id = report["integer"], report["env"]["env_id"]
+    teacher = teacher_on_hub(report["teacher_name"])
+    metadata = {
+        "env_id": env_id,
+        "name": f"{report['student_arch']} student, {report['weight_bits']}-bit",
+        "mean_reward": f"{integer['return_mean']:.2f} +/- {integer['return_std']:.2f}",
+        "base_model": None if teacher is None else teacher.repo_id,
+    }
+    return make_card(metadata, _card_text(report, repo_id, names, teacher))
+
+
+def teacher_on_hub(name: str) -> HubSource | None:
+    """The teacher's repository, where its name says that it came from one: at a commit."""
+    return find_source(name) if "@" in name else None
+
+
+def _card_text(report: Mapping[str, Any], repo_id: str, names: list[str], teacher: HubSource | None) -> str:
+    lines = [to_markdown(report).rstrip(), ""]
+    if teacher is not None:
+        lines += [f"The teacher: [{teacher.repo_id}](https://huggingface.co/{teacher.repo_id}/tree/{teacher.revision}).", ""]
+    if "replay.gif" in names:
+        lines += ["![The student plays](replay.gif)", ""]
+    return "\n".join(
+        [
+            *lines,
+            "## Use",
+            "",
+            "```python",
+            "from huggingface_hub import hf_hub_download",
+            "from sb3_qpd import IntegerModel",
+            "",
+            f'model = IntegerModel.load(hf_hub_download("{repo_id}", "student.npz"))',
+            "action, _ = model.predict(observation, deterministic=True)  # raw observation, action in environment units",
+            "```",
+            "",
+            "```bash",
+            f"sb3-qpd evaluate hub:{repo_id}/student.npz --episodes 100",
+            "```",
+            "",
+            "| file | what it is |",
+            "|---|---|",
+            *[f"| `{name}` | {what} |" for name, what in FILES.items() if name in names],
+            "",
+            "Made with sb3_qpd, quantization-aware policy distillation for Stable-Baselines3.",
+            "",
+        ]
+    )
+
+
+# --- the film ---
+def _film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
+    """``replay.mp4``, or ``replay.gif`` where there is no ffmpeg, or nothing, and why."""
+    wrappers = tuple((name, kwargs) for name, kwargs in env.get("env_wrappers", ()))
+    try:
+        frames, fps = _frames(model, make_recipe(EnvRecipe(**{**env, "env_wrappers": wrappers})))
+    except Exception as error:  # whatever a renderer, a driver or a package that is not here raises
+        return {}, f"no replay: {str(error).strip() or type(error).__name__}"
+    if (ffmpeg := _find_ffmpeg()) is not None:
+        return {"replay.mp4": _to_mp4(frames, fps, ffmpeg)}, ""
+    try:
+        return {"replay.gif": _to_gif(frames, fps)}, "a GIF instead of a video: ffmpeg is not installed"
+    except ImportError:
+        return {}, "no replay: neither ffmpeg nor pillow is installed"
+
+
+def _frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
+    """Pictures of the student, shape (n_frames, height, width, 3), and how many make a second."""
+    shown = recipe if recipe.is_native else make_recipe(recipe, {"render_mode": "rgb_array"})
+    env = shown.make_vec_env(1, seed=VALIDATION_SEED, training=False)
+    try:
+        observation: Any = env.reset()
+        pictures: list[Any] = []
+        for _ in range(N_FRAMES):
+            action, _ = model.predict(observation, deterministic=not recipe.is_atari)
+            observation, *_ = env.step(action)
+            pictures.append(env.get_images()[0])
+        fps: Any = env.metadata.get("render_fps", 30)
+        return np.stack(pictures), 15.0 if recipe.is_atari else float(fps)
+    finally:
+        env.close()
+
+
+def _find_ffmpeg() -> str | None:
+    if (found := shutil.which("ffmpeg")) is not None:
+        return found
+    try:
+        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()  # comes with moviepy, which RL Zoo brings
+    except (ImportError, RuntimeError):
+        return None
+
+
+def _to_mp4(frames: np.ndarray, fps: float, ffmpeg: str) -> bytes:
+    height, width = frames.shape[1:3]
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "replay.mp4"  # a film needs a file: its index is written last
+        command = [ffmpeg, "-loglevel", "error", "-y", *raw, *even, str(path)]
+        done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
+        if done.returncode != 0:
+            raise ValueError(f"{ffmpeg} cannot write a video: {done.stderr.decode(errors='replace').strip()[:300]}")
+        return path.read_bytes()
+
+
+def _to_gif(frames: np.ndarray, fps: float) -> bytes:
+    from PIL import Image
+
+    pictures = [Image.fromarray(frame) for frame in frames[::3]]
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"duration": max(20, round(3_000 / fps)), "loop": 0}
+    pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], **options)
+    return buffer.getvalue()
+
+
+# --- paths of this machine ---
+def check_no_paths(files: Mapping[str, bytes], folder: Path) -> None:
+    """
+    Refuse to publish what names a path of this machine or anybody's home: in a zip's members and pickles too.
+
+    :param files: what would be published
+    :param folder: where it was read from
+    """
+    own = {folder.resolve(), Path.cwd(), Path.home(), Path(tempfile.gettempdir()).resolve(), Path(__file__).parents[1]}
+    known = [re.escape(str(path).encode()) + rb"(?![\w.-])" for path in own if len(path.parts) > 1]
+    pattern = re.compile(b"|".join([_HOMES, *known]))
+    for name, content in files.items():
+        for where, part in _parts(name, content):
+            if (found := pattern.search(part)) is not None:
+                path = part[found.start() : found.start() + 120]
+                shown = re.split(rb"[^\x21-\x7e]|[\"'<>]", path)[0].decode()
+                raise ValueError(
+                    f"{where} names a path of this machine: {shown}. Nothing was published. Save the student again without "
+                    f"it, or leave {name} out of {folder}"
+                )
+
+
+def _parts(where: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+    """A file, the members of zips, and what is pickled in the JSON of an SB3 model."""
+    yield where, content
+    if content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                yield from _parts(f"{name} in {where}", archive.read(name))
+    elif content.startswith(b"{"):
+        try:
+            values = json.loads(content)
+        except ValueError:
+            return
+        for key, value in values.items():
+            if _is_pickled(value):
+                try:
+                    yield f"{key} in {where}", base64.b64decode(value[":serialized:"])
+                except (binascii.Error, ValueError, TypeError):
+                    continue

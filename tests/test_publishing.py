@@ -1,0 +1,217 @@
+"""A student goes to the Hub and comes back, and nothing of this machine goes with it."""
+
+import base64
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hub_server import HubServer, running_hub
+from huggingface_hub import ModelCard, constants, hf_hub_download
+from stable_baselines3 import PPO
+from test_hub import point_client_at
+
+from sb3_qpd import IntegerModel, QPDDistiller, push_to_hub
+from sb3_qpd.cli import main
+from sb3_qpd.publishing import check_no_paths, teacher_on_hub
+
+QUICK = ["--timesteps", "500", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-progress"]
+PUBLISHED = ["README.md", "config.yml", "policy.py", "replay.mp4", "report.json", "student.npz", "student.onnx", "student.zip"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What compress wrote of a teacher from the Hub."""
+    base = tmp_path_factory.mktemp("publishing")
+    with pytest.MonkeyPatch.context() as monkeypatch, running_hub() as server:
+        point_client_at(server.url, base / "cache", monkeypatch)
+        PPO("MlpPolicy", "CartPole-v1", n_steps=64, seed=0, device="cpu").learn(64).save("teacher.zip")
+        files = {"ppo-CartPole-v1.zip": Path("teacher.zip").read_bytes(), "args.yml": b"env: CartPole-v1"}
+        server.publish("sb3/ppo-CartPole-v1", files)
+        targets = ["--target", "onnx", "--target", "numpy"]
+        assert main(["compress", "sb3/ppo-CartPole-v1", "--out", str(base / "out"), "--device", "cpu", *QUICK, *targets]) == 0
+    (base / "out" / "notes.txt").write_text("mine")
+    return base / "out"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with running_hub() as server:
+        point_client_at(server.url, tmp_path / "cache", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", server.token)
+        yield server
+
+
+def copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def everything_in(content: bytes) -> Iterator[bytes]:
+    """A file, the members of zips in it, and what is pickled in an SB3 zip."""
+    yield content
+    if content.startswith(b"PK"):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                yield from everything_in(archive.read(name))
+    if content.startswith(b"{"):
+        yield from (base64.b64decode(v[":serialized:"]) for v in json.loads(content).values() if ":serialized:" in str(v))
+
+
+def test_there_and_back_again(hub: HubServer, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["push", str(folder), "--repo-id", "me/student", "--message", "First"]) == 0
+    repository = hub.repositories["me/student"]
+    commit = repository.refs["main"]
+    output = capsys.readouterr().out
+    assert f"Published {hub.url}/me/student/commit/{commit}" in output
+    assert "not published: notes.txt, report.md, student_float.zip" in output
+    files = repository.commits[commit]
+    assert sorted(files) == PUBLISHED and len(repository.commits) == 1
+    for name, content in files.items():
+        for part in everything_in(content):
+            for path in (folder.parent, Path(__file__).parents[1], Path.home(), "/home/", "/Users/"):
+                assert str(path).encode() not in part, (name, path)
+    assert files["replay.mp4"][4:8] == b"ftyp" and 1_000 < len(files["replay.mp4"]) < 2_000_000
+
+    # what comes back is what went
+    back = IntegerModel.load(hf_hub_download("me/student", "student.npz"))
+    here = IntegerModel.load(folder / "student.npz")
+    observations = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    np.testing.assert_array_equal(back.logits(observations), here.logits(observations))
+    policy = QPDDistiller.load(hf_hub_download("me/student", "student.zip"), device="cpu").policy
+    np.testing.assert_array_equal(
+        policy.predict(observations, deterministic=True)[0], here.predict(observations, deterministic=True)[0]
+    )
+    for name in ("student.npz", "student.zip"):
+        arguments = ["--episodes", "3", "--no-progress", "--env", "CartPole-v1"]
+        assert main(["evaluate", f"hub:me/student/{name}", *arguments]) == 0
+    mean = json.loads(files["report.json"])["integer"]["return_mean"]
+    assert capsys.readouterr().out.count(f"return    {mean:.2f} ") == 2
+
+    push_to_hub(folder, "me/student", replay=False)  # again
+    assert len(repository.commits) == 2 and set(repository.commits[repository.refs["main"]]) == set(PUBLISHED)
+
+
+def test_the_card(hub: HubServer, folder: Path) -> None:
+    push_to_hub(folder, "me/student", replay=False)
+    files = hub.repositories["me/student"].commits[hub.repositories["me/student"].refs["main"]]
+    card, report = ModelCard(files["README.md"].decode()), json.loads(files["report.json"])
+    result = card.data.eval_results[0]
+    assert (result.dataset_name, result.metric_type) == ("CartPole-v1", "mean_reward")
+    assert result.metric_value == f"{report['integer']['return_mean']:.2f} +/- {report['integer']['return_std']:.2f}"
+    assert card.data.base_model == "sb3/ppo-CartPole-v1" and "reinforcement-learning" in card.data.tags
+    commit = report["teacher_name"].partition("@")[2]
+    for text in (
+        f"[sb3/ppo-CartPole-v1](https://huggingface.co/sb3/ppo-CartPole-v1/tree/{commit})",
+        f"Teacher: SHA-256 `{report['teacher_checksum']}`",
+        "| integer ",
+        'hf_hub_download("me/student", "student.npz")',
+        "| `student.onnx` |",
+    ):
+        assert text in card.text, text
+    entry = yaml.safe_load(files["config.yml"])["CartPole-v1"]
+    assert entry["teacher"] == report["teacher_name"] and entry["n_timesteps"] == report["timesteps"]
+    assert entry["transition"] == "blend" and entry["student_arch"]["hidden"] == report["student"]["hidden"]
+
+
+def test_a_path_in_a_student_is_found(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    """A schedule of the user's own is pickled with the name of the file that it was written in."""
+    own = copy(folder, tmp_path / "own")
+    student = QPDDistiller.load(own / "student.zip", device="cpu")
+    student.learning_rate = lambda progress: 1e-3 * progress
+    student.save(own / "student.zip")
+    with pytest.raises(ValueError, match="learning_rate in data in student.zip names a path of this machine: /.*Nothing was"):
+        push_to_hub(own, "me/student", replay=False)
+    assert not hub.repositories
+
+
+@pytest.mark.parametrize(
+    "value", ["/home/ann/robot.xml", "C:\\Users\\ann\\robot.xml", "/Users/ann/robot.xml", "HERE/robot.xml", "file://HERE"]
+)
+def test_a_path_in_a_report_is_found(hub: HubServer, folder: Path, tmp_path: Path, value: str) -> None:
+    own = copy(folder, tmp_path / "own")
+    report: dict[str, Any] = json.loads((own / "report.json").read_text())
+    report["env"]["env_kwargs"] = {"sutton_barto_reward": value.replace("HERE", str(tmp_path / "own"))}
+    (own / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match=r"report.json names a path of this machine: .*leave report.json out"):
+        push_to_hub(own, "me/student", replay=False)
+    assert not hub.repositories
+
+
+def test_what_is_no_path_of_this_machine(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data", b'{"a": {":serialized:": 3}, "b": "/usr/lib"}')
+        archive.writestr("broken", b"{")
+    check_no_paths({"a.zip": buffer.getvalue(), "b.md": b"https://huggingface.co/homepage 1/2 gymnasium/envs"}, tmp_path)
+
+
+def test_without_ffmpeg(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    _, remarks = push_to_hub(folder, "me/student")
+    files = hub.repositories["me/student"].commits[hub.repositories["me/student"].refs["main"]]
+    assert files["replay.gif"].startswith(b"GIF8") and "replay.mp4" not in files
+    assert "a GIF instead of a video: ffmpeg is not installed" in remarks
+    assert "![The student plays](replay.gif)" in files["README.md"].decode()
+
+
+def test_an_environment_that_cannot_be_shown(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    own = copy(folder, tmp_path / "own")
+    report = json.loads((own / "report.json").read_text())
+    report["env"]["env_id"] = "NotHere-v1"
+    (own / "report.json").write_text(json.dumps(report))
+    _, remarks = push_to_hub(own, "me/student")
+    assert remarks[0].startswith("no replay: ") and "NotHere" in remarks[0]
+    assert not any(name.startswith("replay") for name in hub.repositories["me/student"].commits.popitem()[1])
+
+
+def test_a_private_repository(hub: HubServer, folder: Path) -> None:
+    push_to_hub(folder, "me/secret", private=True, replay=False)
+    assert hub.repositories["me/secret"].private
+
+
+def test_mistakes(
+    hub: HubServer,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def mistake(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as exit_info:
+            main(["push", *map(str, arguments), "--no-replay"])
+        assert exit_info.value.code == 2
+        return capsys.readouterr().err
+
+    assert "repo_id must be owner/name, got 'student'" in mistake(folder, "--repo-id", "student")
+    assert "has no student.npz and no report.json: expected a folder" in mistake(tmp_path, "--repo-id", "me/student")
+    own = copy(folder, tmp_path / "own")
+    report = json.loads((own / "report.json").read_text())
+    report["integer"]["bytes"] += 1
+    (own / "report.json").write_text(json.dumps(report))
+    assert "are not of the same student" in mistake(own, "--repo-id", "me/student")
+    assert not hub.repositories
+    hub.creating_fails = True
+    assert "do not have the rights" in mistake(folder, "--repo-id", "them/student")
+    hub.creating_fails = False
+    assert "has no branch 'next'" in mistake(folder, "--repo-id", "me/student", "--branch", "next")
+    assert not hub.repositories["me/student"].commits
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "log in with `hf auth login`, or set HF_TOKEN" in mistake(folder, "--repo-id", "me/student")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in mistake(folder, "--repo-id", "me/student")
+    assert not hub.repositories["me/student"].commits
+
+
+def test_which_teachers_are_on_the_hub() -> None:
+    assert teacher_on_hub("ppo/CartPole-v1") is None and teacher_on_hub("") is None
+    assert teacher_on_hub("hub:me/agents/a.zip@abc").repo_id == teacher_on_hub("me/agents@abc").repo_id == "me/agents"
