@@ -350,7 +350,7 @@ def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
     return NormalizationFile(mean, var, epsilon, clip_obs)
 
 
-class _ZooLoader(yaml.SafeLoader):
+class ZooLoader(yaml.SafeLoader):
     """SafeLoader that also knows the two Python types which RL Zoo writes."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -365,8 +365,8 @@ class _ZooLoader(yaml.SafeLoader):
         return tuple(self.construct_sequence(node, deep=True))
 
 
-_ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ZooLoader.ordered_dict)
-_ZooLoader.add_constructor("tag:yaml.org,2002:python/tuple", _ZooLoader.tuple)
+ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ZooLoader.ordered_dict)
+ZooLoader.add_constructor("tag:yaml.org,2002:python/tuple", ZooLoader.tuple)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -381,7 +381,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if len(content) > MAX_YAML_BYTES:
         raise TeacherError(f"{path} has {len(content)} bytes, at most {MAX_YAML_BYTES} are read: refused")
     try:
-        values = yaml.load(content, Loader=_ZooLoader)
+        values = yaml.load(content, Loader=ZooLoader)
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(f"{path} was refused, without running it: {reason}. Expected plain YAML of RL Zoo") from error
