@@ -48,6 +48,7 @@ def register() -> None:
     hyperparams_opt.HYPERPARAMS_SAMPLER[ALGO] = sample_qpd_params
     hyperparams_opt.HYPERPARAMS_CONVERTER[ALGO] = convert_qpd_params  # type: ignore[assignment]
     exp_manager.ExperimentManager = StudentManager  # type: ignore[misc]
+    StudentManager.has_begun = False
 
 
 def run(program: str, arguments: Sequence[str]) -> None:
@@ -71,6 +72,6 @@ def run(program: str, arguments: Sequence[str]) -> None:
 
 
 def has_begun() -> bool:
-    """Whether this process has begun to learn: what goes wrong before is somebody's mistake, with one line."""
+    """Whether the program has begun to learn: what goes wrong before is somebody's mistake, and one line."""
     manager = sys.modules.get("sb3_qpd.zoo.manager")
     return manager is not None and manager.StudentManager.has_begun
