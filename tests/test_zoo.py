@@ -108,7 +108,7 @@ def test_our_own_commands_read_the_run(run: Path, capsys: pytest.CaptureFixture[
 def test_enjoy_plays_the_integer_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with inside(run):
         assert main(["zoo", "enjoy", "--algo", "qpd", "--env", ENV, "-f", "logs", "--no-render", "-n", "600"]) == 0
-    shown = [float(number) for number in re.findall(r"Episode Reward: ([\d.]+)", capsys.readouterr().out)]
+    shown = [float(number) for number in _rewards(capsys.readouterr().out)]
     model, env = IntegerModel.load(run / "logs" / "qpd" / f"{ENV}_1" / "student.npz"), make_vec_env(ENV, 1, seed=0)
     observations, returns, total = env.reset(), [], 0.0
     for _ in range(600):
@@ -160,6 +160,44 @@ def test_another_algorithm_finds_nothing_changed(tmp_path: Path) -> None:
     # and that run is a teacher
     train(tmp_path, "-n", "64", params={"teacher": str(folder), "n_envs": 2, "learning_starts": 16})
     assert IntegerModel.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").metadata["teacher"] == f"ppo/{ENV}"
+
+
+# --- sharing ---
+@pytest.mark.slow
+def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path) -> None:
+    """Against a hub on 127.0.0.1; its client reads its settings when it is imported, so in processes of their own."""
+    hub_server = pytest.importorskip("hub_server", reason="tests/hub_server.py is not there")
+    arguments = ["--algo", "qpd", "--env", ENV, "-f", "logs"]
+    with hub_server.running_hub() as hub:
+        private = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": hub.token, "TRUST_REMOTE_CODE": "1"}
+
+        def program(name: str, folder: Path, *more: str) -> str:
+            done = subprocess.run(
+                [sys.executable, "-m", "sb3_qpd.zoo", name, *arguments, *more],
+                cwd=folder,
+                env={**os.environ, **private, "HF_HUB_DISABLE_TELEMETRY": "1"},
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        program("push_to_hub", run, "-orga", "me", "--no-render")
+        files = hub.repositories["me/qpd-CartPole-v1"].commits[hub.repositories["me/qpd-CartPole-v1"].refs["main"]]
+        assert {f"qpd-{ENV}.zip", "README.md", "config.yml", "args.yml", "results.json"} <= {*files}
+        published = b"".join(content for name, content in files.items() if not name.endswith(".zip")).decode(errors="replace")
+        assert str(teacher) not in published and str(run) not in published
+        card = files["README.md"].decode()
+        assert f"python -m sb3_qpd.zoo enjoy --algo qpd --env {ENV}" in card and "rl_zoo3.enjoy" not in card
+        assert "name: QPD\n" in card  # in lower case the key by which RL Zoo finds it
+        program("load_from_hub", tmp_path, "-orga", "me")
+        play = ["--no-render", "-n", "600"]
+        assert _rewards(program("enjoy", tmp_path, *play)) == _rewards(program("enjoy", run, *play)) != []
+
+
+def _rewards(output: str) -> list[str]:
+    return re.findall(r"Episode Reward: ([\d.]+)", output)
 
 
 # --- mistakes ---
@@ -295,14 +333,14 @@ def test_two_processes_search_one_study(teacher: Path, tmp_path: Path, capsys: p
         import optuna
 
         backend = optuna.storages.journal.JournalFileBackend("study.log")
-        study = optuna.load_study(study_name="students", storage=optuna.storages.JournalStorage(backend))
+        trials = optuna.load_study(study_name="students", storage=optuna.storages.JournalStorage(backend)).trials
     train(tmp_path, *arguments, params=params)
     student = QPDDistiller.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
-    first = study.trials[0].params
+    first = trials[0].params
     assert student.policy.arch == make_arch(first["student_arch"], first["weight_bits"], first["activation_bits"])
     assert student.critic_coef == first["critic_coef"] and student.transition == first["transition"]
     assert student.lr_schedule(1.0) == pytest.approx(first["learning_rate"])
-    finished = [trial for trial in study.trials if "bytes" in trial.user_attrs]
+    finished = [trial for trial in trials if "bytes" in trial.user_attrs]
     assert finished and all(200 < trial.user_attrs["bytes"] < 4_000 for trial in finished)
 
 
