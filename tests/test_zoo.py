@@ -162,6 +162,22 @@ def test_another_algorithm_finds_nothing_changed(tmp_path: Path) -> None:
     assert IntegerModel.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").metadata["teacher"] == f"ppo/{ENV}"
 
 
+def test_plots_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("seaborn", reason="the extra zoo is not installed")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with inside(run):
+        assert main(["zoo", "plot_train", "-a", "qpd", "-e", ENV, "-f", "logs", "-w", "2"]) == 0
+        assert main(["zoo", "all_plots", "-a", "qpd", "-e", ENV, "-f", "logs", "-o", "plots", "--no-display"]) == 0
+    assert list(run.glob("plots*"))
+
+
+def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    with pytest.raises(SystemExit):
+        main(["zoo", "plot_train", "-a", "qpd", "-e", ENV, "-f", "logs"])
+    assert "plot_train needs the package seaborn: pip install 'sb3_qpd[zoo]'" in capsys.readouterr().err
+
+
 # --- sharing ---
 @pytest.mark.slow
 def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path) -> None:
