@@ -7,10 +7,10 @@ helps.
         --episodes 300 --out finetune.jsonl
     python benchmarks/finetune.py table finetune.jsonl
 
-``distill`` makes the students, one for each seed. ``run`` lets PPO go on from each, at the precision that is deployed, once for
-each kind of head, and adds a line of JSON: ``kept`` is the distilled value head, ``fresh`` a new one, ``warmed`` a distilled one
-that learns alone for the first updates. Before and after, the integers play the same test episodes; nothing was chosen on them:
-PPO stops where it was told to. gamma has to be the teacher's, or its values mean something else.
+``distill`` makes the students, one for each seed. ``run`` lets PPO go on from each, at the precision that is deployed, once
+for each kind of head, and adds a line of JSON: ``kept`` is the distilled value head, ``fresh`` a new one, ``warmed`` the
+distilled one, which learns alone for the first updates. Before and after, the integers play the same test episodes; nothing is
+chosen on them: PPO stops where it was told to. gamma has to be the teacher's, or its values mean something else.
 """
 
 import argparse

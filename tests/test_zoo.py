@@ -18,11 +18,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from toys import assert_same_bits
 
-from sb3_qpd import IntegerModel, QPDDistiller
+from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
 from sb3_qpd.architectures import make_arch
 from sb3_qpd.cli import main
 from sb3_qpd.envs import ATARI_WRAPPER
-from sb3_qpd.zoo.entries import check_entry, fill_in, known_keys, read_entries, recipe_of
+from sb3_qpd.zoo.entries import check_entry, check_environment, fill_in, known_keys, read_entries, recipe_of
 
 pytest.importorskip("requests", reason="the extra zoo is not installed")
 ENV = "CartPole-v1"
@@ -216,6 +216,18 @@ def _rewards(output: str) -> list[str]:
     return re.findall(r"Episode Reward: ([\d.]+)", output)
 
 
+class OwnWrapper(gym.Wrapper):
+    """A user's own, which no recipe may name."""
+
+
+def test_a_wrapper_of_ones_own(teacher: Path, tmp_path: Path) -> None:
+    """It is played in the environments that RL Zoo builds."""
+    params = {"teacher": str(teacher), "env_wrapper": f"{__name__}.OwnWrapper", "report_episodes": 2}
+    train(tmp_path, "-n", "64", params=params)
+    report = json.loads((tmp_path / "logs" / "qpd" / f"{ENV}_1" / "report.json").read_text())
+    assert report["env"] == {"env_id": ENV} and report["integer"]["episodes"] == 2
+
+
 # --- mistakes ---
 def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str, params: dict[str, Any]) -> str:
     """The one line of an error, which came before anything was written."""
@@ -317,6 +329,25 @@ def test_one_entry_serves_every_game() -> None:
     recipe = recipe_of(entry, "PongNoFrameskip-v4", {})
     assert recipe is not None and recipe.is_native and recipe.frame_stack == 4
     assert [wrapper for wrapper, _ in recipe.env_wrappers] == [ATARI_WRAPPER]
+
+
+def test_what_a_game_is_seen_through_must_be_the_teachers() -> None:
+    """The Pong teacher that ships with the project: four frames, AtariWrapper."""
+    pong = load_teacher(Path(__file__).parents[1] / "examples" / "teachers" / "ppo" / "PongNoFrameskip-v4_1", device="cpu")
+    entry = read_entries()["atari"]
+
+    def check(**changes: Any) -> None:
+        check_environment(pong, recipe_of({**entry, **changes}, "PongNoFrameskip-v4", {}))
+
+    check()
+    check(env_wrapper=[{ATARI_WRAPPER: {"terminal_on_life_loss": False, "clip_reward": False}}])  # seen the same
+    check(vec_env_wrapper="somebody.s.Wrapper")  # not known: the shapes have to tell
+    with pytest.raises(ValueError, match="was trained on 4 stacked frames, this entry stacks 1. Set frame_stack: 4"):
+        check(frame_stack=None)
+    with pytest.raises(ValueError, match="this entry has none. Set env_wrapper to the teacher's"):
+        check(env_wrapper=None)
+    with pytest.raises(ValueError, match="'screen_size': 42"):
+        check(env_wrapper=[{ATARI_WRAPPER: {"screen_size": 42}}])
 
 
 def test_known_keys() -> None:
