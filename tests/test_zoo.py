@@ -16,6 +16,7 @@ import pytest
 import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import load_results
 from toys import assert_same_bits
 
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
@@ -64,7 +65,15 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a student was trained, with everything that RL Zoo can leave."""
     folder = tmp_path_factory.mktemp("run")
     often = ["--eval-freq", "400", "--save-freq", "400", "--tensorboard-log", "tb", "-P"]
-    train(folder, "-n", "800", "--seed", "3", *often, params={"teacher": str(teacher), "report_episodes": 3})
+    train(
+        folder,
+        "-n",
+        "800",
+        "--seed",
+        "3",
+        *often,
+        params={"teacher": str(teacher), "report_episodes": 3, "check_teacher": True},
+    )
     return folder
 
 
@@ -78,6 +87,7 @@ def test_the_run_folder(run: Path, teacher: Path) -> None:
     assert files == {f"{ENV}.zip", "best_model.zip", "evaluations.npz", *checkpoints, *ours, *monitors}
     assert {path.name for path in (folder / ENV).iterdir()} == {"args.yml", "config.yml", "command.txt"}
     assert np.load(folder / "evaluations.npz")["timesteps"].tolist() == [400, 800]
+    assert 0 < load_results(str(folder))["l"].sum() <= 800  # only what the student was trained on
     assert list((run / "tb" / ENV).glob("QPD_1/events*"))
     config = (folder / ENV / "config.yml").read_text()
     assert str(teacher) in config and "student_arch" in config  # as RL Zoo: what to train it again with

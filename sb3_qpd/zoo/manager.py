@@ -1,7 +1,6 @@
 """RL Zoo's experiment, with what a student needs: a checked entry, its teacher, its own files."""
 
 import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,14 +67,19 @@ class StudentManager(ExperimentManager):
             self.custom_hyperparams = {**of_trial, **(self.custom_hyperparams or {})}
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """Nothing stays of a run that cannot start, nor of the folder that a search has no use for."""
+        """Nothing stays of a run that cannot start."""
         if not self.is_student:
             return super().setup_experiment()
-        with self._removing_an_empty_run():
+        try:
             results = super().setup_experiment()
             if results is None:
                 self._try_student()
-            return results
+            elif isinstance(results[0], QPDDistiller):
+                results[0]._recipe = self.recipe  # the teacher's check plays there, not into the run's monitors
+        except BaseException:
+            _remove_empty(Path(self.save_path))
+            raise
+        return results
 
     def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
         """See RL Zoo, which also looks for a ``vecnormalize.pkl`` beside the model of ``-i`` and in the current folder."""
@@ -96,14 +100,6 @@ class StudentManager(ExperimentManager):
             self._student = QPDDistiller(env=env, device=self.device, **self._hyperparams)
         finally:
             env.close()
-
-    @contextlib.contextmanager
-    def _removing_an_empty_run(self) -> Iterator[None]:
-        try:
-            yield
-        finally:
-            if not (Path(self.params_path) / "config.yml").exists():
-                _remove_empty(Path(self.save_path))
 
     # -- a run --------------------------------------------------------------------------------------------------------
 
@@ -141,11 +137,14 @@ class StudentManager(ExperimentManager):
     # -- a search -----------------------------------------------------------------------------------------------------
 
     def hyperparameters_optimization(self) -> None:
-        """See RL Zoo; then the students that are worth their bytes."""
+        """See RL Zoo; then the students that are worth their bytes, and no empty run folder, which ``enjoy`` would take."""
         import pandas  # noqa: F401  # RL Zoo needs it, but only after the last trial
 
         StudentManager.has_begun = True
         super().hyperparameters_optimization()
+        if self.is_student:
+            # not before: processes that began together share the folder, and those that begin later take another one
+            _remove_empty(Path(self.save_path))
         if self.is_student and self._study is not None:
             print(front_table(pareto_front(self._study.trials)))
 
