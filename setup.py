@@ -27,8 +27,9 @@ REQUIRED = [
 EXTRAS = {
     "export": ["onnx>=1.16", "onnxruntime>=1.18"],
     "litert": ["ai-edge-litert>=1.0"],
-    # imported by rl_zoo3's commands without being declared: `requests` by enjoy, pandas by -optimize (rl_zoo3 pins it below 3)
-    "zoo": ["requests>=2.28", "pandas>=2.2,<3"],
+    # imported by rl_zoo3 without being declared: `requests` by enjoy, pandas by -optimize (rl_zoo3 pins it below 3),
+    # seaborn by the plots
+    "zoo": ["requests>=2.28", "pandas>=2.2,<3", "seaborn>=0.13"],
     "tests": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",

@@ -336,7 +336,7 @@ def _to_moments(obs_rms: Any) -> tuple[np.ndarray, np.ndarray]:
     return mean, var
 
 
-class _ZooLoader(yaml.SafeLoader):
+class ZooLoader(yaml.SafeLoader):
     """SafeLoader that also knows the two Python types which RL Zoo writes."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -351,8 +351,8 @@ class _ZooLoader(yaml.SafeLoader):
         return tuple(self.construct_sequence(node, deep=True))
 
 
-_ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", _ZooLoader.ordered_dict)
-_ZooLoader.add_constructor("tag:yaml.org,2002:python/tuple", _ZooLoader.tuple)
+ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ZooLoader.ordered_dict)
+ZooLoader.add_constructor("tag:yaml.org,2002:python/tuple", ZooLoader.tuple)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -365,7 +365,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     content = read_file(path, "an args.yml or config.yml of RL Zoo", MAX_YAML_BYTES)
     try:
-        values = yaml.load(content, Loader=_ZooLoader)
+        values = yaml.load(content, Loader=ZooLoader)
         check_extent(values)  # aliases are a few bytes each, and what they repeat can be large
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]

@@ -102,7 +102,7 @@ class RunFolder:
         env_kwargs = self.args.get("env_kwargs") or self.config.get("env_kwargs") or {}
         frame_stack = self.config.get("frame_stack") or (1 if self.config else 0)
         try:
-            return EnvRecipe(env_id, dict(env_kwargs), _wrappers(self.config.get("env_wrapper")), int(frame_stack))
+            return EnvRecipe(env_id, dict(env_kwargs), named_wrappers(self.config.get("env_wrapper")), int(frame_stack))
         except (ValueError, TypeError) as error:
             raise TeacherError(f"{error} {way_out}") from error
 
@@ -173,7 +173,7 @@ def _read_if_there(folder: Path | None, name: str) -> dict[str, Any]:
     return read_yaml(folder / name) if folder is not None and (folder / name).is_file() else {}
 
 
-def _wrappers(setting: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
+def named_wrappers(setting: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
     """RL Zoo's ``env_wrapper``: a name, a mapping of a name to its keyword arguments, or a list of those."""
     entries = setting if isinstance(setting, list) else [setting] if setting else []
     return tuple(pair for entry in entries for pair in _wrapper_pairs(entry))

@@ -1,13 +1,17 @@
 """Each example runs, with less to do."""
 
+import os
+import runpy
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from stable_baselines3 import PPO
 
-from sb3_qpd import IntegerModel, load_teacher
+from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 
@@ -40,3 +44,76 @@ def test_a_trained_teacher_loads(tmp_path):
     run("train_teacher.py", "CartPole-v1", "--timesteps", "64", "--out", str(tmp_path))
     teacher = load_teacher(tmp_path / "ppo" / "CartPole-v1_1")
     assert teacher.recipe is not None and teacher.recipe.env_id == "CartPole-v1" and teacher.name == "ppo/CartPole-v1"
+
+
+# --- short scripts, in this process: each import of torch takes seconds ---
+LUNAR_LANDER = EXAMPLES / "teachers" / "ppo" / "LunarLander-v3_1"
+SHORT = ("--timesteps", "600", "--episodes", "2")
+
+
+def play(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert len((EXAMPLES / script).read_text().splitlines()) <= 40
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", [script, *args])
+    runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    return capsys.readouterr().out
+
+
+def test_distill_from_hub(tmp_path):
+    """From a hub on 127.0.0.1; its client reads where that is when it is imported, so in a process of its own."""
+    if find_spec("sb3_qpd.hub") is None:
+        pytest.skip("sb3_qpd.hub is not there")
+    from hub_server import running_hub
+
+    folder = LUNAR_LANDER / "LunarLander-v3"
+    files = {name: (folder / name).read_bytes() for name in ("config.yml", "args.yml")}
+    files["ppo-LunarLander-v3.zip"] = (LUNAR_LANDER / "LunarLander-v3.zip").read_bytes()
+    with running_hub() as hub:
+        hub.publish("me/ppo-LunarLander-v3", files)
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / "distill_from_hub.py", "me/ppo-LunarLander-v3", *SHORT],
+            cwd=tmp_path,
+            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+    assert done.returncode == 0, done.stderr
+    assert "me/ppo-LunarLander-v3" in done.stdout and "-> 788 bytes" in done.stdout
+    assert (tmp_path / "student.npz").is_file()
+
+
+def test_the_same_script_takes_a_folder(tmp_path, monkeypatch, capsys):
+    printed = play("distill_from_hub.py", tmp_path, monkeypatch, capsys, str(LUNAR_LANDER), *SHORT)
+    assert "ppo/LunarLander-v3: 19,984 bytes -> 788 bytes" in printed
+    assert IntegerModel.load(tmp_path / "student.npz").nbytes == 788
+
+
+def test_distill_zoo_folder(tmp_path, monkeypatch, capsys):
+    printed = play("distill_zoo_folder.py", tmp_path, monkeypatch, capsys, *SHORT)
+    assert "teacher: 2" in printed and "verdict: " in printed
+
+
+def test_distill_live_model(tmp_path, monkeypatch, capsys):
+    printed = play("distill_live_model.py", tmp_path, monkeypatch, capsys, "--teacher-timesteps", "256", *SHORT)
+    assert "252 bytes, return " in printed
+
+
+def test_custom_student(tmp_path, monkeypatch, capsys):
+    printed = play("custom_student.py", tmp_path, monkeypatch, capsys, *SHORT)
+    assert "(12, 20) weights of 4 bits" in printed and "bytes, return " in printed
+
+
+def test_fine_tune_then_export(tmp_path, monkeypatch, capsys):
+    """A student, PPO on top of it, and C of what came out."""
+    student = QPDDistiller(load_teacher(LUNAR_LANDER), student_arch="nano", check_teacher=False, device="cpu", seed=0)
+    student.learn(800).save(tmp_path / "student.zip")
+    settings = ("--timesteps", "100", "--episodes", "2")
+    printed = play("finetune_ppo.py", tmp_path, monkeypatch, capsys, "student.zip", "LunarLander-v3", *settings)
+    assert "before: " in printed and "after: " in printed
+    before, after = student.policy, PPO.load(tmp_path / "finetuned.zip", device="cpu").policy
+    assert type(after) is type(before) and after.arch == before.arch
+    moved = (after.value_net.mean == before.value_net.mean) & (after.value_net.weight != before.value_net.weight).any()
+    assert moved  # the distilled value head went on, in its own units
+    printed = play("export_to_c.py", tmp_path, monkeypatch, capsys, "finetuned.npz")
+    assert "policy.c" in printed and "the C chose the same 100 actions" in printed

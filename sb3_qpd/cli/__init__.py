@@ -7,6 +7,7 @@ The command ``sb3-qpd``.
     sb3-qpd verify DIR                              that all files of a folder are the same policy, bit for bit
     sb3-qpd benchmark DIR                           how fast each of them is
     sb3-qpd push DIR --repo-id OWNER/NAME           a student for everybody, on the Hugging Face Hub
+    sb3-qpd zoo train --algo qpd --env ID           RL Zoo's programs: train, enjoy, record_video, push_to_hub, ...
 
 A mistake is one line on stderr and exit code 2, before any training starts; nothing half-written is left. Whatever is heavy
 is imported inside the commands, so that ``--help`` is instant.
@@ -22,6 +23,7 @@ from sb3_qpd.cli.compress import add_compress
 from sb3_qpd.cli.deploy import add_export, add_verify
 from sb3_qpd.cli.evaluate import add_evaluate
 from sb3_qpd.cli.push import add_push
+from sb3_qpd.cli.zoo import add_zoo
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_parser() -> Parser:
     parser = Parser(prog="sb3-qpd", description="Distill Stable-Baselines3 agents into tiny integer policies.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    for add in (add_compress, add_evaluate, add_export, add_verify, add_benchmark, add_push):
+    for add in (add_compress, add_evaluate, add_export, add_verify, add_benchmark, add_push, add_zoo):
         add(commands)
     return parser

@@ -1,0 +1,174 @@
+"""
+Fine-tuning of distilled students with stock PPO: what it gains on top of distillation, and whether the distilled value head
+helps.
+
+    python benchmarks/finetune.py distill TEACHER_FOLDER --arch nano --timesteps 1e5 --seeds 0 1 2 --out students
+    python benchmarks/finetune.py run students/*.zip --env LunarLander-v3 --heads kept fresh warmed --timesteps 3e5 \\
+        --episodes 300 --out finetune.jsonl
+    python benchmarks/finetune.py table finetune.jsonl
+
+``distill`` makes the students, one for each seed. ``run`` lets PPO go on from each, at the precision that is deployed, once
+for each kind of head, and adds a line of JSON: ``kept`` is the distilled value head, ``fresh`` a new one, ``warmed`` the
+distilled one, which learns alone for the first updates. Before and after, the integers play the same test episodes; nothing is
+chosen on them: PPO stops where it was told to. gamma has to be the teacher's, or its values mean something else.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_qpd import EnvRecipe, QPDDistiller, evaluate, load_teacher, make_recipe
+from sb3_qpd.evaluation import TEST_SEED, bootstrap_over_seeds
+
+# RL Zoo's PPO for LunarLander and for Atari; the learning rate is lower: the student is good already
+VECTORS = {"n_steps": 256, "batch_size": 64, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.0}
+ATARI = {
+    "n_steps": 128,
+    "batch_size": 256,
+    "n_epochs": 4,
+    "gamma": 0.99,
+    "gae_lambda": 0.95,
+    "ent_coef": 0.01,
+    "clip_range": 0.1,
+}
+
+
+def distill(args: argparse.Namespace) -> None:
+    teacher = load_teacher(args.teacher)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in args.seeds:
+        bits = {"weight_bits": args.bits[0], "activation_bits": args.bits[1]}
+        student = QPDDistiller(teacher, student_arch=args.arch, **bits, seed=seed, check_teacher=False)
+        student.learn(args.timesteps)
+        name = f"{teacher.name.replace('/', '-')}-{args.arch}-W{args.bits[0]}A{args.bits[1]}-{seed}.zip"
+        student.save(args.out / name)
+        print(args.out / name, flush=True)
+
+
+def make_env(recipe: EnvRecipe, n_envs: int, seed: int) -> VecEnv:
+    """For Atari with the reward and the episodes that its teachers learned from."""
+    if recipe.is_atari and not recipe.env_wrappers:
+        wrapper = (
+            "stable_baselines3.common.atari_wrappers.AtariWrapper",
+            {"terminal_on_life_loss": True, "clip_reward": True},
+        )
+        recipe = EnvRecipe(recipe.env_id, recipe.env_kwargs, (wrapper,), recipe.frame_stack)
+    return recipe.make_vec_env(n_envs, seed)
+
+
+def fine_tune(student: QPDDistiller, recipe: EnvRecipe, head: str, args: argparse.Namespace) -> PPO:
+    settings: dict[str, Any] = {**(ATARI if recipe.is_atari else VECTORS), "learning_rate": args.learning_rate}
+    env = make_env(recipe, args.n_envs, student.seed or 0)
+    policy_kwargs = student.policy_kwargs
+    ppo = PPO(type(student.policy), env, policy_kwargs=policy_kwargs, seed=student.seed, device=args.device, **settings)
+    ppo.policy.load_state_dict(student.policy.state_dict())
+    value_net = ppo.policy.value_net
+    assert isinstance(value_net, nn.Module)
+    if head == "fresh":
+        nn.init.orthogonal_(value_net.weight, gain=1.0)
+        nn.init.zeros_(value_net.bias)
+        value_net.mean.fill_(0.0)
+        value_net.std.fill_(1.0)
+    left = int(args.timesteps)
+    if head == "warmed":
+        alone = args.warm_updates * settings["n_steps"] * args.n_envs
+        learn_alone(ppo, value_net, alone)
+        left -= alone
+    ppo.learn(left)
+    env.close()
+    return ppo
+
+
+def learn_alone(ppo: PPO, head: nn.Module, timesteps: int) -> None:
+    others = {*ppo.policy.parameters()} - {*head.parameters()}
+    learning = [parameter for parameter in others if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    ppo.learn(timesteps)
+    for parameter in learning:
+        parameter.requires_grad_(True)
+
+
+def run(args: argparse.Namespace) -> None:
+    recipe = make_recipe(args.env)
+    mode = {"n_episodes": args.episodes, "seed": TEST_SEED, "deterministic": not recipe.is_atari}
+    for path in args.students:
+        student = QPDDistiller.load(path, device=args.device)
+        before = evaluate(student.policy, recipe, **mode)
+        for head in args.heads:
+            ppo = fine_tune(student, recipe, head, args)
+            after = evaluate(ppo.policy, recipe, **mode)
+            if args.save is not None:
+                ppo.save(args.save / f"{path.stem}-{head}.zip")
+            row = {
+                "student": path.stem,
+                "seed": student.seed,
+                "head": head,
+                "learning_rate": args.learning_rate,
+                "timesteps": args.timesteps,
+                "bytes": ppo.policy.to_integer().nbytes,
+                "before": before.returns.tolist(),
+                "after": after.returns.tolist(),
+            }
+            with args.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(f"{path.stem} {head}: {before.return_mean:.1f} -> {after.return_mean:.1f}", flush=True)
+
+
+def table(args: argparse.Namespace) -> None:
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for path in args.results:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            groups[row["student"].rpartition("-")[0], row["head"], row["timesteps"], row["learning_rate"]].append(row)
+    print(
+        "| student | value head | steps | learning rate | before, each seed | after, each seed | gain (95 %) |\n"
+        + 7 * "|---"
+        + "|"
+    )
+    for (name, head, steps, rate), rows in sorted(groups.items()):
+        low, high = bootstrap_over_seeds([np.array(row["after"]) - np.array(row["before"]) for row in rows])
+        each = [", ".join(f"{np.mean(row[when]):.1f}" for row in rows) for when in ("before", "after")]
+        print(f"| {name} | {head} | {steps:g} | {rate:g} | {each[0]} | {each[1]} | {low:+.1f} to {high:+.1f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("distill")
+    one.set_defaults(run=distill)
+    one.add_argument("teacher")
+    one.add_argument("--arch", default="nano")
+    one.add_argument("--bits", type=int, nargs=2, default=[8, 8], metavar=("WEIGHTS", "ACTIVATIONS"))
+    one.add_argument("--timesteps", type=float, default=1e5)
+    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    one.add_argument("--out", type=Path, default=Path("out/students"))
+    two = commands.add_parser("run")
+    two.set_defaults(run=run)
+    two.add_argument("students", type=Path, nargs="+")
+    two.add_argument("--env", required=True)
+    two.add_argument("--heads", nargs="+", default=["kept", "fresh"], choices=["kept", "fresh", "warmed"])
+    two.add_argument("--warm-updates", type=int, default=10, help="rollouts in which the value head learns alone")
+    two.add_argument("--timesteps", type=float, default=3e5)
+    two.add_argument("--learning-rate", type=float, default=1e-4)
+    two.add_argument("--n-envs", type=int, default=16)
+    two.add_argument("--episodes", type=int, default=300)
+    two.add_argument("--device", default="cpu")
+    two.add_argument("--save", type=Path, help="folder that keeps the fine-tuned students")
+    two.add_argument("--out", type=Path, required=True)
+    three = commands.add_parser("table")
+    three.set_defaults(run=table)
+    three.add_argument("results", type=Path, nargs="+")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

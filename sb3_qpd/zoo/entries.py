@@ -1,0 +1,134 @@
+"""Entries of ``qpd.yml``, and what is checked in one before anything is built."""
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sb3_qpd.distiller import QPDDistiller
+from sb3_qpd.envs import ATARI_WRAPPER, NATIVE_WRAPPER_KWARGS, EnvRecipe
+from sb3_qpd.run_folder import named_wrappers
+from sb3_qpd.teachers import Teacher
+
+NEEDED = {
+    "policy": "MlpPolicy, or CnnPolicy for images",
+    "n_timesteps": "a number, such as !!float 1e5",
+    "teacher": "a Hub id such as sb3/ppo-CartPole-v1, a run folder or a zip",
+}
+# what RL Zoo takes for itself
+_OF_RL_ZOO = (
+    *("n_timesteps", "n_envs", "env_kwargs", "env_wrapper", "frame_stack", "vec_env_wrapper", "callback", "monitor_kwargs"),
+    "normalize",
+)
+_OF_COMMAND_LINE = ("env", "seed", "device", "verbose", "tensorboard_log", "vec_env")
+REPORT_EPISODES = "report_episodes"
+
+
+def read_entries() -> dict[str, Any]:
+    """``hyperparams/qpd.yml``: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    folders = [package / "hyperparams", package.parent / "hyperparams"]
+    file = next((folder / "qpd.yml" for folder in folders if (folder / "qpd.yml").is_file()), None)
+    if file is None:
+        raise FileNotFoundError(f"qpd.yml is missing: expected it in {' or '.join(map(str, folders))}. Install sb3_qpd again")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+def known_keys() -> list[str]:
+    """What an entry may hold."""
+    ours = [name for name in inspect.signature(QPDDistiller).parameters if not name.startswith("_")]
+    return sorted({*ours, *_OF_RL_ZOO, REPORT_EPISODES} - {*_OF_COMMAND_LINE})
+
+
+def check_entry(entry: Mapping[str, Any]) -> None:
+    """
+    Unknown and missing keys, and ``normalize``.
+
+    :param entry: of the YAML file, with what the command line overwrites
+    """
+    known = known_keys()
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
+            raise ValueError(f"Unknown hyperparameter {key!r} of qpd. {hint}")
+    for key, expected in NEEDED.items():
+        if entry.get(key) is None:
+            raise ValueError(f"The entry has no {key}: expected {expected}. Add it, or pass -params {key}:...")
+    if not isinstance(entry["n_timesteps"], int | float):
+        raise ValueError(
+            f"n_timesteps must be a number, got {entry['n_timesteps']!r}: YAML 1.1 reads 1e5 as text, write !!float 1e5"
+        )
+    if entry.get("normalize"):
+        raise ValueError(
+            "normalize is not for students: each side has its own statistics. The teacher's come from the vecnormalize.pkl of "
+            "its run folder, the student's are fitted to the raw observations, frozen, and folded into its integers. A "
+            "VecNormalize in the environment would show the teacher what it never saw. Remove normalize from the entry"
+        )
+
+
+def fill_in(teacher: Any, env_name: str) -> Any:
+    """``sb3/ppo-{env_id}`` with the environment's name as the Hub writes it; anything but a string stays as it is."""
+    return teacher.replace("{env_id}", env_name) if isinstance(teacher, str) else teacher
+
+
+def recipe_of(entry: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, Any]) -> EnvRecipe | None:
+    """
+    The environment that RL Zoo builds from an entry, ``None`` where its wrappers are not public ones.
+
+    :param entry: with RL Zoo's ``frame_stack``, ``env_wrapper`` and ``vec_env_wrapper``
+    :param env_id: a registered id
+    :param env_kwargs: for ``gym.make``
+    """
+    if entry.get("vec_env_wrapper"):
+        return None
+    try:
+        wrappers = named_wrappers(entry.get("env_wrapper"))
+        return EnvRecipe(env_id, dict(env_kwargs), wrappers, int(entry.get("frame_stack") or 1))
+    except ValueError:
+        return None
+
+
+def check_environment(teacher: Teacher, ours: EnvRecipe | None) -> None:
+    """
+    Refuse a frame stack or wrappers other than those that the teacher was trained with.
+
+    :param teacher: its run folder may say what it was trained with
+    :param ours: the environment of the entry
+    """
+    theirs = teacher.recipe
+    if theirs is None or ours is None:
+        return
+    if theirs.frame_stack != ours.frame_stack:
+        raise ValueError(
+            f"The teacher {teacher.name} was trained on {theirs.frame_stack} stacked frames, this entry stacks "
+            f"{ours.frame_stack}. Set frame_stack: {theirs.frame_stack}"
+        )
+    if _seen_through(theirs) != _seen_through(ours):
+        expected, came = (_as_text(recipe) for recipe in (theirs, ours))
+        raise ValueError(
+            f"The teacher {teacher.name} was trained with env_wrapper: {expected}, this entry has {came}. Set env_wrapper to "
+            "the teacher's (a student sees what its teacher saw)"
+        )
+
+
+def _wrappers(recipe: EnvRecipe) -> list[tuple[str, dict[str, Any]]]:
+    """Of a game of pixels without named wrappers: the usual one."""
+    is_bare_game = recipe.is_atari and not recipe.env_wrappers and recipe.frame_stack > 1
+    return [(ATARI_WRAPPER, {})] if is_bare_game else [(name, dict(kwargs)) for name, kwargs in recipe.env_wrappers]
+
+
+def _seen_through(recipe: EnvRecipe) -> list[tuple[str, dict[str, Any]]]:
+    """Without the settings that only change rewards and where episodes end."""
+    changes_nothing = [key for key, value in NATIVE_WRAPPER_KWARGS.items() if value is None]
+    return [
+        (name, {key: value for key, value in kwargs.items() if name != ATARI_WRAPPER or key not in changes_nothing})
+        for name, kwargs in _wrappers(recipe)
+    ]
+
+
+def _as_text(recipe: EnvRecipe) -> str:
+    return str([{name: kwargs} if kwargs else name for name, kwargs in _wrappers(recipe)] or "none")

@@ -1,0 +1,177 @@
+"""RL Zoo's experiment, with what a student needs: a checked entry, its teacher, its own files."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import optuna
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
+
+from sb3_qpd.architectures import make_arch
+from sb3_qpd.contest import describe_env, make_report, plan_arena
+from sb3_qpd.distiller import QPDDistiller
+from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.loading import load_teacher
+from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.report import table, verdict_line, write_report
+from sb3_qpd.zoo import ALGO
+from sb3_qpd.zoo.entries import REPORT_EPISODES, check_entry, check_environment, fill_in, recipe_of
+from sb3_qpd.zoo.search import BYTES, front_table, pareto_front
+
+N_REPORT_EPISODES = 100
+
+
+class StudentManager(ExperimentManager):
+    """
+    See :class:`rl_zoo3.exp_manager.ExperimentManager`; other algorithms than ``qpd`` find nothing changed.
+
+    :param args: RL Zoo's
+    :param kwargs: RL Zoo's
+    """
+
+    has_begun: ClassVar[bool] = False  # to learn, in this process
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.is_student = self.algo == ALGO
+        if self.is_student and kwargs.get("config") is None:
+            self.config = __package__  # whose ``hyperparams`` are qpd.yml; no path of this machine in args.yml
+        self.recipe: EnvRecipe | None = None
+        self.report_episodes = N_REPORT_EPISODES
+        self._study: optuna.Study | None = None
+
+    # -- before anything is learned -----------------------------------------------------------------------------------
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The entry, checked; its teacher is loaded once, what is saved names it."""
+        if not self.is_student:
+            return super().read_hyperparameters()
+        self._take_trial_zero()
+        hyperparams, saved = super().read_hyperparameters()
+        check_entry(hyperparams)
+        self.report_episodes = int(hyperparams.pop(REPORT_EPISODES, N_REPORT_EPISODES))
+        saved["teacher"] = fill_in(hyperparams["teacher"], self.env_name)
+        teacher = load_teacher(saved["teacher"], device=self.device)
+        env_kwargs = {**(hyperparams.get("env_kwargs") or self.env_kwargs), **(self._eval_env_kwargs_args or {})}
+        self.recipe = recipe_of(hyperparams, self.env_name.gym_id, env_kwargs)
+        check_environment(teacher, self.recipe)
+        return {**hyperparams, "teacher": teacher}, saved
+
+    def _take_trial_zero(self) -> None:
+        """RL Zoo takes ``--trial-id 0`` for none."""
+        if self.trial_id == 0 and self.storage and self.study_name:
+            of_trial = self.load_trial(self.storage, self.study_name, 0)
+            self.custom_hyperparams = {**of_trial, **(self.custom_hyperparams or {})}
+
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """Nothing stays of a run that cannot start."""
+        if not self.is_student:
+            return super().setup_experiment()
+        try:
+            results = super().setup_experiment()
+            if results is None:
+                self._try_student()
+            elif isinstance(results[0], QPDDistiller):
+                results[0]._recipe = self.recipe  # the teacher's check plays there, not into the run's monitors
+        except BaseException:
+            _remove_empty(Path(self.save_path))
+            raise
+        return results
+
+    def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
+        """See RL Zoo, which also looks for a ``vecnormalize.pkl`` beside the model of ``-i`` and in the current folder."""
+        env = super().create_envs(*args, **kwargs)
+        if self.is_student and unwrap_vec_normalize(env) is not None:
+            env.close()
+            raise ValueError(
+                f"RL Zoo found {self.env_name}/vecnormalize.pkl (in the current directory, or beside the model to continue) "
+                "and would normalize the student's observations: a student takes raw ones. Move the file, or start in another "
+                "directory"
+            )
+        return env
+
+    def _try_student(self) -> None:
+        """A mistake in the entry shall not become hundreds of pruned trials; sizes are measured on this one."""
+        env = self.create_envs(1, no_log=True)
+        try:
+            self._student = QPDDistiller(env=env, device=self.device, **self._hyperparams)
+        finally:
+            env.close()
+
+    # -- a run --------------------------------------------------------------------------------------------------------
+
+    def learn(self, model: BaseAlgorithm) -> None:
+        """See RL Zoo."""
+        StudentManager.has_begun = True
+        super().learn(model)
+
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        """RL Zoo's files, then ``student.npz``, then ``report.json`` and ``report.md``."""
+        super().save_trained_model(model)
+        if not isinstance(model, QPDDistiller):
+            return
+        folder = Path(self.save_path)
+        env = {"env_id": self.env_name.gym_id} if self.recipe is None else describe_env(self.recipe)
+        integer = model.policy.to_integer(env=env, teacher=model.teacher_name, teacher_checksum=model.teacher_checksum)
+        integer.save(folder / "student.npz")
+        if self.report_episodes > 0:
+            self._report(model, folder)
+
+    def _report(self, model: QPDDistiller, folder: Path) -> None:
+        assert model.teacher is not None
+        env: EnvRecipe | VecEnv = self.recipe or self.create_envs(1, eval_env=True)
+        if isinstance(env, VecEnv):
+            env.spec = gym.spec(self.env_name.gym_id)  # type: ignore[attr-defined]  # the report names it
+        arena = plan_arena(
+            model.teacher, env, self.report_episodes, deterministic=self.deterministic_eval, progress_bar=self.show_progress
+        )
+        report = make_report(model, arena)
+        write_report(report, folder)
+        if isinstance(env, VecEnv):
+            env.close()
+        print(f"\n{table(report)}\n\n{verdict_line(report)}")
+
+    # -- a search -----------------------------------------------------------------------------------------------------
+
+    def hyperparameters_optimization(self) -> None:
+        """See RL Zoo; then the students that are worth their bytes, and no empty run folder, which ``enjoy`` would take."""
+        import pandas  # noqa: F401  # RL Zoo needs it, but only after the last trial
+
+        StudentManager.has_begun = True
+        super().hyperparameters_optimization()
+        if self.is_student:
+            # not before: processes that began together share the folder, and those that begin later take another one
+            _remove_empty(Path(self.save_path))
+        if self.is_student and self._study is not None:
+            print(front_table(pareto_front(self._study.trials)))
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """See RL Zoo; the trial also notes its student's size."""
+        self._study = trial.study
+        value = super().objective(trial)
+        if self.is_student:
+            trial.set_user_attr(BYTES, self._nbytes(trial.params))
+        return value
+
+    def _nbytes(self, params: dict[str, Any]) -> int:
+        arch = make_arch(params["student_arch"], params["weight_bits"], params["activation_bits"])
+        student = self._student
+        policy_class: type[QuantActorCriticPolicy] = student.policy_class  # type: ignore[assignment]
+        policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
+        policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)
+        return policy.to_integer().nbytes
+
+
+def _remove_empty(run: Path) -> None:
+    """A run folder with nothing in it but monitors and empty folders."""
+    monitors = list(run.glob("*.monitor.csv"))
+    if {path for path in run.rglob("*") if path.is_file()} - {*monitors}:
+        return
+    for path in monitors:
+        path.unlink()
+    for folder in (*(path for path in run.glob("*") if path.is_dir()), run):
+        with contextlib.suppress(OSError):
+            folder.rmdir()

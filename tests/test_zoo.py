@@ -1,0 +1,423 @@
+"""RL Zoo's programs with qpd: runs, what they leave, mistakes, searches. All on a CartPole teacher that is made here."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import yaml
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import load_results
+from toys import assert_same_bits
+
+from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
+from sb3_qpd.architectures import make_arch
+from sb3_qpd.cli import main
+from sb3_qpd.envs import ATARI_WRAPPER
+from sb3_qpd.zoo.entries import check_entry, check_environment, fill_in, known_keys, read_entries, recipe_of
+
+pytest.importorskip("requests", reason="the extra zoo is not installed")
+ENV = "CartPole-v1"
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder as RL Zoo writes it."""
+    folder = tmp_path_factory.mktemp("teacher") / "ppo" / f"{ENV}_1"
+    (folder / ENV).mkdir(parents=True)
+    PPO("MlpPolicy", make_vec_env(ENV, 8), device="cpu", seed=0, n_steps=64).learn(4_000).save(folder / f"{ENV}.zip")
+    (folder / ENV / "args.yml").write_text(yaml.safe_dump({"algo": "ppo", "env": ENV}))
+    (folder / ENV / "config.yml").write_text(yaml.safe_dump({"policy": "MlpPolicy", "n_timesteps": 4_000}))
+    return folder
+
+
+@contextlib.contextmanager
+def inside(folder: Path) -> Iterator[None]:
+    """RL Zoo looks at the current directory."""
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def train(folder: Path, *arguments: str, params: dict[str, Any] | None = None) -> None:
+    """``sb3-qpd zoo train`` in a folder, short and silent."""
+    quick = {"check_teacher": False, "report_episodes": 0, "n_envs": 4, "learning_starts": 64, **(params or {})}
+    given = [f"{key}:{value!r}" for key, value in quick.items()]
+    command = ["zoo", "train", "--algo", "qpd", "--env", ENV, "--device", "cpu", "--verbose", "0", "--eval-freq", "-1"]
+    with inside(folder):
+        assert main([*command, *arguments, "-params", *given]) == 0
+
+
+@pytest.fixture(scope="module")
+def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a student was trained, with everything that RL Zoo can leave."""
+    folder = tmp_path_factory.mktemp("run")
+    often = ["--eval-freq", "400", "--save-freq", "400", "--tensorboard-log", "tb", "-P"]
+    train(
+        folder,
+        "-n",
+        "800",
+        "--seed",
+        "3",
+        *often,
+        params={"teacher": str(teacher), "report_episodes": 3, "check_teacher": True},
+    )
+    return folder
+
+
+# --- what a run leaves ---
+def test_the_run_folder(run: Path, teacher: Path) -> None:
+    folder = run / "logs" / "qpd" / f"{ENV}_1"
+    checkpoints = {f"rl_model_{n}_steps.zip" for n in (400, 800)}
+    ours = {"student.npz", "report.json", "report.md"}
+    monitors = {f"{i}.monitor.csv" for i in range(4)}
+    files = {path.name for path in folder.iterdir() if path.is_file()}
+    assert files == {f"{ENV}.zip", "best_model.zip", "evaluations.npz", *checkpoints, *ours, *monitors}
+    assert {path.name for path in (folder / ENV).iterdir()} == {"args.yml", "config.yml", "command.txt"}
+    assert np.load(folder / "evaluations.npz")["timesteps"].tolist() == [400, 800]
+    assert 0 < load_results(str(folder))["l"].sum() <= 800  # only what the student was trained on
+    assert list((run / "tb" / ENV).glob("QPD_1/events*"))
+    config = (folder / ENV / "config.yml").read_text()
+    assert str(teacher) in config and "student_arch" in config  # as RL Zoo: what to train it again with
+
+
+def test_student_npz_is_the_final_model(run: Path) -> None:
+    folder = run / "logs" / "qpd" / f"{ENV}_1"
+    student = QPDDistiller.load(folder / f"{ENV}.zip", device="cpu")
+    observations = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    assert_same_bits(student.policy, observations)
+    integer = IntegerModel.load(folder / "student.npz")
+    np.testing.assert_array_equal(integer.logits(observations), student.policy.to_integer().logits(observations))
+    assert integer.metadata["env"]["env_id"] == ENV and integer.metadata["teacher"] == f"ppo/{ENV}"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["integer"]["episodes"] == 3 and report["seed"] == 3 and report["timesteps"] == 800
+    assert report["weight_bits"] == 4 and report["teacher_name"] == f"ppo/{ENV}" and report["parity"] == 1.0
+
+
+def test_our_own_commands_read_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run / "logs" / "qpd" / f"{ENV}_1"
+    returns = []
+    for name in (f"{ENV}.zip", "student.npz"):  # the report beside the zip names the environment
+        assert main(["evaluate", str(folder / name), "--episodes", "3", "--no-progress"]) == 0
+        returns.append(capsys.readouterr().out.splitlines()[0])
+    assert returns[0] == returns[1]
+
+
+def test_enjoy_plays_the_integer_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with inside(run):
+        assert main(["zoo", "enjoy", "--algo", "qpd", "--env", ENV, "-f", "logs", "--no-render", "-n", "600"]) == 0
+    shown = [float(number) for number in _rewards(capsys.readouterr().out)]
+    model, env = IntegerModel.load(run / "logs" / "qpd" / f"{ENV}_1" / "student.npz"), make_vec_env(ENV, 1, seed=0)
+    observations, returns, total = env.reset(), [], 0.0
+    for _ in range(600):
+        observations, rewards, dones, _ = env.step(model.predict(observations, deterministic=True)[0])
+        total += float(rewards[0])
+        if dones[0]:
+            returns.append(total)
+            total = 0.0
+    assert returns and shown == returns
+
+
+def test_enjoy_best_and_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["zoo", "enjoy", "--algo", "qpd", "--env", ENV, "-f", "logs", "--no-render", "-n", "520"]
+    with inside(run):
+        for choice in (["--load-best"], ["--load-last-checkpoint"], ["--load-checkpoint", "400"]):
+            assert main([*common, *choice]) == 0
+            assert "Mean reward" in capsys.readouterr().out
+
+
+def test_record_video_writes_one(run: Path) -> None:
+    with inside(run):
+        assert main(["zoo", "record_video", "--algo", "qpd", "--env", ENV, "-f", "logs", "-n", "12", "-o", "videos"]) == 0
+    videos = list((run / "videos").glob("*.mp4"))
+    assert len(videos) == 1 and videos[0].stat().st_size > 1_000
+
+
+def test_a_student_goes_on_learning(run: Path, teacher: Path, tmp_path: Path) -> None:
+    best = run / "logs" / "qpd" / f"{ENV}_1" / "best_model.zip"
+    before = QPDDistiller.load(best, device="cpu")
+    train(tmp_path, "-n", "200", "-i", str(best), params={"teacher": str(teacher)})
+    after = QPDDistiller.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    assert after._n_updates > before._n_updates and after.policy.arch == before.policy.arch
+    assert after._transition_progress == 1.0 or after._transition_progress >= before._transition_progress
+
+
+@pytest.mark.slow
+def test_environments_in_processes_of_their_own(teacher: Path, tmp_path: Path) -> None:
+    train(tmp_path, "-n", "128", "--vec-env", "subproc", params={"teacher": str(teacher), "n_envs": 2})
+    assert (tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").is_file()
+
+
+def test_another_algorithm_finds_nothing_changed(tmp_path: Path) -> None:
+    with inside(tmp_path):
+        command = ["zoo", "train", "--algo", "ppo", "--env", ENV, "-n", "64", "--device", "cpu", "--eval-freq", "-1"]
+        assert main([*command, "-params", "n_steps:8", "n_envs:2", "batch_size:8", "normalize:True"]) == 0
+    folder = tmp_path / "logs" / "ppo" / f"{ENV}_1"
+    assert (folder / f"{ENV}.zip").is_file() and (folder / ENV / "vecnormalize.pkl").is_file()
+    assert not (folder / "student.npz").exists()
+    # and that run is a teacher
+    train(tmp_path, "-n", "64", params={"teacher": str(folder), "n_envs": 2, "learning_starts": 16})
+    assert IntegerModel.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").metadata["teacher"] == f"ppo/{ENV}"
+
+
+def test_plots_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("seaborn", reason="the extra zoo is not installed")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    with inside(run):
+        assert main(["zoo", "plot_train", "-a", "qpd", "-e", ENV, "-f", "logs", "-w", "2"]) == 0
+        assert main(["zoo", "all_plots", "-a", "qpd", "-e", ENV, "-f", "logs", "-o", "plots", "--no-display"]) == 0
+    assert list(run.glob("plots*"))
+
+
+def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    with pytest.raises(SystemExit):
+        main(["zoo", "plot_train", "-a", "qpd", "-e", ENV, "-f", "logs"])
+    assert "plot_train needs the package seaborn: pip install 'sb3_qpd[zoo]'" in capsys.readouterr().err
+
+
+# --- sharing ---
+@pytest.mark.slow
+def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path) -> None:
+    """Against a hub on 127.0.0.1; its client reads its settings when it is imported, so in processes of their own."""
+    hub_server = pytest.importorskip("hub_server", reason="tests/hub_server.py is not there")
+    arguments = ["--algo", "qpd", "--env", ENV, "-f", "logs"]
+    with hub_server.running_hub() as hub:
+        private = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": hub.token, "TRUST_REMOTE_CODE": "1"}
+
+        def program(name: str, folder: Path, *more: str) -> str:
+            done = subprocess.run(
+                [sys.executable, "-m", "sb3_qpd.zoo", name, *arguments, *more],
+                cwd=folder,
+                env={**os.environ, **private, "HF_HUB_DISABLE_TELEMETRY": "1"},
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        program("push_to_hub", run, "-orga", "me", "--no-render")
+        files = hub.repositories["me/qpd-CartPole-v1"].commits[hub.repositories["me/qpd-CartPole-v1"].refs["main"]]
+        assert {f"qpd-{ENV}.zip", "README.md", "config.yml", "args.yml", "results.json"} <= {*files}
+        published = b"".join(content for name, content in files.items() if not name.endswith(".zip")).decode(errors="replace")
+        assert str(teacher) not in published and str(run) not in published
+        card = files["README.md"].decode()
+        assert f"python -m sb3_qpd.zoo enjoy --algo qpd --env {ENV}" in card and "rl_zoo3.enjoy" not in card
+        assert "name: QPD\n" in card  # in lower case the key by which RL Zoo finds it
+        program("load_from_hub", tmp_path, "-orga", "me")
+        play = ["--no-render", "-n", "600"]
+        assert _rewards(program("enjoy", tmp_path, *play)) == _rewards(program("enjoy", run, *play)) != []
+
+
+def _rewards(output: str) -> list[str]:
+    return re.findall(r"Episode Reward: ([\d.]+)", output)
+
+
+class OwnWrapper(gym.Wrapper):
+    """A user's own, which no recipe may name."""
+
+
+def test_a_wrapper_of_ones_own(teacher: Path, tmp_path: Path) -> None:
+    """It is played in the environments that RL Zoo builds."""
+    params = {"teacher": str(teacher), "env_wrapper": f"{__name__}.OwnWrapper", "report_episodes": 2}
+    train(tmp_path, "-n", "64", params=params)
+    report = json.loads((tmp_path / "logs" / "qpd" / f"{ENV}_1" / "report.json").read_text())
+    assert report["env"] == {"env_id": ENV} and report["integer"]["episodes"] == 2
+
+
+# --- mistakes ---
+def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str, params: dict[str, Any]) -> str:
+    """The one line of an error, which came before anything was written."""
+    with pytest.raises(SystemExit) as exit_info:
+        train(folder, *arguments, params=params)
+    assert exit_info.value.code == 2
+    assert not list(folder.rglob("*.zip")) and not list(folder.rglob(f"{ENV}_*"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sb3-qpd zoo train: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({"critc_coef": 0.5}, "Unknown hyperparameter 'critc_coef' of qpd. Did you mean critic_coef?"),
+    ({"gamma": 0.5}, "Unknown hyperparameter 'gamma' of qpd."),
+    ({"teacher": None}, "The entry has no teacher: expected a Hub id such as sb3/ppo-CartPole-v1, a run folder or a zip"),
+    ({"teacher": "nowhere/ppo.zip"}, "nowhere/ppo.zip"),
+    ({"policy": None}, "The entry has no policy"),
+    ({"n_timesteps": "1e5"}, "write !!float 1e5"),
+    ({"normalize": True}, "normalize is not for students: each side has its own statistics."),
+    ({"normalize": "dict(norm_obs=False)"}, "Remove normalize from the entry"),
+    ({"frame_stack": 4}, f"The teacher ppo/{ENV} was trained on 1 stacked frames, this entry stacks 4. Set frame_stack: 1"),
+    (
+        {"env_wrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper"},
+        "was trained with env_wrapper: none, this entry has ['sb3_contrib.common.wrappers.TimeFeatureWrapper']",
+    ),
+    ({"student_arch": "nanno"}, "Unknown student_arch 'nanno'. Known: nano"),
+    ({"transition": "blent"}, "blend"),
+    ({"weight_bits": 9}, "Bits must be one of"),
+]
+
+
+@pytest.mark.parametrize(("params", "message"), MISTAKES, ids=lambda value: next(iter(value), "") if value else "")
+def test_mistakes_are_one_line_before_any_training(
+    params: dict[str, Any], message: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in refused(capsys, tmp_path, params={"teacher": str(teacher), **params})
+
+
+def test_a_mistake_ends_a_search_before_its_first_trial(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = {"teacher": str(teacher), "box_loss": "hubber"}
+    assert "huber" in refused(capsys, tmp_path, "-optimize", "--n-trials", "1", params=params)
+
+
+def test_a_teacher_of_another_environment(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, tmp_path, "--env", "Acrobot-v1", params={"teacher": str(teacher)})
+    assert "The environment's observations are not the teacher's." in message
+    assert not list(tmp_path.rglob("*.monitor.csv"))
+
+
+def test_statistics_of_somebody_else_in_the_current_folder(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RL Zoo would take them without a word."""
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    (tmp_path / ENV).mkdir()
+    VecNormalize(make_vec_env(ENV, 1)).save(str(tmp_path / ENV / "vecnormalize.pkl"))
+    with pytest.raises(SystemExit):
+        train(tmp_path, "-n", "64", params={"teacher": str(teacher)})
+    assert f"RL Zoo found {ENV}/vecnormalize.pkl" in capsys.readouterr().err
+    assert not (tmp_path / "logs" / "qpd" / f"{ENV}_1").exists()
+
+
+def test_mistakes_that_are_rl_zoos_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with inside(tmp_path), pytest.raises(SystemExit):
+        main(["zoo", "train", "--algo", "qpd", "--env", "CartPol-v1"])
+    assert "you maybe meant CartPole-v1?" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["zoo", "trian"])
+    assert "invalid choice: 'trian'" in capsys.readouterr().err
+
+
+def test_help_is_the_programs_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["zoo", "train", "--help"])
+    output = capsys.readouterr().out
+    assert exit_info.value.code == 0
+    assert output.startswith("usage: sb3-qpd zoo train [-h]") and "qpd" in output and "--n-startup-trials" in output
+
+
+# --- entries ---
+@pytest.mark.parametrize("name", read_entries())
+def test_every_entry_is_whole(name: str) -> None:
+    entry = read_entries()[name]
+    check_entry(entry)
+    assert make_arch(entry["student_arch"], entry.get("weight_bits"), entry.get("activation_bits")).hidden
+    assert entry["n_envs"] > 1 and isinstance(entry["n_timesteps"], float)
+    if name != "atari":
+        assert name in gym.registry
+        assert recipe_of(entry, name, {}) is not None
+
+
+def test_one_entry_serves_every_game() -> None:
+    entry = read_entries()["atari"]
+    assert fill_in(entry["teacher"], "PongNoFrameskip-v4") == "sb3/ppo-PongNoFrameskip-v4"
+    recipe = recipe_of(entry, "PongNoFrameskip-v4", {})
+    assert recipe is not None and recipe.is_native and recipe.frame_stack == 4
+    assert [wrapper for wrapper, _ in recipe.env_wrappers] == [ATARI_WRAPPER]
+
+
+def test_what_a_game_is_seen_through_must_be_the_teachers() -> None:
+    """The Pong teacher that ships with the project: four frames, AtariWrapper."""
+    pong = load_teacher(Path(__file__).parents[1] / "examples" / "teachers" / "ppo" / "PongNoFrameskip-v4_1", device="cpu")
+    entry = read_entries()["atari"]
+
+    def check(**changes: Any) -> None:
+        check_environment(pong, recipe_of({**entry, **changes}, "PongNoFrameskip-v4", {}))
+
+    check()
+    check(env_wrapper=[{ATARI_WRAPPER: {"terminal_on_life_loss": False, "clip_reward": False}}])  # seen the same
+    check(vec_env_wrapper="somebody.s.Wrapper")  # not known: the shapes have to tell
+    with pytest.raises(ValueError, match="was trained on 4 stacked frames, this entry stacks 1. Set frame_stack: 4"):
+        check(frame_stack=None)
+    with pytest.raises(ValueError, match="this entry has none. Set env_wrapper to the teacher's"):
+        check(env_wrapper=None)
+    with pytest.raises(ValueError, match="'screen_size': 42"):
+        check(env_wrapper=[{ATARI_WRAPPER: {"screen_size": 42}}])
+
+
+def test_known_keys() -> None:
+    known = known_keys()
+    assert {"teacher", "student_arch", "n_envs", "frame_stack", "policy_kwargs", "report_episodes"} <= {*known}
+    assert not {"seed", "env", "verbose", "vec_env", "_init_setup_model"} & {*known}
+
+
+# --- searches ---
+SEARCH = ["--study-name", "students", "--n-evaluations", "2", "--eval-episodes", "2", "--no-optim-plots", "-n", "256"]
+
+
+@pytest.mark.slow
+def test_two_processes_search_one_study(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [f"teacher:{str(teacher)!r}", "check_teacher:False", "n_envs:4", "learning_starts:64", "report_episodes:0"]
+    command = [sys.executable, "-m", "sb3_qpd.zoo", "train", "--algo", "qpd", "--env", ENV, "--device", "cpu", "-optimize"]
+    command += ["--n-trials", "2", "--storage", "study.log", *SEARCH, "-params", *given]
+    searches = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [search.communicate(timeout=900)[0] for search in searches]
+    assert [search.returncode for search in searches] == [0, 0], outputs
+    assert any("Number of finished trials:  4" in output for output in outputs)
+    assert all("Return against size (students that no smaller one beats):" in output for output in outputs)
+    assert not (tmp_path / "logs" / "qpd" / f"{ENV}_1").exists()  # RL Zoo leaves an empty one, which enjoy then takes
+    reports = sorted((tmp_path / "logs" / "qpd").glob("report_*.csv"))
+    assert reports and "user_attrs_bytes" in reports[-1].read_text().splitlines()[0]
+    # the parameters of a trial, of the first one too, come back
+    params = {"teacher": str(teacher)}
+    arguments = ["-n", "64", "--storage", "study.log", "--study-name", "students", "--trial-id", "0"]
+    with inside(tmp_path):
+        import optuna
+
+        backend = optuna.storages.journal.JournalFileBackend("study.log")
+        trials = optuna.load_study(study_name="students", storage=optuna.storages.JournalStorage(backend)).trials
+    train(tmp_path, *arguments, params=params)
+    student = QPDDistiller.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    first = trials[0].params
+    assert student.policy.arch == make_arch(first["student_arch"], first["weight_bits"], first["activation_bits"])
+    assert student.critic_coef == first["critic_coef"] and student.transition == first["transition"]
+    assert student.lr_schedule(1.0) == pytest.approx(first["learning_rate"])
+    finished = [trial for trial in trials if "bytes" in trial.user_attrs]
+    assert finished and all(200 < trial.user_attrs["bytes"] < 4_000 for trial in finished)
+
+
+def test_the_front_of_a_study() -> None:
+    import optuna
+
+    from sb3_qpd.zoo.search import front_table, pareto_front
+
+    students = [(300, 10.0), (200, 5.0), (400, 9.0), (200, 4.0), (500, 11.0), (None, 99.0)]
+    params = {"student_arch": "nano", "weight_bits": 8, "activation_bits": 8, "transition": "blend"}
+    trials = [
+        optuna.trial.create_trial(
+            value=value,
+            params=params,
+            distributions={key: optuna.distributions.CategoricalDistribution([choice]) for key, choice in params.items()},
+            user_attrs={} if size is None else {"bytes": size},
+        )
+        for size, value in students
+    ]
+    front = pareto_front(trials)
+    assert [(trial.user_attrs["bytes"], trial.value) for trial in front] == [(200, 5.0), (300, 10.0), (500, 11.0)]
+    assert "200        5.00  nano W8A8 blend" in front_table(front)
+    assert pareto_front([]) == []
