@@ -135,7 +135,7 @@ def _contestants(folder: Path, given: Networks, observations: np.ndarray, scratc
 
         yield "student, TFLite", TflitePolicy(path).run, os.path.getsize(path)
     if (c_policy := compile_c(folder)) is not None:
-        yield "student, C", lambda batch: [c_policy.act(observation) for observation in batch], model.nbytes
+        yield "student, C", c_policy.actions, model.nbytes
 
 
 def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, scratch: Path) -> Iterator[Contestant]:

@@ -6,6 +6,7 @@ That the files of a student are the same policy: real observations go through ea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +21,8 @@ from sb3_qpd.evaluation import VALIDATION_SEED, Player
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.policies import QuantActorCriticPolicy
 
-N_ENVS = 16
-PIECE = 256  # of the rows of a given array that go through at once
+N_ENVS = 8
+PIECE = 128  # observations that go through at once
 
 Steps = dict[
     str, np.ndarray
@@ -63,14 +64,16 @@ class Difference:
 
     def add(self, expected: np.ndarray, got: np.ndarray) -> None:
         """Count a batch."""
-        a, b = (np.asarray(values, np.float64).reshape(len(expected), -1) for values in (expected, got))
+        a, b = (np.reshape(values, (len(expected), -1)) for values in (expected, got))
         differs = a != b
         self.n_values += a.size
-        self.n_differing += int(differs.sum())
-        distance = np.abs(a - b).max(initial=0.0)  # NaN if any is
-        self.largest = max(self.largest, np.inf if np.isnan(distance) else float(distance))
         self.n_rows += len(a)
-        self.n_equal_rows += int((~differs.any(1)).sum())
+        self.n_equal_rows += len(a)
+        if differs.any():
+            self.n_differing += int(differs.sum())
+            self.n_equal_rows -= int(differs.any(1).sum())
+            distance = np.abs(a.astype(np.float64) - b).max()  # NaN if any is
+            self.largest = max(self.largest, np.inf if np.isnan(distance) else float(distance))
 
     @property
     def agreement(self) -> float:
@@ -109,13 +112,36 @@ class Verification:
     What was counted.
 
     :param n_observations: that went through every contender
-    :param differences: for each contender and step
+    :param rows: by contender and step
     :param jitter: mean change of a Box action from step to step, by who plays
     """
 
     n_observations: int = 0
-    differences: list[Difference] = field(default_factory=list)
+    rows: dict[tuple[str, str], Difference] = field(default_factory=dict)
     jitter: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> list[Difference]:
+        return list(self.rows.values())
+
+    def add(self, model: IntegerModel, contenders: Iterable[Contender], observations: np.ndarray) -> Steps:
+        """
+        Send a batch through everybody.
+
+        :param model: what the others are compared with
+        :param contenders: the others
+        :param observations: raw
+        :return: every step of the model
+        """
+        _check_shape(model, observations)
+        expected = integer_steps(model, observations)
+        self.n_observations += len(observations)
+        for contender in contenders:
+            got = contender.steps(observations)
+            for step in (name for name in expected if name in got):
+                row = self.rows.setdefault((contender.name, step), Difference(contender.name, step, contender.is_exact))
+                row.add(expected[step], got[step])
+        return expected
 
     @property
     def holds(self) -> bool:
@@ -159,12 +185,13 @@ def verify(
     contenders = list(find_contenders(folder, model, policy))
     if not contenders:
         raise ValueError(f"{folder} holds nothing to compare with student.npz: expected student.zip, or what was exported")
-    result = Verification()
+    result, jitter = Verification(), Jitter()
     if isinstance(source, np.ndarray):
-        _compare(result, model, contenders, _pieces(source[:n_observations]))
+        for observations in pieces([source[:n_observations]]):
+            result.add(model, contenders, observations)
         return result
-    jitter = Jitter()
-    _compare(result, model, contenders, replay(policy or model, source, n_observations, seed, jitter))
+    for observations in pieces(replay(model, source, n_observations, seed, jitter)):
+        result.add(model, contenders, observations)
     if model.is_box:
         result.jitter["the student"] = jitter.mean
         if teacher is not None:
@@ -217,39 +244,49 @@ def compile_c(folder: Path) -> Any | None:
 
 def integer_steps(model: IntegerModel, observations: np.ndarray) -> Steps:
     """Every step of the integer model."""
-    steps = dict(zip(_step_names(model), model.trace(observations), strict=True))
-    acc = steps["accumulators"]
+    *grids, acc = model.trace(observations)
+    steps = dict(zip(_step_names(model), [*(grid.astype(np.int16) for grid in grids), acc], strict=True))  # 0 to 255, or int8
     return {**steps, _output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
 
 
 @th.no_grad()
 def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> Steps:
-    """Every step of the SB3 policy in evaluation mode."""
+    """Every step of the SB3 policy in evaluation mode, looked at while it predicts."""
     policy.set_training_mode(False)
-    extractor, head, steps = policy.features_extractor, policy.action_net, dict[str, np.ndarray]()
+    with looking_at(policy) as steps:
+        actions, _ = policy.predict(observations, deterministic=True)
+    features, head = steps.pop("features"), policy.action_net
+    name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
+    outputs = {"accumulators": head.accumulators(features), name: head(features)}
+    return {**steps, **{name: values.cpu().numpy() for name, values in outputs.items()}, "action": actions}
+
+
+@contextmanager
+def looking_at(policy: QuantActorCriticPolicy) -> Iterator[dict[str, Any]]:
+    """
+    What the trunk computes, in units of each step's grid, and its ``features`` as they are; filled when the policy is called.
+
+    :param policy: in either mode
+    """
+    extractor, steps = policy.features_extractor, dict[str, Any]()
 
     def keep(name: str, grid_step: Any) -> Callable[..., None]:
         def hook(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-            steps[name] = (output / grid_step).round().cpu().numpy()
+            steps[name] = output.detach() if grid_step is None else (output.detach() / grid_step).round().cpu().numpy()
 
         return hook
 
-    def keep_accumulators(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-        steps["accumulators"] = head.accumulators(inputs[0]).cpu().numpy()
-
     grid: Any = extractor.input_grid
-    handles = [grid.register_forward_hook(keep("input_grid", 1 if extractor.is_image else grid.scale()))]
     layers: Any = extractor.layers
-    for i, layer in enumerate(layers):
-        handles.append(layer.register_forward_hook(keep(f"layer{i}", layer.output_grid.scale())))
-    handles.append(head.register_forward_hook(keep_accumulators))
+    watched = [("input_grid", grid, 1 if extractor.is_image else grid.scale())]
+    watched += [(f"layer{i}", layer, layer.output_grid.scale()) for i, layer in enumerate(layers)]
+    watched += [("features", extractor, None)]
+    handles = [module.register_forward_hook(keep(name, step)) for name, module, step in watched]
     try:
-        outputs, _ = policy.actor_and_value(policy.obs_to_tensor(observations)[0])
+        yield steps
     finally:
         for handle in handles:
             handle.remove()
-    name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
-    return {**steps, name: outputs.cpu().numpy(), "action": policy.predict(observations, deterministic=True)[0]}
 
 
 def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, jitter: Jitter) -> Iterator[np.ndarray]:
@@ -265,6 +302,9 @@ def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, ji
     env = recipe.make_vec_env(min(N_ENVS, n_observations), seed=seed, training=False)
     try:
         observations: Any = env.reset()
+        if isinstance(player, IntegerModel):
+            _check_shape(player, observations)
+            player.set_random_seed(seed)
         while n_observations > 0:
             yield observations[:n_observations]
             n_observations -= len(observations)
@@ -275,24 +315,28 @@ def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, ji
         env.close()
 
 
-def _pieces(observations: np.ndarray) -> Iterator[np.ndarray]:
-    return (observations[start : start + PIECE] for start in range(0, len(observations), PIECE))
+def pieces(batches: Iterable[np.ndarray], size: int = PIECE) -> Iterator[np.ndarray]:
+    """
+    The same observations in pieces of ``size`` and a last one: a call for each step of the environment would cost more than
+    the arithmetic.
+
+    :param batches: of any sizes
+    :param size: of the pieces
+    """
+    waiting: list[np.ndarray] = []
+    for batch in batches:
+        waiting.append(batch.copy())  # an environment may write its next observations over these
+        while sum(map(len, waiting)) >= size:
+            together = np.concatenate(waiting)
+            yield together[:size]
+            waiting = [together[size:]]
+    if any(map(len, waiting)):
+        yield np.concatenate(waiting)
 
 
-def _compare(result: Verification, model: IntegerModel, contenders: list[Contender], batches: Iterable[np.ndarray]) -> None:
-    rows: dict[tuple[str, str], Difference] = {}
-    for observations in batches:
-        if (given := observations.shape[1:]) != model.observation_shape:
-            raise ValueError(f"Expected observations of shape {model.observation_shape}, got {given}: another environment's?")
-        expected = integer_steps(model, observations)
-        result.n_observations += len(observations)
-        for contender in contenders:
-            got = contender.steps(observations)
-            for step in (name for name in expected if name in got):
-                key = contender.name, step
-                row = rows.setdefault(key, Difference(contender.name, step, contender.is_exact))
-                row.add(expected[step], got[step])
-    result.differences = list(rows.values())
+def _check_shape(model: IntegerModel, observations: np.ndarray) -> None:
+    if (given := observations.shape[1:]) != model.observation_shape:
+        raise ValueError(f"Expected observations of shape {model.observation_shape}, got {given}: another environment's?")
 
 
 def _step_names(model: IntegerModel) -> list[str]:
@@ -314,8 +358,7 @@ def _file_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Step
 
 def _c_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
     def steps(observations: np.ndarray) -> Steps:
-        values = policy.trace(observations, model)
-        actions = np.stack([policy.act(observation) for observation in observations])
+        values, actions = policy.trace(observations, model)
         return {**dict(zip(_step_names(model), values, strict=True)), "action": actions}
 
     return steps

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from sb3_qpd.benchmark import Networks, benchmark, write_float_onnx
 from sb3_qpd.cli import main
 from sb3_qpd.export import export
 from sb3_qpd.export.onnx import OnnxPolicy
-from sb3_qpd.verify import Difference, Jitter, policy_steps, verify
+from sb3_qpd.verify import Difference, Jitter, pieces, policy_steps, verify
 
 STEPS = ["input_grid", "layer0", "layer1", "accumulators", "logits", "action"]
 
@@ -90,7 +91,7 @@ def test_a_difference_where_none_is_excluded_does_not_fail(tmp_path: Path) -> No
     result = verify(tmp_path, some_observations(VECTOR, 100))
     assert not result.holds
     assert {row.contender: row.is_exact for row in result.differences} == {"ONNX Runtime": True, "ONNX, not optimized": False}
-    result.differences = [row for row in result.differences if not row.is_exact]
+    result.rows = {key: row for key, row in result.rows.items() if not row.is_exact}
     assert any(row.n_differing for row in result.differences) and result.holds
 
 
@@ -264,3 +265,20 @@ def test_an_option_that_no_target_takes(student_zip: Path, tmp_path: Path, capsy
         message = mistake(capsys, "export", student_zip, "--target", target, option, "--out", tmp_path / "out")
         assert f"{option} is for onnx" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_pieces_are_the_same_observations_in_order() -> None:
+    whole = np.arange(20).reshape(10, 2)
+    shared = np.empty((3, 2), int)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in (0, 3, 6):
+            shared[:] = whole[start : start + 3]  # as an environment that writes over its last observations
+            yield shared
+        yield whole[9:]
+
+    for size, lengths in ((4, [4, 4, 2]), (1, [1] * 10), (10, [10]), (64, [10])):
+        seen = list(pieces(batches(), size))
+        assert [len(piece) for piece in seen] == lengths
+        np.testing.assert_array_equal(np.concatenate(seen), whole)
+    assert not list(pieces([])) and not list(pieces([whole[:0]]))
