@@ -5,7 +5,7 @@ That the files of a student are the same policy: real observations go through ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -232,12 +232,12 @@ def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticP
         yield Contender("C on this computer", _c_steps(c_policy, model))
 
 
-def compile_c(folder: Path) -> Any | None:
+def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any | None:
     """The C code of a folder, compiled for this computer; None: there is none."""
     if not (folder / "policy.c").is_file():
         return None
     try:
-        return import_module("sb3_qpd.export.c_policy").CPolicy(folder)
+        return import_module("sb3_qpd.export.c_policy").CPolicy(folder, cflags)
     except RuntimeError as error:  # no compiler, or it refuses
         raise ValueError(str(error)) from error
 

@@ -66,6 +66,7 @@ class CPolicy:
             self._library = ctypes.CDLL(str(library))  # stays mapped when its file is gone
         four = ctypes.c_int32 * 4
         self.is_image, self.is_box, self.is_fixed, self.n_outputs = four.in_dll(self._library, "harness_kind")
+        self.ram = ctypes.c_int32.in_dll(self._library, "harness_ram").value  # static bytes, a stack of frames included
         self._observation = tuple(four.in_dll(self._library, "harness_observation"))  # frames, height, width, channels
 
     def outputs(self, observations: np.ndarray) -> np.ndarray:

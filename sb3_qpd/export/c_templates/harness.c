@@ -39,6 +39,11 @@ const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
 #define IS_BOX 0
 #endif
 
+#ifndef POLICY_STACK_BYTES
+#define POLICY_STACK_BYTES 0
+#endif
+const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_STACK_BYTES;
+
 /* images?, Box?, fixed?, outputs */
 const int32_t harness_kind[4] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS};
 
