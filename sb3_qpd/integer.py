@@ -19,6 +19,7 @@ import numpy as np
 FORMAT_VERSION = 2  # 1: one vector or uint8 image, one Box or Discrete action; such a model is still written as 1
 REQUANTIZATIONS = ("float32", "fixed")
 _PIECE = 256  # observations that go through the network at once
+_UNFOLDED = 2**20  # numbers of an unfolded convolution's input: what stays in a processor's cache
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
 _HIGH_TABLE = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
 _LOW_TABLE = np.array([round(65535 * math.exp(-i / 256)) for i in range(64)], dtype=np.uint64)
@@ -90,7 +91,8 @@ class IntegerLayer:
             raise ValueError(f"An accumulator could reach {bound.max()}, which does not fit int32")
         if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
             raise ValueError(f"Multipliers must be finite and not negative, got {self.multiplier}")
-        self._matrix = self.weight.reshape(len(self.weight), -1).T.astype(np.float64)  # products stay below 2^53: exact
+        dtype = np.float32 if bound.max() < 2**24 else np.float64  # floats that hold every sum exactly, in any order
+        self._matrix = self.weight.reshape(len(self.weight), -1).T.astype(dtype)
         self._fixed = fixed_point(self.multiplier) if self.activation_bits else None
 
     @property
@@ -116,12 +118,15 @@ class IntegerLayer:
         :param x: integers in float64, shape (batch_size, n_in) or (batch_size, n_in, height, width)
         :return: int64 within the range of int32, channels in axis 1
         """
+        x = x.astype(self._matrix.dtype)
         if not self.is_conv:
             return (x.reshape(len(x), len(self._matrix)) @ self._matrix).astype(np.int64) + self.bias
         k, s = self.weight.shape[2], self.stride
         windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::s, ::s]
         windows = windows.transpose(0, 2, 3, 1, 4, 5)  # (batch_size, height, width, n_in, k, k)
-        acc = windows.reshape(*windows.shape[:3], len(self._matrix)) @ self._matrix
+        n = max(1, _UNFOLDED // max(1, math.prod(windows.shape[1:])))
+        pieces = [windows[i : i + n].reshape(-1, len(self._matrix)) @ self._matrix for i in range(0, max(len(x), 1), n)]
+        acc = np.concatenate(pieces).reshape(*windows.shape[:3], len(self.weight))
         return (acc.astype(np.int64) + self.bias).transpose(0, 3, 1, 2)
 
     def requantize(self, acc: np.ndarray, requantization: str) -> np.ndarray:
@@ -403,7 +408,7 @@ class IntegerModel:
         return self._accumulators(self._batch(observations)[0])
 
     def _accumulators(self, batch: Any) -> np.ndarray:
-        """In pieces: a convolution unfolds its input into a hundred times the memory."""
+        """In pieces, for the memory that all layers take."""
         size = len(batch[self.parts[0].key] if self.is_dict else batch)
         rows = [slice(i, i + _PIECE) for i in range(0, max(size, 1), _PIECE)]
         pieces = ({key: x[part] for key, x in batch.items()} if self.is_dict else batch[part] for part in rows)

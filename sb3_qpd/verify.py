@@ -5,7 +5,8 @@ That the files of a student are the same policy: real observations go through ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -23,12 +24,11 @@ from sb3_qpd.integer import IntegerModel
 from sb3_qpd.layers import PixelGrid
 from sb3_qpd.policies import QuantActorCriticPolicy
 
-N_ENVS = 16
-PIECE = 256  # of the rows of a given array that go through at once
+N_ENVS = 8
+PIECE = 128  # observations that go through at once
 
-Steps = dict[
-    str, np.ndarray
-]  # what a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
+# what a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
+Steps = dict[str, np.ndarray]
 
 
 class Contender(NamedTuple):
@@ -66,14 +66,16 @@ class Difference:
 
     def add(self, expected: np.ndarray, got: np.ndarray) -> None:
         """Count a batch."""
-        a, b = (np.asarray(values, np.float64).reshape(len(expected), -1) for values in (expected, got))
+        a, b = (np.reshape(values, (len(expected), -1)) for values in (expected, got))
         differs = a != b
         self.n_values += a.size
-        self.n_differing += int(differs.sum())
-        distance = np.abs(a - b).max(initial=0.0)  # NaN if any is
-        self.largest = max(self.largest, np.inf if np.isnan(distance) else float(distance))
         self.n_rows += len(a)
-        self.n_equal_rows += int((~differs.any(1)).sum())
+        self.n_equal_rows += len(a)
+        if differs.any():
+            self.n_differing += int(differs.sum())
+            self.n_equal_rows -= int(differs.any(1).sum())
+            distance = np.abs(a.astype(np.float64) - b).max()  # NaN if any is
+            self.largest = max(self.largest, np.inf if np.isnan(distance) else float(distance))
 
     @property
     def agreement(self) -> float:
@@ -112,13 +114,36 @@ class Verification:
     What was counted.
 
     :param n_observations: that went through every contender
-    :param differences: for each contender and step
+    :param rows: by contender and step
     :param jitter: mean change of a Box action from step to step, by who plays
     """
 
     n_observations: int = 0
-    differences: list[Difference] = field(default_factory=list)
+    rows: dict[tuple[str, str], Difference] = field(default_factory=dict)
     jitter: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def differences(self) -> list[Difference]:
+        return list(self.rows.values())
+
+    def add(self, model: IntegerModel, contenders: Iterable[Contender], observations: np.ndarray) -> Steps:
+        """
+        Send a batch through everybody.
+
+        :param model: what the others are compared with
+        :param contenders: the others
+        :param observations: raw
+        :return: every step of the model
+        """
+        _check_shape(model, observations)
+        expected = integer_steps(model, observations)
+        self.n_observations += batch_size(observations)
+        for contender in contenders:
+            got = contender.steps(observations)
+            for step in (name for name in expected if name in got):
+                row = self.rows.setdefault((contender.name, step), Difference(contender.name, step, contender.is_exact))
+                row.add(expected[step], got[step])
+        return expected
 
     @property
     def holds(self) -> bool:
@@ -162,12 +187,13 @@ def verify(
     contenders = list(find_contenders(folder, model, policy))
     if not contenders:
         raise ValueError(f"{folder} holds nothing to compare with student.npz: expected student.zip, or what was exported")
-    result = Verification()
+    result, jitter = Verification(), Jitter()
     if isinstance(source, np.ndarray):
-        _compare(result, model, contenders, _pieces(source[:n_observations]))
+        for observations in pieces([source[:n_observations]]):
+            result.add(model, contenders, observations)
         return result
-    jitter = Jitter()
-    _compare(result, model, contenders, replay(policy or model, source, n_observations, seed, jitter))
+    for observations in pieces(replay(model, source, n_observations, seed, jitter)):
+        result.add(model, contenders, observations)
     if model.is_box:
         result.jitter["the student"] = jitter.mean
         if teacher is not None:
@@ -208,55 +234,62 @@ def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticP
         yield Contender("C on this computer", _c_steps(c_policy, model))
 
 
-def compile_c(folder: Path) -> Any | None:
+def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any | None:
     """The C code of a folder, compiled for this computer; None: there is none."""
     if not (folder / "policy.c").is_file():
         return None
     try:
-        return import_module("sb3_qpd.export.c_policy").CPolicy(folder)
+        return import_module("sb3_qpd.export.c_policy").CPolicy(folder, cflags)
     except RuntimeError as error:  # no compiler, or it refuses
         raise ValueError(str(error)) from error
 
 
 def integer_steps(model: IntegerModel, observations: np.ndarray) -> Steps:
     """Every step of the integer model."""
-    steps = dict(zip(model.step_names(), model.trace(observations), strict=True))
-    acc = steps["accumulators"]
+    *grids, acc = model.trace(observations)
+    grids = [grid.astype(np.int16) for grid in grids]  # 0 to 255, or int8
+    steps = dict(zip(model.step_names(), [*grids, acc], strict=True))
     return {**steps, _output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
 
 
 @th.no_grad()
 def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> Steps:
-    """Every step of the SB3 policy in evaluation mode."""
+    """Every step of the SB3 policy in evaluation mode, looked at while it predicts."""
     policy.set_training_mode(False)
-    head, steps = policy.action_net, dict[str, np.ndarray]()
+    with looking_at(policy) as steps:
+        actions, _ = policy.predict(observations, deterministic=True)
+    features, head = steps.pop("features"), policy.action_net
+    name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
+    outputs = {"accumulators": head.accumulators(features), name: head(features)}
+    return {**steps, **{name: values.cpu().numpy() for name, values in outputs.items()}, "action": actions}
+
+
+@contextmanager
+def looking_at(policy: QuantActorCriticPolicy) -> Iterator[dict[str, Any]]:
+    """
+    What the trunk computes, in units of each step's grid, and its ``features`` as they are; filled when the policy is called.
+
+    :param policy: in either mode
+    """
+    extractor, steps = policy.features_extractor, dict[str, Any]()
 
     def keep(name: str, grid_step: Any) -> Callable[..., None]:
         def hook(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-            steps[name] = (output / grid_step).round().cpu().numpy()
+            steps[name] = output.detach() if grid_step is None else (output.detach() / grid_step).round().cpu().numpy()
 
         return hook
 
-    def keep_accumulators(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-        steps["accumulators"] = head.accumulators(inputs[0]).cpu().numpy()
-
-    handles, i = [], 0
-    for number, trunk in enumerate(policy.features_extractor.trunks):
-        grid: Any = trunk.input_grid
-        unit = 1 if isinstance(grid, PixelGrid) else grid.scale()
-        handles.append(grid.register_forward_hook(keep(f"input_grid{number or ''}", unit)))
-        layers: Any = trunk.layers
-        for layer in layers:
-            handles.append(layer.register_forward_hook(keep(f"layer{i}", layer.output_grid.scale())))
-            i += 1
-    handles.append(head.register_forward_hook(keep_accumulators))
+    watched: list[tuple[str, Any, Any]] = [("features", extractor, None)]
+    for number, trunk in enumerate(extractor.trunks):
+        grid, first = trunk.input_grid, len(watched) - number - 1
+        watched.append((f"input_grid{number or ''}", grid, 1 if isinstance(grid, PixelGrid) else grid.scale()))
+        watched += [(f"layer{i}", layer, layer.output_grid.scale()) for i, layer in enumerate(trunk.layers, first)]
+    handles = [module.register_forward_hook(keep(name, step)) for name, module, step in watched]
     try:
-        outputs, _ = policy.actor_and_value(policy.obs_to_tensor(observations)[0])
+        yield steps
     finally:
         for handle in handles:
             handle.remove()
-    name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
-    return {**steps, name: outputs.cpu().numpy(), "action": policy.predict(observations, deterministic=True)[0]}
 
 
 def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, jitter: Jitter) -> Iterator[np.ndarray]:
@@ -273,6 +306,9 @@ def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, ji
     masking = takes_masks(player) and gives_masks(env)
     try:
         observations: Any = env.reset()
+        if isinstance(player, IntegerModel):
+            _check_shape(player, observations)
+            player.set_random_seed(seed)
         while n_observations > 0:
             yield _rows(observations, slice(n_observations))
             n_observations -= batch_size(observations)
@@ -290,30 +326,36 @@ def _rows(observations: Any, rows: slice) -> Any:
     return observations[rows]
 
 
-def _pieces(observations: np.ndarray) -> Iterator[np.ndarray]:
-    return (observations[start : start + PIECE] for start in range(0, len(observations), PIECE))
+def _joined(batches: list[Any]) -> Any:
+    if isinstance(batches[0], dict):
+        return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
+    return np.concatenate(batches)
 
 
-def _check_observations(model: IntegerModel, observations: Any) -> None:
+def pieces(batches: Iterable[Any], size: int = PIECE) -> Iterator[Any]:
+    """
+    The same observations in pieces of ``size`` and a last one: a call for each step of the environment would cost more than
+    the arithmetic.
+
+    :param batches: of any sizes
+    :param size: of the pieces
+    """
+    waiting: list[Any] = []
+    for batch in batches:
+        waiting.append(_joined([batch]))  # a copy: an environment may write its next observations over these
+        while sum(map(batch_size, waiting)) >= size:
+            together = _joined(waiting)
+            yield _rows(together, slice(size))
+            waiting = [_rows(together, slice(size, None))]
+    if any(map(batch_size, waiting)):
+        yield _joined(waiting)
+
+
+def _check_shape(model: IntegerModel, observations: Any) -> None:
     for part in model.parts:
         given = np.shape(observations if part.key is None else observations[part.key])[1:]
         if given != part.shape:
             raise ValueError(f"Expected observations of shape {part.shape}, got {given}: another environment's?")
-
-
-def _compare(result: Verification, model: IntegerModel, contenders: list[Contender], batches: Iterable[np.ndarray]) -> None:
-    rows: dict[tuple[str, str], Difference] = {}
-    for observations in batches:
-        _check_observations(model, observations)
-        expected = integer_steps(model, observations)
-        result.n_observations += batch_size(observations)
-        for contender in contenders:
-            got = contender.steps(observations)
-            for step in (name for name in expected if name in got):
-                key = contender.name, step
-                row = rows.setdefault(key, Difference(contender.name, step, contender.is_exact))
-                row.add(expected[step], got[step])
-    result.differences = list(rows.values())
 
 
 def _output_name(model: IntegerModel) -> str:
@@ -330,8 +372,7 @@ def _file_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Step
 
 def _c_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
     def steps(observations: np.ndarray) -> Steps:
-        values = policy.trace(observations, model)
-        actions = np.stack([policy.act(observation) for observation in observations])
+        values, actions = policy.trace(observations, model)
         return {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
 
     return steps

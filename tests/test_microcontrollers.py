@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
 from students import BOX, DISCRETE, IMAGE, VECTOR, make_student, some_observations
 
+from sb3_qpd import make_recipe
 from sb3_qpd.export.c import export_c
 from sb3_qpd.export.c_vectors import fixed_actions
 from sb3_qpd.export.emulate import MICROCONTROLLERS, Emulation, Microcontroller, emulate, missing_tools
@@ -37,6 +39,43 @@ def test_twins(microcontroller, requantization, space, action_space, bits, tmp_p
         expected = fixed_actions(model, accumulators)
     np.testing.assert_array_equal(seen.actions, expected)
     assert seen.instructions.min() > model.macs / 2 and seen.call_stack < 1024 and seen.ram < 16_384
+
+
+STUDENTS = {"LunarLander-v3": "tiny", "BipedalWalker-v3": "nano", "HalfCheetah-v5": "small", "PongNoFrameskip-v4": "tiny"}
+
+
+def recorded(env_id: str, n: int) -> tuple[VecEnv, np.ndarray]:
+    """An environment (closed), and observations of random actions in it."""
+    env = make_recipe(env_id).make_vec_env(1, seed=0, training=False)
+    env.action_space.seed(0)
+    seen = [env.reset().copy()]
+    for _ in range(n - 1):
+        seen.append(env.step(np.array([env.action_space.sample()]))[0].copy())
+    env.close()
+    return env, np.concatenate(seen)
+
+
+@pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
+@pytest.mark.parametrize(("env_id", "arch"), STUDENTS.items())
+def test_students_of_real_environments(microcontroller, env_id, arch, tmp_path):
+    """The networks that play them, on what is seen there."""
+    needs(microcontroller)
+    env, observations = recorded(env_id, 200)
+    policy = make_student(env.observation_space, env.action_space, arch=arch)
+    policy.calibrate(policy.obs_to_tensor(observations)[0])
+    model = policy.to_integer()
+    observations = observations[-5::-50] if model.is_image else observations
+    for model.requantization in REQUANTIZATIONS:
+        export_c(model, tmp_path)
+        seen = emulate(tmp_path, model, observations, microcontroller)
+        accumulators = model.accumulators(observations)
+        assert len(np.unique(accumulators, axis=0)) > len(observations) / 2
+        np.testing.assert_array_equal(seen.outputs, accumulators)
+        is_fixed_box = model.is_box and model.requantization == "fixed"
+        actions = fixed_actions(model, accumulators) if is_fixed_box else model.actions(accumulators)
+        np.testing.assert_array_equal(seen.actions, actions)
+        if model.requantization == "fixed" or microcontroller == "cortex-m4f":  # else with routines for floats
+            assert seen.flash <= model.nbytes + 2560
 
 
 @pytest.mark.parametrize("flags", ["-O0", "-Os", "-O3", "-O2 -ffp-contract=fast", "-O2 -flto"])

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from test_cli import mistake
 from toys import QUICK
 
 from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, make_recipe
-from sb3_qpd.benchmark import Networks, benchmark, write_float_onnx
+from sb3_qpd.benchmark import Networks, benchmark, microcontroller_table, microcontrollers, write_float_onnx
 from sb3_qpd.cli import main
 from sb3_qpd.export import export
+from sb3_qpd.export.emulate import MICROCONTROLLERS
 from sb3_qpd.export.onnx import OnnxPolicy
-from sb3_qpd.verify import Difference, Jitter, policy_steps, verify
+from sb3_qpd.verify import Difference, Jitter, pieces, policy_steps, verify
 
 STEPS = ["input_grid", "layer0", "layer1", "accumulators", "logits", "action"]
 
@@ -90,7 +92,7 @@ def test_a_difference_where_none_is_excluded_does_not_fail(tmp_path: Path) -> No
     result = verify(tmp_path, some_observations(VECTOR, 100))
     assert not result.holds
     assert {row.contender: row.is_exact for row in result.differences} == {"ONNX Runtime": True, "ONNX, not optimized": False}
-    result.differences = [row for row in result.differences if not row.is_exact]
+    result.rows = {key: row for key, row in result.rows.items() if not row.is_exact}
     assert any(row.n_differing for row in result.differences) and result.holds
 
 
@@ -173,13 +175,35 @@ def test_benchmark(folder: Path, teacher: PPO, tmp_path: Path, capsys: pytest.Ca
     )
     assert main(["benchmark", str(folder), "--seconds", "0.01", "--teacher", str(tmp_path / "teacher.zip")]) == 0
     lines = capsys.readouterr().out.splitlines()[-9:]
-    assert re.match(r"one thread, medians +us/action +actions/s, batch 64 +bytes +ratio", lines[0])
+    assert re.match(r"one thread, medians +us/action +actions/s, batch 64 +bytes +peak memory +ratio", lines[0])
     in_onnx = [f"{who}, ONNX Runtime {kind}" for who in ("teacher", "float student") for kind in ("float32", "int8")]
     names = ["teacher, SB3 predict", *in_onnx, "student, SB3 predict", "student, numpy", "student, ONNX Runtime"]
     for name, line in zip(names, lines[1:], strict=True):
-        assert re.fullmatch(rf"{name} +[\d.]+ +[\d,]+ +\d+ +[\d.]+x", line)
+        assert re.fullmatch(rf"{name} +[\d.]+ +[\d,]+ +\d+ +[\d,.]+ kB +[\d.]+x", line)
     rows = benchmark(folder, make_recipe("CartPole-v1"), Networks(), seconds=0.01)
     assert [row.nbytes for row in rows] == [(folder / name).stat().st_size for name in ("student.npz", "student.onnx")]
+    in_numpy, in_onnx_runtime = (row.memory for row in rows)
+    assert 10e6 < in_numpy < 80e6 and in_numpy < in_onnx_runtime < 400e6, "a fresh process, without torch"
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_benchmark_of_c(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = IntegerModel.load(folder / "student.npz")
+    (folder / "student.onnx").unlink()
+    export(model, "c", folder)
+    rows = {row.name: row for row in benchmark(folder, make_recipe("CartPole-v1"), Networks(), seconds=0.01)}
+    assert list(rows) == ["student, numpy", "student, C", "student, C, -march=native"]
+    assert rows["student, C"].nbytes == model.nbytes and 0 < rows["student, C"].memory < 4096
+    seen = microcontrollers(folder, make_recipe("CartPole-v1"))
+    assert list(seen) == list(MICROCONTROLLERS)
+    text = microcontroller_table(seen, mhz=50)
+    for name, one in seen.items():
+        if isinstance(one, str):
+            assert "apt-get install" in one and one in text
+        else:
+            assert one.outputs.shape == (16, 2)
+            n = int(np.median(one.instructions))
+            assert re.search(rf"{name} +{n:,} +{n / 5e4:.3g} +{one.flash:,} +{one.ram + one.call_stack:,}", text)
 
 
 @pytest.mark.parametrize("space", [VECTOR, IMAGE], ids=["vector", "image"])
@@ -264,3 +288,20 @@ def test_an_option_that_no_target_takes(student_zip: Path, tmp_path: Path, capsy
         message = mistake(capsys, "export", student_zip, "--target", target, option, "--out", tmp_path / "out")
         assert f"{option} is for onnx" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_pieces_are_the_same_observations_in_order() -> None:
+    whole = np.arange(20).reshape(10, 2)
+    shared = np.empty((3, 2), int)
+
+    def batches() -> Iterator[np.ndarray]:
+        for start in (0, 3, 6):
+            shared[:] = whole[start : start + 3]  # as an environment that writes over its last observations
+            yield shared
+        yield whole[9:]
+
+    for size, lengths in ((4, [4, 4, 2]), (1, [1] * 10), (10, [10]), (64, [10])):
+        seen = list(pieces(batches(), size))
+        assert [len(piece) for piece in seen] == lengths
+        np.testing.assert_array_equal(np.concatenate(seen), whole)
+    assert not list(pieces([])) and not list(pieces([whole[:0]]))

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_DIFFERENCE = 1
@@ -18,6 +19,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message}. See {self.prog} --help\n")
+
+
+def add_folder(parser: argparse.ArgumentParser, *, teacher: str) -> None:
+    """
+    A folder with a student in all its forms, and the teacher to compare it with.
+
+    :param parser: of the command
+    :param teacher: what the command wants it for
+    """
+    parser.add_argument("folder", type=Path, metavar="DIR", help="with student.npz and what was exported")
+    parser.add_argument("--teacher", default=None, help=teacher)
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, mistakes, positive
+from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, add_folder, mistakes, positive
 from sb3_qpd.cli.models import load_teacher, open_student, student_recipe
 from sb3_qpd.staging import Staging
 
@@ -45,9 +45,8 @@ def add_verify(commands: Any) -> None:
         "file. Exit code 1 if a value differs from student.npz where equality is promised.",
     )
     parser.set_defaults(run=verify, device="cpu")
-    parser.add_argument("folder", type=Path, metavar="DIR", help="with student.npz and what was exported")
+    add_folder(parser, teacher="of a Box action: show its jitter beside the student's")
     parser.add_argument("--observations", type=positive, default=1_000, help="how many (default: 1000)")
-    parser.add_argument("--teacher", default=None, help="of a Box action: show its jitter beside the student's")
     add_environment(parser)
 
 

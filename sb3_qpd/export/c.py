@@ -268,6 +268,7 @@ def _calls(i: int, layers: list[CLayer], places: list[Place], is_image: bool) ->
         lines += [f"convolve(&{layer.name}, {given}, at({place.output}), {room});"]
     elif layer.layer.activation_bits == 0:
         lines += [f"connect(&{layer.name}, {given}, outputs, {room});"]
+        lines += [f"POLICY_TRACE({i + 1}, outputs, {4 * layer.n_out});"]
     else:
         lines += [
             f"connect(&{layer.name}, {given}, sums, {room});",

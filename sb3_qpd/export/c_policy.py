@@ -66,6 +66,7 @@ class CPolicy:
             self._library = ctypes.CDLL(str(library))  # stays mapped when its file is gone
         four = ctypes.c_int32 * 4
         self.is_image, self.is_box, self.is_fixed, self.n_outputs = four.in_dll(self._library, "harness_kind")
+        self.ram = ctypes.c_int32.in_dll(self._library, "harness_ram").value  # static bytes, a stack of frames included
         self._observation = tuple(four.in_dll(self._library, "harness_observation"))  # frames, height, width, channels
 
     def outputs(self, observations: np.ndarray) -> np.ndarray:
@@ -75,11 +76,15 @@ class CPolicy:
         :param observations: raw, shape (batch_size, *observation_shape)
         :return: int32, shape (batch_size, n_out)
         """
-        return self._run(observations, None)
+        batch = self._prepare(observations)
+        outputs = np.empty((len(batch), self.n_outputs), np.int32)
+        self._call("harness_outputs", _pointer(batch), ctypes.c_int64(len(batch)), _pointer(outputs))
+        return outputs
 
-    def trace(self, observations: np.ndarray, model: IntegerModel) -> list[np.ndarray]:
+    def trace(self, observations: np.ndarray, model: IntegerModel) -> tuple[list[np.ndarray], np.ndarray]:
         """
-        What :meth:`IntegerModel.trace` yields: the input grid, each layer's output, at last the head's accumulators.
+        What :meth:`IntegerModel.trace` yields: the input grid, each layer's output, at last the head's accumulators; and the
+        actions that came of it.
 
         :param observations: raw, shape (batch_size, *observation_shape)
         :param model: tells the shapes of the layers
@@ -88,16 +93,16 @@ class CPolicy:
         shapes = [model.observation_shape if model.is_image else (math.prod(model.observation_shape),)]
         for layer in model.layers[:-1]:
             shapes.append(layer.output_shape(shapes[-1]))
-        sizes = [math.prod(shape) for shape in shapes]
+        sizes = [*(math.prod(shape) for shape in shapes), 4 * len(model.layers[-1].weight)]
         buffer = np.empty((n, sum(sizes)), np.uint8)
-        outputs = self._run(observations, buffer)
-        steps = []
-        for part, shape in zip(np.split(buffer, np.cumsum(sizes)[:-1], axis=1), shapes, strict=True):
-            step = part.reshape(n, *shape[1:], shape[0]).astype(np.int64)  # channels last
-            steps.append(np.moveaxis(step, -1, 1))
+        actions = self._act(observations, None, buffer)
+        *parts, outputs = np.split(buffer, np.cumsum(sizes)[:-1], axis=1)
+        steps: list[np.ndarray] = [
+            np.moveaxis(x.reshape(n, *shape[1:], shape[0]), -1, 1) for x, shape in zip(parts, shapes, strict=True)
+        ]
         if not model.is_image:
-            steps[0] -= 128
-        return [*steps, outputs]
+            steps[0] = steps[0].astype(np.int16) - 128
+        return [*steps, np.ascontiguousarray(outputs).view(np.int32)], actions
 
     def act(self, observation: np.ndarray, random_bits: int | None = None) -> np.ndarray:
         """
@@ -107,21 +112,28 @@ class CPolicy:
         :param random_bits: 32 bits to draw a discrete action with; ``None`` takes the most probable one
         :return: an index, or a flat vector
         """
+        return self.actions(observation[None], None if random_bits is None else np.array([random_bits]))[0]
+
+    def actions(self, observations: np.ndarray, random_bits: np.ndarray | None = None) -> np.ndarray:
+        """
+        :meth:`act` for each of a batch.
+
+        :param observations: raw, shape (batch_size, *observation_shape)
+        :param random_bits: 32 bits for each
+        :return: shape (batch_size,), or (batch_size, action_dim)
+        """
+        return self._act(observations, random_bits, None)
+
+    def _act(self, observations: np.ndarray, random_bits: np.ndarray | None, trace: np.ndarray | None) -> np.ndarray:
         if self.is_box and random_bits is not None:
             raise ValueError("Box actions have no integer sampler: act(observation) gives the mean")
-        batch = self._prepare(observation[None])
-        bits = None if random_bits is None else ctypes.byref(ctypes.c_uint32(random_bits))
-        action, box_action = np.zeros(1, np.int32), np.zeros(self.n_outputs, np.float32)
-        self._call("harness_act", _pointer(batch), bits, _pointer(action), _pointer(box_action))
-        return box_action if self.is_box else action[0].astype(np.int64)
-
-    def _run(self, observations: np.ndarray, trace: np.ndarray | None) -> np.ndarray:
         batch = self._prepare(observations)
-        outputs = np.empty((len(batch), self.n_outputs), np.int32)
-        n, trace_size = ctypes.c_int64(len(batch)), ctypes.c_int64(0 if trace is None else trace.size)
-        trace_to = None if trace is None else _pointer(trace)
-        self._call("harness_outputs", _pointer(batch), n, _pointer(outputs), trace_to, trace_size)
-        return outputs
+        bits = None if random_bits is None else np.ascontiguousarray(random_bits, np.uint32)
+        actions, box_actions = np.zeros(len(batch), np.int32), np.zeros((len(batch), self.n_outputs), np.float32)
+        given = [_pointer(batch), ctypes.c_int64(len(batch)), None if bits is None else _pointer(bits)]
+        traced = (None, ctypes.c_int64(0)) if trace is None else (_pointer(trace), ctypes.c_int64(trace.size))
+        self._call("harness_act", *given, _pointer(actions), _pointer(box_actions), *traced)
+        return box_actions if self.is_box else actions.astype(np.int64)
 
     def _prepare(self, observations: np.ndarray) -> np.ndarray:
         """A batch in C's layout; of the values C takes care itself."""

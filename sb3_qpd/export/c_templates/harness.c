@@ -39,6 +39,11 @@ const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
 #define IS_BOX 0
 #endif
 
+#ifndef POLICY_STACK_BYTES
+#define POLICY_STACK_BYTES 0
+#endif
+const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_STACK_BYTES;
+
 /* images?, Box?, fixed?, outputs */
 const int32_t harness_kind[4] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS};
 
@@ -71,41 +76,52 @@ static int observe(const element *observation)
 
 #define HARNESS_OTHER_LAYERS (-100)
 
-/* `trace` takes the bytes of each step one after the other, `trace_size` in all, or is NULL. */
-int harness_outputs(const element *observations, int64_t n, int32_t *outputs, uint8_t *trace, int64_t trace_size)
+int harness_outputs(const element *observations, int64_t n, int32_t *outputs)
+{
+    int64_t i;
+    int code = POLICY_OK;
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, outputs += POLICY_N_OUTPUTS) {
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_outputs(OBSERVED outputs) : code;
+    }
+    return code;
+}
+
+static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
+{
+    (void)random_bits, (void)action, (void)box_action;
+#if !IS_BOX
+    return random_bits != NULL ? policy_sample(OBSERVED *random_bits, action) : policy_act(OBSERVED action);
+#elif POLICY_IS_FIXED
+    {
+        int32_t integers[POLICY_N_OUTPUTS];
+        const int code = policy_act(OBSERVED integers);
+        return code == POLICY_OK ? policy_action_to_float(integers, box_action) : code;
+    }
+#else
+    return policy_act(OBSERVED box_action);
+#endif
+}
+
+/*
+ * Discrete actions: drawn with `random_bits`, or the most probable ones where it is NULL. Box: the means, in float. `trace`
+ * takes the bytes of each step one after the other, `trace_size` in all, or is NULL.
+ */
+int harness_act(const element *observations, int64_t n, const uint32_t *random_bits, int32_t *actions, float *box_actions,
+                uint8_t *trace, int64_t trace_size)
 {
     int64_t i;
     int code = POLICY_OK;
     trace_to = trace;
     trace_left = (size_t)trace_size;
-    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, outputs += POLICY_N_OUTPUTS) {
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
+        const uint32_t *const bits = random_bits == NULL ? NULL : random_bits + i;
         code = observe(observations);
-        code = code == POLICY_OK ? policy_outputs(OBSERVED outputs) : code;
+        code = code == POLICY_OK ? act(bits, actions + i, box_actions + i * POLICY_N_OUTPUTS) : code;
     }
     if (code == POLICY_OK && trace != NULL && (trace_to == NULL || trace_left != 0)) {
         code = HARNESS_OTHER_LAYERS;
     }
     trace_to = NULL;
     return code;
-}
-
-/* Discrete actions: drawn with `random_bits`, or the most probable one where it is NULL. Box: the mean, in float. */
-int harness_act(const element *observation, const uint32_t *random_bits, int32_t *action, float *box_action)
-{
-    int code = observe(observation);
-    (void)random_bits, (void)action, (void)box_action;
-    if (code != POLICY_OK) {
-        return code;
-    }
-#if !IS_BOX
-    return random_bits != NULL ? policy_sample(OBSERVED *random_bits, action) : policy_act(OBSERVED action);
-#elif POLICY_IS_FIXED
-    {
-        int32_t integers[POLICY_N_OUTPUTS];
-        code = policy_act(OBSERVED integers);
-        return code == POLICY_OK ? policy_action_to_float(integers, box_action) : code;
-    }
-#else
-    return policy_act(OBSERVED box_action);
-#endif
 }

@@ -1,0 +1,205 @@
+"""
+Are the policy, the integer model, the ONNX file and the C code one and the same? On real observations, value by value.
+
+    python benchmarks/parity.py run TEACHER[=STUDENT.zip] ... --observations 1e5 --out results.jsonl
+    python benchmarks/parity.py table results.jsonl
+
+Takes a W8A8 student (without a zip: distills one for `--timesteps`) and brings it to the other widths by post-training
+quantization. The W8A8 student plays (Atari: sampled actions), and what it sees goes through every width. Counted for each:
+values (input grid, every layer, accumulators, logits or mean, action) in which the SB3 policy in evaluation mode, ONNX Runtime
+with and without its graph optimizations, and compiled C differ from the integer model; C in fixed point from the integer model
+in fixed point; actions that differ between fixed point and float32 (Box: by more than 1 % of the range); activations that the
+training forward at full precision puts on another integer. `run` adds a line of JSON for each width and part of the
+observations, and passes over those that are in the file already.
+"""
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch as th
+
+from sb3_qpd import QPDDistiller, Teacher, export_c, export_onnx, load_teacher
+from sb3_qpd.contest import describe_env
+from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.verify import Difference, Jitter, Verification, find_contenders, looking_at, pieces, replay
+
+BITS = ((8, 8), (4, 8), (4, 4), (2, 8))
+SEED = 3_000_000  # of the environments; part k takes SEED + 1000 k
+CALIBRATION_SEED, N_CALIBRATION = 2_900_000, 2_048
+
+
+class Width:
+    """
+    A student at some bits in all its forms, and what differs between them.
+
+    :param policy: the student
+    :param env: as metadata describe it
+    :param folder: for what is exported
+    """
+
+    def __init__(self, policy: QuantActorCriticPolicy, env: dict[str, Any], folder: Path) -> None:
+        self.policy, self.models, self.contenders = policy, {}, {}
+        for mode in ("float32", "fixed"):
+            model = self.models[mode] = policy.to_integer(env=env)
+            model.requantization = mode
+            (out := folder / mode).mkdir(parents=True)
+            export_c(model, out)
+            if mode == "float32":
+                export_onnx(model, out)
+            self.contenders[mode] = [c for c in find_contenders(out, model, policy) if c.is_exact]
+        self.start()
+
+    def start(self) -> None:
+        """Count from zero."""
+        self.results = {mode: Verification() for mode in self.models}
+        self.n_actions, self.training = 0, Difference("training forward", "layers", is_exact=False)
+
+    def add(self, observations: np.ndarray) -> None:
+        seen = {mode: self.results[mode].add(self.models[mode], self.contenders[mode], observations) for mode in self.models}
+        a, b = (seen[mode]["action"].reshape(len(observations), -1) for mode in ("float32", "fixed"))
+        model = self.models["float32"]
+        allowed = 0.01 * (model.action_high - model.action_low) if model.is_box else 0
+        self.n_actions += int((np.abs(a - b) > allowed).any(1).sum())
+        trained = self._training_forward(observations)
+        for name in (name for name in trained if name.startswith("layer")):
+            self.training.add(seen["float32"][name], trained[name])
+
+    @th.no_grad()
+    def _training_forward(self, observations: np.ndarray) -> dict[str, np.ndarray]:
+        self.policy.set_training_mode(True)
+        with looking_at(self.policy) as steps:
+            self.policy.extract_features(th.as_tensor(observations))
+        self.policy.set_training_mode(False)
+        return steps
+
+    def row(self) -> dict[str, Any]:
+        values: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for mode, result in self.results.items():
+            for difference in result.differences:
+                name = difference.contender if mode == "float32" else f"{difference.contender}, fixed"
+                values[name][0] += difference.n_differing
+                values[name][1] += difference.n_values
+        return {
+            "differing": values,
+            "fixed_actions": self.n_actions,
+            "moved": [self.training.n_differing, self.training.n_values, self.training.largest],
+        }
+
+
+def at_bits(policy: QuantActorCriticPolicy, bits: tuple[int, int], observations: np.ndarray) -> QuantActorCriticPolicy:
+    """Post-training quantization: the same weights, steps calibrated anew."""
+    arch = policy.arch.with_bits(*bits)
+    if arch == policy.arch:
+        return policy
+    other = type(policy)(policy.observation_space, policy.action_space, lambda _: 0.0, arch)
+    other.load_state_dict(policy.state_dict())
+    other.calibrate(policy.obs_to_tensor(observations)[0])
+    other.set_training_mode(False)
+    return other
+
+
+def make_student(teacher: Teacher, given: str, args: argparse.Namespace) -> tuple[str, QuantActorCriticPolicy]:
+    """What is called for, or a short distillation, which is kept for the next time."""
+    path = Path(given or args.students / f"{teacher.name.replace('/', '-')}-{args.arch}.zip")
+    if not path.is_file():
+        student = QPDDistiller(teacher, student_arch=args.arch, seed=0, check_teacher=False).learn(args.timesteps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        student.save(path)
+    return path.stem, QPDDistiller.load(path, device="cpu").policy
+
+
+def run(args: argparse.Namespace) -> None:
+    th.set_num_threads(1)
+    done = {(row["student"], row["part"]) for row in read([args.out])}
+    for spec in args.teachers:
+        teacher = load_teacher(spec.partition("=")[0])
+        name, policy = make_student(teacher, spec.partition("=")[2], args)
+        if parts := [part for part in split(args) if (name, part[0]) not in done]:
+            with tempfile.TemporaryDirectory() as folder:
+                measure(name, teacher, policy, parts, args.out, Path(folder))
+
+
+def split(args: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    """Numbers of the parts and their observations."""
+    n, size = int(args.observations), int(args.part)
+    return ((i, min(size, n - i * size)) for i in range(-(-n // size)))
+
+
+def measure(
+    name: str, teacher: Teacher, policy: QuantActorCriticPolicy, parts: list[tuple[int, int]], out: Path, folder: Path
+) -> None:
+    player, recipe = policy.to_integer(), teacher.recipe
+    calibration = np.concatenate([x.copy() for x in replay(player, recipe, N_CALIBRATION, CALIBRATION_SEED, Jitter())])
+    env = describe_env(recipe)
+    widths = {bits: Width(at_bits(policy, bits, calibration), env, folder / f"W{bits[0]}A{bits[1]}") for bits in BITS}
+    versions = {"numpy": np.__version__, "torch": th.__version__, "onnxruntime": onnxruntime.__version__}
+    versions |= {"cpu": f"{platform.machine()} {th.backends.cpu.get_cpu_capability()}"}
+    for part, n in parts:
+        start, seen = time.process_time(), 0
+        for observations in pieces(replay(player, recipe, n, SEED + 1000 * part, Jitter())):
+            for width in widths.values():
+                width.add(observations)
+            if (seen := seen + len(observations)) % 5120 < len(observations):
+                print(f"{name} part {part}: {seen} of {n}, {time.process_time() - start:.0f} processor s", flush=True)
+        with out.open("a") as file:
+            for bits, width in widths.items():
+                row = {"student": name, "teacher": teacher.name, "bits": bits, "part": part, "observations": seen}
+                file.write(json.dumps({**row, **width.row(), "versions": versions}) + "\n")
+                width.start()
+
+
+def read(paths: list[Path]) -> list[dict[str, Any]]:
+    return [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
+
+
+def table(args: argparse.Namespace) -> None:
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    for row in read(args.results):
+        groups[row["student"], "W{}A{}".format(*row["bits"])].append(row)
+    columns = "student, bits, observations, values of each form, that differ, actions that differ in fixed point, "
+    columns += "activations that the training forward moves"
+    print("| " + " | ".join(columns.split(", ")) + " |\n" + len(columns.split(", ")) * "|---" + "|")
+    for (student, bits), rows in groups.items():
+        n = sum(row["observations"] for row in rows)
+        forms = {form: np.sum([row["differing"][form] for row in rows], 0) for form in rows[0]["differing"]}
+        worst = ", ".join(f"{form} {count:,}" for form, (count, _) in forms.items() if count) or "0 in each"
+        values = " / ".join(f"{of:,}" for of in sorted({of for _, of in forms.values()}))
+        actions = sum(row["fixed_actions"] for row in rows)
+        moved, of, _ = np.sum([row["moved"] for row in rows], 0)
+        largest = max(row["moved"][2] for row in rows)
+        print(
+            f"| {student} | {bits} | {n:,} | {values} | {worst} | {actions} ({100 * actions / n:.4f} %) | "
+            f"{int(moved):,} of {int(of):,} ({100 * moved / of:.5f} %), by at most {largest:.0f} |"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run")
+    one.set_defaults(run=run)
+    one.add_argument("teachers", nargs="+", metavar="TEACHER[=STUDENT.zip]")
+    one.add_argument("--observations", type=float, default=1e5)
+    one.add_argument("--part", type=float, default=25_000, help="observations that are measured in one go")
+    one.add_argument("--arch", default="tiny", help="of a student that is distilled")
+    one.add_argument("--timesteps", type=float, default=2e4)
+    one.add_argument("--students", type=Path, default=Path("out/parity"), help="keeps the distilled students")
+    one.add_argument("--out", type=Path, required=True)
+    two = commands.add_parser("table")
+    two.set_defaults(run=table)
+    two.add_argument("results", type=Path, nargs="+")
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
