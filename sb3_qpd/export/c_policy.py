@@ -64,8 +64,9 @@ class CPolicy:
             source.write_text(rename(read_template("harness.c"), name), encoding="utf-8")
             run_compiler([*command, *cflags, "-fPIC", "-shared", "-I", folder, source, "-o", library])
             self._library = ctypes.CDLL(str(library))  # stays mapped when its file is gone
-        four = ctypes.c_int32 * 4
-        self.is_image, self.is_box, self.is_fixed, self.n_outputs = four.in_dll(self._library, "harness_kind")
+        four, six = ctypes.c_int32 * 4, ctypes.c_int32 * 6
+        kind = six.in_dll(self._library, "harness_kind")
+        self.is_image, self.is_box, self.is_fixed, self.n_outputs, self.is_indices, self.n_actions = kind
         self._observation = tuple(four.in_dll(self._library, "harness_observation"))  # frames, height, width, channels
 
     def outputs(self, observations: np.ndarray) -> np.ndarray:
@@ -85,7 +86,7 @@ class CPolicy:
         :param model: tells the shapes of the layers
         """
         n = len(observations)
-        shapes = [model.observation_shape if model.is_image else (math.prod(model.observation_shape),)]
+        shapes = [model.observation_shape if model.is_image else (model.parts[0].n_features,)]
         for layer in model.layers[:-1]:
             shapes.append(layer.output_shape(shapes[-1]))
         sizes = [math.prod(shape) for shape in shapes]
@@ -99,21 +100,25 @@ class CPolicy:
             steps[0] -= 128
         return [*steps, outputs]
 
-    def act(self, observation: np.ndarray, random_bits: int | None = None) -> np.ndarray:
+    def act(self, observation: np.ndarray, random_bits: int | np.ndarray | None = None) -> np.ndarray:
         """
         The action for one observation, in units of the environment.
 
         :param observation: raw, shape ``observation_shape``
-        :param random_bits: 32 bits to draw a discrete action with; ``None`` takes the most probable one
-        :return: an index, or a flat vector
+        :param random_bits: 32 bits to draw a discrete action with, for each index of it; ``None`` takes the most probable one
+        :return: an index, several, or a flat vector
         """
         if self.is_box and random_bits is not None:
             raise ValueError("Box actions have no integer sampler: act(observation) gives the mean")
         batch = self._prepare(observation[None])
-        bits = None if random_bits is None else ctypes.byref(ctypes.c_uint32(random_bits))
-        action, box_action = np.zeros(1, np.int32), np.zeros(self.n_outputs, np.float32)
+        n = max(1, self.n_actions)
+        drawn = None if random_bits is None else np.ascontiguousarray(np.reshape(random_bits, n), np.uint32)
+        action, box_action = np.zeros(n, np.int32), np.zeros(self.n_outputs, np.float32)
+        bits = None if drawn is None else _pointer(drawn)
         self._call("harness_act", _pointer(batch), bits, _pointer(action), _pointer(box_action))
-        return box_action if self.is_box else action[0].astype(np.int64)
+        if self.is_box:
+            return box_action
+        return action.astype(np.int64) if self.n_actions else action[0].astype(np.int64)
 
     def _run(self, observations: np.ndarray, trace: np.ndarray | None) -> np.ndarray:
         batch = self._prepare(observations)
@@ -131,7 +136,7 @@ class CPolicy:
         if flat.shape[1:] != expected:
             raise ValueError(f"Expected observations of shape (batch_size, *{expected}), got {observations.shape}")
         if not self.is_image:
-            return np.ascontiguousarray(flat, np.float32)
+            return np.ascontiguousarray(flat, np.int32 if self.is_indices else np.float32)
         if flat.dtype != np.uint8:
             raise ValueError(f"Expected images of dtype uint8, got {flat.dtype}")
         return np.ascontiguousarray(frames_of(flat, n_frames))
@@ -144,6 +149,7 @@ class CPolicy:
 
 _REASONS = {
     -2: "the observation holds NaN or infinity",
+    -4: "the observation holds a number that is none of its categories",
     -100: "it has other layers than this model, of which it was not exported",
 }
 

@@ -23,13 +23,20 @@ static size_t trace_left = 0;
 #define IS_IMAGE 1
 #define OBSERVATION_SIZE POLICY_STACK_BYTES
 #define OBSERVED
+#define IS_INDICES 0
 typedef uint8_t element;
 const int32_t harness_observation[4] = {POLICY_N_FRAMES, POLICY_FRAME_HEIGHT, POLICY_FRAME_WIDTH, POLICY_FRAME_CHANNELS};
 #else
 #define IS_IMAGE 0
 #define OBSERVATION_SIZE POLICY_OBSERVATION_SIZE
 #define OBSERVED grid,
+#ifdef POLICY_CATEGORIES
+#define IS_INDICES 1
+typedef int32_t element;
+#else
+#define IS_INDICES 0
 typedef float element;
+#endif
 const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
 #endif
 
@@ -39,8 +46,14 @@ const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
 #define IS_BOX 0
 #endif
 
-/* images?, Box?, fixed?, outputs */
-const int32_t harness_kind[4] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS};
+#ifdef POLICY_N_ACTIONS
+#define N_ACTIONS POLICY_N_ACTIONS
+#else
+#define N_ACTIONS 0
+#endif
+
+/* images?, Box?, fixed?, outputs, indices?, indices of an action or 0 */
+const int32_t harness_kind[6] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS, IS_INDICES, N_ACTIONS};
 
 #if IS_IMAGE
 static int observe(const element *observation)
@@ -52,7 +65,7 @@ static int observe(const element *observation)
     }
     return code;
 }
-#elif POLICY_IS_FIXED
+#elif POLICY_IS_FIXED && !IS_INDICES
 static int8_t grid[POLICY_OBSERVATION_SIZE];
 
 static int observe(const element *observation)
@@ -60,7 +73,7 @@ static int observe(const element *observation)
     return policy_quantize(observation, grid);
 }
 #else
-static const float *grid;
+static const element *grid;
 
 static int observe(const element *observation)
 {
@@ -97,7 +110,9 @@ int harness_act(const element *observation, const uint32_t *random_bits, int32_t
     if (code != POLICY_OK) {
         return code;
     }
-#if !IS_BOX
+#if N_ACTIONS
+    return random_bits != NULL ? policy_sample(OBSERVED random_bits, action) : policy_act(OBSERVED action);
+#elif !IS_BOX
     return random_bits != NULL ? policy_sample(OBSERVED *random_bits, action) : policy_act(OBSERVED action);
 #elif POLICY_IS_FIXED
     {
