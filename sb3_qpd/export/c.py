@@ -165,9 +165,8 @@ def _categories(model: IntegerModel) -> dict[str, Any]:
     """What the categories of indices become on the first layer's grid, 128 higher."""
     (part,) = model.parts
     assert model.input_multiplier is not None and model.input_offset is not None
-    absent, present = (
-        np.clip(np.rint(x), -128, 127) + 128 for x in (model.input_offset, model.input_multiplier + model.input_offset)
-    )
+    m, a = model.input_multiplier, model.input_offset
+    absent, present = (np.clip(np.rint(x), -128, 127) + 128 for x in (a, m + a))
     return {
         "categories": comma_list(part.nvec),
         "n_features": part.n_features,
