@@ -68,7 +68,12 @@ def benchmark(folder: Path, recipe: EnvRecipe, given: Networks, seconds: float =
     :param given: policies that take part as well
     :param seconds: spent on each row and batch size
     """
-    observations = np.concatenate(list(replay(load_model(folder), recipe, BATCH, VALIDATION_SEED, Jitter())))
+    model = load_model(folder)
+    if model.is_dict:
+        raise ValueError(
+            "The benchmark takes vectors, images and indices; this student has Dict observations. verify takes them"
+        )
+    observations = np.concatenate(list(replay(model, recipe, BATCH, VALIDATION_SEED, Jitter())))
     rows = []
     with one_torch_thread(), tempfile.TemporaryDirectory() as scratch:
         for name, act, nbytes in _contestants(folder, given, observations, Path(scratch)):
@@ -118,10 +123,12 @@ def one_torch_thread() -> Iterator[None]:
 
 def _contestants(folder: Path, given: Networks, observations: np.ndarray, scratch: Path) -> Iterator[Contestant]:
     model, policy, teacher = load_model(folder), given.policy, given.teacher
+    takes_indices = model.parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
     if teacher is not None:
         yield "teacher, SB3 predict", _predict(teacher), teacher.nbytes
+    if teacher is not None and not takes_indices:
         yield from _in_onnx_runtime("teacher", teacher.policy, teacher.normalize(observations), scratch)
-    if given.float_policy is not None:
+    if given.float_policy is not None and not takes_indices:
         yield from _in_onnx_runtime("float student", given.float_policy, observations, scratch)
     if policy is not None:
         yield "student, SB3 predict", _predict(policy), os.path.getsize(folder / "student.zip")
