@@ -110,7 +110,12 @@ def own_observations(folder: Path, recipe: EnvRecipe, n: int) -> np.ndarray:
     :param recipe: where the student plays
     :param n: how many
     """
-    return np.concatenate([batch.copy() for batch in replay(load_model(folder), recipe, n, VALIDATION_SEED, Jitter())])
+    model = load_model(folder)
+    if model.is_dict:
+        raise ValueError(
+            "The benchmark takes vectors, images and indices; this student has Dict observations. verify takes them"
+        )
+    return np.concatenate([batch.copy() for batch in replay(model, recipe, n, VALIDATION_SEED, Jitter())])
 
 
 def _measure(contestant: Contestant, observations: np.ndarray, seconds: float) -> Speed:
@@ -213,10 +218,12 @@ def one_torch_thread() -> Iterator[None]:
 
 def _contestants(folder: Path, given: Networks, observations: np.ndarray, scratch: Path) -> Iterator[Contestant]:
     policy, teacher = given.policy, given.teacher
+    takes_indices = load_model(folder).parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
     if teacher is not None:
         yield Contestant("teacher, SB3 predict", lambda: _predict(teacher), teacher.nbytes)
+    if teacher is not None and not takes_indices:
         yield from _in_onnx_runtime("teacher", teacher.policy, teacher.normalize(observations), scratch)
-    if given.float_policy is not None:
+    if given.float_policy is not None and not takes_indices:
         yield from _in_onnx_runtime("float student", given.float_policy, observations, scratch)
     if policy is not None:
         yield Contestant("student, SB3 predict", lambda: _predict(policy), os.path.getsize(folder / "student.zip"))

@@ -239,7 +239,7 @@ def _sizes(file: TeacherFile, kwargs: dict[str, Any]) -> Sizes:
     except ValueError as error:
         raise TeacherError(f"{error}. {WAY_OUT}") from error
     if (size := sum(part.n_features for part in parts)) > MAX_OBSERVATION_SIZE:
-        raise TeacherError(f"Observations {space} of {size} numbers, more than {MAX_OBSERVATION_SIZE}. {WAY_OUT}")
+        raise TeacherError(f"Observations {space} of more than {MAX_OBSERVATION_SIZE} numbers. {WAY_OUT}")
     if isinstance(space, spaces.Dict) != (extractor is CombinedExtractor):
         raise TeacherError(f"A {extractor.__name__} cannot take observations of {space}. {WAY_OUT}")
     cnns = {}

@@ -131,10 +131,10 @@ def fit_normalization(teacher: Teacher, normalization: Normalization) -> Normali
     by_key: dict[Any, ObsNormalization] = normalization if isinstance(normalization, dict) else {None: normalization}
     fitted = {key: _fit(one, shapes.get(key)) for key, one in by_key.items()}
     if None in fitted.values():
-        got = {key: one.mean.shape for key, one in by_key.items()}
+        got, space = {key: one.mean.shape for key, one in by_key.items()}, teacher.observation_space
         raise TeacherError(
             f"The normalization statistics are for observations of shape {got.get(None, got)}, the teacher takes "
-            f"{teacher.observation_space}. Expected the vecnormalize.pkl of the same run"
+            f"{space.shape or space}. Expected the vecnormalize.pkl of the same run"
         )
     return fitted if isinstance(normalization, dict) else fitted[None]  # type: ignore[return-value]
 

@@ -420,8 +420,8 @@ class QuantActorCriticCnnPolicy(QuantActorCriticPolicy):
     def __init__(self, observation_space: spaces.Space, *args: Any, **kwargs: Any) -> None:
         if not is_image_space(observation_space, normalized_image=kwargs.get("normalized_image", False)):
             raise ValueError(
-                f"CnnPolicy needs uint8 images of 0 to 255 (or images of floats and normalized_image=True), got "
-                f"{observation_space}: use 'MlpPolicy'"
+                f"CnnPolicy needs uint8 images of 0 to 255, got {observation_space}: use 'MlpPolicy' (images of "
+                "floats: normalized_image=True)"
             )
         super().__init__(observation_space, *args, **kwargs)
 

@@ -1,6 +1,8 @@
 """Exports of students with indices, Dict observations, images of floats, several actions at once, and masks."""
 
+import subprocess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from students import BOX, IMAGE, assert_same_bits
 from toys import sample
 
 from sb3_qpd import IntegerModel, QuantActorCriticPolicy, export_c, export_numpy, export_onnx, export_tflite
+from sb3_qpd.export.c_policy import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.onnx import OnnxPolicy
 from sb3_qpd.verify import verify
 
@@ -98,19 +101,65 @@ def test_verify(tmp_path: Path) -> None:
     assert result.holds and {row.step for row in result.differences} >= {"input_grid", "layer0", "accumulators", "action"}
 
 
+@pytest.mark.parametrize("requantization", ["float32", "fixed"])
+@pytest.mark.parametrize(
+    "observation, action, bits",
+    [
+        ("Discrete", "Discrete", 8),
+        ("MultiDiscrete", "MultiDiscrete", 4),
+        ("MultiDiscrete", "Box", 8),
+        ("MultiBinary", "MultiBinary", 4),
+        ("vector", "MultiDiscrete", 8),
+        ("vector", "MultiBinary", 8),
+    ],
+)
+def test_c(observation: str, action: str, bits: int, requantization: str, tmp_path: Path) -> None:
+    model = make_student(observation, action, bits).to_integer()
+    model.requantization = requantization
+    observations = sample(OBSERVATIONS[observation], 200, seed=1)
+    export_c(model, tmp_path)
+    warnings = ["-O2", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    policy = CPolicy(tmp_path, cflags=warnings[:2])
+    assert_same_bits(policy.outputs(observations).astype(np.int64), model.accumulators(observations))
+    for ours, theirs in zip(model.trace(observations), policy.trace(observations, model), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    acc = model.accumulators(observations)
+    if not model.is_box:
+        bits_drawn = np.random.default_rng(0).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
+        drawn = np.stack([policy.act(one, bits) for one, bits in zip(observations, bits_drawn, strict=True)])
+        np.testing.assert_array_equal(drawn, model.sample(acc, bits_drawn))
+    np.testing.assert_array_equal(np.stack([policy.act(one) for one in observations]), model.actions(acc))
+    run_compiler([*find_compiler(), *warnings, tmp_path / "main.c", tmp_path / "policy.c", "-o", tmp_path / "main"])
+    assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.startswith("0 of 32")
+
+
+def test_c_refuses_an_index_that_is_none() -> None:
+    model = make_student("MultiDiscrete", "Discrete", 8).to_integer()
+    with TemporaryDirectory() as folder:
+        export_c(model, folder)
+        policy = CPolicy(folder)
+        for wrong in ([3, 0, 0], [0, -1, 0], [0, 0, 4]):
+            with pytest.raises(ValueError, match="returned -4: the observation holds a number that is none of its categories"):
+                policy.act(np.array(wrong))
+
+
 @pytest.mark.parametrize(
     "observation, action, masks, what",
     [
-        ("Dict of vectors", "Discrete", False, "Dict observations and Discrete and MultiDiscrete observations"),
+        ("Dict", "Discrete", False, "Dict observations and images of floats"),
         ("float image", "Discrete", False, "images of floats"),
-        ("Discrete", "Discrete", False, "Discrete and MultiDiscrete observations"),
-        ("vector", "MultiBinary", False, "MultiDiscrete and MultiBinary actions"),
         ("vector", "Discrete", True, "action masks"),
     ],
 )
-def test_what_c_and_tflite_refuse(observation: str, action: str, masks: bool, what: str, tmp_path: Path) -> None:
+def test_what_is_refused_by_name(observation: str, action: str, masks: bool, what: str, tmp_path: Path) -> None:
     model = make_student(observation, action, 8, uses_masks=masks).to_integer()
     for name, export in (("c", export_c), ("tflite", export_tflite)):
-        with pytest.raises(ValueError, match=f"The target {name} does not support {what}: take the target onnx or numpy"):
+        with pytest.raises(ValueError, match=f"The target {name} does not support {what}"):
             export(model, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("observation, action", [("Discrete", "Discrete"), ("vector", "MultiDiscrete")])
+def test_tflite_refuses_more(observation: str, action: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*: take the target onnx or numpy"):
+        export_tflite(make_student(observation, action, 8).to_integer(), tmp_path)

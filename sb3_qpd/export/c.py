@@ -56,7 +56,7 @@ def export_c(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got '{name}'")
-    check_spaces(model, "c", indices=False, multi_action=False)
+    check_spaces(model, "c", indices=True, multi_action=True)
     layers = lay_out(model)
     places, arena_bytes = plan_arena(model, layers)
     values = {
@@ -79,9 +79,12 @@ def _flags(model: IntegerModel, layers: list[CLayer], values: dict[str, Any]) ->
     hidden, frames = layers[:-1], (values["n_frames"], values["frame_channels"])
     facts = {
         "image": model.is_image,
-        "vector": not model.is_image,
+        "vector": model.parts[0].kind == "vector",
+        "indices": model.parts[0].kind == "one_hot",
         "box": model.is_box,
-        "discrete": not model.is_box,
+        "discrete": not model.is_box and not model.action_shape,
+        "several": not model.is_box and bool(model.action_shape),
+        "bits": model.n_bits > 0,
         model.requantization: True,
         "conv": any(layer.layer.is_conv for layer in layers),
         "hidden": bool(hidden),
@@ -89,7 +92,7 @@ def _flags(model: IntegerModel, layers: list[CLayer], values: dict[str, Any]) ->
         "packed": any(layer.is_packed for layer in layers),
         "ragged": any(layer.run % 4 for layer in layers),
         "half_eights": any(n % 8 for layer in layers for n in (layer.run, layer.n_in)),
-        "float_helpers": model.requantization == "fixed" and (model.is_box or not model.is_image),
+        "float_helpers": model.requantization == "fixed" and (model.is_box or model.parts[0].kind == "vector"),
         "many_frames": frames[0] > 1,
         "four_frames": frames == (4, 1),
     }
@@ -137,20 +140,39 @@ def _interface(model: IntegerModel, n_frames: int | None) -> dict[str, Any]:
     else:
         if n_frames is not None:
             raise ValueError("n_frames is for images; this student takes vectors")
-        ctype = "int8_t" if model.requantization == "fixed" else "float"
+        is_indices = model.parts[0].kind == "one_hot"
+        ctype = "int32_t" if is_indices else "int8_t" if model.requantization == "fixed" else "float"
         values["observation_size"] = math.prod(model.observation_shape)
         values["observation_argument"] = f"const {ctype} observation[POLICY_OBSERVATION_SIZE], "
         values["observation_parameter"] = "observation, "
         values["test_observation"] = "test_observations[vector], "
         values["input_multiplier"] = comma_list(model.input_multiplier, float_literal)
         values["input_offset"] = comma_list(model.input_offset, float_literal)
+        if is_indices:
+            values |= _categories(model)
     if model.is_box:
         values |= {"action_scale": comma_list(head.multiplier, float_literal)}
         for name in ("action_low", "action_high", "action_std"):
             values[name] = comma_list(getattr(model, name), float_literal)
     else:
-        values["output_scale"] = float_literal(head.multiplier[0])
+        nvec = model.action_nvec
+        values |= {"output_scale": float_literal(head.multiplier[0]), "n_actions": len(nvec), "n_scores": sum(nvec)}
+        values |= {"action_categories": comma_list(nvec), "most_categories": max(nvec)}
     return values
+
+
+def _categories(model: IntegerModel) -> dict[str, Any]:
+    """What the categories of indices become on the first layer's grid, 128 higher."""
+    (part,) = model.parts
+    assert model.input_multiplier is not None and model.input_offset is not None
+    m, a = model.input_multiplier, model.input_offset
+    absent, present = (np.clip(np.rint(x), -128, 127) + 128 for x in (a, m + a))
+    return {
+        "categories": comma_list(part.nvec),
+        "n_features": part.n_features,
+        "absent": comma_list(absent.astype(int)),
+        "present": comma_list(present.astype(int)),
+    }
 
 
 def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
@@ -191,12 +213,13 @@ def _sampler(model: IntegerModel) -> dict[str, Any]:
     if shift <= 0:  # a unit of 2^20 nats and more: any difference is beyond the tables
         multiplier, shift = (8192 if multiplier else 0), 1
     shift = min(shift, 63)
-    weight_shift = 16 + max(0, (len(model.layers[-1].weight) - 1).bit_length() - 8)
+    shifts = [16 + max(0, (n - 1).bit_length() - 8) for n in model.action_nvec]
     return {
         "nat_multiplier": multiplier,
         "nat_shift": shift,
         "nat_shift_minus_1": shift - 1,
-        "weight_shift": weight_shift,
+        "weight_shift": shifts[0],
+        "weight_shifts": comma_list(shifts),
     }
 
 
@@ -291,11 +314,14 @@ def _memory(model: IntegerModel, layers: list[CLayer]) -> dict[str, Any]:
         scales = 0 if layer.layer.activation_bits == 0 else 5 if fixed else 4
         pointers, dimensions = 2 + min(1, scales) + fixed, len(_dimensions(layer, layers))
         total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * pointers + dimensions * size
-    if not model.is_image and not fixed:
+    if model.parts[0].kind == "vector" and not fixed:
         total += 8 * math.prod(model.observation_shape)
+    elif model.parts[0].kind == "one_hot":
+        total += 2 * model.parts[0].n_features + 4 * len(model.parts[0].nvec)
     if model.is_box:
         total += (8 if fixed else 12) * layers[-1].n_out
     else:
         total += 4 * _HIGH_TABLE.size + 2 * _LOW_TABLE.size
+        total += 5 * len(model.action_nvec) if model.action_shape else 0
     stack = math.prod(model.observation_shape) if model.is_image else 0
     return {"constant_bytes": f"{total:,}", "stack_bytes": f"{stack:,}", "macs": f"{model.macs:,}"}

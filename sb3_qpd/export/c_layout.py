@@ -123,7 +123,7 @@ def lay_out(model: IntegerModel) -> list[CLayer]:
     Vectors come to the first layer 128 higher than on their grid, and its biases take that back.
     """
     result: list[CLayer] = []
-    shape = model.observation_shape if model.is_image else (math.prod(model.observation_shape),)
+    shape = model.observation_shape if model.is_image else (model.parts[0].n_features,)
     for i, layer in enumerate(model.layers):
         kind = "conv" if layer.is_conv else "fc"
         number = 1 + sum(previous.name.startswith(kind) for previous in result)
@@ -160,7 +160,7 @@ def plan_arena(model: IntegerModel, layers: list[CLayer]) -> tuple[list[Place], 
 
     :return: a place for each layer, and the size of the arena in bytes
     """
-    before = 0 if model.is_image else math.prod(model.observation_shape)  # frames have a place of their own
+    before = 0 if model.is_image else model.parts[0].n_features  # frames have a place of their own
     sizes = []
     for layer in layers:
         ends = (_round_up(before, 4), _round_up(layer.output_bytes, 4))

@@ -64,8 +64,9 @@ class CPolicy:
             source.write_text(rename(read_template("harness.c"), name), encoding="utf-8")
             run_compiler([*command, *cflags, "-fPIC", "-shared", "-I", folder, source, "-o", library])
             self._library = ctypes.CDLL(str(library))  # stays mapped when its file is gone
-        four = ctypes.c_int32 * 4
-        self.is_image, self.is_box, self.is_fixed, self.n_outputs = four.in_dll(self._library, "harness_kind")
+        four, six = ctypes.c_int32 * 4, ctypes.c_int32 * 6
+        kind = six.in_dll(self._library, "harness_kind")
+        self.is_image, self.is_box, self.is_fixed, self.n_outputs, self.is_indices, self.n_actions = kind
         self.ram = ctypes.c_int32.in_dll(self._library, "harness_ram").value  # static bytes, a stack of frames included
         self._observation = tuple(four.in_dll(self._library, "harness_observation"))  # frames, height, width, channels
 
@@ -90,7 +91,7 @@ class CPolicy:
         :param model: tells the shapes of the layers
         """
         n = len(observations)
-        shapes = [model.observation_shape if model.is_image else (math.prod(model.observation_shape),)]
+        shapes = [model.observation_shape if model.is_image else (model.parts[0].n_features,)]
         for layer in model.layers[:-1]:
             shapes.append(layer.output_shape(shapes[-1]))
         sizes = [*(math.prod(shape) for shape in shapes), 4 * len(model.layers[-1].weight)]
@@ -104,13 +105,13 @@ class CPolicy:
             steps[0] = steps[0].astype(np.int16) - 128
         return [*steps, np.ascontiguousarray(outputs).view(np.int32)], actions
 
-    def act(self, observation: np.ndarray, random_bits: int | None = None) -> np.ndarray:
+    def act(self, observation: np.ndarray, random_bits: int | np.ndarray | None = None) -> np.ndarray:
         """
         The action for one observation, in units of the environment.
 
         :param observation: raw, shape ``observation_shape``
-        :param random_bits: 32 bits to draw a discrete action with; ``None`` takes the most probable one
-        :return: an index, or a flat vector
+        :param random_bits: 32 bits to draw a discrete action with, for each index of it; ``None`` takes the most probable one
+        :return: an index, several, or a flat vector
         """
         return self.actions(observation[None], None if random_bits is None else np.array([random_bits]))[0]
 
@@ -119,8 +120,8 @@ class CPolicy:
         :meth:`act` for each of a batch.
 
         :param observations: raw, shape (batch_size, *observation_shape)
-        :param random_bits: 32 bits for each
-        :return: shape (batch_size,), or (batch_size, action_dim)
+        :param random_bits: 32 bits for each, shape (batch_size,) or, for each index of an action, (batch_size, n)
+        :return: shape (batch_size,), (batch_size, n) or (batch_size, action_dim)
         """
         return self._act(observations, random_bits, None)
 
@@ -128,8 +129,9 @@ class CPolicy:
         if self.is_box and random_bits is not None:
             raise ValueError("Box actions have no integer sampler: act(observation) gives the mean")
         batch = self._prepare(observations)
-        bits = None if random_bits is None else np.ascontiguousarray(random_bits, np.uint32)
-        actions, box_actions = np.zeros(len(batch), np.int32), np.zeros((len(batch), self.n_outputs), np.float32)
+        shape = (len(batch), self.n_actions) if self.n_actions else (len(batch),)
+        bits = None if random_bits is None else np.ascontiguousarray(np.reshape(random_bits, shape), np.uint32)
+        actions, box_actions = np.zeros(shape, np.int32), np.zeros((len(batch), self.n_outputs), np.float32)
         given = [_pointer(batch), ctypes.c_int64(len(batch)), None if bits is None else _pointer(bits)]
         traced = (None, ctypes.c_int64(0)) if trace is None else (_pointer(trace), ctypes.c_int64(trace.size))
         self._call("harness_act", *given, _pointer(actions), _pointer(box_actions), *traced)
@@ -143,7 +145,7 @@ class CPolicy:
         if flat.shape[1:] != expected:
             raise ValueError(f"Expected observations of shape (batch_size, *{expected}), got {observations.shape}")
         if not self.is_image:
-            return np.ascontiguousarray(flat, np.float32)
+            return np.ascontiguousarray(flat, np.int32 if self.is_indices else np.float32)
         if flat.dtype != np.uint8:
             raise ValueError(f"Expected images of dtype uint8, got {flat.dtype}")
         return np.ascontiguousarray(frames_of(flat, n_frames))
@@ -156,6 +158,7 @@ class CPolicy:
 
 _REASONS = {
     -2: "the observation holds NaN or infinity",
+    -4: "the observation holds a number that is none of its categories",
     -100: "it has other layers than this model, of which it was not exported",
 }
 

@@ -27,6 +27,8 @@ def some_observations(model: IntegerModel, n: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     if model.is_image:
         return rng.integers(0, 256, (n, *model.observation_shape), np.uint8)
+    if model.parts[0].kind == "one_hot":
+        return rng.integers(0, np.array(model.parts[0].nvec).reshape(model.observation_shape), (n, *model.observation_shape))
     assert model.input_multiplier is not None and model.input_offset is not None
     grid = rng.uniform(-140, 140, (n, model.input_multiplier.size))
     return ((grid - model.input_offset) / model.input_multiplier).astype(np.float32).reshape(n, *model.observation_shape)
@@ -57,8 +59,9 @@ def vectors_text(model: IntegerModel, n_frames: int, observations: np.ndarray | 
             else array("float", "test_actions", actions, float_literal)
         )
     else:
-        random_bits = np.random.default_rng(1).integers(0, 2**32, len(outputs), np.uint64)
-        texts.append(array("int32_t", "test_actions", outputs.argmax(1)))
+        shape = (len(outputs), len(model.action_nvec))[: 2 if model.action_shape else 1]
+        random_bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
+        texts.append(array("int32_t", "test_actions", model.actions(outputs)))
         texts.append(array("uint32_t", "test_random_bits", random_bits, unsigned_literal))
         texts.append(array("int32_t", "test_samples", model.sample(outputs, random_bits)))
     return "\n".join(texts)
@@ -81,6 +84,8 @@ def _observations(model: IntegerModel, n_frames: int, observations: np.ndarray) 
         batch, _ = model._batch(observations)
         frames = frames_of(batch, n_frames)
         return array("uint8_t", "test_frames", frames.reshape(*frames.shape[:2], -1))
+    if model.parts[0].kind == "one_hot":
+        return array("int32_t", "test_observations", observations.reshape(len(observations), -1))
     if model.requantization == "fixed":
         return array("int8_t", "test_observations", model.quantize_input(observations).astype(np.int64))
     flat = observations.reshape(len(observations), -1).astype(np.float32)

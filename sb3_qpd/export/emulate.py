@@ -139,13 +139,13 @@ def emulate(
             raise RuntimeError(f"{chip.emulator} failed: {done.stderr or done.stdout}")
         flash, ram = _memory(Path(build), chip)
         raw = np.fromfile(results, np.uint32)
-    n_actions = len(model.layers[-1].weight) if model.is_box else 1
+    n_actions = len(model.layers[-1].weight) if model.is_box else len(model.action_nvec)
     rows = raw[:-1].reshape(len(observations), len(model.layers[-1].weight) + n_actions + 1)
     actions = rows[:, -1 - n_actions : -1].copy()
     is_float = model.is_box and model.requantization == "float32"
     return Emulation(
         outputs=rows[:, : -1 - n_actions].copy().view(np.int32),
-        actions=actions.view(np.float32) if is_float else actions.view(np.int32)[:, slice(None) if model.is_box else 0],
+        actions=actions.view(np.float32) if is_float else actions.view(np.int32)[:, slice(None) if model.action_shape else 0],
         instructions=rows[:, -1].copy(),
         flash=flash,
         ram=ram,
@@ -184,6 +184,8 @@ def _elements(model: IntegerModel, observations: np.ndarray, header: Path) -> np
         frames = re.search(r"_N_FRAMES (\d+)", header.read_text(encoding="utf-8"))
         assert frames is not None
         return np.ascontiguousarray(frames_of(observations, int(frames[1])))
+    if model.parts[0].kind == "one_hot":
+        return observations.reshape(len(observations), -1).astype(np.int32)
     if model.requantization == "fixed":
         return model.quantize_input(observations).astype(np.int8)
     return observations.reshape(len(observations), -1).astype(np.float32)

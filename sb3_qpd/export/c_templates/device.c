@@ -11,6 +11,10 @@
 typedef uint8_t element;
 enum { OBSERVATION_SIZE = POLICY_STACK_BYTES };
 #define OBSERVED
+#elif defined(POLICY_CATEGORIES)
+typedef int32_t element;
+enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
+#define OBSERVED observation,
 #elif POLICY_IS_FIXED
 typedef int8_t element;
 enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
@@ -23,6 +27,8 @@ enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
 
 #ifdef POLICY_ACTION_SCALE
 enum { ACTION_SIZE = POLICY_N_OUTPUTS };
+#elif defined(POLICY_N_ACTIONS)
+enum { ACTION_SIZE = POLICY_N_ACTIONS };
 #else
 enum { ACTION_SIZE = 1 };
 #endif

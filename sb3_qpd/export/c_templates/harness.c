@@ -23,13 +23,20 @@ static size_t trace_left = 0;
 #define IS_IMAGE 1
 #define OBSERVATION_SIZE POLICY_STACK_BYTES
 #define OBSERVED
+#define IS_INDICES 0
 typedef uint8_t element;
 const int32_t harness_observation[4] = {POLICY_N_FRAMES, POLICY_FRAME_HEIGHT, POLICY_FRAME_WIDTH, POLICY_FRAME_CHANNELS};
 #else
 #define IS_IMAGE 0
 #define OBSERVATION_SIZE POLICY_OBSERVATION_SIZE
 #define OBSERVED grid,
+#ifdef POLICY_CATEGORIES
+#define IS_INDICES 1
+typedef int32_t element;
+#else
+#define IS_INDICES 0
 typedef float element;
+#endif
 const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
 #endif
 
@@ -44,8 +51,16 @@ const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
 #endif
 const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_STACK_BYTES;
 
-/* images?, Box?, fixed?, outputs */
-const int32_t harness_kind[4] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS};
+#ifdef POLICY_N_ACTIONS
+#define N_ACTIONS POLICY_N_ACTIONS
+#define N_INDICES N_ACTIONS
+#else
+#define N_ACTIONS 0
+#define N_INDICES 1
+#endif
+
+/* images?, Box?, fixed?, outputs, indices?, indices of an action or 0 */
+const int32_t harness_kind[6] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS, IS_INDICES, N_ACTIONS};
 
 #if IS_IMAGE
 static int observe(const element *observation)
@@ -57,7 +72,7 @@ static int observe(const element *observation)
     }
     return code;
 }
-#elif POLICY_IS_FIXED
+#elif POLICY_IS_FIXED && !IS_INDICES
 static int8_t grid[POLICY_OBSERVATION_SIZE];
 
 static int observe(const element *observation)
@@ -65,7 +80,7 @@ static int observe(const element *observation)
     return policy_quantize(observation, grid);
 }
 #else
-static const float *grid;
+static const element *grid;
 
 static int observe(const element *observation)
 {
@@ -90,7 +105,9 @@ int harness_outputs(const element *observations, int64_t n, int32_t *outputs)
 static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
 {
     (void)random_bits, (void)action, (void)box_action;
-#if !IS_BOX
+#if N_ACTIONS
+    return random_bits != NULL ? policy_sample(OBSERVED random_bits, action) : policy_act(OBSERVED action);
+#elif !IS_BOX
     return random_bits != NULL ? policy_sample(OBSERVED *random_bits, action) : policy_act(OBSERVED action);
 #elif POLICY_IS_FIXED
     {
@@ -104,7 +121,7 @@ static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
 }
 
 /*
- * Discrete actions: drawn with `random_bits`, or the most probable ones where it is NULL. Box: the means, in float. `trace`
+ * Discrete actions: drawn with `random_bits` (for each index of each), or the most probable ones where it is NULL. Box: the means, in float. `trace`
  * takes the bytes of each step one after the other, `trace_size` in all, or is NULL.
  */
 int harness_act(const element *observations, int64_t n, const uint32_t *random_bits, int32_t *actions, float *box_actions,
@@ -115,9 +132,9 @@ int harness_act(const element *observations, int64_t n, const uint32_t *random_b
     trace_to = trace;
     trace_left = (size_t)trace_size;
     for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
-        const uint32_t *const bits = random_bits == NULL ? NULL : random_bits + i;
+        const uint32_t *const bits = random_bits == NULL ? NULL : random_bits + i * N_INDICES;
         code = observe(observations);
-        code = code == POLICY_OK ? act(bits, actions + i, box_actions + i * POLICY_N_OUTPUTS) : code;
+        code = code == POLICY_OK ? act(bits, actions + i * N_INDICES, box_actions + i * POLICY_N_OUTPUTS) : code;
     }
     if (code == POLICY_OK && trace != NULL && (trace_to == NULL || trace_left != 0)) {
         code = HARNESS_OTHER_LAYERS;

@@ -29,6 +29,9 @@ int main(void)
 //: if discrete
         int32_t action, sample;
 //: end
+//: if several
+        int32_t action[POLICY_N_ACTIONS], sample[POLICY_N_ACTIONS];
+//: end
 //: if box float32
         float action[POLICY_N_OUTPUTS];
 //: end
@@ -45,6 +48,12 @@ int main(void)
         same = same && policy_act(${test_observation}&action) == POLICY_OK && action == test_actions[vector];
         same = same && policy_sample(${test_observation}test_random_bits[vector], &sample) == POLICY_OK;
         same = same && sample == test_samples[vector];
+//: end
+//: if several
+        same = same && policy_act(${test_observation}action) == POLICY_OK;
+        same = same && memcmp(action, test_actions[vector], sizeof action) == 0;
+        same = same && policy_sample(${test_observation}test_random_bits[vector], sample) == POLICY_OK;
+        same = same && memcmp(sample, test_samples[vector], sizeof sample) == 0;
 //: end
 //: if box
         same = same && policy_act(${test_observation}action) == POLICY_OK;

@@ -573,6 +573,15 @@ int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], in
 
 //: end
 //: end
+//: if indices
+/* -- the observation on the grid of the first layer ------------------------------------------------------------------ */
+
+/* What a category that is not, or is, the index becomes; 128 more than on the grid. */
+static const uint8_t absent[$n_features] = {$absent};
+static const uint8_t present[$n_features] = {$present};
+static const uint32_t categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
+
+//: end
 /* -- the policy ----------------------------------------------------------------------------------------------------- */
 
 int policy_outputs(${observation_argument}int32_t outputs[POLICY_N_OUTPUTS])
@@ -601,6 +610,24 @@ int policy_outputs(${observation_argument}int32_t outputs[POLICY_N_OUTPUTS])
     }
     POLICY_TRACE(0, in, POLICY_OBSERVATION_SIZE);
 //: end
+//: if indices
+    uint32_t i, category, feature = 0;
+    uint8_t *const in = at($input_at);
+    if (observation == NULL || outputs == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        if (observation[i] < 0 || (uint32_t)observation[i] >= categories[i]) {
+            return POLICY_NO_CATEGORY;
+        }
+    }
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        for (category = 0; category < categories[i]; category++, feature++) {
+            in[feature] = category == (uint32_t)observation[i] ? present[feature] : absent[feature];
+        }
+    }
+    POLICY_TRACE(0, in, $n_features);
+//: end
 //: if image
     if (outputs == NULL) {
         return POLICY_NULL_POINTER;
@@ -615,6 +642,87 @@ $calls
     return POLICY_OK;
 }
 
+//: if several
+static const uint32_t action_categories[POLICY_N_ACTIONS] = POLICY_ACTION_CATEGORIES;
+
+/* Of every category of one index after the other. */
+static int all_scores(${observation_argument}int32_t scores[$n_scores])
+{
+//: if bits
+    int32_t outputs[POLICY_N_OUTPUTS], i;
+    const int code = policy_outputs(${observation_parameter}outputs);
+    for (i = 0; code == POLICY_OK && i < POLICY_N_OUTPUTS; i++) {
+        scores[2 * i] = 0;
+        scores[2 * i + 1] = outputs[i];
+    }
+    return code;
+//: else
+    return policy_outputs(${observation_parameter}scores);
+//: end
+}
+
+int policy_act(${observation_argument}int32_t action[POLICY_N_ACTIONS])
+{
+    int32_t all[$n_scores];
+    const int32_t *scores = all;
+    uint32_t index, i;
+    const int code = action == NULL ? POLICY_NULL_POINTER : all_scores(${observation_parameter}all);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
+        uint32_t best = 0;
+        for (i = 1; i < action_categories[index]; i++) {
+            best = scores[i] > scores[best] ? i : best;
+        }
+        action[index] = (int32_t)best;
+    }
+    return POLICY_OK;
+}
+
+/* exp(-d) in integers: d in units of 1/256, its high part (quarters) from one table times its low part from another. */
+static const uint32_t exp_high[64] = {
+$exp_high
+};
+static const uint16_t exp_low[64] = {
+$exp_low
+};
+static const uint8_t weight_shifts[POLICY_N_ACTIONS] = {$weight_shifts};
+
+int policy_sample(
+    ${observation_argument}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS])
+{
+    int32_t all[$n_scores];
+    const int32_t *scores = all;
+    uint32_t index, i;
+    const int code =
+        action == NULL || random_bits == NULL ? POLICY_NULL_POINTER : all_scores(${observation_parameter}all);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
+        uint32_t running[$most_categories], total = 0, threshold;
+        int32_t largest = scores[0];
+        for (i = 1; i < action_categories[index]; i++) {
+            largest = scores[i] > largest ? scores[i] : largest;
+        }
+        for (i = 0; i < action_categories[index]; i++) {
+            const uint32_t below = (uint32_t)largest - (uint32_t)scores[i];
+            const uint64_t units =
+                ((uint64_t)below * ${nat_multiplier}u + ((uint64_t)1 << ${nat_shift_minus_1})) >> ${nat_shift};
+            if (units < 4096) { /* beyond 16 nats the weight is zero */
+                total += (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> weight_shifts[index]);
+            }
+            running[i] = total;
+        }
+        threshold = (uint32_t)(((uint64_t)random_bits[index] * total) >> 32);
+        for (i = 0; running[i] <= threshold; i++) {
+        }
+        action[index] = (int32_t)i;
+    }
+    return POLICY_OK;
+}
+//: end
 //: if discrete
 int policy_act(${observation_argument}int32_t *action)
 {

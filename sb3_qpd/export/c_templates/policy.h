@@ -18,6 +18,9 @@ enum {
 //: if vector
     POLICY_NOT_FINITE = -2 /* the observation holds NaN or infinity */
 //: end
+//: if indices
+    POLICY_NO_CATEGORY = -4 /* the observation holds a number that is none of its categories */
+//: end
 //: if image
     POLICY_NO_FRAME = -3 /* no frame was pushed since the last policy_reset */
 //: end
@@ -34,6 +37,10 @@ enum {
 //: if vector
 #define POLICY_OBSERVATION_SIZE $observation_size
 //: end
+//: if indices
+#define POLICY_OBSERVATION_SIZE $observation_size
+#define POLICY_CATEGORIES {$categories} /* an observation is indices, each of 0 to its number of categories - 1 */
+//: end
 #define POLICY_N_OUTPUTS $n_outputs
 //: if fixed
 #define POLICY_IS_FIXED 1 /* no floating point, but for helpers that have to be asked for */
@@ -44,6 +51,17 @@ enum {
 //: if discrete
 
 /* Outputs are logits in this unit. */
+#define POLICY_OUTPUT_SCALE $output_scale
+//: end
+//: if several
+
+#define POLICY_N_ACTIONS $n_actions /* indices that make an action */
+#define POLICY_ACTION_CATEGORIES {$action_categories}
+//: if bits
+/* Outputs are the logits of 1, in this unit; those of 0 are 0. */
+//: else
+/* Outputs are the logits of every category of one index after the other, in this unit. */
+//: end
 #define POLICY_OUTPUT_SCALE $output_scale
 //: end
 //: if box
@@ -110,6 +128,15 @@ int policy_act(${observation_argument}int32_t *action);
 
 /* An action drawn from the policy's distribution, in integers alone. random_bits: 32 uniform bits, new ones for each call. */
 int policy_sample(${observation_argument}uint32_t random_bits, int32_t *action);
+//: end
+//: if several
+
+/* The most probable action. */
+int policy_act(${observation_argument}int32_t action[POLICY_N_ACTIONS]);
+
+/* An action drawn from the policy's distribution, in integers alone. random_bits: 32 uniform bits for each index. */
+int policy_sample(
+    ${observation_argument}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS]);
 //: end
 //: if box float32
 
