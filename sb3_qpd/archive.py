@@ -35,14 +35,12 @@ def read_file(path: Path, expected: str, limit: int = MAX_FILE_BYTES) -> bytes:
         raise TeacherError(f"No such file: {path}. Expected {expected}; check the path")
     if not path.is_file():
         raise TeacherError(f"{path} is a folder. Expected {expected}")
+    if (size := path.stat().st_size) > limit:
+        raise TeacherError(f"{path} has {size} bytes, at most {limit} are read: refused. Expected {expected}")
     try:
-        with path.open("rb") as file:
-            content = file.read(limit + 1)
+        return path.read_bytes()
     except OSError as error:
         raise TeacherError(f"{path} cannot be read ({error}). Expected {expected}") from error
-    if len(content) > limit:
-        raise TeacherError(f"{path} has more than {limit} bytes, at most {limit} are read: refused. Expected {expected}")
-    return content
 
 
 class Archive:

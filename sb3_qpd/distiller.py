@@ -74,8 +74,8 @@ class QPDDistiller(BaseAlgorithm):
 
     Paper: Avé et al., Quantization-aware Policy Distillation, 2022. ``self.policy`` is always the student.
 
-    :param teacher: a zip, a run folder of RL Zoo, a live SB3 model or a :class:`~sb3_qpd.Teacher`; ``None`` only for a student
-        that is loaded to predict
+    :param teacher: a zip, a run folder of RL Zoo, a model on the Hugging Face Hub, a live SB3 model or a
+        :class:`~sb3_qpd.Teacher`; ``None`` only for a student that is loaded to predict
     :param env: id, environment or vectorized environment; ``None`` takes the teacher's own where that is known
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, a policy class; ``None`` chooses by
         the observations

@@ -81,9 +81,8 @@ def find_source(source: str) -> HubSource | None:
         return HubSource(found["repo"], found["file"], found["revision"])
     if source.startswith("hub:"):
         raise TeacherError(f"Expected hub:owner/name, hub:owner/name/file.zip or either with @revision, got {source!r}")
-    path, found = Path(source), _BARE.fullmatch(source)
-    is_here = path.exists() or path.with_name(f"{path.name}.zip").exists()
-    if is_here or found is None or found["repo"].endswith((".zip", ".npz")):
+    found = _BARE.fullmatch(source)
+    if found is None or found["repo"].endswith((".zip", ".npz")) or Path(source).exists() or Path(f"{source}.zip").exists():
         return None
     return HubSource(found["repo"], None, found["revision"])
 
@@ -207,10 +206,9 @@ def _clear_errors(source: HubSource) -> Iterator[None]:
     except TeacherError:
         raise
     except errors.RepositoryNotFoundError as error:
-        here = "" if source.filename else "there is no such file or folder here, and "
         raise TeacherError(
-            f"{source}: {here}{_endpoint()} has no repository {source.repo_id} that you may read. Check the name; for a "
-            "private or gated one log in with `hf auth login`, or set HF_TOKEN"
+            f"{source}: {_not_here(source)}{_endpoint()} has no repository {source.repo_id} that you may read. Check the "
+            "name; for a private or gated one log in with `hf auth login`, or set HF_TOKEN"
         ) from error
     except errors.RevisionNotFoundError as error:
         raise TeacherError(
@@ -236,9 +234,14 @@ def _unreachable(source: HubSource, error: Exception) -> str:
     cause = " ".join(str(error.__cause__ or error).split())[:200]
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{_endpoint()} cannot be reached ({cause})"
     return (
-        f"{source}: {why}, and the cache ({constants.HF_HUB_CACHE}) has not all of it. Fetch it once with a connection, "
-        "or give the path of a zip"
+        f"{source}: {_not_here(source)}{why}, and the cache ({constants.HF_HUB_CACHE}) has not all of it. Fetch it "
+        "once with a connection, or give the path of a zip"
     )
+
+
+def _not_here(source: HubSource) -> str:
+    """For whoever meant a path."""
+    return "" if source.filename else "there is no such file or folder here, and "
 
 
 def _endpoint() -> str:

@@ -90,7 +90,7 @@ def _prepare(folder: Path, repo_id: str, replay: bool) -> tuple[dict[str, bytes]
             "A student is published with what was measured"
         )
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-    report = json.loads(files["report.json"])
+    report = _read_report(files["report.json"], folder)
     model = IntegerModel.load(folder / "student.npz")
     if model.nbytes != report["integer"]["bytes"]:
         raise ValueError(f"report.json and student.npz in {folder} are not of the same student. Run sb3-qpd compress again")
@@ -101,6 +101,18 @@ def _prepare(folder: Path, repo_id: str, replay: bool) -> tuple[dict[str, bytes]
     remarks = [remark, f"not published: {', '.join(left)}" if left else ""]
     files["README.md"] = card(report, repo_id, list(files)).encode()
     return files, [one for one in remarks if one]
+
+
+def _read_report(content: bytes, folder: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(content)
+        to_markdown(report)
+        return report
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise ValueError(
+            f"report.json in {folder} is not what this version writes ({reason}). Run sb3-qpd compress again"
+        ) from error
 
 
 def _config(report: Mapping[str, Any], model: IntegerModel, student: bytes | None) -> bytes:

@@ -230,7 +230,10 @@ def test_a_server_that_stumbles_and_one_that_is_down(hub: HubServer, run: dict[s
     assert load_teacher("sb3/ppo-Pendulum-v1").algo == "ppo"
     hub.publish("me/agents", {"agents.zip": run["ppo-Pendulum-v1.zip"]})
     hub.errors = 1_000
-    with pytest.raises(TeacherError, match="me/agents: http://127.* cannot be reached .*500.*, and the cache .* has not all"):
+    with pytest.raises(
+        TeacherError,
+        match="there is no .*, and http://127.* cannot be reached .*500.*, and the cache .* has not all",
+    ):
         load_teacher("me/agents")
     assert load_teacher("sb3/ppo-Pendulum-v1").algo == "ppo"  # from the cache
 

@@ -199,6 +199,9 @@ def test_mistakes(
     report["integer"]["bytes"] += 1
     (own / "report.json").write_text(json.dumps(report))
     assert "are not of the same student" in mistake(own, "--repo-id", "me/student")
+    for text in ("{}", "[1]", "{"):
+        (own / "report.json").write_text(text)
+        assert "is not what this version writes" in mistake(own, "--repo-id", "me/student")
     assert not hub.repositories
     hub.creating_fails = True
     assert "do not have the rights" in mistake(folder, "--repo-id", "them/student")

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +93,13 @@ def _size(nbytes: int, actor: Any) -> str:
 
 def _student_data(path: Path) -> dict[str, Any] | None:
     """The JSON of a zip that says its policy is one of this package; anything else is left to the teachers' reader."""
+    from sb3_qpd.archive import Archive, read_file
+
     try:
-        with zipfile.ZipFile(path) as archive:
-            data = json.loads(archive.read("data"))
+        archive = Archive(read_file(path, "a student's zip"), str(path), "Expected a student's zip")
+        data = json.loads(archive.read("data"))
         return data if str(data["policy_class"]["__module__"]).startswith("sb3_qpd.") else None
-    except (OSError, zipfile.BadZipFile, KeyError, TypeError, ValueError):
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):
         return None
 
 

@@ -1,0 +1,100 @@
+"""Hostile files: what runs a command elsewhere runs none here, and what exhausts others is refused within bounds."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bounds import bounded
+from hostile import REFUSED, RUNNING, YAML_BOMBS
+from stable_baselines3 import PPO
+
+from sb3_qpd import TeacherError, load_teacher
+from sb3_qpd.reader import read_vecnormalize, read_yaml
+
+HOSTILE = Path(__file__).with_name("hostile.py")
+READERS = {".pkl": read_vecnormalize, ".yml": read_yaml}
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("honest") / "ppo.zip"
+    PPO("MlpPolicy", "CartPole-v1", policy_kwargs={"net_arch": [8]}, n_steps=64, device="cpu").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Every attack, written and given to its victim: the file, and the mark that a command of it leaves."""
+    base, written = tmp_path_factory.mktemp("corpus"), {}
+    for index, (name, attack) in enumerate(RUNNING.items()):
+        folder, mark = base / str(index), base / f"mark{index}"
+        folder.mkdir()
+        written[name] = attack.write(folder, f"touch {mark}", honest), mark
+    lines = "\n".join(json.dumps([RUNNING[name].victim, str(path)]) for name, (path, _) in written.items())
+    done = subprocess.run([sys.executable, HOSTILE], input=lines, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2_000:]
+    return written
+
+
+def load_here(path: Path) -> Any:
+    return READERS[path.suffix](path) if path.suffix in READERS else load_teacher(path, device="cpu")
+
+
+@pytest.mark.parametrize("name", RUNNING)
+def test_runs_elsewhere_and_not_here(corpus: dict[str, tuple[Path, Path]], name: str) -> None:
+    path, mark = corpus[name]
+    assert mark.exists(), "not an attack: its victim does not run it"
+    mark.unlink()
+    try:
+        load_here(path)
+    except TeacherError:
+        pass
+    assert not mark.exists()
+
+
+def test_there_are_enough_of_them() -> None:
+    ways = {name.split(", ", 1)[1] if name.startswith(("zip, ", "statistics, ")) else name for name in RUNNING}
+    assert len(ways) >= 30 and len(ways) + len(REFUSED) + len(YAML_BOMBS) >= 75
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_within_bounds(honest: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model.zip"
+    path.write_bytes(REFUSED[name](honest.read_bytes()))
+    with bounded(60, 2**30), pytest.raises(TeacherError, match="."):
+        load_teacher(path, device="cpu")
+
+
+@pytest.mark.parametrize("name", YAML_BOMBS)
+def test_yaml_is_refused_within_bounds(honest: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "CartPole-v1_1"
+    (run / "CartPole-v1").mkdir(parents=True)
+    (run / "CartPole-v1.zip").write_bytes(honest.read_bytes())
+    (run / "CartPole-v1" / "args.yml").write_text("env: CartPole-v1")
+    (run / "CartPole-v1" / "config.yml").write_text(YAML_BOMBS[name].replace("a: ", "env_wrapper: ", 1))
+    with bounded(60, 2**30), pytest.raises(TeacherError):
+        load_teacher(run, device="cpu")
+
+
+def test_an_honest_file_is_within_bounds(honest: Path) -> None:
+    with bounded(60, 2**30):
+        assert load_teacher(honest, device="cpu").algo == "ppo"
+
+
+def test_a_lie_about_a_size_exhausts_zipfile(honest: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    path.write_bytes(REFUSED["a member that lies about its size"](honest.read_bytes()))
+    with pytest.raises(MemoryError), bounded(60, 2**30), zipfile.ZipFile(path) as archive:
+        archive.read("data")
+
+
+def test_the_bounds_themselves() -> None:
+    with pytest.raises(TimeoutError), bounded(0.05, 2**30):
+        while True:
+            pass
+    with pytest.raises(MemoryError), bounded(10, 2**26):
+        bytes(2**28)
