@@ -338,6 +338,7 @@ class QPDDistiller(BaseAlgorithm):
                 stacked=stacks_frames(self.env),
             )
         self._updates_owed = 0.0
+        self._set_precision()
         self._last_calibration = self._progress
         self._turns = Turns(self.env.num_envs, self.beta, self.roll_in, self._rng)
 
@@ -412,7 +413,7 @@ class QPDDistiller(BaseAlgorithm):
         actor = targets.actor
         if not by_teacher.all():
             observations, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
-            self.policy.set_training_mode(True)
+            self._set_training_mode()
             with th.no_grad():
                 student, _ = self.policy.actor_and_value(observations)
             actor = th.where(th.as_tensor(by_teacher, device=self.device)[:, None], actor, student)
@@ -434,7 +435,7 @@ class QPDDistiller(BaseAlgorithm):
         if not self._is_fitted:
             self._fit_scales()
         self._advance_transition()
-        self.policy.set_training_mode(True)
+        self._set_training_mode()
         self._update_learning_rate(self.policy.optimizer)
         n_updates = int(self._updates_owed)
         self._updates_owed -= n_updates
@@ -448,6 +449,10 @@ class QPDDistiller(BaseAlgorithm):
                 self._calibrate()  # a head that starts near zero would outgrow its grid faster than the step can follow
             self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
             self._n_updates += 1
+
+    def _set_training_mode(self) -> None:
+        if not self.policy.training:  # a callback may have evaluated; a walk through all modules is not free
+            self.policy.set_training_mode(True)
 
     def _fit_scales(self) -> None:
         """Freeze the student's input normalization and the units of what it learns, from what the teacher saw and said."""
@@ -484,8 +489,9 @@ class QPDDistiller(BaseAlgorithm):
             self._float_state = {name: value.clone() for name, value in self.policy.state_dict().items()}
         if in_float and (begins or self._progress - self._last_calibration > 1 / FLOAT_CALIBRATIONS):
             self._calibrate()
-        self._transition_progress = max(progress, self._transition_progress)
-        self._set_precision()
+        if progress > self._transition_progress:
+            self._transition_progress = progress
+            self._set_precision()
 
     def _set_precision(self) -> None:
         self.policy.set_precision(get_transition(self.transition), self._transition_progress)
@@ -499,10 +505,13 @@ class QPDDistiller(BaseAlgorithm):
             entropy_coef=self.entropy_coef,
             box_loss=self.box_loss,
         )
-        self.policy.optimizer.zero_grad(set_to_none=True)
+        optimizer = self.policy.optimizer
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+        # its lists of parameters are there already: policy.parameters() walks through all modules
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
 
     # -- what comes out -----------------------------------------------------------------------------------------------
 
