@@ -203,6 +203,7 @@ class QPDDistiller(BaseAlgorithm):
         self._rng = np.random.default_rng(self.seed)
         self._buffer: DistillationBuffer | None = None
         self._float_state: dict[str, th.Tensor] | None = None
+        self._pixels: th.Tensor | None = None
 
     def _check_hyperparameters(self) -> None:
         get_transition(self.transition)
@@ -264,7 +265,7 @@ class QPDDistiller(BaseAlgorithm):
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs")
+        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_pixels")
         # tensorboard_log is a path of somebody's machine
         return [*super()._excluded_save_params(), "teacher", *of_a_run, "_turns", "tensorboard_log"]
 
@@ -496,10 +497,18 @@ class QPDDistiller(BaseAlgorithm):
     def _set_precision(self) -> None:
         self.policy.set_precision(get_transition(self.transition), self._transition_progress)
 
+    def _float_pixels(self, observations: th.Tensor) -> th.Tensor:
+        """Images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
+        if observations.dtype != th.uint8:
+            return observations
+        if self._pixels is None or self._pixels.shape != observations.shape:
+            self._pixels = th.empty_like(observations, dtype=th.float32)
+        return self._pixels.copy_(observations)
+
     def _gradient_step(self, samples: DistillationSamples) -> None:
         loss, self._last_losses = distillation_loss(
             self.policy,
-            samples,
+            samples._replace(observations=self._float_pixels(samples.observations)),
             temperature=self.temperature * self._teacher_temperature,
             critic_coef=self.critic_coef,
             entropy_coef=self.entropy_coef,
