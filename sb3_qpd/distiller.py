@@ -217,6 +217,7 @@ class QPDDistiller(BaseAlgorithm):
         self._rng = np.random.default_rng(self.seed)
         self._buffer: DistillationBuffer | None = None
         self._float_state: dict[str, th.Tensor] | None = None
+        self._pixels: th.Tensor | None = None
 
     def _check_hyperparameters(self) -> None:
         get_transition(self.transition)
@@ -308,7 +309,7 @@ class QPDDistiller(BaseAlgorithm):
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs")
+        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_pixels")
         # tensorboard_log is a path of somebody's machine
         return [*super()._excluded_save_params(), "teacher", *of_a_run, "_turns", "tensorboard_log"]
 
@@ -388,6 +389,7 @@ class QPDDistiller(BaseAlgorithm):
                 stacked=stacks_frames(self.env),
             )
         self._updates_owed = 0.0
+        self._set_precision()
         self._last_calibration = self._progress
         self._turns = Turns(self.env.num_envs, self.beta, self.roll_in, self._rng)
 
@@ -466,7 +468,7 @@ class QPDDistiller(BaseAlgorithm):
         actor = targets.actor
         if not by_teacher.all():
             observations, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
-            self.policy.set_training_mode(True)
+            self._set_training_mode()
             with th.no_grad():
                 student, _ = self.policy.actor_and_value(observations)
             student = masked(self.policy.head.logits(student), targets.masks)
@@ -489,7 +491,7 @@ class QPDDistiller(BaseAlgorithm):
         if not self._is_fitted:
             self._fit_scales()
         self._advance_transition()
-        self.policy.set_training_mode(True)
+        self._set_training_mode()
         self._update_learning_rate(self.policy.optimizer)
         n_updates = int(self._updates_owed)
         self._updates_owed -= n_updates
@@ -503,6 +505,10 @@ class QPDDistiller(BaseAlgorithm):
                 self._calibrate()  # a head that starts near zero would outgrow its grid faster than the step can follow
             self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
             self._n_updates += 1
+
+    def _set_training_mode(self) -> None:
+        if not self.policy.training:  # a callback may have evaluated; a walk through all modules is not free
+            self.policy.set_training_mode(True)
 
     def _fit_scales(self) -> None:
         """Freeze the student's input normalization and the units of what it learns, from what the teacher saw and said."""
@@ -541,25 +547,37 @@ class QPDDistiller(BaseAlgorithm):
             self._float_state = {name: value.clone() for name, value in self.policy.state_dict().items()}
         if in_float and (begins or self._progress - self._last_calibration > 1 / FLOAT_CALIBRATIONS):
             self._calibrate()
-        self._transition_progress = max(progress, self._transition_progress)
-        self._set_precision()
+        if progress > self._transition_progress:
+            self._transition_progress = progress
+            self._set_precision()
 
     def _set_precision(self) -> None:
         self.policy.set_precision(get_transition(self.transition), self._transition_progress)
 
+    def _float_pixels(self, observations: th.Tensor) -> th.Tensor:
+        """Images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
+        if observations.dtype != th.uint8:
+            return observations
+        if self._pixels is None or self._pixels.shape != observations.shape:
+            self._pixels = th.empty_like(observations, dtype=th.float32)
+        return self._pixels.copy_(observations)
+
     def _gradient_step(self, samples: DistillationSamples) -> None:
         loss, self._last_losses = distillation_loss(
             self.policy,
-            samples,
+            samples._replace(observations=self._float_pixels(samples.observations)),
             temperature=self.temperature * self._teacher_temperature,
             critic_coef=self.critic_coef,
             entropy_coef=self.entropy_coef,
             box_loss=self.box_loss,
         )
-        self.policy.optimizer.zero_grad(set_to_none=True)
+        optimizer = self.policy.optimizer
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+        # its lists of parameters are there already: policy.parameters() walks through all modules
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        optimizer.step()
 
     # -- what comes out -----------------------------------------------------------------------------------------------
 

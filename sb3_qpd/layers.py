@@ -94,12 +94,13 @@ class VectorGrid(nn.Module):
             m, a = self.affine()
             scaled = x * m  # two roundings, not one: a fused form has other bits
             t = scaled + a
-            q = t.round().clamp(self.quantizer.low, self.quantizer.high)
+            rounded = t.round()
+            q = rounded.clamp(self.quantizer.low, self.quantizer.high)
         scale = self.scale()
         if not self.training:
             return q * scale
         # value q s, gradient q - t inside the range and q outside (LSQ); the observation needs no gradient
-        quantized = q * scale + (scale.detach() - scale) * th.where(q == t.round(), t, 0.0)
+        quantized = q * scale + (scale.detach() - scale) * th.where(q == rounded, t, 0.0)
         float_share = self.quantizer.precision.get(FLOAT_BITS, 0.0)
         if float_share == 0.0:
             return quantized
@@ -165,11 +166,12 @@ class QuantLayer(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         if self.is_float:
             y = self._float_layer(x, self.weight, self.bias)
-            return y if self.output_grid is None else self.output_grid(y.relu())
+            return y if self.output_grid is None else self.output_grid(y)
         return self._train_forward(x) if self.training else self._exact_forward(x)
 
     def _train_forward(self, x: th.Tensor) -> th.Tensor:
-        input_scale = self.input_grid.scale()  # type: ignore[operator]
+        with th.no_grad():  # its step learns where the grid is applied
+            input_scale = self.input_grid.scale()  # type: ignore[operator]
         weight_scale = self.weight_scale(input_scale)
         weight = self.weight_quantizer.mix(self.weight, self._per_weight(weight_scale))
         with th.no_grad():
@@ -177,7 +179,7 @@ class QuantLayer(nn.Module):
             share = 1 - self.weight_quantizer.precision.get(FLOAT_BITS, 0.0)
             rounding = share * ((self.bias / grid).round() * grid - self.bias)
         y = self._float_layer(x, weight, self.bias + rounding)
-        return y if self.output_grid is None else self.output_grid(y.relu())
+        return y if self.output_grid is None else self.output_grid(y)
 
     @th.no_grad()
     def accumulators(self, x: th.Tensor) -> th.Tensor:

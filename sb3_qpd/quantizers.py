@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch as th
 from torch import nn
 
@@ -25,29 +26,33 @@ def integer_range(bits: int, signed: bool) -> tuple[int, int]:
 
 
 class _FakeQuantize(th.autograd.Function):
-    """``clamp(round(x / s), low, high) * s`` with LSQ's gradients."""
+    """
+    ``clamp(round(x / s), low, high) * s`` with LSQ's gradients, in few passes over memory: they are what it costs.
+
+    With ``rectify`` it is that of ``relu(x)``, whose gradient ends at 0.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: th.Tensor, scale: th.Tensor, low: int, high: int) -> th.Tensor:
+    def forward(ctx: Any, x: th.Tensor, scale: th.Tensor, low: int, high: int, rectify: bool) -> th.Tensor:
         ratio = x / scale
         q = ratio.round().clamp_(low, high)
         ctx.save_for_backward(ratio, q)
-        ctx.bounds, ctx.scale_shape = (low, high), scale.shape
+        below, above = np.nextafter(np.float32([low, high]), np.float32([-np.inf, np.inf]))  # the bounds are inside
+        ctx.outside = (0.0 if rectify else float(below), float(above))
+        ctx.high, ctx.scale_shape = high, scale.shape
         return q * scale
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, None]:
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, None, None]:
         ratio, q = ctx.saved_tensors
-        low, high = ctx.bounds
-        inside = (ratio >= low) & (ratio <= high)
-        grad_x = grad * inside
+        grad_x = th.ops.aten.hardtanh_backward(grad, ratio, *ctx.outside)  # zero outside, in one pass
         # d(q s)/ds = q - x/s inside, the bound outside; damped as in LSQ so that it is of the size of a weight's gradient
-        grad_scale = (grad * q - grad_x * ratio).sum_to_size(ctx.scale_shape)
-        damping = (high * max(1, q.numel() // ctx.scale_shape.numel())) ** -0.5
-        return grad_x, grad_scale * damping, None, None
+        grad_scale = (grad * q).sub_(grad_x * ratio).sum_to_size(ctx.scale_shape)
+        damping = (ctx.high * max(1, q.numel() // ctx.scale_shape.numel())) ** -0.5
+        return grad_x, grad_scale * damping, None, None, None
 
 
-def fake_quantize(x: th.Tensor, scale: th.Tensor, low: int, high: int) -> th.Tensor:
+def fake_quantize(x: th.Tensor, scale: th.Tensor, low: int, high: int, rectify: bool = False) -> th.Tensor:
     """
     Round a tensor to a grid, in floating point, with straight-through gradients for it and learned ones for the step.
 
@@ -59,9 +64,10 @@ def fake_quantize(x: th.Tensor, scale: th.Tensor, low: int, high: int) -> th.Ten
     :param scale: step s > 0, broadcastable to ``x``
     :param low: smallest integer
     :param high: largest integer
+    :param rectify: of ``relu(x)``, where ``low`` is 0
     :return: same shape as ``x``; rounds half to even
     """
-    return _FakeQuantize.apply(x, scale, low, high)
+    return _FakeQuantize.apply(x, scale, low, high, rectify)
 
 
 def mse_scale(x: th.Tensor, low: int, high: int) -> th.Tensor:
@@ -97,7 +103,7 @@ class Quantizer(nn.Module):
     The step is calibrated on the first tensor seen, and is stored as its logarithm: an optimizer's step is then relative.
 
     :param bits: target bits; 32 leaves the tensor alone
-    :param signed: two's complement integers, or unsigned (after a ReLU)
+    :param signed: two's complement integers, or unsigned: then a ReLU is part of it
     :param n_channels: one step for each index of dimension 0; 0 for one step for the whole tensor
     """
 
@@ -156,22 +162,24 @@ class Quantizer(nn.Module):
             if share == 0.0:
                 continue
             if bits == FLOAT_BITS:
-                part = x
+                part = x if self.signed else x.relu()
             else:
                 low, high = integer_range(bits, self.signed)
                 finer = scale if bits == self.bits else scale * (steps[bits] / steps[self.bits])
-                part = fake_quantize(x, finer, low, high)
+                part = fake_quantize(x, finer, low, high, rectify=not self.signed)
             part = part if share == 1.0 else part * share
             total = part if total is None else total + part
-        return x if total is None else total
+        assert total is not None  # shares add up to one
+        return total
 
     def quantize(self, x: th.Tensor, scale: th.Tensor) -> th.Tensor:
         """Integers at the target bits, held in a float tensor of the same shape."""
         return (x / scale).round().clamp(self.low, self.high)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        self.check_ready(x)
         if self.is_float:
-            return x
+            return x if self.signed else x.relu()
+        if not self.ready:
+            self.check_ready(x if self.signed else x.relu())
         scale = self.scale()
         return self.mix(x, scale) if self.training else self.quantize(x, scale) * scale

@@ -13,6 +13,7 @@ A mistake is one line on stderr and exit code 2, before any training starts; not
 is imported inside the commands, so that ``--help`` is instant.
 """
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: exit code
     """
     args = make_parser().parse_args(argv)
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch: large tensors in large pages, see docs/performance.md
     warnings.formatwarning = lambda message, *_, **__: f"sb3-qpd: warning: {one_line(message)}\n"
     try:
         return args.run(args)
