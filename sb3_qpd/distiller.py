@@ -17,7 +17,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import safe_mean, update_learning_rate
 
 from sb3_qpd.acting import Turns, gives_masks
@@ -554,9 +554,9 @@ class QPDDistiller(BaseAlgorithm):
     def _set_precision(self) -> None:
         self.policy.set_precision(get_transition(self.transition), self._transition_progress)
 
-    def _float_pixels(self, observations: th.Tensor) -> th.Tensor:
+    def _float_pixels(self, observations: TensorDict | th.Tensor) -> TensorDict | th.Tensor:
         """Images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
-        if observations.dtype != th.uint8:
+        if isinstance(observations, dict) or observations.dtype != th.uint8:
             return observations
         if self._pixels is None or self._pixels.shape != observations.shape:
             self._pixels = th.empty_like(observations, dtype=th.float32)

@@ -37,7 +37,8 @@ class _FakeQuantize(th.autograd.Function):
         ratio = x / scale
         q = ratio.round().clamp_(low, high)
         ctx.save_for_backward(ratio, q)
-        below, above = np.nextafter(np.float32([low, high]), np.float32([-np.inf, np.inf]))  # the bounds are inside
+        # the bounds are inside
+        below, above = np.nextafter(np.array([low, high], np.float32), np.array([-np.inf, np.inf], np.float32))
         ctx.outside = (0.0 if rectify else float(below), float(above))
         ctx.high, ctx.scale_shape = high, scale.shape
         return q * scale
