@@ -7,7 +7,7 @@ The two claims of the method, compared at equal steps and gradient samples.
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
    `blend`, `progressive` and `mixture`, at W8A8, W4A4 and W2A8, each at its better of two learning rates (chosen by the mean
    score of two seeds that are not used again, on validation seeds).
-2. The loss for actor and critic together against the actor's alone, with the winner.
+2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
 Lines already in the file are not run again.
 """
@@ -114,7 +114,8 @@ def run(args: argparse.Namespace) -> None:
         return sorted({best[arm, b] for b in BITS}) if arm == "none" else [best[arm, bits]]
 
     work(jobs(args, 0.5, ARMS, chosen, seeds), args)
-    work(jobs(args, 0.0, (args.winner,), chosen, seeds), args)
+    for critic_coef in args.critic_coefs:
+        work(jobs(args, critic_coef, (args.winner,), chosen, seeds), args)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -131,14 +132,14 @@ def table(args: argparse.Namespace) -> None:
         if row["seed"] not in CHOICE_SEEDS and row["rate"] == best.get((row["arm"], bits)):
             groups[bits, row["arm"], row["critic_coef"]].append((row["return"] - low) / (high - low))
     print(f"Score = (student - random) / (teacher - random); teacher {high:.1f}, random {low:.1f}.\n")
-    columns = "bits, transition, critic, learning rate, seeds, mean score, 95 % over seeds, worst, deviation, collapsed"
+    columns = "bits, transition, critic_coef, learning rate, seeds, mean score, 95 % over seeds, worst, deviation, collapsed"
     print("| " + " | ".join(columns.split(", ")) + " |\n" + 10 * "|---" + "|")
     for (bits, arm, critic), scores in sorted(groups.items(), key=lambda item: (-item[0][0][0], -item[0][0][1], item[0][1:])):
         s = np.array(scores)
         a, b = interval95(bootstrap_means(s))
         width = "float" if bits[0] == 32 else f"W{bits[0]}A{bits[1]}"
         print(
-            f"| {width} | {arm} | {'on' if critic else 'off'} | {best[arm, bits]:g} | {len(s)} | {s.mean():.3f} | "
+            f"| {width} | {arm} | {critic:g} | {best[arm, bits]:g} | {len(s)} | {s.mean():.3f} | "
             f"{a:.3f} to {b:.3f} | {s.min():.3f} | {s.std():.3f} | {100 * (s < COLLAPSED).mean():.0f} % |"
         )
 
@@ -157,6 +158,7 @@ def main() -> None:
     one.add_argument(
         "--winner", default="blend", choices=ARMS, help="transition of the comparison with and without the critic"
     )
+    one.add_argument("--critic-coefs", type=float, nargs="+", default=[0.0, 0.05], help="of that comparison, besides 0.5")
     one.add_argument("--out", type=Path, required=True)
     two = commands.add_parser("table")
     two.set_defaults(run=table)
