@@ -10,16 +10,15 @@ them (:mod:`~sb3_qpd.zoo.entries`), the student's own files in the run folder (:
 defects of today's packages (:mod:`~sb3_qpd.zoo.bridges`). In a script of one's own ``register()`` does all of that.
 """
 
+import importlib
 import runpy
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 ALGO = "qpd"
-PROGRAMS = {
-    **{name: f"rl_zoo3.{name}" for name in ("train", "enjoy", "record_video", "push_to_hub", "load_from_hub")},
-    **{name: f"rl_zoo3.plots.{name}" for name in ("plot_train", "plot_from_file", "all_plots")},
-}
+_PLOTS = ("plot_train", "plot_from_file", "all_plots")
+PROGRAMS = ("train", "enjoy", "record_video", "push_to_hub", "load_from_hub", *_PLOTS)
 # imported by RL Zoo's programs without being required by it, and by whom they are brought
 UNDECLARED = {name: "sb3_qpd[zoo]" for name in ("requests", "pandas", "seaborn")}
 
@@ -62,7 +61,10 @@ def run(program: str, arguments: Sequence[str]) -> None:
     try:
         register()
         sys.argv = [f"sb3-qpd zoo {program}", *arguments]
-        runpy.run_module(PROGRAMS[program], run_name="__main__")
+        if program in _PLOTS:
+            getattr(importlib.import_module("rl_zoo3.plots"), program)()
+        else:
+            runpy.run_module(f"rl_zoo3.{program}", run_name="__main__")
     except ModuleNotFoundError as error:
         if error.name not in UNDECLARED:
             raise

@@ -107,28 +107,24 @@ def check_environment(teacher: Teacher, ours: EnvRecipe | None) -> None:
             f"The teacher {teacher.name} was trained on {theirs.frame_stack} stacked frames, this entry stacks "
             f"{ours.frame_stack}. Set frame_stack: {theirs.frame_stack}"
         )
-    if _seen_through(theirs) != _seen_through(ours):
-        expected, came = (_as_text(recipe) for recipe in (theirs, ours))
+    expected, came = list(theirs.env_wrappers), list(ours.env_wrappers)
+    if theirs.is_atari and theirs.frame_stack > 1 and not expected:
+        expected = [(ATARI_WRAPPER, {})]  # a run folder without config.yml: the usual one
+    if _seen_through(expected) != _seen_through(came):
         raise ValueError(
-            f"The teacher {teacher.name} was trained with env_wrapper: {expected}, this entry has {came}. Set env_wrapper to "
-            "the teacher's (a student sees what its teacher saw)"
+            f"The teacher {teacher.name} was trained with env_wrapper: {_as_text(expected)}, this entry has {_as_text(came)}. "
+            "Set env_wrapper to the teacher's (a student sees what its teacher saw)"
         )
 
 
-def _wrappers(recipe: EnvRecipe) -> list[tuple[str, dict[str, Any]]]:
-    """Of a game of pixels without named wrappers: the usual one."""
-    is_bare_game = recipe.is_atari and not recipe.env_wrappers and recipe.frame_stack > 1
-    return [(ATARI_WRAPPER, {})] if is_bare_game else [(name, dict(kwargs)) for name, kwargs in recipe.env_wrappers]
-
-
-def _seen_through(recipe: EnvRecipe) -> list[tuple[str, dict[str, Any]]]:
+def _seen_through(wrappers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
     """Without the settings that only change rewards and where episodes end."""
     changes_nothing = [key for key, value in NATIVE_WRAPPER_KWARGS.items() if value is None]
     return [
         (name, {key: value for key, value in kwargs.items() if name != ATARI_WRAPPER or key not in changes_nothing})
-        for name, kwargs in _wrappers(recipe)
+        for name, kwargs in wrappers
     ]
 
 
-def _as_text(recipe: EnvRecipe) -> str:
-    return str([{name: kwargs} if kwargs else name for name, kwargs in _wrappers(recipe)] or "none")
+def _as_text(wrappers: list[tuple[str, dict[str, Any]]]) -> str:
+    return str([{name: kwargs} if kwargs else name for name, kwargs in wrappers] or "none")
