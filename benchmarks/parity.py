@@ -172,7 +172,7 @@ def table(args: argparse.Namespace) -> None:
         n = sum(row["observations"] for row in rows)
         forms = {form: np.sum([row["differing"][form] for row in rows], 0) for form in rows[0]["differing"]}
         worst = ", ".join(f"{form} {count:,}" for form, (count, _) in forms.items() if count) or "0 in each"
-        values = " / ".join(f"{of:,}" for of in sorted({of for _, of in forms.values()}))
+        values = " to ".join(f"{of:,}" for of in sorted({pick(of for _, of in forms.values()) for pick in (min, max)}))
         actions = sum(row["fixed_actions"] for row in rows)
         moved, of, _ = np.sum([row["moved"] for row in rows], 0)
         largest = max(row["moved"][2] for row in rows)
