@@ -233,7 +233,10 @@ def weights_values(files: Files, rng: random.Random) -> None:
         ]
         rng.choice(changes)()
         buffer = io.BytesIO()
-        th.save(weights, buffer, _use_new_zipfile_serialization=rng.random() < 0.8)
+        try:
+            th.save(weights, buffer, _use_new_zipfile_serialization=rng.random() < 0.8)
+        except TypeError:  # hooks that an earlier mutation put in
+            return content
         return buffer.getvalue()
 
     _edit_member(files, "policy.pth", edit)
@@ -373,10 +376,11 @@ def judge(files: Files, folder: Path) -> str:
         (folder / "run" / "vecnormalize.pkl").unlink(missing_ok=True)
 
 
-def run_mutants(count: int, seed: int = 0, report: Callable[[str], None] = lambda line: None) -> Outcomes:
+def run_mutants(count: int, seed: int = 0, first: int = 0, report: Callable[[str], None] = lambda line: None) -> Outcomes:
     """
     :param count: how many
     :param seed: mutant i is the same whatever came before it
+    :param first: number of the first
     :param report: is told of progress
     """
     runs, outcomes = honest_runs(), Outcomes()
@@ -384,7 +388,7 @@ def run_mutants(count: int, seed: int = 0, report: Callable[[str], None] = lambd
     with tempfile.TemporaryDirectory() as folder:
         for files in runs:
             assert judge(files, Path(folder)) == "teacher"
-        for index in range(count):
+        for index in range(first, first + count):
             rng = random.Random(f"{seed} {index}")
             files = mutate(rng.choice(runs), rng)
             try:
@@ -445,15 +449,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first mutant, to go on with")
     parser.add_argument("--coverage", action="store_true", help="count lines; several times slower")
     args = parser.parse_args()
+    warnings.simplefilter("ignore")  # torch's, of what the mutations do
     start, processor = time.perf_counter(), time.process_time()
     if args.coverage:
         with Coverage() as coverage:
-            outcomes = run_mutants(args.count, args.seed, print)
+            outcomes = run_mutants(args.count, args.seed, args.first, print)
         print(coverage.table())
     else:
-        outcomes = run_mutants(args.count, args.seed, print)
+        outcomes = run_mutants(args.count, args.seed, args.first, print)
     inside = outcomes["teacher"] + outcomes["refused"]
     print(f"{args.count} mutants, seed {args.seed}: {dict(outcomes)}, {len(outcomes.bad)} ended otherwise")
     print(f"{100 * inside / args.count:.1f} % got past the zip layer")
