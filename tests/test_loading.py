@@ -424,7 +424,7 @@ def test_policy_kwargs_that_do_not_fit(saved, tmp_path, kwargs, message):
         ({"observation_space": spaces.Discrete(10**9)}, "more than 1048576 numbers"),
         (
             {"policy_class": "stable_baselines3.common.policies.MultiInputActorCriticPolicy"},
-            "CombinedExtractor cannot take obs",
+            "CombinedExtractor cannot",
         ),
         ({"policy_class": "stable_baselines3.common.policies.ActorCriticCnnPolicy"}, "A CNN needs images"),
     ],

@@ -114,7 +114,8 @@ def test_every_algorithm_on_every_space(algo, observation, action, tmp_path):
     teacher = load_teacher(tmp_path / "model.zip", env=model.get_env(), device="cpu")
     observations = sample(model.observation_space, 50)
     expected = model.predict(observations, deterministic=True)[0]
-    np.testing.assert_array_equal(teacher.predict(observations, deterministic=True)[0], expected)
+    # the teacher's images are channels-last in memory, and its convolutions round differently then
+    np.testing.assert_allclose(teacher.predict(observations, deterministic=True)[0], expected, atol=1e-5)
     labels = teacher(observations)
     if action == "Box":
         np.testing.assert_allclose(np.clip(labels.actor.numpy(), -3, 7), expected, atol=1e-4)
