@@ -89,7 +89,7 @@ class FrameStore:
     def __init__(self, capacity: int, shape: tuple[int, ...], n_envs: int) -> None:
         self._depth = shape[0]
         # room for some ends of episodes, and whatever happens for all frames of the newest step
-        self._n_frames = capacity + capacity // 8 + n_envs * self._depth**2
+        self._n_frames = capacity + capacity // 9 + n_envs * self._depth**2
         self._frames = np.zeros((self._n_frames, *shape[1:]), np.uint8)
         self._index = np.full((capacity, self._depth), -1, np.int64)
         self._last = np.zeros((n_envs, *shape), np.uint8)

@@ -1,0 +1,50 @@
+"""
+How ``learn`` scales with environments, threads, the student's size and the buffer's.
+
+    python benchmarks/scaling.py TEACHER_FOLDER --timesteps 5000
+
+One setting at a time is changed. Prints environment steps and updates a second, and the bytes of the ring.
+"""
+
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import argparse
+from typing import Any
+
+import torch as th
+
+from sb3_qpd import QPDDistiller, load_teacher
+
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    *({"n_envs": n} for n in (1, 4, 64)),
+    {"threads": 1},
+    *({"student_arch": arch} for arch in ("nano", "small", "medium")),
+    *({"buffer_size": size} for size in (10_000, 1_000_000)),
+    {"vec_env": "subproc"},
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher")
+    parser.add_argument("--timesteps", type=float, default=5000)
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(SETTINGS)), help="rows of the table")
+    args = parser.parse_args()
+    teacher = load_teacher(args.teacher, device="cpu")
+    print("| setting | steps a second | updates a second | ring, MiB |\n|---|---|---|---|")
+    for row in args.only:
+        options = {"student_arch": "tiny", "n_envs": 16, "threads": 2, **SETTINGS[row]}
+        th.set_num_threads(options.pop("threads"))
+        distiller = QPDDistiller(teacher, env=teacher.recipe, seed=0, device="cpu", check_teacher=False, **options)
+        distiller.learn(args.timesteps)
+        seconds, ring = distiller.seconds_learning, distiller._buffer.nbytes / 2**20
+        speed = f"{distiller.num_timesteps / seconds:.0f} | {distiller._n_updates / seconds:.1f} | {ring:.0f}"
+        print(f"| {SETTINGS[row] or 'the defaults, 2 threads'} | {speed} |", flush=True)
+        distiller.env.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""
+Wall time and environment steps until the integer student is non-inferior to its teacher.
+
+    python benchmarks/time_to_teacher.py TEACHER_FOLDER --steps 3e4 6e4 1e5 2e5 --episodes 100 --threads 2
+
+A schedule needs to know its end, so each number of steps is a run of its own, in order, until one is non-inferior on the
+validation seeds. Beside it: the time that stepping and the teacher alone take for 1e6 steps, from a short measurement.
+"""
+
+import os
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import argparse
+import time
+
+import torch as th
+
+from sb3_qpd import QPDDistiller, compare, evaluate, load_teacher
+from sb3_qpd.evaluation import VALIDATION_SEED
+from sb3_qpd.teachers import Teacher
+
+
+def bound(teacher: Teacher, n_steps: int = 200) -> float:
+    """Seconds of stepping and labelling for 1e6 environment steps."""
+    env = teacher.recipe.make_vec_env(16, seed=0)
+    observations = env.reset()
+    start = time.perf_counter()
+    for _ in range(n_steps):
+        targets = teacher(observations)
+        actions = teacher.sample(targets).reshape(16, *env.action_space.shape)
+        observations, *_ = env.step(actions)
+    seconds = time.perf_counter() - start
+    env.close()
+    return seconds / (16 * n_steps) * 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher")
+    parser.add_argument("--arch", default="tiny")
+    parser.add_argument("--steps", type=float, nargs="+", default=[3e4, 6e4, 1e5, 2e5])
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    th.set_num_threads(args.threads)
+    teacher = load_teacher(args.teacher, device="cpu")
+    mode = {"n_episodes": args.episodes, "deterministic": not teacher.recipe.is_atari, "seed": VALIDATION_SEED}
+    theirs, chance = evaluate(teacher, teacher.recipe, **mode), evaluate("random", teacher.recipe, **mode)
+    print(f"stepping and teacher alone, 1e6 steps: {bound(teacher):.0f} s", flush=True)
+    for steps in args.steps:
+        distiller = QPDDistiller(
+            teacher, teacher.recipe, student_arch=args.arch, seed=args.seed, device="cpu", check_teacher=False
+        ).learn(steps)
+        student = distiller if teacher.recipe.is_atari else distiller.policy.to_integer()  # the same bits
+        result = evaluate(student, teacher.recipe, **mode)
+        verdict = compare(result, theirs, chance).verdict
+        returns = f"return {result.return_mean:.1f} of {theirs.return_mean:.1f}"
+        print(f"{steps:g} steps, {distiller.seconds_learning:.0f} s: {returns}, {verdict}", flush=True)
+        if verdict == "non_inferior":
+            break
+
+
+if __name__ == "__main__":
+    main()
