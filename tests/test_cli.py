@@ -232,7 +232,7 @@ def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
 def test_ctrl_c_saves_what_there_is(teacher: str, tmp_path: Path) -> None:
     sign = tmp_path / "learning"
     code = f"""
-import sys
+import signal, sys
 from pathlib import Path
 from stable_baselines3.common.callbacks import BaseCallback
 import sb3_qpd.distiller as module
@@ -249,6 +249,7 @@ class Distiller(module.QPDDistiller):
         return super().learn(*args, callback=Sign(), **kwargs)
 
 module.QPDDistiller = Distiller
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it may be ignored
 sys.exit(main(sys.argv[1:]))
 """
     arguments = ["compress", teacher, "--env", "CartPole-v1", "--timesteps", "1e9", "--episodes", "5", *QUICK]
