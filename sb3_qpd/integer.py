@@ -603,7 +603,7 @@ class IntegerModel:
             raise
         except Exception as error:
             raise ValueError(f"'{os.fspath(path)}' is not a student's .npz (IntegerModel.save writes one): {error}") from error
-        raise ValueError(f"This file has format {header['format']}, this version reads {FORMAT_VERSION}: update sb3_qpd")
+        raise ValueError(f"This file has format {header['format']}, this version reads up to {FORMAT_VERSION}: update sb3_qpd")
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> IntegerModel:

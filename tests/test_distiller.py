@@ -329,8 +329,10 @@ def test_policies_that_do_not_fit():
     model = untrained(pointers(n_envs=2))
     with pytest.raises(ValueError, match="CnnPolicy needs uint8 images .* use 'MlpPolicy'"):
         QPDDistiller(model, policy="CnnPolicy")
-    with pytest.raises(ValueError, match="Policy MultiInputPolicy unknown"):
+    with pytest.raises(ValueError, match="MultiInputPolicy needs Dict observations, .* use 'MlpPolicy'"):
         QPDDistiller(model, policy="MultiInputPolicy")
+    with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
+        QPDDistiller(model, policy="LstmPolicy")
     with pytest.raises(TypeError, match="must be a QuantActorCriticPolicy, got ActorCriticPolicy"):
         QPDDistiller(model, policy=ActorCriticPolicy)
     images = untrained(make_vec_env(Quadrant, 1), policy="CnnPolicy")
