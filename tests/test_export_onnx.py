@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,14 +223,14 @@ def test_shapes_of_actions_and_a_free_batch(tmp_path: Path) -> None:
 
 
 def test_an_unbounded_box(tmp_path: Path) -> None:
-    model = integer_model(VECTOR, spaces.Box(-np.inf, np.inf, (2,)), (8, 8))
+    unbounded = np.full(2, np.inf, np.float32)
+    model = replace(integer_model(VECTOR, spaces.Box(-1, 1, (2,)), (8, 8)), action_low=-unbounded, action_high=unbounded)
     (path,) = export_onnx(model, tmp_path)
     assert_same_policy(model, path, some_observations(VECTOR, 100))
 
 
 def test_observations_of_several_axes(tmp_path: Path) -> None:
-    model = integer_model(VECTOR, BOX, (8, 8))
-    model.observation_shape = (5, 1)
+    model = replace(integer_model(VECTOR, BOX, (8, 8)), observation_shape=(5, 1), parts=())
     (path,) = export_onnx(model, tmp_path)
     assert_same_policy(model, path, some_observations(VECTOR, 100)[..., None])
 
