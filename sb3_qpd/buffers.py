@@ -177,18 +177,20 @@ class DistillationBuffer:
             ring[slots] = arrays[name]
         self._added += self.n_envs
 
-    def sample(self, batch_size: int) -> DistillationSamples:
+    def sample(self, batch_size: int, rng: np.random.Generator | None = None) -> DistillationSamples:
         """
         Uniform with replacement.
 
         :param batch_size: number of samples
+        :param rng: where the draws come from; ``None`` is the buffer's own, which learning goes on with
         """
+        rng = self._rng if rng is None else rng
         if not len(self):
             raise ValueError("The buffer is empty: add observations before you sample")
-        slots = self._rng.integers(0, len(self), batch_size)
+        slots = rng.integers(0, len(self), batch_size)
         valid = self._store.is_valid(slots)
         while not valid.all():
-            slots[~valid] = self._rng.integers(0, len(self), (~valid).sum())
+            slots[~valid] = rng.integers(0, len(self), (~valid).sum())
             valid = self._store.is_valid(slots)
         return self._samples(slots)
 

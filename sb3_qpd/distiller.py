@@ -288,6 +288,11 @@ class QPDDistiller(BaseAlgorithm):
         n_envs = self.n_envs if isinstance(env, str | EnvRecipe) else None
         super().set_env(raw_env(env, self.teacher, n_envs, "dummy", self.seed), force_reset)
         self._recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
+        self._buffer = None  # another environment may stack its frames or mask its actions otherwise
+        if self.teacher is not None:
+            self._take_teacher(self.teacher)
+            self.policy.uses_masks |= self._masking
+            self.policy.metadata["pipeline"] = self.pipeline
 
     @classmethod
     def load(
@@ -429,14 +434,14 @@ class QPDDistiller(BaseAlgorithm):
                 self._train()
             finally:  # an interrupt must not leave the environments waiting for somebody to fetch the step
                 new_obs, rewards, dones, infos = env.step_wait()
+                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             n_steps += 1
             self.num_timesteps += env.num_envs
+            self._update_info_buffer(infos, dones)
+            self._turns.end_step(dones)
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            self._update_info_buffer(infos, dones)
-            self._turns.end_step(dones)
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         callback.on_rollout_end()
         return True
@@ -596,7 +601,8 @@ class QPDDistiller(BaseAlgorithm):
         if self._buffer is None or not len(self._buffer):
             raise ValueError("Post-training quantization needs observations to calibrate on: call learn() first")
         student = self._with_bits(weight_bits, activation_bits, self.policy.state_dict())
-        student.policy.calibrate(self._buffer.sample(CALIBRATION_SIZE).observations)
+        own_rng = np.random.default_rng(self.seed)  # a look at the student must not change how it learns on
+        student.policy.calibrate(self._buffer.sample(CALIBRATION_SIZE, own_rng).observations)
         return student
 
     def _with_bits(self, weight_bits: int, activation_bits: int, state: dict[str, th.Tensor]) -> QPDDistiller:

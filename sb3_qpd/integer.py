@@ -312,7 +312,8 @@ class IntegerModel:
     @property
     def is_plain(self) -> bool:
         """Whether it is a model of one vector or uint8 image and of one Box or Discrete action."""
-        return not self.uses_masks and self.parts == (self._default_part(),) and len(self.action_nvec) < 2
+        is_single = len(self.action_nvec) < 2 and not self.n_bits
+        return is_single and not self.uses_masks and self.parts == (self._default_part(),)
 
     @property
     def n_bits(self) -> int:

@@ -146,9 +146,9 @@ def pipeline_of(env: VecEnv) -> list[str]:
 
 
 def stacks_frames(env: VecEnv) -> bool:
-    """Whether observations are stacks of single-channel frames, channels first."""
+    """Whether observations are stacks of several single-channel frames of uint8, channels first."""
     shape = env.observation_space.shape
-    if shape is None or len(shape) != 3:
+    if shape is None or len(shape) != 3 or shape[0] < 2 or env.observation_space.dtype != np.uint8:
         return False
     while isinstance(env, VecEnvWrapper):
         if isinstance(env, VecFrameStack):

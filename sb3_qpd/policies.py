@@ -18,7 +18,7 @@ from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.integer import IntegerModel, Part, group_parts
 from sb3_qpd.layers import PixelGrid, QuantConv2d, QuantLinear, ValueHead, VectorGrid
 from sb3_qpd.quantizers import FLOAT_BITS, Quantizer
-from sb3_qpd.spaces import head_of, masked, parts_of
+from sb3_qpd.spaces import float32_bounds, head_of, masked, parts_of
 from sb3_qpd.transitions import Transition
 
 MIN_STD = 1e-8
@@ -353,6 +353,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param action_masks: which discrete actions are allowed, shape (batch_size, sum of all categories)
         :return: actions, and ``state``
         """
+        if isinstance(self.action_space, spaces.Box) and action_masks is None:
+            actions, state = super().predict(observation, state, episode_start, deterministic)
+            return np.clip(actions.astype(np.float32), *float32_bounds(self.action_space)), state
         if action_masks is None:
             return super().predict(observation, state, episode_start, deterministic)
         self.set_training_mode(False)
@@ -369,6 +372,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             return super()._predict(observation, deterministic)
         features: Any = self.extract_features(observation)
         masks = None if action_masks is None else head.check_masks(action_masks, len(features), features.device)
+        if masks is not None and not all(bool(one.any(1).all()) for one in head.split(masks)):
+            raise ValueError("action_masks allow no action at all for an observation")
         # the argmax of the integers, or of the logits themselves: rounding or a softmax could make two of them equal
         exact = deterministic and not (self.training or self.action_net.is_float)
         outputs = self.action_net.accumulators(features) if exact else self.action_net(features)
@@ -395,11 +400,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         m, a = (th.cat(values).cpu().numpy() for values in zip(*grids, strict=True)) if grids else (None, None)
         box: dict[str, Any] = {}
         if isinstance(space, spaces.Box):
-            low, high = (bound.reshape(-1).astype(np.float32) for bound in (space.low, space.high))
-            # the nearest float32 of a float64 bound may lie outside the Box
-            low = np.where(low < space.low.reshape(-1), np.nextafter(low, np.float32(np.inf)), low)
-            high = np.where(high > space.high.reshape(-1), np.nextafter(high, np.float32(-np.inf)), high)
-            box = {"action_low": low, "action_high": high}
+            low, high = float32_bounds(space)
+            box = {"action_low": low.reshape(-1), "action_high": high.reshape(-1)}
             box["action_std"] = self.log_std.exp().cpu().numpy()
         return IntegerModel(
             layers=[layer.to_integer() for layer in layers],

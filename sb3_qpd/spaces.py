@@ -91,7 +91,7 @@ class ActionHead:
 
     def check_masks(self, action_masks: np.ndarray | th.Tensor, batch_size: int, device: th.device) -> th.Tensor:
         """
-        Which categories are allowed, as sb3-contrib gives it.
+        Which categories are allowed, as sb3-contrib gives it. At the end of an episode that may be none.
 
         :return: bool, shape (batch_size, sum(nvec))
         """
@@ -100,10 +100,7 @@ class ActionHead:
         masks, expected = th.as_tensor(action_masks, dtype=th.bool, device=device), (batch_size, sum(self.nvec))
         if masks.numel() != expected[0] * expected[1]:
             raise ValueError(f"Expected action_masks of shape {expected}, got {tuple(masks.shape)}")
-        masks = masks.reshape(expected)
-        if not all(bool(one.any(1).all()) for one in self.split(masks)):
-            raise ValueError("action_masks allow no action at all for an observation")
-        return masks
+        return masks.reshape(expected)
 
     def split(self, logits: th.Tensor) -> tuple[th.Tensor, ...]:
         """Of each distribution, shape (batch_size, its categories)."""
@@ -135,6 +132,13 @@ def masked(logits: th.Tensor, masks: th.Tensor | None, value: float = MASKED) ->
     :param value: of a logit that is not
     """
     return logits if masks is None else logits.masked_fill(~masks, value)
+
+
+def float32_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
+    """The float32 inside a Box that are nearest to its bounds: those of a float64 bound may lie outside."""
+    low, high = (bound.astype(np.float32) for bound in (space.low, space.high))
+    low = np.where(low < space.low, np.nextafter(low, np.float32(np.inf)), low)
+    return low, np.where(high > space.high, np.nextafter(high, np.float32(-np.inf)), high)
 
 
 def head_of(space: spaces.Space) -> ActionHead:

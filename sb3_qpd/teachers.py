@@ -75,10 +75,12 @@ class ObsNormalization:
     def _padding(self, observations: np.ndarray) -> np.ndarray:
         """
         Where the stack of an episode's first observations holds no frame yet: the oldest frames are zero all over. The
-        ``VecFrameStack`` that the teacher was trained with came after ``VecNormalize``: zeros they have to stay.
+        ``VecFrameStack`` that the teacher was trained with came after ``VecNormalize``: zeros they have to stay. (An older
+        frame that was really zero all over looks the same.)
         """
         frames = observations.reshape(-1, *self.mean.shape[:-1], self.n_frames, self.mean.shape[-1] // self.n_frames)
         is_empty = (np.moveaxis(frames, -2, 1).reshape(len(frames), self.n_frames, -1) == 0).all(2)
+        is_empty[:, -1] = False  # the newest frame is always a real one
         is_padding = np.logical_and.accumulate(is_empty, axis=1).reshape(-1, *(1,) * (frames.ndim - 3), self.n_frames, 1)
         return np.broadcast_to(is_padding, frames.shape).reshape(observations.shape)
 

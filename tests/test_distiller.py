@@ -11,6 +11,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -366,3 +367,34 @@ def test_raw_values_as_a_yaml_file_has_them():
     ).learn(1e2)
     assert student._n_updates == 104
     assert [layer.weight_bits for layer in student.policy.to_integer().layers] == [8, 4, 8]
+
+
+class Stop(BaseCallback):
+    """Ends learning early, after a look at the student in other bits."""
+
+    def __init__(self, n_calls: int) -> None:
+        super().__init__()
+        self.wanted = n_calls
+
+    def _on_step(self) -> bool:
+        if self.model._is_fitted:
+            self.model.post_training_quantize(4, 4)
+        return self.n_calls < self.wanted
+
+
+def test_a_look_changes_nothing():
+    one, other = (QPDDistiller(untrained(pointers()), **QUICK) for _ in range(2))
+    one.learn(400)
+    other.learn(400, callback=Stop(10**9))
+    for (name, a), b in zip(one.policy.state_dict().items(), other.policy.state_dict().values(), strict=True):
+        assert th.equal(a, b), name
+
+
+def test_stopped_by_a_callback_it_knows_where_the_environments_are():
+    student = QPDDistiller(untrained(pointers()), **QUICK)
+    student.learn(400, callback=Stop(7))
+    env = student.env
+    while hasattr(env, "venv"):
+        env = env.venv
+    inside = [one.unwrapped for one in env.envs]
+    np.testing.assert_array_equal(student._last_obs, np.stack([one.offset + one.scale * one.z for one in inside]))

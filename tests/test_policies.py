@@ -575,3 +575,13 @@ def test_signature_shows_what_a_student_takes():
     assert {"student_arch", "weight_bits", "activation_bits"} <= set(parameters)
     assert parameters["student_arch"].default == "tiny"
     assert StudentArch() == StudentArch(weight_bits=8, activation_bits=8)
+
+
+def test_bounds_that_are_no_float32():
+    policy = make_student(action_space=spaces.Box(-0.1, 0.1, (2,), np.float64))
+    observations = some_observations(VECTOR, 64)
+    actions, _ = policy.predict(observations, deterministic=True)
+    assert (np.abs(actions) > 0.09).any() and policy.action_space.contains(actions[0].astype(np.float64))
+    ours, _ = policy.to_integer().predict(observations, deterministic=True)
+    assert actions.dtype == ours.dtype
+    np.testing.assert_array_equal(actions, ours)

@@ -30,6 +30,7 @@ from sb3_qpd import (
 )
 from sb3_qpd.contest import agreement, make_report, plan_arena
 from sb3_qpd.evaluation import ObservationRecorder
+from sb3_qpd.matching import stacks_frames
 from sb3_qpd.objective import distillation_loss
 from sb3_qpd.wrappers import channels_first
 
@@ -236,7 +237,35 @@ def test_without_masks_it_is_said():
         box.predict(np.zeros(3), action_masks=np.ones(2))
 
 
+def test_at_the_end_of_an_episode_no_action_may_be_allowed():
+    env = Strict(OBSERVATIONS["vector"], MASKED["Discrete"])
+    labels = TeacherLabels(env, train(MaskablePPO, Strict(OBSERVATIONS["vector"], MASKED["Discrete"])))
+    labels.reset(seed=0)
+    action = int(env.action_masks().argmax())
+    env.action_masks = lambda: np.zeros(6, bool)
+    assert (labels.step(action)[4]["teacher_logits"] == np.float32(-1e8)).all()
+
+
+def test_another_environment_may_mask_otherwise():
+    without, masking = (kind(OBSERVATIONS["vector"], MASKED["Discrete"]) for kind in (Anything, Strict))
+    with pytest.warns(UserWarning, match=r"has no action_masks\(\)"):
+        student = distill(load_teacher(train(MaskablePPO, masking), device="cpu"), env=without, beta=0.0)
+    student.set_env(masking)
+    assert student.learn(80).uses_masks and student.policy.to_integer().uses_masks
+    student.set_env(without)
+    with pytest.warns(UserWarning, match=r"has no action_masks\(\)"):
+        student.learn(80)
+
+
 # --- the pipelines around observations ---
+def test_stacked_images_of_floats_are_stored_as_they_are():
+    env = VecFrameStack(DummyVecEnv([lambda: Anything(spaces.Box(0, 1, (1, 36, 36)), ACTIONS["Discrete"])]), 2, "first")
+    assert not stacks_frames(env)
+    student = distill(train(PPO, env))
+    stored = student._buffer.newest(50).observations
+    assert stored.dtype == th.float32 and 0.3 < float(stored[1:].mean()) < 0.7
+
+
 def test_a_stack_of_normalized_frames():
     def make() -> DummyVecEnv:
         env = DummyVecEnv([lambda: Anything(spaces.Box(3, 5, (3,)), ACTIONS["Discrete"], n_steps=6)] * 2)
@@ -379,12 +408,14 @@ def test_each_dimension_is_drawn_by_itself():
 def test_the_format_says_what_a_reader_has_to_know(tmp_path):
     plain = QuantActorCriticPolicy(OBSERVATIONS["vector"], ACTIONS["Discrete"], lambda _: 0.0).to_integer()
     several = QuantActorCriticPolicy(OBSERVATIONS["Discrete"], ACTIONS["MultiBinary"], lambda _: 0.0).to_integer()
-    for model, version in ((plain, 1), (several, 2)):
+    one_bit = QuantActorCriticPolicy(OBSERVATIONS["vector"], spaces.MultiBinary(1), lambda _: 0.0).to_integer()
+    for model, version in ((plain, 1), (several, 2), (one_bit, 2)):
         model.save(tmp_path / "student.npz")
         with np.load(tmp_path / "student.npz") as file:
             assert json.loads(file["header"].tobytes())["format"] == version
         loaded = IntegerModel.load(tmp_path / "student.npz")
         assert (loaded.parts, loaded.action_nvec, loaded.branches) == (model.parts, model.action_nvec, model.branches)
+        assert loaded.n_bits == model.n_bits
 
 
 def test_a_student_trains_under_stock_ppo():
