@@ -77,7 +77,7 @@ class EnvRecipe:
         for name, _ in self.env_wrappers:
             _check_wrapper_name(name)
         if not isinstance(self.frame_stack, int) or not 0 <= self.frame_stack <= MAX_FRAME_STACK:
-            raise ValueError(f"frame_stack must be 0 (the usual number of frames) to {MAX_FRAME_STACK}, got {self.frame_stack}.")
+            raise ValueError(f"frame_stack must be 0 (the usual number) to {MAX_FRAME_STACK}, got {self.frame_stack}.")
         if self.frame_stack == 0:
             object.__setattr__(self, "frame_stack", 4 if self._has_pixels else 1)
 
