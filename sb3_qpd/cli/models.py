@@ -4,6 +4,8 @@ import argparse
 import io
 import json
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from sb3_qpd.distiller import QPDDistiller
     from sb3_qpd.envs import EnvRecipe
     from sb3_qpd.evaluation import Player
+    from sb3_qpd.policies import QuantActorCriticPolicy
     from sb3_qpd.teachers import Teacher
 
 
@@ -125,8 +128,8 @@ def _load_student(path: Path, data: dict[str, Any], recipe: "EnvRecipe", args: a
     env = recipe.make_vec_env(1, training=False)
     env.close()
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-    weights = _student_weights(path, policy_kwargs, spaces)
-    policy = QuantActorCriticPolicy(*spaces.values(), lambda _: 0.0, **policy_kwargs)
+    make = partial(QuantActorCriticPolicy, env.observation_space, env.action_space, lambda _: 0.0, **policy_kwargs)
+    weights = _student_weights(path, policy_kwargs, make)
     known = {
         **{"policy_class": QuantActorCriticPolicy, "learning_rate": 0.0, **spaces},
         **{"n_envs": 1, "student_arch": policy_kwargs["student_arch"]},
@@ -137,19 +140,20 @@ def _load_student(path: Path, data: dict[str, Any], recipe: "EnvRecipe", args: a
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         archive.writestr("data", json.dumps({**plain, **dict.fromkeys(known)}))
-        for name, state in (("policy", weights), ("policy.optimizer", policy.optimizer.state_dict())):
+        for name, state in (("policy", weights), ("policy.optimizer", make().optimizer.state_dict())):
             with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
                 th.save(state, member)
     buffer.seek(0)
     return QPDDistiller.load(buffer, device=_checked_device(args.device), custom_objects=known)
 
 
-def _student_weights(path: Path, policy_kwargs: dict[str, Any], spaces: dict[str, Any]) -> "dict[str, th.Tensor]":
+def _student_weights(
+    path: Path, policy_kwargs: dict[str, Any], make: "Callable[[], QuantActorCriticPolicy]"
+) -> "dict[str, th.Tensor]":
     """The weights, which are those of the network that the file describes: it is laid out, without memory, to compare."""
     import torch as th
 
     from sb3_qpd.archive import Archive, read_file
-    from sb3_qpd.policies import QuantActorCriticPolicy
     from sb3_qpd.weights import read_weights
 
     archive = Archive(read_file(path, "a student's zip"), str(path), "Expected a student's zip")
@@ -160,7 +164,7 @@ def _student_weights(path: Path, policy_kwargs: dict[str, Any], spaces: dict[str
         raise ValueError(f"{path} describes a network of more layers than its weights have")
     try:
         with th.device("meta"):
-            policy = QuantActorCriticPolicy(*spaces.values(), lambda _: 0.0, **policy_kwargs)
+            policy = make()
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{path} describes a network that cannot be: {error}") from error
     for name, expected in policy.state_dict().items():
