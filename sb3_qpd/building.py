@@ -38,6 +38,7 @@ from sb3_qpd.reader import WAY_OUT, TeacherError, TeacherFile
 from sb3_qpd.spaces import head_of, parts_of
 
 MAX_OBSERVATION_SIZE = 2**20
+_LARGEST_NUMBER = 10**9  # of what a keyword argument of a policy may be
 MULTI_ACTION = ("a2c", "maskableppo", "ppo", "trpo")  # with MultiDiscrete and MultiBinary actions
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
@@ -85,14 +86,16 @@ def build_policy(file: TeacherFile) -> BasePolicy:
         known = ", ".join(blueprint.policies)
         raise TeacherError(f"The policy class {file.policy_class_name} is not supported. Supported: {known}. {WAY_OUT}")
     kwargs = policy_arguments(file)
-    state_dict = blueprint.current_keys(file.state_dict, kwargs)
-    _check_shapes(file, kwargs, state_dict)
     try:
+        state_dict = blueprint.current_keys(file.state_dict, kwargs)
+        _check_shapes(file, kwargs, state_dict)
         # the class's signature is that of its family
         policy_class: Any = blueprint.policies[file.policy_class_name]
         schedule = () if file.algo == "ars" else (lambda _: 0.0,)
         policy = policy_class(file.observation_space, file.action_space, *schedule, **kwargs)
         policy.load_state_dict(state_dict)
+    except TeacherError:
+        raise
     except (RuntimeError, ValueError, TypeError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:400]
         raise TeacherError(f"The teacher's weights, spaces and policy_kwargs contradict each other: {reason}") from error
@@ -125,6 +128,8 @@ def _flag(value: Any) -> bool:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"Expected a number, got a {type(value).__name__}")
+    if not abs(value) < _LARGEST_NUMBER:  # neither infinity nor NaN is
+        raise ValueError(f"Expected a number of less than {_LARGEST_NUMBER}, up or down")
     return value
 
 

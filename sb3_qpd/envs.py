@@ -21,8 +21,27 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 gym.register_envs(ale_py)
 
-# Packages whose wrappers a recipe may name: a recipe can come from somebody else's file
-WRAPPER_PACKAGES = ("gymnasium.wrappers", "stable_baselines3", "sb3_contrib", "rl_zoo3")
+MAX_FRAME_STACK = 64
+# Modules, and the wrappers in them that a recipe may name. A recipe can come from somebody else's file: what writes files,
+# renders or takes a function (Monitor, RecordVideo, HumanRendering, TransformReward) is not among them
+WRAPPERS: tuple[tuple[str, str], ...] = (
+    (
+        r"gymnasium\.wrappers(\.\w+)?",
+        "AtariPreprocessing|(Delay|Discretize|Dtype|Filter|Flatten|FrameStack|Grayscale|MaxAndSkip|Normalize|Rescale|Reshape"
+        "|Resize|TimeAware)Observation|(Clip|Discretize|Repeat|Rescale|Sticky)Action|(Clip|Normalize)Reward"
+        "|OrderEnforcing|PassiveEnvChecker|RecordEpisodeStatistics|TimeLimit",
+    ),
+    (
+        r"stable_baselines3\.common\.atari_wrappers",
+        "AtariWrapper|ClipRewardEnv|EpisodicLifeEnv|FireResetEnv|MaxAndSkipEnv|NoopResetEnv|StickyActionEnv|WarpFrame",
+    ),
+    (r"sb3_contrib\.common\.wrappers(\.time_feature)?", "TimeFeatureWrapper"),
+    (
+        r"rl_zoo3\.wrappers",
+        "ActionNoiseWrapper|ActionSmoothingWrapper|DelayedRewardWrapper|FrameSkip|HistoryWrapper|HistoryWrapperObsDict"
+        "|MaskVelocityWrapper|TimeFeatureWrapper|TruncatedOnSuccessWrapper|YAMLCompatResizeObservation",
+    ),
+)
 VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}
 
 ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
@@ -45,7 +64,7 @@ class EnvRecipe:
 
     :param env_id: a registered id that runs today
     :param env_kwargs: for ``gym.make``
-    :param env_wrappers: dotted names and keyword arguments, the innermost first; only from ``WRAPPER_PACKAGES``
+    :param env_wrappers: dotted names and keyword arguments, the innermost first; only those of ``WRAPPERS``
     :param frame_stack: how many frames make an observation; 0 takes the usual number, 4 for Atari's pixels and else 1
     """
 
@@ -57,8 +76,8 @@ class EnvRecipe:
     def __post_init__(self) -> None:
         for name, _ in self.env_wrappers:
             _check_wrapper_name(name)
-        if self.frame_stack < 0:
-            raise ValueError(f"frame_stack must be a number of frames (0 takes the usual one), got {self.frame_stack}.")
+        if not isinstance(self.frame_stack, int) or not 0 <= self.frame_stack <= MAX_FRAME_STACK:
+            raise ValueError(f"frame_stack must be 0 (the usual number) to {MAX_FRAME_STACK}, got {self.frame_stack}.")
         if self.frame_stack == 0:
             object.__setattr__(self, "frame_stack", 4 if self._has_pixels else 1)
 
@@ -371,10 +390,11 @@ def _native_settings(spec: gym.envs.registration.EnvSpec, env_kwargs: Mapping[st
 
 
 def _check_wrapper_name(name: str) -> None:
-    if not name.startswith(tuple(f"{package}." for package in WRAPPER_PACKAGES)):
+    module, _, class_name = name.rpartition(".")
+    if not any(re.fullmatch(known, module) and re.fullmatch(names, class_name) for known, names in WRAPPERS):
         raise ValueError(
-            f"The wrapper {name!r} is not from {', '.join(WRAPPER_PACKAGES)}. "
-            "Build the environment with it yourself and pass that as env=."
+            f"The wrapper {name!r} is not among those that may be named: gymnasium's, stable_baselines3's, sb3_contrib's and "
+            "rl_zoo3's that neither write files nor render. Build the environment with it yourself and pass that as env=."
         )
 
 

@@ -354,7 +354,7 @@ def _numpy_request(value: Any) -> tuple[str, tuple]:
 
 
 def _from_bytes(raw: bytes, dtype: np.dtype, shape: Any, fortran: bool) -> np.ndarray:
-    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
         raise UnsafePickle("An array whose shape is not a tuple of sizes: refused")
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise UnsafePickle(f"An array of shape {shape} and dtype {dtype} in {len(raw)} bytes: refused")

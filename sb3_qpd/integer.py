@@ -7,9 +7,11 @@ installation: ``IntegerModel.load("student.npz").predict(observation)``.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,7 @@ import numpy as np
 
 FORMAT_VERSION = 2  # 1: one vector or uint8 image, one Box or Discrete action; such a model is still written as 1
 REQUANTIZATIONS = ("float32", "fixed")
+MAX_BYTES = 64 * 2**20  # of a file's arrays together: unpacked they are several times as large
 _PIECE = 256  # observations that go through the network at once
 _UNFOLDED = 2**20  # numbers of an unfolded convolution's input: what stays in a processor's cache
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
@@ -86,7 +89,8 @@ class IntegerLayer:
     def __post_init__(self) -> None:
         axes = tuple(range(1, self.weight.ndim))
         largest_input = 255  # every grid has at most 8 bits
-        bound = np.abs(self.weight.astype(np.int64)).sum(axes) * largest_input + np.abs(self.bias.astype(np.int64))
+        sums = np.abs(self.weight.astype(np.int16)).sum(axes, dtype=np.int64)
+        bound = sums * largest_input + np.abs(self.bias.astype(np.int64))
         if bound.max() >= 2**31:
             raise ValueError(f"An accumulator could reach {bound.max()}, which does not fit int32")
         if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
@@ -595,8 +599,7 @@ class IntegerModel:
     def load(cls, path: str | os.PathLike[str]) -> IntegerModel:
         """Read what :meth:`save` wrote; nothing in the file is executed."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = _read_arrays(path)
             header = json.loads(arrays["header"].tobytes())
             if header["format"] in range(1, FORMAT_VERSION + 1):
                 return cls._from_file(header, arrays)
@@ -610,7 +613,11 @@ class IntegerModel:
     def _from_file(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> IntegerModel:
         layers, used, channels, units = [], 0, 0, 0
         for shape, weight_bits, activation_bits, stride, n_multipliers in header["layers"]:
+            if not (len(shape) in (2, 4) and all(0 < size < 2**31 for size in shape) and 2 <= weight_bits <= 8):
+                raise ValueError("the header describes a layer that cannot be")
             n_bytes, n_out = math.ceil(math.prod(shape) * weight_bits / 8), shape[0]
+            if used + n_bytes > len(arrays["weights"]):  # unpacking would pad them
+                raise ValueError("the header describes more weights than there are")
             layers.append(
                 IntegerLayer(
                     weight=unpack(arrays["weights"][used : used + n_bytes], weight_bits, tuple(shape)),
@@ -630,6 +637,27 @@ class IntegerModel:
             fields["parts"] = [Part(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]]
             fields |= {name: header[name] for name in ("branches", "action_nvec", "uses_masks")}
         return cls(layers=layers, **fields)
+
+
+def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``; no more is unpacked than a student can have, whatever the file says of its sizes."""
+    if os.path.getsize(path) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if sum(info.file_size for info in members) > MAX_BYTES:
+            raise ValueError(f"its arrays have more than {MAX_BYTES} bytes")
+        for info in members:
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+                raise ValueError(f"{info.filename} is packed by a method that numpy does not use")
+            with archive.open(info) as member:
+                content = io.BytesIO(member.read(info.file_size + 1))
+            array = np.lib.format.read_array(content, allow_pickle=False)
+            if array.dtype.kind not in "uif":
+                raise ValueError(f"{info.filename} holds {array.dtype} instead of numbers")
+            arrays[info.filename.removesuffix(".npy")] = array
+    return arrays
 
 
 _FLOAT_FIELDS = ("input_multiplier", "input_offset", "action_low", "action_high", "action_std")

@@ -40,6 +40,8 @@ from sb3_qpd.weights import read_weights
 MAX_DATA_BYTES = 32 * 2**20
 MAX_PICKLE_BYTES = 64 * 2**20
 MAX_YAML_BYTES = 2**16
+# what it raises that a pickle's values are not those of a space or of statistics
+_CONTRADICTIONS = (UnsafePickle, LookupError, ValueError, TypeError, AttributeError, AssertionError, ArithmeticError)
 SUPPORTED = ("a2c", "ars", "crossq", "ddpg", "dqn", "maskableppo", "ppo", "qrdqn", "sac", "td3", "tqc", "trpo")
 
 
@@ -183,7 +185,7 @@ def _to_space(value: Any, what: str) -> spaces.Space:
         raise TeacherError(f"The {what} is a {kind} space, which is not supported. Supported: {supported}")
     try:
         return _SPACES[kind](value.attributes())
-    except (UnsafePickle, KeyError, ValueError, TypeError, AssertionError, OverflowError) as error:
+    except _CONTRADICTIONS as error:
         raise _refused(f"The {what}", error) from error
 
 
@@ -302,7 +304,9 @@ def read_vecnormalize(path: str | Path) -> NormalizationFile | None:
         if not isinstance(saved, Record) or saved.target.name != "VecNormalize":
             raise UnsafePickle("It is not a VecNormalize")
         return _to_statistics(saved.attributes())
-    except (UnsafePickle, KeyError) as error:
+    except TeacherError:
+        raise
+    except _CONTRADICTIONS as error:
         reason = f"It has no {error}" if isinstance(error, KeyError) else error
         raise TeacherError(
             f"{path} was refused, without running it. {reason}. Expected the file that VecNormalize.save writes; "
@@ -337,7 +341,12 @@ def _to_moments(obs_rms: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 class ZooLoader(yaml.SafeLoader):
-    """SafeLoader that also knows the two Python types which RL Zoo writes."""
+    """
+    SafeLoader that also knows the Python types which RL Zoo writes.
+
+    A class or function that is named (``-params policy_kwargs:"dict(activation_fn=nn.ReLU)"``) stays its name, a schedule the
+    mapping of its attributes.
+    """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
@@ -350,9 +359,21 @@ class ZooLoader(yaml.SafeLoader):
     def tuple(self, node: yaml.SequenceNode) -> tuple[Any, ...]:
         return tuple(self.construct_sequence(node, deep=True))
 
+    def name(self, name: str, node: yaml.Node) -> str:
+        return name
+
+    def schedule(self, node: yaml.MappingNode) -> dict[Any, Any]:
+        return self.construct_mapping(node, deep=True)
+
 
 ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ZooLoader.ordered_dict)
 ZooLoader.add_constructor("tag:yaml.org,2002:python/tuple", ZooLoader.tuple)
+ZooLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", ZooLoader.name)
+for _schedule in (
+    "rl_zoo3.utils.SimpleLinearSchedule",
+    *(f"stable_baselines3.common.utils.{kind}Schedule" for kind in ("Constant", "Float", "Linear")),
+):
+    ZooLoader.add_constructor(f"tag:yaml.org,2002:python/object:{_schedule}", ZooLoader.schedule)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -367,7 +388,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         values = yaml.load(content, Loader=ZooLoader)
         check_extent(values)  # aliases are a few bytes each, and what they repeat can be large
-    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(f"{path} was refused, without running it: {reason}. Expected plain YAML of RL Zoo") from error
     if not isinstance(values, dict):

@@ -103,7 +103,7 @@ class RunFolder:
         frame_stack = self.config.get("frame_stack") or (1 if self.config else 0)
         try:
             return EnvRecipe(env_id, dict(env_kwargs), named_wrappers(self.config.get("env_wrapper")), int(frame_stack))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise TeacherError(f"{error} {way_out}") from error
 
 
@@ -141,7 +141,7 @@ def running_id(env_id: str) -> str | None:
     env_id = SUCCESSORS.get(env_id, env_id)
     if env_id in gym.registry:
         return env_id
-    parts = re.fullmatch(r"(.+)-v(\d+)", env_id)
+    parts = re.fullmatch(r"(.+)-v(\d{1,4})", env_id)
     if parts is None:
         return None
     name, version = parts.group(1), int(parts.group(2))

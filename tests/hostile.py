@@ -444,6 +444,10 @@ YAML_BOMBS: dict[str, str] = {
     "too large": "# " + "x" * 2**20,
     "a key that is a list": "? [a, b]\n: c",
     "a tag of Python": "a: !!python/module:os",
+    "a fraction of base 60": "a: " + "1:" * 200 + "1.",
+    "a billion frames": "frame_stack: 1000000000",
+    "endless frames": "frame_stack: .inf",
+    "a wrapper that writes": "a: [{stable_baselines3.common.monitor.Monitor: {filename: mark}}]",
 }
 
 

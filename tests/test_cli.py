@@ -1,3 +1,4 @@
+import argparse
 import base64
 import json
 import os
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bounds import bounded
 from stable_baselines3 import PPO
+from teacher_files import edit_zip
 
 from sb3_qpd import IntegerModel, QPDDistiller
 from sb3_qpd.cli import main
 from sb3_qpd.cli.arguments import key_value
+from sb3_qpd.cli.models import open_student
 from sb3_qpd.staging import Staging
 
 FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
@@ -132,6 +136,44 @@ def test_a_hostile_student_runs_nothing(compressed: Path, tmp_path: Path, capsys
     assert hostile == clean
     assert not (tmp_path / "mark").exists()
     pickle.loads(base64.b64decode(payload))
+    assert (tmp_path / "mark").exists()  # it would have
+
+
+@pytest.mark.parametrize(
+    "arch, message",
+    [
+        ({"hidden": [200_000, 200_000]}, "describes another network than its weights are"),
+        ({"hidden": [10**30]}, "describes a network that cannot be"),
+        ({"hidden": [1] * 10**6}, "more layers than its weights have"),
+        (
+            {"conv": [[10**6, 10**6, 1]], "hidden": [8, 8], "weight_bits": 4},
+            None,
+        ),  # which an observation of a vector has no use for
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_student_that_describes_a_huge_network(
+    compressed: Path, tmp_path: Path, arch: dict[str, Any], message: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = edit_zip(compressed / "student.zip", tmp_path / "huge.zip", {"policy_kwargs": {"student_arch": arch}})
+    arguments = ("evaluate", path, "--env", "CartPole-v1", "--episodes", "2", "--no-progress")
+    with bounded(60, 2**30):
+        if message is None:
+            assert main([str(argument) for argument in arguments]) == 0
+        else:
+            assert message in mistake(capsys, *arguments)
+
+
+def test_a_student_names_neither_its_teacher_nor_its_environment(compressed: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """These would be fetched and imported when it is loaded."""
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    named = {"teacher": "nowhere.zip", "env": "evil:CartPole-v1", "_recipe": "evil:CartPole-v1", "predict": 3, "device": "x"}
+    path = edit_zip(compressed / "student.zip", tmp_path / "student.zip", named)
+    found = open_student(path, argparse.Namespace(env="CartPole-v1", env_kwargs=[], device="cpu"))
+    assert found is not None and found[0].teacher is None and found[0].env is None and not (tmp_path / "mark").exists()
+    with pytest.raises(Exception, match="nowhere.zip"):
+        QPDDistiller.load(path, device="cpu")
     assert (tmp_path / "mark").exists()  # it would have
 
 

@@ -7,7 +7,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
-from sb3_qpd.envs import ATARI_WRAPPER, AtariVecEnv, EnvRecipe, make_recipe
+from sb3_qpd.envs import ATARI_WRAPPER, AtariVecEnv, EnvRecipe, _load_wrapper, make_recipe
 
 BREAKOUT, PONG = "BreakoutNoFrameskip-v4", "PongNoFrameskip-v4"
 WALL = np.s_[-1, 23:37, 4:80]  # of the newest frame
@@ -354,11 +354,43 @@ def test_recipe_errors():
         EnvRecipe("Gone-v0").make_env()  # a recipe may be of an environment that is not installed
 
 
-def test_wrappers_only_from_known_packages():
-    for name in ("os.system", "gymnasium.wrappersx.Evil", "utils.wrappers.TimeFeatureWrapper", "system"):
-        with pytest.raises(ValueError, match=rf"{name}' is not from gymnasium.wrappers"):
-            EnvRecipe("CartPole-v1", env_wrappers=((name, {}),))
-    with pytest.raises(ValueError, match=r"There is no wrapper 'gymnasium.wrappers.NoSuch'"):
-        EnvRecipe("CartPole-v1", env_wrappers=(("gymnasium.wrappers.NoSuch", {}),)).make_env()
-    with pytest.raises(ValueError, match=r"is not a gymnasium.Wrapper"):
-        EnvRecipe("CartPole-v1", env_wrappers=(("stable_baselines3.common.monitor.csv", {}),)).make_env()
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("os.system", "system", "gymnasium.wrappersx.TimeLimit", "utils.wrappers.TimeFeatureWrapper"),
+        *("stable_baselines3.common.monitor.Monitor", "stable_baselines3.common.monitor.csv"),
+        *(f"gymnasium.wrappers.{name}" for name in ("RecordVideo", "HumanRendering", "RenderCollection")),
+        *("gymnasium.wrappers.rendering.RecordVideo", "gymnasium.wrappers.TransformReward", "rl_zoo3.train.TimeLimit"),
+    ],
+)
+def test_wrappers_that_a_recipe_may_not_name(name):
+    with pytest.raises(ValueError, match=rf"{name}' is not among those that may be named"):
+        EnvRecipe("CartPole-v1", env_wrappers=((name, {}),))
+
+
+@pytest.mark.parametrize(
+    "module, names",
+    [
+        ("gymnasium.wrappers", "FlattenObservation FrameStackObservation RecordEpisodeStatistics TimeLimit"),
+        ("gymnasium.wrappers.transform_observation", "GrayscaleObservation ResizeObservation"),
+        ("stable_baselines3.common.atari_wrappers", "AtariWrapper MaxAndSkipEnv WarpFrame"),
+        ("sb3_contrib.common.wrappers", "TimeFeatureWrapper"),
+        ("rl_zoo3.wrappers", "FrameSkip HistoryWrapper MaskVelocityWrapper YAMLCompatResizeObservation"),
+    ],
+)
+def test_wrappers_that_a_recipe_may_name(module, names):
+    for name in names.split():
+        EnvRecipe("CartPole-v1", env_wrappers=((f"{module}.{name}", {}),))
+        assert issubclass(_load_wrapper(f"{module}.{name}"), gym.Wrapper)
+
+
+def test_wrappers_that_are_not_there():
+    for name in ("gymnasium.wrappers.rendering.ClipReward", "gymnasium.wrappers.gone.TimeLimit"):
+        with pytest.raises(ValueError, match=rf"There is no wrapper '{name}'"):
+            EnvRecipe("CartPole-v1", env_wrappers=((name, {}),)).make_env()
+
+
+@pytest.mark.parametrize("frame_stack", [-1, 65, 10**9, float("inf"), float("nan")])
+def test_no_recipe_stacks_more_frames_than_memory_has(frame_stack):
+    with pytest.raises(ValueError, match="frame_stack must be 0 .the usual number. to 64"):
+        EnvRecipe("CartPole-v1", frame_stack=frame_stack)

@@ -156,6 +156,9 @@ def _array(dtype: object = "f4", shape: object = (2,), raw: object = b"\0" * 8, 
         (_array(shape=(-1, -2)), "not a tuple of sizes"),
         (_array(shape=[2]), "not a tuple of sizes"),
         (_array(shape=(10**9, 10**9)), "in 8 bytes"),
+        (_array(shape=(2**31,)), "not a tuple of sizes"),
+        (_array(shape=(10**5_000,)), "not a tuple of sizes"),  # has no text
+        (_array(shape=(1 << 10**7,) * 32), "not a tuple of sizes"),  # takes minutes to multiply
         (_array(shape=(1,) * 33), "not a tuple of sizes"),
         (_array(raw="text"), "Expected bytes, got str"),
         (_array(order="K"), "got a numpy._core.numeric._frombuffer of another form"),

@@ -2,6 +2,7 @@ import inspect
 import json
 import math
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from bounds import bounded
 from scipy import stats
 from stable_baselines3.common.policies import BasePolicy
 from students import (
@@ -697,6 +699,47 @@ def test_files_that_contradict_themselves_are_refused(damage, tmp_path):
     edit_npz(tmp_path / "student.npz", tmp_path / "damaged.npz", **damage)
     with pytest.raises(ValueError, match="damaged.npz' is not a student's .npz"):
         IntegerModel.load(tmp_path / "damaged.npz")
+
+
+def _swollen(path: Path, names: tuple[str, ...], method: int = zipfile.ZIP_DEFLATED, n: int = 2**28) -> None:
+    """Members of 256 MiB of zeros in a quarter of a megabyte."""
+    with zipfile.ZipFile(path, "a", method) as archive:
+        for name in names:
+            archive.writestr(name, bytes(n))
+
+
+def _lying(path: Path) -> None:
+    """A member that says it has a hundred bytes, and unpacks to 256 MiB."""
+    _swollen(path, ("zeros",))
+    content = path.read_bytes()
+    assert content.count(struct.pack("<I", 2**28)) >= 2
+    path.write_bytes(content.replace(struct.pack("<I", 2**28), struct.pack("<I", 100)))
+
+
+SWOLLEN = {
+    "layers of 10^11 weights": lambda path: edit_npz(
+        path, path, header={"layers": [[[50_000, 50_000], 2, 8, 1, 1], [[50_000, 50_000], 8, 0, 1, 1]]}
+    ),
+    "a layer of negative size": lambda path: edit_npz(path, path, header={"layers": [[[-50_000, 50_000], 2, 8, 1, 1]]}),
+    "sizes that take minutes to multiply": lambda path: edit_npz(
+        path, path, header={"layers": [[[10**4_000] * 10_000, 8, 0, 1, 1]]}
+    ),
+    "another array": lambda path: _swollen(path, ("zeros.npy",)),
+    "no array": lambda path: _swollen(path, ("zeros",)),
+    "another method": lambda path: _swollen(path, ("zeros",), zipfile.ZIP_LZMA, 2**10),
+    "a size that is not true": _lying,
+    "an array of text": lambda path: edit_npz(path, path, action_low=np.array(["a"])),
+}
+
+
+@pytest.mark.parametrize("swell", SWOLLEN.values(), ids=SWOLLEN)
+def test_files_that_swell_are_refused_within_bounds(swell, tmp_path):
+    path = tmp_path / "student.npz"
+    make_student(VECTOR, DISCRETE, arch={"hidden": (16,)}).to_integer().save(path)
+    swell(path)
+    assert path.stat().st_size < 2**26
+    with bounded(20, 2**27), pytest.raises(ValueError, match="student.npz' is not a student's .npz"):
+        IntegerModel.load(path)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])

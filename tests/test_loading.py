@@ -400,6 +400,7 @@ def test_given_environments(saved):
         ({"net_arch": [16, 8], "activation_fn": "ReLU"}, "activation_fn .*Expected one of CELU, .*got a str"),
         ({"net_arch": [16, 8], "ortho_init": 1}, "ortho_init in policy_kwargs: Expected True or False, got a int"),
         ({"net_arch": [16, 8], "log_std_init": "0"}, "log_std_init in policy_kwargs: Expected a number, got a str"),
+        *(({"net_arch": [16, 8], "log_std_init": n}, "log_std_init.* less than") for n in (10**30, -(10**30), np.inf, np.nan)),
         ({"net_arch": [16, 8], "features_extractor_kwargs": {"net": 3}}, "Expected a dict of features_dim"),
         ({"net_arch": [16, 8], "features_extractor_kwargs": {"features_dim": 3}}, "contradict each other"),
         ({"net_arch": [16, 8], "sde_net_arch": [64]}, "separate network for gSDE"),
@@ -443,6 +444,7 @@ def test_missing_and_unknown_weights(saved, tmp_path):
     for change, message in (
         (lambda w: {k: v for k, v in w.items() if k != "value_net.bias"}, "contradict each other: .*value_net.bias"),
         (lambda w: {**w, "lstm_actor.weight": th.zeros(3)}, "contradict each other: .*lstm_actor.weight"),
+        (lambda w: {**w, "mlp_extractor.shared_net.x.weight": th.zeros(3)}, "contradict each other: invalid literal.*'x'"),
     ):
         with pytest.raises(TeacherError, match=message):
             load_teacher(edit_zip(saved, tmp_path / "edited.zip", state_dict=change))

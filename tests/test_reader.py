@@ -1,3 +1,4 @@
+import codecs
 import hashlib
 import io
 import pickle
@@ -11,6 +12,7 @@ import pytest
 import torch as th
 import yaml
 from gymnasium import spaces
+from rl_zoo3.utils import SimpleLinearSchedule
 from sb3_contrib import QRDQN, TQC, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
@@ -362,6 +364,31 @@ def test_hostile_statistics(tmp_path, attack):
     assert not marker.exists()
 
 
+class _Encoded:
+    """Bytes as protocol 2 writes them, of text that has no such bytes."""
+
+    def __reduce__(self):
+        return codecs.encode, ("\u20ac", "latin1")
+
+
+class _Dtype:
+    def __init__(self, order: str, code: str) -> None:
+        self.order, self.code = order, code
+
+    def __reduce__(self):
+        return np.dtype, (self.code, False, True), (3, self.order, None, None, None, -1, -1, 0)
+
+
+class _Reduced:
+    """An array that numpy cannot make."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], raw: object = b"") -> None:
+        self.arguments = (raw, _Dtype(dtype[0], dtype[1:]), shape, "C")
+
+    def __reduce__(self):
+        return np.zeros(1).__reduce_ex__(5)[0], self.arguments
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -373,6 +400,9 @@ def test_hostile_statistics(tmp_path, attack):
         (lambda env: vars(env).update(epsilon=0.0), "positive epsilon"),
         (lambda env: vars(env).update(clip_obs=np.inf), "one finite number"),
         (lambda env: vars(env).pop("clip_obs"), "It has no 'clip_obs'"),
+        (lambda env: vars(env.obs_rms).update(mean=_Reduced("<bool", (1,))), "refused, without running it"),
+        (lambda env: vars(env.obs_rms).update(mean=_Reduced("<f4", (0, *(2**30,) * 4))), "refused, without running it"),
+        (lambda env: vars(env.obs_rms).update(mean=_Reduced("<f4", (1,), _Encoded())), "refused, without running it"),
     ],
 )
 def test_statistics_that_cannot_be(normalized, tmp_path, change, message):
@@ -412,9 +442,21 @@ def test_zoo_yaml(tmp_path):
     assert read_yaml(path) == dict(written)
 
 
+def test_zoo_yaml_that_names_classes(tmp_path):
+    """As RL Zoo writes it after ``-params policy_kwargs:"dict(activation_fn=nn.ReLU)"``; the names stay names."""
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.dump({"policy_kwargs": {"activation_fn": th.nn.ReLU}, "learning_rate": SimpleLinearSchedule(0.5)}))
+    assert "!!python/name:torch.nn.modules.activation.ReLU ''" in path.read_text()
+    kwargs = {"activation_fn": "torch.nn.modules.activation.ReLU"}
+    assert read_yaml(path) == {"policy_kwargs": kwargs, "learning_rate": {"initial_value": 0.5}}
+    path.write_text("a: !!python/name:os.system\nb: !!python/name:no.such.module [1]")
+    assert read_yaml(path) == {"a": "os.system", "b": "no.such.module"}
+
+
 @pytest.mark.parametrize(
     "text",
     [
+        "a: !!python/object:rl_zoo3.utils.SimpleLinearSchedule\n  b: !!python/object/apply:os.system ['{command}']",
         "!!python/object/apply:os.system ['{command}']",
         "a: !!python/object/apply:os.system ['{command}']",
         "a: !!python/object/new:os.system ['{command}']",
@@ -436,7 +478,10 @@ def test_hostile_yaml(tmp_path, text):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("a: !!python/name:os.system", "refused, without running it"),
+        ("a: !!python/module:os", "refused, without running it"),
+        ("a: !!python/object:os.system {}", "refused, without running it"),
+        ("a: !!python/object:rl_zoo3.utils.SimpleLinearSchedule 3", "refused, without running it"),
+        ("x: " + "1:" * 200 + "1.", "refused, without running it"),
         ("a: [", "refused, without running it"),
         ("[" * 5000, "refused, without running it"),
         ("? [a]\n: b", "refused, without running it"),

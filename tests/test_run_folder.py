@@ -10,7 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.envs import ATARI_WRAPPER, EnvRecipe
 from sb3_qpd.loading import load_teacher
 from sb3_qpd.reader import TeacherError
 from sb3_qpd.run_folder import SUCCESSORS, find_run, running_id
@@ -158,6 +158,7 @@ def test_successors_run_today(old, new):
         ("CartPole-v9", None),
         ("HalfCheetahBulletEnv-v0", None),
         ("NoVersion", None),
+        pytest.param("CartPole-v" + "9" * 5_000, None, id="a version of 5,000 digits"),
     ],
 )
 def test_ids_that_run_today(env_id, expected):
@@ -187,7 +188,7 @@ def test_no_module_that_a_file_names_is_imported(make_run, tmp_path, monkeypatch
         load_teacher(run)
     shutil.rmtree(run)
     run = make_run(env_wrapper="hostile_package.Wrapper")
-    with pytest.raises(TeacherError, match=r"'hostile_package.Wrapper' is not from gymnasium.wrappers, .*env="):
+    with pytest.raises(TeacherError, match=r"'hostile_package.Wrapper' is not among those .*env="):
         load_teacher(run)
     assert not (tmp_path / "ran").exists()
 
@@ -196,7 +197,7 @@ def test_no_module_that_a_file_names_is_imported(make_run, tmp_path, monkeypatch
     "setting, expected",
     [
         (None, ()),
-        ("stable_baselines3.common.monitor.Monitor", (("stable_baselines3.common.monitor.Monitor", {}),)),
+        (ATARI_WRAPPER, ((ATARI_WRAPPER, {}),)),
         (["gym.wrappers.FlattenObservation"], (("gymnasium.wrappers.FlattenObservation", {}),)),
         (
             ["utils.wrappers.TimeFeatureWrapper", {"utils.wrappers.FrameSkip": {"skip": 2}}],
@@ -213,7 +214,11 @@ def test_wrappers(make_run, setting, expected):
 @pytest.mark.parametrize(
     "config, message",
     [
-        ({"env_wrapper": "os.system"}, "'os.system' is not from gymnasium.wrappers"),
+        ({"env_wrapper": "os.system"}, "'os.system' is not among those that may be named"),
+        (
+            {"env_wrapper": [{"stable_baselines3.common.monitor.Monitor": {"filename": "mark"}}]},
+            "'stable_baselines3.common.monitor.Monitor' is not among those that may be named",
+        ),
         ({"env_wrapper": [3]}, "Expected wrappers by name in config.yml, got '3'"),
         ({"env_wrapper": [{"gymnasium.wrappers.TimeLimit": 3}]}, "Expected wrappers by name"),
         (
@@ -222,6 +227,8 @@ def test_wrappers(make_run, setting, expected):
         ),
         ({"frame_stack": "many"}, "many.*pass it as env="),
         ({"frame_stack": -1}, "frame_stack.*pass it as env="),
+        ({"frame_stack": 10**9}, "frame_stack must be .* to 64, got 1000000000.*pass it as env="),
+        ({"frame_stack": float("inf")}, "infinity.*pass it as env="),
     ],
 )
 def test_settings_that_cannot_be_followed(make_run, config, message):

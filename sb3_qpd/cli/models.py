@@ -1,14 +1,21 @@
 """Teachers and students from the files that a command is given."""
 
 import argparse
+import io
 import json
+import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch as th
+
     from sb3_qpd.distiller import QPDDistiller
     from sb3_qpd.envs import EnvRecipe
     from sb3_qpd.evaluation import Player
+    from sb3_qpd.policies import QuantActorCriticPolicy
     from sb3_qpd.teachers import Teacher
 
 
@@ -104,7 +111,14 @@ def _student_data(path: Path) -> dict[str, Any] | None:
 
 
 def _load_student(path: Path, data: dict[str, Any], recipe: "EnvRecipe", args: argparse.Namespace) -> "QPDDistiller":
-    """SB3 loads it, but decodes no pickle: the spaces are the environment's, and nothing else that is pickled is needed."""
+    """
+    SB3 loads it from a zip that is written here: of the file's it has plain values and the checked weights alone.
+
+    The spaces are the environment's. Nothing pickled is decoded, and no teacher or environment that the file names is looked
+    for.
+    """
+    import torch as th
+
     from sb3_qpd.distiller import QPDDistiller
     from sb3_qpd.policies import QuantActorCriticPolicy
 
@@ -113,15 +127,53 @@ def _load_student(path: Path, data: dict[str, Any], recipe: "EnvRecipe", args: a
         raise ValueError(f"{path} does not describe its network in plain values. Expected a student that sb3_qpd saved")
     env = recipe.make_vec_env(1, training=False)
     env.close()
-    pickled = {key: None for key, value in data.items() if isinstance(value, dict) and ":serialized:" in value}
+    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
+    make = partial(QuantActorCriticPolicy, env.observation_space, env.action_space, lambda _: 0.0, **policy_kwargs)
+    weights = _student_weights(path, policy_kwargs, make)
     known = {
-        "policy_class": QuantActorCriticPolicy,
-        "observation_space": env.observation_space,
-        "action_space": env.action_space,
-        "learning_rate": 0.0,
-        "student_arch": policy_kwargs["student_arch"],
+        **{"policy_class": QuantActorCriticPolicy, "learning_rate": 0.0, **spaces},
+        **{"n_envs": 1, "student_arch": policy_kwargs["student_arch"]},
     }
-    return QPDDistiller.load(path, device=_checked_device(args.device), custom_objects={**pickled, **known})
+    model = QPDDistiller(_init_setup_model=False)
+    settings = vars(model).keys() - {*model._excluded_save_params(), *known}
+    plain = {key: data[key] for key in settings & data.keys() if ":serialized:" not in json.dumps(data[key])}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data", json.dumps({**plain, **dict.fromkeys(known)}))
+        for name, state in (("policy", weights), ("policy.optimizer", make().optimizer.state_dict())):
+            with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
+                th.save(state, member)
+    buffer.seek(0)
+    return QPDDistiller.load(buffer, device=_checked_device(args.device), custom_objects=known)
+
+
+def _student_weights(
+    path: Path, policy_kwargs: dict[str, Any], make: "Callable[[], QuantActorCriticPolicy]"
+) -> "dict[str, th.Tensor]":
+    """The weights, which are those of the network that the file describes: it is laid out, without memory, to compare."""
+    import torch as th
+
+    from sb3_qpd.archive import Archive, read_file
+    from sb3_qpd.weights import read_weights
+
+    archive = Archive(read_file(path, "a student's zip"), str(path), "Expected a student's zip")
+    if "policy.pth" not in archive.names:
+        raise ValueError(f"{path} has no weights: expected a member policy.pth")
+    weights = read_weights(archive.read("policy.pth"), f"policy.pth of {path}")
+    if len(json.dumps(policy_kwargs)) > 2_000 + 20 * len(weights):  # a million small layers take long even to lay out
+        raise ValueError(f"{path} describes a network of more layers than its weights have")
+    try:
+        with th.device("meta"):
+            policy = make()
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{path} describes a network that cannot be: {error}") from error
+    for name, expected in policy.state_dict().items():
+        shape = tuple(weights[name].shape) if name in weights else "nothing"
+        if shape != tuple(expected.shape):
+            raise ValueError(
+                f"{path} describes another network than its weights are: {name} has {shape}, not {expected.shape}"
+            )
+    return weights
 
 
 def _read_env(report: Path) -> dict[str, Any] | None:
