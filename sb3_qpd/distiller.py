@@ -45,6 +45,7 @@ from sb3_qpd.transitions import get_transition
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
 
 WARM_UP_UPDATES = 200  # the learning rate rises: at once, it leaves a CNN's ReLUs dead
+USUAL_LEARNING_RATES = {True: 1e-2, False: 2e-3}  # of images, of anything else: where the cosine begins
 ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
 FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
@@ -202,7 +203,7 @@ class QPDDistiller(BaseAlgorithm):
             self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
         self._check_hyperparameters()
         if self.learning_rate is None:
-            self.learning_rate = CosineSchedule(1e-2 if is_image else 2e-3)
+            self.learning_rate = CosineSchedule(USUAL_LEARNING_RATES[is_image])
         if self.gradient_steps is None:
             self.gradient_steps = 16 / self.batch_size
         self._setup_lr_schedule()

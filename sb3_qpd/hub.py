@@ -2,7 +2,7 @@
 Models on the Hugging Face Hub, by ``huggingface_hub``: its cache, its tokens, its offline mode, ``HF_ENDPOINT``.
 
     sb3/ppo-LunarLander-v2                 the model of a repository
-    sb3/ppo-LunarLander-v2@8c3b1f0         at a branch, tag or commit
+    sb3/ppo-LunarLander-v2@v1.0            at a branch, a tag or a commit's whole hash
     hub:owner/name/best_model.zip@v1.0     one file of several
 
 What is downloaded is data for the safe reader; nothing of it runs, so that no ``TRUST_REMOTE_CODE`` is asked for.
@@ -20,8 +20,8 @@ from typing import Any
 
 from sb3_qpd.archive import MAX_FILE_BYTES, TeacherError
 
-# files beside a model that say how it was trained; what they mean: run_folder
-SIDE_FILES = ("args.yml", "config.yml", "vec_normalize.pkl", "vecnormalize.pkl")
+# files beside a model that say how it was trained; what they mean: run_folder, and of a student's report: cli.models
+SIDE_FILES = ("args.yml", "config.yml", "vec_normalize.pkl", "vecnormalize.pkl", "report.json")
 NO_MODELS = ("train_eval_metrics.zip", "student_float.zip")
 _ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _BARE = re.compile(rf"(?P<repo>{_ID})(?:@(?P<revision>.+))?")

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sb3_qpd.envs import EnvRecipe, make_recipe
+from sb3_qpd.distiller import USUAL_LEARNING_RATES, CosineSchedule
+from sb3_qpd.envs import ATARI_WRAPPER, EnvRecipe, make_recipe
 from sb3_qpd.evaluation import VALIDATION_SEED
 from sb3_qpd.hub import HubSource, find_source, make_card, upload
 from sb3_qpd.integer import IntegerModel
@@ -42,16 +43,21 @@ FILES = {
     "test_vectors.h": "observations and what the student says of them",
     "policy.py": "runs student.npz with numpy alone",
     "report.json": "everything that was measured",
-    "config.yml": "how it was distilled, for RL Zoo's `train --algo qpd`",
+    "config.yml": "how it was distilled: for `sb3-qpd zoo train --algo qpd --conf-file config.yml`",
 }
-# what QPDDistiller was told, as far as it is plain values
+# what QPDDistiller was told, as far as it is plain values; the seed is RL Zoo's, of its command line
 SETTINGS = (
-    *("student_arch", "weight_bits", "activation_bits", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
+    *("n_envs", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
     *("temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
-    *("transition", "transition_start", "transition_end", "max_grad_norm", "seed"),
+    *("transition", "transition_start", "transition_end", "max_grad_norm"),
 )
+# schedules that an entry can name: the end of the type's name -> its attribute, and how RL Zoo writes it
+SCHEDULES = {"ConstantSchedule": ("val", ""), "SimpleLinearSchedule": ("initial_value", "lin_")}
 N_FRAMES = 400
 _HOMES = rb"(?:/home/|/Users/|/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/))[\w.@-]+"
+# What a path of this machine does not follow: archive/data/0 is not /data/0. In a binary file the length of a text, and what
+# kind of text it is, stand right before it, and these two bytes may look like letters
+_TEXT, _BINARY = rb"(?<![\w.-])", rb"(?<![\w.-]{3})"
 
 
 def push_to_hub(
@@ -115,22 +121,63 @@ def _read_report(content: bytes, folder: Path) -> dict[str, Any]:
         ) from error
 
 
+# --- config.yml ---
 def _config(report: Mapping[str, Any], model: IntegerModel, student: bytes | None) -> bytes:
-    """An entry of ``hyperparams/qpd.yml``."""
-    told = dict(report)
+    """An entry of ``hyperparams/qpd.yml``, and in comments what it cannot hold."""
+    told: dict[str, Any] = {}
     if student is not None:
         with zipfile.ZipFile(io.BytesIO(student)) as archive:
-            told |= json.loads(archive.read("data"))
-    entry = {
-        "policy": "CnnPolicy" if model.is_image else "MlpPolicy",
+            told = json.loads(archive.read("data"))
+    env, teacher, comments = report["env"], report["teacher_name"], [f"seed: {report['seed']} (--seed)"]
+    entry: dict[str, Any] = {
+        "policy": "MultiInputPolicy" if model.is_dict else "CnnPolicy" if model.is_image else "MlpPolicy",
         "n_timesteps": report["timesteps"],
-        "teacher": report["teacher_name"],
-        **{name: told[name] for name in SETTINGS if name in told and not _is_pickled(told[name])},
-        "student_arch": report["student"],  # with its bits
     }
-    if env_kwargs := report["env"].get("env_kwargs"):
-        entry["env_kwargs"] = env_kwargs
-    return yaml.safe_dump({report["env"]["env_id"]: entry}, sort_keys=False).encode()
+    if teacher_on_hub(teacher) is not None:
+        entry["teacher"] = teacher
+    else:
+        comments.append(f"teacher: {teacher or 'without a name'}, which is not on the Hub: pass -params teacher:\"'PATH'\"")
+    entry |= _environment(env)
+    if "frame_stack" not in env:
+        comments.append("env_wrapper, frame_stack: not known, the environment was not built from public parts alone")
+    entry |= {"transition": report["transition"], **{k: told[k] for k in SETTINGS if k in told and not _is_pickled(told[k])}}
+    entry |= {"student_arch": report["student"]}  # with its bits
+    usual = USUAL_LEARNING_RATES[any(part.is_image for part in model.parts)]
+    rate, remarks = _learning_rate(told.get("learning_rate"), usual)
+    entry |= rate
+    comments += remarks
+    if student is None:
+        comments.append("all else: the settings were in student.zip, which is not here")
+    text = yaml.safe_dump({env["env_id"]: entry}, sort_keys=False)
+    return (text + "".join(f"  # {' '.join(comment.split())}\n" for comment in comments)).encode()
+
+
+def _environment(env: Mapping[str, Any]) -> dict[str, Any]:
+    """As RL Zoo builds it, which puts no wrapper around a game of its own accord."""
+    wrappers = tuple((name, kwargs) for name, kwargs in env.get("env_wrappers", ()))
+    recipe = EnvRecipe(**{**env, "env_wrappers": wrappers})
+    if recipe.is_atari and recipe.env_kwargs.get("obs_type", "rgb") != "ram" and not wrappers:
+        wrappers = ((ATARI_WRAPPER, {}),)
+    written = {
+        "env_wrapper": [{name: kwargs} if kwargs else name for name, kwargs in wrappers],
+        "frame_stack": recipe.frame_stack if recipe.frame_stack > 1 else None,
+        "env_kwargs": recipe.env_kwargs,
+    }
+    return {key: value for key, value in written.items() if value}
+
+
+def _learning_rate(value: Any, usual: float) -> tuple[dict[str, Any], list[str]]:
+    """What an entry can say of it, or a comment; of the usual one it says nothing."""
+    if not _is_pickled(value):
+        return ({} if value is None else {"learning_rate": value}), []
+    kind = str(value.get(":type:")).rstrip("'>").rpartition(".")[2]
+    if kind == CosineSchedule.__name__:
+        if value.get("initial") == usual:
+            return {}, []
+    elif kind in SCHEDULES and isinstance(number := value.get(SCHEDULES[kind][0]), float):
+        prefix = SCHEDULES[kind][1]
+        return {"learning_rate": f"{prefix}{number}" if prefix else number}, []
+    return {}, [f"learning_rate: a {kind} of its own, which an entry cannot name"]
 
 
 def _is_pickled(value: Any) -> bool:
@@ -158,14 +205,20 @@ def card(report: Mapping[str, Any], repo_id: str, names: list[str]) -> str:
 
 
 def teacher_on_hub(name: str) -> HubSource | None:
-    """The teacher's repository, where its name says that it came from one: at a commit."""
-    return find_source(name) if "@" in name else None
+    """The teacher's repository, where its name says that it came from one: at a commit. ``ppo/CartPole-v1`` lay here."""
+    return find_source(name) if re.search(r"@[0-9a-f]{40}$", name) else None
 
 
 def _card_text(report: Mapping[str, Any], repo_id: str, names: list[str], teacher: HubSource | None) -> str:
     lines = [to_markdown(report).rstrip(), ""]
     if teacher is not None:
         lines += [f"The teacher: [{teacher.repo_id}](https://huggingface.co/{teacher.repo_id}/tree/{teacher.revision}).", ""]
+    else:
+        lines += [
+            "The teacher is not on the Hub: its checksum above tells whether yours is the same. `config.yml` leaves it "
+            "out, so that `sb3-qpd zoo train` has to be told where it is (`-params teacher:\"'PATH'\"`).",
+            "",
+        ]
     if "replay.gif" in names:
         lines += ["![The student plays](replay.gif)", ""]
     return "\n".join(
@@ -197,12 +250,16 @@ def _card_text(report: Mapping[str, Any], repo_id: str, names: list[str], teache
 
 # --- the film ---
 def _film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
-    """``replay.mp4``, or ``replay.gif`` where there is no ffmpeg, or nothing, and why."""
+    """``replay.mp4``, or ``replay.gif`` where there is no ffmpeg, or nothing, and why: no film keeps a student at home."""
     wrappers = tuple((name, kwargs) for name, kwargs in env.get("env_wrappers", ()))
     try:
         frames, fps = _frames(model, make_recipe(EnvRecipe(**{**env, "env_wrappers": wrappers})))
-    except Exception as error:  # whatever a renderer, a driver or a package that is not here raises
+        return _encode(frames, fps)
+    except Exception as error:  # whatever a renderer, a driver, an encoder or a package that is not here raises
         return {}, f"no replay: {str(error).strip() or type(error).__name__}"
+
+
+def _encode(frames: np.ndarray, fps: float) -> tuple[dict[str, bytes], str]:
     if (ffmpeg := _find_ffmpeg()) is not None:
         return {"replay.mp4": _to_mp4(frames, fps, ffmpeg)}, ""
     try:
@@ -221,7 +278,9 @@ def _frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
         for _ in range(N_FRAMES):
             action, _ = model.predict(observation, deterministic=not recipe.is_atari)
             observation, *_ = env.step(action)
-            pictures.append(env.get_images()[0])
+            if (picture := env.get_images()[0]) is None:
+                raise ValueError(f"{recipe.env_id} renders nothing")
+            pictures.append(picture)
         fps: Any = env.metadata.get("render_fps", 30)
         return np.stack(pictures), 15.0 if recipe.is_atari else float(fps)
     finally:
@@ -269,11 +328,11 @@ def check_no_paths(files: Mapping[str, bytes], folder: Path) -> None:
     :param folder: where it was read from
     """
     own = {folder.resolve(), Path.cwd(), Path.home(), Path(tempfile.gettempdir()).resolve(), Path(__file__).parents[1]}
-    known = [re.escape(str(path).encode()) + rb"(?![\w.-])" for path in own if len(path.parts) > 1]
-    pattern = re.compile(b"|".join([_HOMES, *known]))
+    known = b"|".join(re.escape(str(path).encode()) for path in own if len(path.parts) > 1) or rb"(?!)"
+    text, binary = (re.compile(rb"%s|%s(?:%s)(?![\w.-])" % (_HOMES, before, known)) for before in (_TEXT, _BINARY))
     for name, content in files.items():
         for where, part in _parts(name, content):
-            if (found := pattern.search(part)) is not None:
+            if (found := (binary if b"\0" in part else text).search(part)) is not None:
                 path = part[found.start() : found.start() + 120]
                 shown = re.split(rb"[^\x21-\x7e]|[\"'<>]", path)[0].decode()
                 raise ValueError(

@@ -3,23 +3,33 @@
 import base64
 import io
 import json
+import os
+import pickle
 import sys
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
 from hub_server import HubServer, running_hub
 from huggingface_hub import ModelCard, constants, hf_hub_download
+from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3 import PPO
+from stable_baselines3.common.utils import ConstantSchedule
 from test_hub import point_client_at
 
-from sb3_qpd import IntegerModel, QPDDistiller, push_to_hub
+from sb3_qpd import IntegerModel, QPDDistiller, load_teacher, push_to_hub
 from sb3_qpd.cli import main
-from sb3_qpd.publishing import check_no_paths, teacher_on_hub
+from sb3_qpd.contest import describe_env
+from sb3_qpd.distiller import CosineSchedule
+from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.publishing import _config, check_no_paths, teacher_on_hub
+from sb3_qpd.zoo.entries import check_entry, check_environment, recipe_of
 
 QUICK = ["--timesteps", "500", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-progress"]
 PUBLISHED = ["README.md", "config.yml", "policy.py", "replay.mp4", "report.json", "student.npz", "student.onnx", "student.zip"]
@@ -90,9 +100,8 @@ def test_there_and_back_again(hub: HubServer, folder: Path, tmp_path: Path, caps
     np.testing.assert_array_equal(
         policy.predict(observations, deterministic=True)[0], here.predict(observations, deterministic=True)[0]
     )
-    for name in ("student.npz", "student.zip"):
-        arguments = ["--episodes", "3", "--no-progress", "--env", "CartPole-v1"]
-        assert main(["evaluate", f"hub:me/student/{name}", *arguments]) == 0
+    for name in ("student.npz", "student.zip"):  # whose environment is in the report, which comes along
+        assert main(["evaluate", f"hub:me/student/{name}", "--episodes", "3", "--no-progress"]) == 0
     mean = json.loads(files["report.json"])["integer"]["return_mean"]
     assert capsys.readouterr().out.count(f"return    {mean:.2f} ") == 2
 
@@ -120,6 +129,63 @@ def test_the_card(hub: HubServer, folder: Path) -> None:
     entry = yaml.safe_load(files["config.yml"])["CartPole-v1"]
     assert entry["teacher"] == report["teacher_name"] and entry["n_timesteps"] == report["timesteps"]
     assert entry["transition"] == "blend" and entry["student_arch"]["hidden"] == report["student"]["hidden"]
+    # `sb3-qpd zoo train --conf-file config.yml` takes it
+    check_entry(entry)
+    teacher = load_teacher(folder.parent / "teacher.zip", env="CartPole-v1")
+    check_environment(teacher, recipe_of(entry, "CartPole-v1", {}))
+    assert entry["n_envs"] == 16 and "learning_rate" not in entry and b"# seed: " in files["config.yml"]
+
+
+def published_entry(student: QPDDistiller, env: EnvRecipe, teacher_name: str = "") -> tuple[dict[str, Any], str]:
+    """What config.yml says of a student, and its text."""
+    buffer = io.BytesIO()
+    student.save(buffer)
+    report = {
+        **{"env": describe_env(env), "teacher_name": teacher_name, "seed": 0, "timesteps": 500, "transition": "blend"},
+        "student": student.policy.arch.asdict(),
+    }
+    text = _config(report, student.policy.to_integer(), buffer.getvalue()).decode()
+    return yaml.safe_load(text)[env.env_id], text
+
+
+def test_config_of_a_game_stacks_and_wraps_as_its_teacher_saw() -> None:
+    pong = load_teacher(Path(__file__).parents[1] / "examples" / "teachers" / "ppo" / "PongNoFrameskip-v4_1", device="cpu")
+    assert pong.recipe is not None
+    student = QPDDistiller(pong, student_arch="nano", n_envs=2, learning_rate=3e-3, device="cpu")
+    for env in (pong.recipe, EnvRecipe("PongNoFrameskip-v4")):  # named, and the usual wrapper
+        entry, text = published_entry(student, env, pong.name)
+        assert entry["policy"] == "CnnPolicy" and entry["frame_stack"] == 4 and entry["n_envs"] == 2
+        assert entry["learning_rate"] == 3e-3
+        # ppo/PongNoFrameskip-v4 would be somebody's repository for whoever runs this
+        assert "teacher" not in entry and "# teacher: ppo/PongNoFrameskip-v4, which is not on the Hub: pass -params" in text
+        check_entry({**entry, "teacher": "my/agent"})
+        check_environment(pong, recipe_of(entry, "PongNoFrameskip-v4", {}))
+    with pytest.raises(ValueError, match="The entry has no teacher: .* pass -params teacher"):
+        check_entry(entry)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "written"),
+    [(ConstantSchedule(1e-5), 1e-5), (SimpleLinearSchedule(2e-3), "lin_0.002"), (CosineSchedule(1e-2), None)],
+    ids=["constant", "linear", "cosine"],
+)
+def test_learning_rates_that_an_entry_can_name(schedule: Any, written: Any, folder: Path) -> None:
+    student = QPDDistiller.load(folder / "student.zip", device="cpu")
+    student.learning_rate = schedule
+    entry, text = published_entry(student, EnvRecipe("CartPole-v1"))
+    assert entry.get("learning_rate") == written
+    assert ("# learning_rate: a CosineSchedule of its own" in text) == (written is None)
+
+
+def test_the_card_says_that_a_local_teacher_is_not_on_the_hub(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    own = copy(folder, tmp_path / "own")
+    report = json.loads((own / "report.json").read_text())
+    (own / "report.json").write_text(json.dumps({**report, "teacher_name": "ppo/CartPole-v1"}))
+    push_to_hub(own, "me/student", replay=False)
+    files = hub.repositories["me/student"].commits.popitem()[1]
+    assert "teacher" not in yaml.safe_load(files["config.yml"])["CartPole-v1"]
+    card = ModelCard(files["README.md"].decode())
+    assert "The teacher is not on the Hub" in card.text and card.data.base_model is None
 
 
 def test_a_path_in_a_student_is_found(hub: HubServer, folder: Path, tmp_path: Path) -> None:
@@ -154,6 +220,19 @@ def test_what_is_no_path_of_this_machine(tmp_path: Path) -> None:
     check_no_paths({"a.zip": buffer.getvalue(), "b.md": b"https://huggingface.co/homepage 1/2 gymnasium/envs"}, tmp_path)
 
 
+def test_a_path_begins_where_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch archive holds archive/data/0; a pickled path has its length in the byte before it, which can be a letter."""
+    home = tmp_path / "data"
+    monkeypatch.setenv("HOME", "/data")
+    check_no_paths({"policy.pth": b"PK\0\0archive/data/0PK", "a.md": b"archive/data/0 and x/data"}, home)
+    for length in range(20, 128):
+        path = "/data".ljust(length - 1, "/") + "x"
+        with pytest.raises(ValueError, match="a.pkl names a path of this machine: /data/"):
+            check_no_paths({"a.pkl": pickle.dumps([path], protocol=4)}, home)
+    with pytest.raises(ValueError, match="a.md names a path of this machine: /data/x"):
+        check_no_paths({"a.md": b"(/data/x)"}, home)
+
+
 def test_without_ffmpeg(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
@@ -172,6 +251,35 @@ def test_an_environment_that_cannot_be_shown(hub: HubServer, folder: Path, tmp_p
     _, remarks = push_to_hub(own, "me/student")
     assert remarks[0].startswith("no replay: ") and "NotHere" in remarks[0]
     assert not any(name.startswith("replay") for name in hub.repositories["me/student"].commits.popitem()[1])
+
+
+class Invisible(gym.Wrapper):
+    """An environment whose renderer has nothing to show."""
+
+    def render(self) -> None:
+        return None
+
+
+def test_a_film_that_fails_keeps_no_student_at_home(
+    hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ffmpeg = tmp_path / "bin" / "ffmpeg"
+    ffmpeg.parent.mkdir()
+    ffmpeg.write_text("#!/bin/sh\necho no such codec >&2\nexit 1\n")
+    ffmpeg.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{ffmpeg.parent}:{os.environ['PATH']}")
+    _, remarks = push_to_hub(folder, "me/student")
+    assert "cannot write a video: no such codec" in remarks[0]
+    monkeypatch.setitem(
+        gym.registry, "Invisible-v1", replace(gym.spec("CartPole-v1"), additional_wrappers=(Invisible.wrapper_spec(),))
+    )
+    own = copy(folder, tmp_path / "own")
+    report = json.loads((own / "report.json").read_text())
+    report["env"]["env_id"] = "Invisible-v1"
+    (own / "report.json").write_text(json.dumps(report))
+    _, remarks = push_to_hub(own, "me/student")
+    assert remarks[0] == "no replay: Invisible-v1 renders nothing"
+    assert len(hub.repositories["me/student"].commits) == 2
 
 
 def test_a_private_repository(hub: HubServer, folder: Path) -> None:
@@ -216,5 +324,8 @@ def test_mistakes(
 
 
 def test_which_teachers_are_on_the_hub() -> None:
-    assert teacher_on_hub("ppo/CartPole-v1") is None and teacher_on_hub("") is None
-    assert teacher_on_hub("hub:me/agents/a.zip@abc").repo_id == teacher_on_hub("me/agents@abc").repo_id == "me/agents"
+    for name in ("ppo/CartPole-v1", "ppo/me@home", ""):
+        assert teacher_on_hub(name) is None
+    for name in ("hub:me/agents/a.zip@", "me/agents@"):
+        source = teacher_on_hub(name + 4 * "0123456789")
+        assert source is not None and source.repo_id == "me/agents"

@@ -313,6 +313,23 @@ def test_mistakes_that_are_rl_zoos_own(tmp_path: Path, capsys: pytest.CaptureFix
     assert "invalid choice: 'trian'" in capsys.readouterr().err
 
 
+def test_a_yaml_file_that_cannot_be_read_is_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that RL Zoo reads for train, and one that it reads for enjoy."""
+    (tmp_path / "qpd.yml").write_text("CartPole-v1: [1,")
+    folder = tmp_path / "logs" / "qpd" / f"{ENV}_1"
+    (folder / ENV).mkdir(parents=True)
+    (folder / f"{ENV}.zip").write_bytes((run / "logs" / "qpd" / f"{ENV}_1" / f"{ENV}.zip").read_bytes())
+    (folder / ENV / "config.yml").write_text("!!python/object/apply:os.getcwd []")
+    for program, more, message in (
+        ("train", ["--conf-file", str(tmp_path / "qpd.yml")], "expected the node content"),
+        ("enjoy", ["-f", "logs", "--no-render"], "could not determine a constructor"),
+    ):
+        with inside(tmp_path), pytest.raises(SystemExit) as exit_info:
+            main(["zoo", program, "--algo", "qpd", "--env", ENV, *more])
+        lines = capsys.readouterr().err.splitlines()
+        assert exit_info.value.code == 2 and lines[-1].startswith(f"sb3-qpd zoo {program}: error: ") and message in lines[-1]
+
+
 def test_help_is_the_programs_own(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["zoo", "train", "--help"])

@@ -7,6 +7,8 @@ import re
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
+from pprint import pformat
+from typing import Any
 
 import huggingface_sb3
 import pytest
@@ -111,25 +113,69 @@ def test_a_hostile_config_runs_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "mark").exists()
 
 
-def test_what_is_published_is_mended(tmp_path: Path) -> None:
-    teacher = tmp_path / "teachers" / "ppo" / "CartPole-v1_1"
-    teacher.mkdir(parents=True)
-    folder = tmp_path / "hub"
+COMMIT = "0123456789" * 4
+
+
+def run_to_publish(folder: Path, teacher: str, teacher_name: str, **more: Any) -> dict[str, Any]:
+    """A folder as RL Zoo fills it before the upload; what its config.yml holds."""
     (folder / "qpd-CartPole-v1").mkdir(parents=True)
-    (folder / "qpd-CartPole-v1" / "data").write_text('{"teacher_name": "ppo/CartPole-v1"}')
-    config = {"teacher": str(teacher), "policy": "MlpPolicy"}
+    (folder / "qpd-CartPole-v1" / "data").write_text(f'{{"teacher_name": "{teacher_name}"}}')
+    config = {"teacher": teacher, "policy": "MlpPolicy", **more}
     args = {"env": "CartPole-v1", "tensorboard_log": "/home/me/tb", "log_folder": "/home/me/logs", "seed": 3}
     (folder / "config.yml").write_text(yaml.dump(config))
-    (folder / "args.yml").write_text(yaml.dump({**args, "hyperparams": {"teacher": str(teacher)}}))
-    (folder / "README.md").write_text(f"python -m rl_zoo3.enjoy --algo qpd\npip install rl_zoo3\n{config}\n")
+    (folder / "args.yml").write_text(yaml.dump({**args, "hyperparams": {"teacher": teacher}}))
+    card = (
+        f"python -m rl_zoo3.enjoy --algo qpd\npip install rl_zoo3\n\n## Hyperparameters\n```python\n{pformat(config)}\n```\n"
+    )
+    (folder / "README.md").write_text(card + "\n# Environment Arguments\n```python\n{}\n```\n")
+    return config
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        "HERE/teachers/ppo/CartPole-v1_1",
+        "HERE/my_agent",  # a zip, without .zip
+        "/home/alice/gone/my_agent",  # moved meanwhile
+        "/home/alice/a folder/with a name/that pformat/breaks into/several pieces/because it is/so long/my_agent.zip",
+        "agents/ppo",  # relative, moved meanwhile: looks like a Hub id
+    ],
+)
+def test_what_is_published_names_no_teacher_that_lay_here(teacher: str, tmp_path: Path) -> None:
+    (tmp_path / "teachers" / "ppo" / "CartPole-v1_1").mkdir(parents=True)
+    (tmp_path / "my_agent.zip").touch()
+    folder = tmp_path / "hub"
+    run_to_publish(folder, teacher.replace("HERE", str(tmp_path)), "ppo/CartPole-v1")
     bridges.mend(folder)
-    assert read_yaml(folder / "config.yml") == {"teacher": "ppo/CartPole-v1", "policy": "MlpPolicy"}
+    assert read_yaml(folder / "config.yml") == {"policy": "MlpPolicy"}
+    assert "# teacher: not on the Hub, pass -params teacher" in (folder / "config.yml").read_text()
     published = read_yaml(folder / "args.yml")
-    assert published["seed"] == 3 and published["hyperparams"] == {"teacher": "ppo/CartPole-v1"}
-    assert "/home/me" not in str(published)
+    assert published["seed"] == 3 and published["hyperparams"] == {}
     card = (folder / "README.md").read_text()
     assert "python -m sb3_qpd.zoo enjoy --algo qpd" in card and "pip install 'sb3_qpd[zoo]'" in card
-    assert str(tmp_path) not in card
+    assert "'policy': 'MlpPolicy'" in card and "The teacher is not on the Hub" in card and "# Environment Arguments" in card
+    everything = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
+    for text in (str(tmp_path), "/home/", "my_agent", "agents/ppo"):
+        assert text not in everything
+
+
+def test_a_teacher_of_the_hub_is_published_at_its_commit(tmp_path: Path) -> None:
+    run_to_publish(tmp_path / "hub", "sb3/ppo-CartPole-v1", f"sb3/ppo-CartPole-v1@{COMMIT}")
+    bridges.mend(tmp_path / "hub")
+    assert read_yaml(tmp_path / "hub" / "config.yml")["teacher"] == f"sb3/ppo-CartPole-v1@{COMMIT}"
+    assert f"'teacher': 'sb3/ppo-CartPole-v1@{COMMIT}'" in (tmp_path / "hub" / "README.md").read_text()
+
+
+def test_nothing_is_uploaded_that_names_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a key that mend does not know."""
+    from huggingface_hub import HfApi
+
+    sent: list[str] = []
+    monkeypatch.setattr(HfApi, "create_commit", lambda self, *args, **kwargs: sent.append("sent"))
+    run_to_publish(tmp_path / "hub", "sb3/ppo-CartPole-v1", "", env_kwargs={"xml_file": "/home/alice/robot.xml"})
+    with pytest.raises(ValueError, match=r"README.md names a path of this machine: /home/alice.* Nothing was published"):
+        HfApi(endpoint="http://127.0.0.1:9").upload_folder(repo_id="me/qpd", folder_path=tmp_path / "hub")
+    assert not sent
 
 
 def test_a_hub_id_stays_and_other_algorithms_too(tmp_path: Path) -> None:

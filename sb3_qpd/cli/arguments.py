@@ -88,8 +88,9 @@ def mistakes(command: str, applies: Callable[[], bool] = lambda: True) -> Iterat
     try:
         yield
     except Exception as error:
-        is_gymnasium = type(error).__module__.startswith("gymnasium.error")
-        if not (applies() and (is_gymnasium or isinstance(error, ValueError | TypeError | OSError | ImportError))):
+        # of a mistyped id, and of a YAML file that RL Zoo reads; neither is imported for a command that needs it not
+        is_theirs = type(error).__module__.startswith(("gymnasium.error", "yaml."))
+        if not (applies() and (is_theirs or isinstance(error, ValueError | TypeError | OSError | ImportError))):
             raise
         print(f"sb3-qpd {command}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(EXIT_MISTAKE) from error

@@ -12,6 +12,7 @@ import importlib
 import json
 import re
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 import huggingface_sb3
@@ -19,11 +20,14 @@ import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 
+from sb3_qpd.hub import find_source
+from sb3_qpd.publishing import check_no_paths, teacher_on_hub
 from sb3_qpd.reader import ZooLoader, read_yaml
 
 CARD_NAME = {"QPDDistiller": "QPD"}  # RL Zoo finds an algorithm on the Hub by the lower case of the name on the card
 # of args.yml: folders of somebody's machine
 _PATHS = ("tensorboard_log", "trained_agent", "optimization_log_path", "storage", "conf_file", "log_folder")
+_PASS_TEACHER = "-params teacher:\"'PATH'\""
 
 
 def build() -> None:
@@ -88,30 +92,51 @@ def model_card() -> None:
 
 def mend(folder: Path) -> None:
     """
-    Make a folder fit to be published: a teacher by its name, no other paths, commands that work.
+    Make a folder fit to be published: a teacher by its name on the Hub or none, no other paths, commands that work.
 
     :param folder: what RL Zoo is about to upload
     """
     config = read_yaml(folder / "config.yml")
     if not isinstance(teacher := config.get("teacher"), str):
         return  # no student's
-    name = _name_of(teacher, folder)
+    name = _name_on_hub(teacher, folder)
+    config = _with_teacher(config, name)
     args: dict[str, Any] = {
         key: "" if key in _PATHS and value else value for key, value in read_yaml(folder / "args.yml").items()
     }
     if isinstance(args.get("hyperparams"), dict) and "teacher" in args["hyperparams"]:
-        args["hyperparams"] = {**args["hyperparams"], "teacher": name}
+        args["hyperparams"] = _with_teacher(args["hyperparams"], name)
     (folder / "args.yml").write_text(yaml.safe_dump(args), encoding="utf-8")
-    (folder / "config.yml").write_text(yaml.safe_dump({**config, "teacher": name}), encoding="utf-8")
-    card = (folder / "README.md").read_text(encoding="utf-8").replace(teacher, name)
-    card = re.sub(r"python -m rl_zoo3\.(\w+)", r"python -m sb3_qpd.zoo \1", card)
-    card = card.replace("pip install rl_zoo3", "pip install 'sb3_qpd[zoo]'")
+    left_out = "" if name else f"# teacher: not on the Hub, pass {_PASS_TEACHER}\n"
+    (folder / "config.yml").write_text(yaml.safe_dump(config) + left_out, encoding="utf-8")
+    card = _mended_card((folder / "README.md").read_text(encoding="utf-8"), config)
     (folder / "README.md").write_text(card, encoding="utf-8")
+    check_no_paths(_published(folder), folder)
 
 
-def _name_of(teacher: str, folder: Path) -> str:
-    """A Hub id stays; of a path only what the student remembers: ``<algo>/<Env>``."""
-    if not Path(teacher).expanduser().exists():
-        return teacher
+def _name_on_hub(teacher: str, folder: Path) -> str | None:
+    """Of a path nothing is told; ``ppo/CartPole-v1``, as the student remembers one, would be somebody's repository."""
     data = next(folder.glob("qpd-*/data"), None)
-    return "" if data is None else str(json.loads(data.read_text(encoding="utf-8")).get("teacher_name", ""))
+    if data is not None and (known := json.loads(data.read_text(encoding="utf-8")).get("teacher_name")):
+        return known if teacher_on_hub(known) else None
+    return teacher if find_source(teacher) else None
+
+
+def _with_teacher(values: dict[str, Any], name: str | None) -> dict[str, Any]:
+    rest = {key: value for key, value in values.items() if key != "teacher"}
+    return rest if name is None else {**rest, "teacher": name}
+
+
+def _mended_card(card: str, config: dict[str, Any]) -> str:
+    """The hyperparameters are written anew: RL Zoo breaks long texts into pieces, in which a path would not be found."""
+    left_out = "" if "teacher" in config else f"\nThe teacher is not on the Hub: pass `{_PASS_TEACHER}`.\n"
+    block = f"# Hyperparameters\n```python\n{pformat(config)}\n```\n{left_out}"
+    card = re.sub(r"# Hyperparameters\n```python\n.*?\n```\n", lambda _: block, card, count=1, flags=re.DOTALL)
+    card = re.sub(r"python -m rl_zoo3\.(\w+)", r"python -m sb3_qpd.zoo \1", card)
+    return card.replace("pip install rl_zoo3", "pip install 'sb3_qpd[zoo]'")
+
+
+def _published(folder: Path) -> dict[str, bytes]:
+    """What ``upload_folder`` takes: all but the client's own notes."""
+    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {str(name): path.read_bytes() for name, path in names.items() if name.parts[0] not in (".cache", ".git")}
