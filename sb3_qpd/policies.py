@@ -248,9 +248,10 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self.register_buffer("n_batches", th.tensor(0))
         if any(trunk.is_image for trunk in extractor.trunks):
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
-        # SB3 made its optimizer before the heads were in place. One kernel for each parameter: a student's are many and small
-        is_adam = self.optimizer_class is th.optim.Adam and "foreach" not in self.optimizer_kwargs
-        options = {**({"fused": True} if is_adam else {}), **self.optimizer_kwargs}
+        # SB3 made its optimizer before the heads were in place. A student's parameters are many and small: one call for all of
+        # them. (Not torch's fused Adam: its threads wait for each other at every parameter, on a busy processor for long.)
+        is_adam = self.optimizer_class is th.optim.Adam and "fused" not in self.optimizer_kwargs
+        options = {**({"foreach": True} if is_adam else {}), **self.optimizer_kwargs}
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **options)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
