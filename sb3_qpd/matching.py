@@ -19,7 +19,15 @@ from sb3_qpd.teachers import Normalization, ObsNormalization, Teacher, TeacherOu
 
 N_ENVS = 16
 # wrappers that leave observations as they are
-TRANSPARENT = ("Monitor", "TimeLimit", "OrderEnforcing", "PassiveEnvChecker", "VecMonitor", "VecTransposeImage")
+TRANSPARENT = (
+    "Monitor",
+    "TimeLimit",
+    "PatchedTimeLimit",  # what importing rl_zoo3 makes of it
+    "OrderEnforcing",
+    "PassiveEnvChecker",
+    "VecMonitor",
+    "VecTransposeImage",
+)
 MAX_DEVIATIONS = 8
 
 
