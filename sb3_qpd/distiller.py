@@ -385,7 +385,7 @@ class QPDDistiller(BaseAlgorithm):
         check_finite(self._ask_teacher())
         if self.check_teacher and self.num_timesteps == 0:
             self._compare_teacher_with_random()
-        if self._buffer is None or self._buffer.n_envs != self.env.num_envs:
+        if self._buffer is None:
             self._buffer = DistillationBuffer(
                 int(self.buffer_size),
                 self.observation_space,

@@ -218,6 +218,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self.head, groups = head_of(action_space), group_parts(parts_of(observation_space, normalized_image))
         self.normalized_image, self.uses_masks, self.metadata = normalized_image, uses_masks, {}
         self.arch = make_arch(student_arch, weight_bits, activation_bits)
+        self._action_bounds = float32_bounds(action_space) if isinstance(action_space, spaces.Box) else None
         super().__init__(
             observation_space,
             action_space,
@@ -354,11 +355,11 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param action_masks: which discrete actions are allowed, shape (batch_size, sum of all categories)
         :return: actions, and ``state``
         """
-        if isinstance(self.action_space, spaces.Box) and action_masks is None:
-            actions, state = super().predict(observation, state, episode_start, deterministic)
-            return np.clip(actions.astype(np.float32), *float32_bounds(self.action_space)), state
         if action_masks is None:
-            return super().predict(observation, state, episode_start, deterministic)
+            actions, state = super().predict(observation, state, episode_start, deterministic)
+            if self._action_bounds is not None:
+                actions = np.clip(actions.astype(np.float32), *self._action_bounds)
+            return actions, state
         self.set_training_mode(False)
         tensor, is_batch = self.obs_to_tensor(observation)
         with th.no_grad():
@@ -390,7 +391,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
 
         :param metadata: JSON values to carry along
         """
-        extractor, space = self.features_extractor, self.action_space
+        extractor = self.features_extractor
         if extractor.head_bits == FLOAT_BITS or self.arch.activation_bits == FLOAT_BITS:
             raise ValueError("A float student (32 bits) has no integer form: give weight_bits and activation_bits of 2 to 8")
         if not all(bool(th.isfinite(p).all()) for p in self.parameters()):
@@ -400,8 +401,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         grids = [trunk.input_grid.affine() for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
         m, a = (th.cat(values).cpu().numpy() for values in zip(*grids, strict=True)) if grids else (None, None)
         box: dict[str, Any] = {}
-        if isinstance(space, spaces.Box):
-            low, high = float32_bounds(space)
+        if self._action_bounds is not None:
+            low, high = self._action_bounds
             box = {"action_low": low.reshape(-1), "action_high": high.reshape(-1)}
             box["action_std"] = self.log_std.exp().cpu().numpy()
         return IntegerModel(
