@@ -182,6 +182,8 @@ def test_plots_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("rl_zoo3.plots")]:
+        monkeypatch.delitem(sys.modules, name)  # as in a process that has not plotted yet
     monkeypatch.setitem(sys.modules, "seaborn", None)
     with pytest.raises(SystemExit):
         main(["zoo", "plot_train", "-a", "qpd", "-e", ENV, "-f", "logs"])
