@@ -22,6 +22,22 @@ BIAS_LIMIT = 2.0**23  # keeps biases, and so accumulators of any student of sens
 FLOAT32_EXACT = 2.0**24
 
 
+def requantization_multiplier(unit: th.Tensor, output_scale: th.Tensor) -> th.Tensor:
+    """
+    ``M`` of :class:`~sb3_qpd.integer.IntegerLayer`: from the accumulators' unit to the output grid.
+
+    With M = 1/n every odd multiple of n/2 is a tie, which float32 rounds to even and fixed point upwards; it is one in float32
+    too where M is but the float next to 1/n. M is then made a few roundings larger: no ties, and both modes agree.
+
+    :param unit: real value of an accumulator of 1, shape (n_out,) or (1,)
+    :param output_scale: step of the output grid
+    :return: float32, the unit's shape
+    """
+    multiplier = unit / output_scale
+    is_near = ((1 / multiplier).round() * multiplier - 1).abs() < 2.0**-21
+    return th.where(is_near, multiplier * (1 + 2.0**-20), multiplier)
+
+
 class PixelGrid(nn.Module):
     """
     The input grid of uint8 images, with step 1/255. Pixels are carried as the integers that they are: the first layer scales
@@ -222,7 +238,7 @@ class QuantLayer(nn.Module):
         if not self.output_grid.ready:
             self.output_grid.calibrate((acc * self._per_channel(unit, acc)).relu())
         output_scale = self.output_grid.scale()
-        q = (acc * self._per_channel(unit / output_scale, acc)).round().clamp(0, self.output_grid.high)
+        q = (acc * self._per_channel(requantization_multiplier(unit, output_scale), acc)).round().clamp(0, self.output_grid.high)
         return q * output_scale
 
     @staticmethod
@@ -238,7 +254,7 @@ class QuantLayer(nn.Module):
         weight_scale = self.weight_scale(input_scale)
         weight, bias = self._integers(input_scale, weight_scale)
         unit = input_scale * weight_scale
-        multiplier = unit if self.output_grid is None else unit / self.output_grid.scale()
+        multiplier = unit if self.output_grid is None else requantization_multiplier(unit, self.output_grid.scale())
         return IntegerLayer(
             weight=weight.cpu().numpy().astype(np.int8),
             bias=bias.cpu().numpy().astype(np.int32),

@@ -67,17 +67,20 @@ def test_head_of_discrete_actions_has_one_unit_and_that_of_a_box_one_for_each_ac
         assert head.to_integer().multiplier.shape == (n_units,)
 
 
-def test_requantization_rounds_half_to_even():
-    """Weights of one, steps that make every second accumulator a tie."""
-    layer = linear(1, 1, input_step=0.5, output_step=1.0)
+@pytest.mark.parametrize("n", [2, 4, 6, 76, 150, 1022])
+def test_both_requantizations_agree_where_the_multiplier_is_next_to_one_over_an_even_number(n):
+    """1/76 in float32 is above it, 1/150 below: either way float32 alone sees ties there, every n-th accumulator."""
+    layer = linear(1, 1, input_step=1.0, output_step=float(n))
     with th.no_grad():
         layer.weight.fill_(1.0)
         layer.bias.zero_()
         layer.weight_quantizer.log_scale.zero_()
     layer.weight_quantizer.ready.fill_(True)
-    x = th.arange(8.0)[:, None] * 0.5
-    assert layer.to_integer().multiplier.item() == 0.5
-    assert output_integers(layer, x).flatten().tolist() == [0, 0, 1, 2, 2, 2, 3, 4]
+    twin, acc = layer.to_integer(), np.arange(256 * n)[:, None]
+    np.testing.assert_array_equal(twin.requantize(acc, "float32"), twin.requantize(acc, "fixed"))
+    np.testing.assert_array_equal(twin.requantize(acc, "float32"), np.minimum((acc + n // 2) // n, 255))
+    x = th.arange(256.0)[:, None]
+    np.testing.assert_array_equal(output_integers(layer, x), twin.requantize(acc[:256], "float32"))
 
 
 def test_accumulators_beyond_float32_are_exact():
