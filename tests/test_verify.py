@@ -259,7 +259,10 @@ def test_an_environment_with_other_observations(tmp_path: Path, capsys: pytest.C
 def test_a_students_file_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = make_student(VECTOR, DISCRETE)
     (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    for env in ({"env_id": "innocent:CartPole-v1"}, "CartPole-v1", {"env_id": 7}, None):
+    cartpole = {"env_id": "CartPole-v1"}
+    settings = ({"xml_file": "/etc/passwd"}, {"size": 10**9}, {"env_id": "innocent:CartPole-v1"}, [1])
+    hostile = [{**cartpole, "env_kwargs": one} for one in settings]
+    for env in ({"env_id": "innocent:CartPole-v1"}, "CartPole-v1", {"env_id": 7}, None, *hostile):
         path = tmp_path / "student.npz"
         policy.to_integer(env=env).save(path)
         with pytest.MonkeyPatch.context() as patch:
