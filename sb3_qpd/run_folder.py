@@ -11,6 +11,7 @@ The Hub's layout, where all of it lies in one folder, is read as well.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -43,6 +44,14 @@ MOVED_WRAPPERS: dict[str, str] = {
     "utils.wrappers.TimeFeatureWrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper",
     "rl_zoo3.wrappers.TimeFeatureWrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper",
 }
+# What a file may say of an environment. Sizes multiply memory, repetitions multiply each other; a limit of steps does neither
+MAX_NUMBER = 1_000
+MAX_STEPS = 1_000_000
+MAX_ITEMS = 64
+_STEPS = re.compile(r"max_(episode_)?steps|max_num_frames_per_episode")
+_REPETITIONS = re.compile(r"frame_?skip|horizon|num_repeats|skip|stack_size")
+_PLACES = re.compile(r"(dir(ectory)?|file|folder|path|url)(name|s)?(_|$)", re.IGNORECASE)  # keywords of what lies outside
+_WORDS = re.compile(r"[\w +-]{0,100}")  # no paths, addresses, or modules
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,7 @@ class RunFolder:
         """How to build the environment, ``None`` for a bare zip."""
         if "env" not in self.args:
             return None
-        way_out = f"Build the environment of {self.zip_path} yourself and pass it as env="
+        way_out = f"Build the environment of {self.zip_path} yourself and pass it as env= (or --env, --env-kwargs)"
         if self.config.get("vec_env_wrapper"):
             raise TeacherError(f"vec_env_wrapper in a config.yml is not supported. {way_out}")
         env_id = running_id(self.env_name)
@@ -102,9 +111,11 @@ class RunFolder:
         env_kwargs = self.args.get("env_kwargs") or self.config.get("env_kwargs") or {}
         frame_stack = self.config.get("frame_stack") or (1 if self.config else 0)
         try:
-            return EnvRecipe(env_id, dict(env_kwargs), named_wrappers(self.config.get("env_wrapper")), int(frame_stack))
+            recipe = EnvRecipe(env_id, dict(env_kwargs), named_wrappers(self.config.get("env_wrapper")), int(frame_stack))
+            check_foreign(recipe)
         except (ValueError, TypeError, OverflowError) as error:
             raise TeacherError(f"{error} {way_out}") from error
+        return recipe
 
 
 def find_run(path: Path) -> RunFolder:
@@ -148,6 +159,50 @@ def running_id(env_id: str) -> str | None:
     same = [spec for spec in gym.registry.values() if f"{spec.namespace or ''}/{spec.name}".lstrip("/") == name]
     newer = [spec.version for spec in same if spec.version is not None and spec.version > version]
     return f"{name}-v{min(newer)}" if newer else None
+
+
+def check_foreign(recipe: EnvRecipe) -> None:
+    """
+    Refuse what a file must not ask of an environment: to take memory or time without bound, to open files, to import modules.
+    Environments trust their caller, who is a stranger here; what a user passes himself is not looked at.
+
+    :param recipe: from a file
+    """
+    settings = [recipe.env_kwargs, *(kwargs for _, kwargs in recipe.env_wrappers)]
+    if not all(isinstance(kwargs, dict) for kwargs in settings):
+        raise ValueError("Expected settings by keyword for the environment and its wrappers.")
+    if len(settings) > MAX_ITEMS or max(map(len, settings)) > MAX_ITEMS:
+        raise ValueError(f"A file may name {MAX_ITEMS - 1} wrappers with {MAX_ITEMS} settings each: it names more.")
+    pairs = [pair for kwargs in settings for pair in kwargs.items()]
+    for name, value in pairs:
+        items = value if isinstance(value, list | tuple) else [value]
+        if len(items) > MAX_ITEMS or not all(_is_harmless(name, one) for one in items):
+            raise ValueError(
+                f"The setting {_shown(name)}: {_shown(value)} of the environment is not taken from a file. Expected numbers "
+                f"up to {MAX_NUMBER} (of steps {MAX_STEPS}), words that name no file, lists of {MAX_ITEMS} of these, and no "
+                "render_mode."
+            )
+    repetitions = [value for name, value in pairs if _REPETITIONS.fullmatch(name) and isinstance(value, int | float)]
+    if (product := recipe.frame_stack * math.prod(max(1, value) for value in repetitions)) > MAX_NUMBER:
+        raise ValueError(f"Frames, skips and horizons of a file multiply to {product}: expected at most {MAX_NUMBER}.")
+
+
+def _is_harmless(name: Any, value: Any) -> bool:
+    if not isinstance(name, str) or (name == "render_mode" and value is not None):
+        return False
+    if isinstance(value, str):
+        return _WORDS.fullmatch(value) is not None and _PLACES.search(name) is None
+    if isinstance(value, int | float):  # infinity is an honest end of a range
+        return abs(value) <= (MAX_STEPS if _STEPS.fullmatch(name) else MAX_NUMBER) or value in (math.inf, -math.inf)
+    return value is None
+
+
+def _shown(value: Any) -> str:
+    """A number may have more digits than Python writes."""
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return "a number of thousands of digits"
 
 
 def _run_name(folder: Path) -> str:

@@ -5,11 +5,14 @@ That the files of a student are the same policy: real observations go through ea
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +32,7 @@ PIECE = 128  # observations that go through at once
 
 # what a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
 Steps = dict[str, np.ndarray]
+MASKED = "masked_action"  # and this, where the environment says what is allowed
 
 
 class Contender(NamedTuple):
@@ -36,12 +40,13 @@ class Contender(NamedTuple):
     One form of the student.
 
     :param name: for the table
-    :param steps: raw observations to those of its values that can be seen from outside
+    :param steps: raw observations, and action masks or ``None``, to those of its values that can be seen from outside;
+        ``MASKED`` is among them where there are masks and it takes them
     :param is_exact: equality is promised
     """
 
     name: str
-    steps: Callable[[np.ndarray], Steps]
+    steps: Callable[[Any, np.ndarray | None], Steps]
     is_exact: bool = True
 
 
@@ -114,11 +119,13 @@ class Verification:
     What was counted.
 
     :param n_observations: that went through every contender
+    :param n_masked: how many of them came with action masks; ``None``: the student was taught without
     :param rows: by contender and step
     :param jitter: mean change of a Box action from step to step, by who plays
     """
 
     n_observations: int = 0
+    n_masked: int | None = None
     rows: dict[tuple[str, str], Difference] = field(default_factory=dict)
     jitter: dict[str, float] = field(default_factory=dict)
 
@@ -126,20 +133,25 @@ class Verification:
     def differences(self) -> list[Difference]:
         return list(self.rows.values())
 
-    def add(self, model: IntegerModel, contenders: Iterable[Contender], observations: np.ndarray) -> Steps:
+    def add(
+        self, model: IntegerModel, contenders: Iterable[Contender], observations: Any, masks: np.ndarray | None = None
+    ) -> Steps:
         """
         Send a batch through everybody.
 
         :param model: what the others are compared with
         :param contenders: the others
         :param observations: raw
+        :param masks: the actions that the environment allowed then
         :return: every step of the model
         """
         _check_shape(model, observations)
-        expected = integer_steps(model, observations)
+        expected = integer_steps(model, observations, masks)
         self.n_observations += batch_size(observations)
+        if model.uses_masks:
+            self.n_masked = (self.n_masked or 0) + (0 if masks is None else len(masks))
         for contender in contenders:
-            got = contender.steps(observations)
+            got = contender.steps(observations, masks)
             for step in (name for name in expected if name in got):
                 row = self.rows.setdefault((contender.name, step), Difference(contender.name, step, contender.is_exact))
                 row.add(expected[step], got[step])
@@ -153,13 +165,17 @@ class Verification:
     def table(self) -> str:
         """As text, for people."""
         lines = [f"{self.n_observations} observations, compared with the integer model"]
-        lines.append(f"{'':24} {'step':12} {'values':>12} {'differing':>10} {'largest':>10}  same action")
+        lines.append(f"{'':24} {'step':13} {'values':>12} {'differing':>10} {'largest':>10}  same action")
         for row in self.differences:
-            agreement = f"  {row.agreement:.4%}" if row.step == "action" else ""
+            agreement = f"  {row.agreement:.4%}" if row.step in ("action", MASKED) else ""
             note = "" if row.is_exact else "  (not promised)"
             counts = f"{row.n_values:12} {row.n_differing:10} {row.largest:10.3g}"
-            lines.append(f"{row.contender:24} {row.step:12} {counts}{agreement}{note}")
+            lines.append(f"{row.contender:24} {row.step:13} {counts}{agreement}{note}")
         lines.append("all equal where equality is promised" if self.holds else "DIFFERENT where equality is promised")
+        if self.n_masked is not None:
+            lines.append(f"{self.n_masked} of the observations came with action masks")
+            without = dict.fromkeys(name for name, _ in self.rows if (name, MASKED) not in self.rows)
+            lines += [f"{name}: masks were not compared" for name in without]
         lines += [f"mean |a_t - a_(t-1)| of {who}: {value:.4g}" for who, value in self.jitter.items()]
         return "\n".join(lines)
 
@@ -192,8 +208,8 @@ def verify(
         for observations in pieces([source[:n_observations]]):
             result.add(model, contenders, observations)
         return result
-    for observations in pieces(replay(model, source, n_observations, seed, jitter)):
-        result.add(model, contenders, observations)
+    for observations, masks in pieces(replay_masked(model, source, n_observations, seed, jitter)):
+        result.add(model, contenders, observations, masks)
     if model.is_box:
         result.jitter["the student"] = jitter.mean
         if teacher is not None:
@@ -213,10 +229,12 @@ def load_model(folder: Path) -> IntegerModel:
 
 
 def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticPolicy | None) -> Iterator[Contender]:
-    """Whatever in the folder can be run. Only C and numpy know the requantization without float."""
+    """What in the folder can be run. Only C and numpy know the requantization without float; C and TFLite take no masks."""
     is_float = model.requantization == "float32"
     if policy is not None:
-        yield Contender("policy in eval mode", lambda observations: policy_steps(policy, observations), is_float)
+        yield Contender("policy in eval mode", partial(policy_steps, policy), is_float)
+    if (path := folder / "policy.py").is_file():
+        yield Contender("numpy, policy.py", partial(integer_steps, _load_copy(path, folder / "student.npz")))
     if (path := folder / "student.onnx").is_file():
         from sb3_qpd.export.onnx import OnnxPolicy
 
@@ -224,7 +242,7 @@ def find_contenders(folder: Path, model: IntegerModel, policy: QuantActorCriticP
             onnx_policy = OnnxPolicy(path, optimize=optimize)
             is_exact = is_float and (onnx_policy.form == "operators" or optimize)
             name = "ONNX Runtime" if optimize else "ONNX, not optimized"
-            yield Contender(name, _file_steps(onnx_policy, model), is_exact)
+            yield Contender(name, _file_steps(onnx_policy, model, takes_masks=True), is_exact)
     if (path := folder / "student.tflite").is_file():
         from sb3_qpd.export.tflite import TflitePolicy
 
@@ -244,16 +262,27 @@ def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any | None:
         raise ValueError(str(error)) from error
 
 
-def integer_steps(model: IntegerModel, observations: np.ndarray) -> Steps:
+def _load_copy(path: Path, model_path: Path) -> Any:
+    """The model as the copy of :mod:`sb3_qpd.integer` has it that goes to devices; an import would leave a cache beside it."""
+    module = sys.modules["sb3_qpd_copy"] = ModuleType("sb3_qpd_copy")  # where its dataclasses look for their annotations
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        return module.IntegerModel.load(model_path)
+    except Exception as error:  # whatever somebody has made of it
+        raise ValueError(f"{path} cannot be run ({error}): export it again") from error
+
+
+def integer_steps(model: IntegerModel, observations: Any, masks: np.ndarray | None = None) -> Steps:
     """Every step of the integer model."""
     *grids, acc = model.trace(observations)
     grids = [grid.astype(np.int16) for grid in grids]  # 0 to 255, or int8
     steps = dict(zip(model.step_names(), [*grids, acc], strict=True))
-    return {**steps, _output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
+    steps |= {_output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
+    return steps if masks is None else {**steps, MASKED: model.actions(acc, action_masks=masks)}
 
 
 @th.no_grad()
-def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> Steps:
+def policy_steps(policy: QuantActorCriticPolicy, observations: Any, masks: np.ndarray | None = None) -> Steps:
     """Every step of the SB3 policy in evaluation mode, looked at while it predicts."""
     policy.set_training_mode(False)
     with looking_at(policy) as steps:
@@ -261,7 +290,10 @@ def policy_steps(policy: QuantActorCriticPolicy, observations: np.ndarray) -> St
     features, head = steps.pop("features"), policy.action_net
     name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
     outputs = {"accumulators": head.accumulators(features), name: head(features)}
-    return {**steps, **{name: values.cpu().numpy() for name, values in outputs.items()}, "action": actions}
+    steps |= {**{name: values.cpu().numpy() for name, values in outputs.items()}, "action": actions}
+    if masks is not None:
+        steps[MASKED] = policy.predict(observations, deterministic=True, action_masks=masks)[0]
+    return steps
 
 
 @contextmanager
@@ -292,9 +324,17 @@ def looking_at(policy: QuantActorCriticPolicy) -> Iterator[dict[str, Any]]:
             handle.remove()
 
 
-def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, jitter: Jitter) -> Iterator[np.ndarray]:
+def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, jitter: Jitter) -> Iterator[Any]:
+    """The observations of :func:`replay_masked` alone."""
+    for observations, _ in replay_masked(player, recipe, n_observations, seed, jitter):
+        yield observations
+
+
+def replay_masked(
+    player: Player, recipe: EnvRecipe, n_observations: int, seed: int, jitter: Jitter
+) -> Iterator[tuple[Any, np.ndarray | None]]:
     """
-    Raw observations from a player's own episodes, batch after batch.
+    Raw observations from a player's own episodes, batch after batch, and which actions were allowed, where it is told.
 
     :param player: who acts: the most likely actions, in Atari sampled ones
     :param recipe: where
@@ -310,9 +350,9 @@ def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, ji
             _check_shape(player, observations)
             player.set_random_seed(seed)
         while n_observations > 0:
-            yield _rows(observations, slice(n_observations))
-            n_observations -= batch_size(observations)
             masks = get_action_masks(env) if masking else None
+            yield _rows((observations, masks), slice(n_observations))
+            n_observations -= batch_size(observations)
             actions = act(player, observations, not recipe.is_atari, masks)
             observations, _, dones, _ = env.step(actions)
             jitter.add(actions, dones)
@@ -320,13 +360,19 @@ def replay(player: Player, recipe: EnvRecipe, n_observations: int, seed: int, ji
         env.close()
 
 
-def _rows(observations: Any, rows: slice) -> Any:
-    if isinstance(observations, dict):
-        return {key: value[rows] for key, value in observations.items()}
-    return observations[rows]
+def _rows(batch: Any, rows: slice) -> Any:
+    if isinstance(batch, tuple):
+        return tuple(_rows(one, rows) for one in batch)
+    if isinstance(batch, dict):
+        return {key: value[rows] for key, value in batch.items()}
+    return None if batch is None else batch[rows]
 
 
 def _joined(batches: list[Any]) -> Any:
+    if isinstance(batches[0], tuple):
+        return tuple(_joined(list(ones)) for ones in zip(*batches, strict=True))
+    if batches[0] is None:
+        return None
     if isinstance(batches[0], dict):
         return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     return np.concatenate(batches)
@@ -337,18 +383,22 @@ def pieces(batches: Iterable[Any], size: int = PIECE) -> Iterator[Any]:
     The same observations in pieces of ``size`` and a last one: a call for each step of the environment would cost more than
     the arithmetic.
 
-    :param batches: of any sizes
+    :param batches: of any sizes; observations, or tuples of observations and masks
     :param size: of the pieces
     """
     waiting: list[Any] = []
     for batch in batches:
         waiting.append(_joined([batch]))  # a copy: an environment may write its next observations over these
-        while sum(map(batch_size, waiting)) >= size:
+        while sum(map(_length, waiting)) >= size:
             together = _joined(waiting)
             yield _rows(together, slice(size))
             waiting = [_rows(together, slice(size, None))]
-    if any(map(batch_size, waiting)):
+    if any(map(_length, waiting)):
         yield _joined(waiting)
+
+
+def _length(batch: Any) -> int:
+    return batch_size(batch[0] if isinstance(batch, tuple) else batch)
 
 
 def _check_shape(model: IntegerModel, observations: Any) -> None:
@@ -362,16 +412,17 @@ def _output_name(model: IntegerModel) -> str:
     return "mean" if model.is_box else "logits"
 
 
-def _file_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
-    def steps(observations: np.ndarray) -> Steps:
+def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> Callable[[Any, np.ndarray | None], Steps]:
+    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
         actions, outputs = policy.run(observations)
-        return {**policy.trace(observations), _output_name(model): outputs, "action": actions}
+        values = {**policy.trace(observations), _output_name(model): outputs, "action": actions}
+        return {**values, MASKED: policy.run(observations, masks)[0]} if takes_masks and masks is not None else values
 
     return steps
 
 
-def _c_steps(policy: Any, model: IntegerModel) -> Callable[[np.ndarray], Steps]:
-    def steps(observations: np.ndarray) -> Steps:
+def _c_steps(policy: Any, model: IntegerModel) -> Callable[[Any, np.ndarray | None], Steps]:
+    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
         values, actions = policy.trace(observations, model)
         return {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
 

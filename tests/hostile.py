@@ -450,6 +450,53 @@ YAML_BOMBS: dict[str, str] = {
     "a wrapper that writes": "a: [{stable_baselines3.common.monitor.Monitor: {filename: mark}}]",
 }
 
+_HISTORY = "rl_zoo3.wrappers.HistoryWrapper"
+# name -> what a config.yml says of the environment, and how the refusal names it
+SETTINGS: dict[str, tuple[str, str]] = {
+    "a size of 10^9": ("env_kwargs: {size: 1000000000}", "'size': 1000000000"),
+    "a size of 10^9, not whole": ("env_kwargs: {size: 1.0e+9}", "'size': 1000000000.0"),
+    "a size below zero": ("env_kwargs: {size: -1000000000}", "'size': -1000000000"),
+    "a size that is no number": ("env_kwargs: {size: .nan}", "'size': nan"),
+    "a size of 60,000 digits": ("env_kwargs: {size: 0x" + "f" * 50_000 + "}", "'size': a number of thousands of digits"),
+    "a limit of 10^9 steps": ("env_kwargs: {max_episode_steps: 1000000000}", "'max_episode_steps': 1000000000"),
+    "a file of settings": ("env_kwargs: {xml_file: /etc/passwd}", "'xml_file': '/etc/passwd'"),
+    "a device that never ends": ("env_kwargs: {model: /dev/zero}", "'model': '/dev/zero'"),
+    "a path upwards": ("env_kwargs: {xml_file: ../../secret}", "'xml_file': '../../secret'"),
+    "a path at home": ("env_kwargs: {map: ~/secret}", "'map': '~/secret'"),
+    "a path of Windows": ("env_kwargs: {map: 'C:\\secret'}", "'map': 'C:"),
+    "a path in a list": ("env_kwargs: {maps: [easy, /etc/passwd]}", "'maps': ['easy', '/etc/passwd']"),
+    "a file beside": ("env_kwargs: {map_file: secret}", "'map_file': 'secret'"),
+    "a folder to write": ("env_kwargs: {logdir: secret}", "'logdir': 'secret'"),
+    "an address": ("env_kwargs: {model: 'http://127.0.0.1/evil'}", "'model': 'http://127.0.0.1/evil'"),
+    "a module of another environment": ("env_kwargs: {env_id: 'evil:Evil-v0'}", "'env_id': 'evil:Evil-v0'"),
+    "a window": ("env_kwargs: {render_mode: human}", "'render_mode': 'human'"),
+    "settings in settings": ("env_kwargs: {config: {size: 1000000000}}", "'config': {'size': 1000000000}"),
+    "a list in a list": ("env_kwargs: {sizes: [[1000000000]]}", "'sizes': [[1000000000]]"),
+    "a long list": (f"env_kwargs: {{desc: [{'S, ' * 20_000}S]}}", "'desc': ['S', 'S'"),
+    "a long text": (f"env_kwargs: {{desc: {'S' * 50_000}}}", "'desc': 'SSSS"),
+    "a keyword that is a number": ("env_kwargs: {1: 1}", "1: 1"),
+    "5,000 keywords": (f"env_kwargs: {{{', '.join(f'k{i}: 1' for i in range(5_000))}}}", "with 64 settings each"),
+    "a history of 10^9": (f"env_wrapper: {{{_HISTORY}: {{horizon: 1000000000}}}}", "'horizon': 1000000000"),
+    "histories of histories": (
+        f"env_wrapper: [{', '.join([f'{{{_HISTORY}: {{horizon: 900}}}}'] * 3)}]",
+        "multiply to 729000000",
+    ),
+    "stacks of stacks": (
+        "frame_stack: 64\nenv_wrapper: {gymnasium.wrappers.FrameStackObservation: {stack_size: 64}}",
+        "multiply to 4096",
+    ),
+    "10^9 steps at once": ("env_wrapper: {gymnasium.wrappers.RepeatAction: {num_repeats: 1000000000}}", "'num_repeats'"),
+    "a picture of 10^10 pixels": (
+        "env_wrapper: {gymnasium.wrappers.ResizeObservation: {shape: !!python/tuple [100000, 100000]}}",
+        "'shape': (100000, 100000)",
+    ),
+    "a screen of 10^10 pixels": (
+        "env_wrapper: {stable_baselines3.common.atari_wrappers.AtariWrapper: {screen_size: 100000}}",
+        "'screen_size': 100000",
+    ),
+    "1,000 wrappers": (f"env_wrapper: [{', '.join(['gymnasium.wrappers.ClipAction'] * 1_000)}]", "63 wrappers"),
+}
+
 
 def main() -> None:
     for line in sys.stdin.read().splitlines():

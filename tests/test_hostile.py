@@ -1,6 +1,7 @@
 """Hostile files: what runs a command elsewhere runs none here, and what exhausts others is refused within bounds."""
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -9,10 +10,10 @@ from typing import Any
 
 import pytest
 from bounds import bounded
-from hostile import REFUSED, RUNNING, YAML_BOMBS
+from hostile import REFUSED, RUNNING, SETTINGS, YAML_BOMBS
 from stable_baselines3 import PPO
 
-from sb3_qpd import TeacherError, load_teacher
+from sb3_qpd import EnvRecipe, TeacherError, load_teacher
 from sb3_qpd.reader import read_vecnormalize, read_yaml
 
 HOSTILE = Path(__file__).with_name("hostile.py")
@@ -58,7 +59,7 @@ def test_runs_elsewhere_and_not_here(corpus: dict[str, tuple[Path, Path]], name:
 
 def test_there_are_enough_of_them() -> None:
     ways = {name.split(", ", 1)[1] if name.startswith(("zip, ", "statistics, ")) else name for name in RUNNING}
-    assert len(ways) >= 30 and len(ways) + len(REFUSED) + len(YAML_BOMBS) >= 75
+    assert len(ways) >= 30 and len(ways) + len(REFUSED) + len(YAML_BOMBS) + len(SETTINGS) >= 100
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -71,13 +72,46 @@ def test_refused_within_bounds(honest: Path, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", YAML_BOMBS)
 def test_yaml_is_refused_within_bounds(honest: Path, tmp_path: Path, name: str) -> None:
-    run = tmp_path / "CartPole-v1_1"
-    (run / "CartPole-v1").mkdir(parents=True)
-    (run / "CartPole-v1.zip").write_bytes(honest.read_bytes())
-    (run / "CartPole-v1" / "args.yml").write_text("env: CartPole-v1")
-    (run / "CartPole-v1" / "config.yml").write_text(YAML_BOMBS[name].replace("a: ", "env_wrapper: ", 1))
+    run = write_run(tmp_path, honest, YAML_BOMBS[name].replace("a: ", "env_wrapper: ", 1))
     with bounded(60, 2**30), pytest.raises(TeacherError):
         load_teacher(run, device="cpu")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_an_environment_are_refused(honest: Path, tmp_path: Path, name: str) -> None:
+    """Nothing is built when a teacher is loaded: all of these would come to pass in the first environment."""
+    config, found = SETTINGS[name]
+    run = write_run(tmp_path, honest, config)
+    with bounded(60, 2**30):
+        with pytest.raises(TeacherError, match=f"{re.escape(found)}.*yourself and pass it as env=") as refused:
+            load_teacher(run, device="cpu")
+        assert len(str(refused.value)) < 700
+        own = EnvRecipe("CartPole-v1", {"size": 10**9})  # the user's own is not looked at
+        assert load_teacher(run, device="cpu", env=own).recipe == own
+
+
+def test_settings_that_nobody_reads(honest: Path, tmp_path: Path) -> None:
+    config = "{n_envs: 1.0e+9, n_timesteps: 1.0e+30, buffer_size: 1000000000, n_stack: 1000000000, history_length: 1000000000}"
+    with bounded(60, 2**30):
+        recipe = load_teacher(write_run(tmp_path, honest, config), device="cpu").recipe
+        assert recipe == EnvRecipe("CartPole-v1")
+        recipe.make_vec_env(1).reset()
+
+
+def test_settings_that_do_exhaust_who_believes_them() -> None:
+    histories = EnvRecipe("Pendulum-v1", {}, (("rl_zoo3.wrappers.HistoryWrapper", {"horizon": 900}),) * 3)
+    with pytest.raises(MemoryError), bounded(60, 2**30):
+        histories.make_env()
+
+
+def write_run(folder: Path, zip_path: Path, config: str) -> Path:
+    """A run folder for CartPole-v1."""
+    run = folder / "CartPole-v1_1"
+    (run / "CartPole-v1").mkdir(parents=True)
+    (run / "CartPole-v1.zip").write_bytes(zip_path.read_bytes())
+    (run / "CartPole-v1" / "args.yml").write_text("env: CartPole-v1")
+    (run / "CartPole-v1" / "config.yml").write_text(config)
+    return run
 
 
 def test_an_honest_file_is_within_bounds(honest: Path) -> None:

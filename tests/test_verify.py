@@ -5,15 +5,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import onnx
 import pytest
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from students import BITS, BOX, DISCRETE, IMAGE, SPACES, VECTOR, actor_output, make_student, some_observations
 from test_cli import mistake
-from toys import QUICK
+from toys import QUICK, Strict
 
 from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, make_recipe
 from sb3_qpd.benchmark import Networks, benchmark, microcontroller_table, microcontrollers, write_float_onnx
@@ -21,7 +23,7 @@ from sb3_qpd.cli import main
 from sb3_qpd.export import export
 from sb3_qpd.export.emulate import MICROCONTROLLERS
 from sb3_qpd.export.onnx import OnnxPolicy
-from sb3_qpd.verify import Difference, Jitter, pieces, policy_steps, verify
+from sb3_qpd.verify import Difference, Jitter, pieces, policy_steps, replay_masked, verify
 
 STEPS = ["input_grid", "layer0", "layer1", "accumulators", "logits", "action"]
 
@@ -65,7 +67,7 @@ def test_export_and_verify(folder: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["verify", str(folder), "--observations", "100"]) == 0
     output = capsys.readouterr().out
     assert "100 observations, compared with the integer model" in output
-    for contender in ("policy in eval mode", "ONNX Runtime", "ONNX, not optimized"):
+    for contender in ("policy in eval mode", "numpy, policy.py", "ONNX Runtime", "ONNX, not optimized"):
         rows = [line.removeprefix(contender).split() for line in output.splitlines() if line.startswith(contender)]
         assert [row[0] for row in rows] == STEPS
         assert all(row[2] == "0" for row in rows), rows
@@ -82,6 +84,84 @@ def test_a_difference_is_seen(folder: Path, capsys: pytest.CaptureFixture[str]) 
     }
     assert differing["ONNX", "Runtime", "layer0"] == 0 and differing["ONNX", "Runtime", "layer1"] > 0
     assert "DIFFERENT where equality is promised" in output
+
+
+# --- action masks ---
+STRICT = "VerifiedStrict-v0"
+
+
+@pytest.fixture(
+    scope="module", params=[spaces.Discrete(6), spaces.MultiDiscrete([3, 2, 4])], ids=["Discrete", "MultiDiscrete"]
+)
+def masked_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A student of a MaskablePPO teacher, where an action that is not allowed is an error, with its exports."""
+    kwargs = {"observation_space": VECTOR, "action_space": request.param}
+    gym.register(STRICT, Strict, kwargs=kwargs)
+    settings = {"n_steps": 32, "batch_size": 32, "n_epochs": 2, "policy_kwargs": {"net_arch": [8]}}
+    teacher = MaskablePPO("MlpPolicy", STRICT, seed=0, device="cpu", **settings).learn(64)
+    folder = tmp_path_factory.mktemp("masked")
+    QPDDistiller(teacher, STRICT, **{**QUICK, "batch_size": 32}).learn(128).save(folder / "student.zip")
+    targets = ["--target", "onnx", "--target", "numpy", "--env", STRICT]
+    assert main(["export", str(folder / "student.zip"), *targets, "--out", str(folder)]) == 0
+    yield folder
+    del gym.registry[STRICT]
+
+
+@pytest.fixture
+def masked(masked_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(masked_folder, tmp_path / "masked"))
+
+
+def masked_actions(output: str) -> dict[str, tuple[int, int]]:
+    """Compared and differing, of each contender."""
+    found = re.findall(r"^(.+?) +masked_action +(\d+) +(\d+) ", output, re.MULTILINE)
+    return {name: (int(compared), int(differing)) for name, compared, differing in found}
+
+
+def test_actions_under_masks_are_compared(masked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = IntegerModel.load(masked / "student.npz")
+    seen = list(replay_masked(model, make_recipe(STRICT), 200, 0, Jitter()))
+    observations, masks = (np.concatenate(parts) for parts in zip(*seen, strict=True))
+    free, bound = (model.predict(observations, deterministic=True, action_masks=given)[0] for given in (None, masks))
+    assert np.mean(free != bound) > 0.2, "masks have to matter"
+    assert main(["verify", str(masked), "--observations", "200"]) == 0
+    output = capsys.readouterr().out
+    names = ["policy in eval mode", "numpy, policy.py", "ONNX Runtime", "ONNX, not optimized"]
+    assert masked_actions(output) == {name: (bound.size, 0) for name in names}
+    assert "200 of the observations came with action masks" in output and "not compared" not in output
+
+
+def test_a_form_that_forgets_its_masks_is_seen(masked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = (masked / "policy.py").read_text()
+    (masked / "policy.py").write_text(code.replace("bool) if action_masks is None else", "bool) if True else"))
+    model = IntegerModel.load(masked / "student.npz")
+    model.uses_masks = False
+    export_onnx(model, masked)
+    (masked / "student.zip").unlink()
+    assert main(["verify", str(masked), "--observations", "100"]) == 1
+    output = capsys.readouterr().out
+    assert len(masked_actions(output)) == 3 and all(differing > 10 for _, differing in masked_actions(output).values())
+    assert re.findall(r" (?:logits|action) +\d+ +(\d+) ", output) == ["0"] * 6, "alike but for the masks"
+    assert "DIFFERENT where equality is promised" in output
+
+
+def test_what_was_not_compared_under_masks_is_said(masked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = verify(masked, some_observations(VECTOR, 20))  # recorded without masks
+    assert result.holds and "0 of the observations came with action masks" in result.table()
+    model = IntegerModel.load(masked / "student.npz")
+    model.uses_masks = False
+    if shutil.which("cc") is None or len(model.action_nvec) > 1:
+        return
+    export(model, "c", masked)
+    model.uses_masks = True
+    model.save(masked / "student.npz")
+    assert main(["verify", str(masked), "--observations", "20"]) == 0
+    assert re.findall(r"(.*): masks were not compared", capsys.readouterr().out) == ["C on this computer"]
+
+
+def test_a_copy_that_cannot_be_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "policy.py").write_text("import no_such_package")
+    assert "policy.py cannot be run (No module named 'no_such_package')" in mistake(capsys, "verify", folder)
 
 
 def test_a_difference_where_none_is_excluded_does_not_fail(tmp_path: Path) -> None:
@@ -259,7 +339,10 @@ def test_an_environment_with_other_observations(tmp_path: Path, capsys: pytest.C
 def test_a_students_file_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy = make_student(VECTOR, DISCRETE)
     (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    for env in ({"env_id": "innocent:CartPole-v1"}, "CartPole-v1", {"env_id": 7}, None):
+    cartpole = {"env_id": "CartPole-v1"}
+    settings = ({"xml_file": "/etc/passwd"}, {"size": 10**9}, {"env_id": "innocent:CartPole-v1"}, [1])
+    hostile = [{**cartpole, "env_kwargs": one} for one in settings]
+    for env in ({"env_id": "innocent:CartPole-v1"}, "CartPole-v1", {"env_id": 7}, None, *hostile):
         path = tmp_path / "student.npz"
         policy.to_integer(env=env).save(path)
         with pytest.MonkeyPatch.context() as patch:

@@ -41,8 +41,9 @@ def add_verify(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
         help="that all files of a folder are the same policy, bit for bit",
-        description="Let the student play, and send what it sees through its zip, its ONNX file, its C code and its TFLite "
-        "file. Exit code 1 if a value differs from student.npz where equality is promised.",
+        description="Let the student play, and send what it sees, with the action masks that it is given, through its zip, "
+        "its ONNX file, its C code, its policy.py and its TFLite file. Exit code 1 if a value differs from student.npz where "
+        "equality is promised.",
     )
     parser.set_defaults(run=verify, device="cpu")
     add_folder(parser, teacher="of a Box action: show its jitter beside the student's")

@@ -71,6 +71,7 @@ def student_recipe(path: Path, recorded: dict[str, Any] | None, args: argparse.N
     :param args: --env and --env-kwargs
     """
     from sb3_qpd.envs import EnvRecipe, make_recipe
+    from sb3_qpd.run_folder import check_foreign
 
     if args.env is None and recorded is None:
         raise ValueError(f"{path} does not say in which environment it plays. Give it: --env ID")
@@ -81,6 +82,10 @@ def student_recipe(path: Path, recorded: dict[str, Any] | None, args: argparse.N
             raise ValueError(f"{path} does not name its environment by a plain id. Give it: --env ID")
         wrappers = tuple((name, kwargs) for name, kwargs in recorded.get("env_wrappers", ()))
         recipe = EnvRecipe(**{**recorded, "env_wrappers": wrappers})
+        try:
+            check_foreign(recipe)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error} Give the environment yourself: --env ID, --env-kwargs KEY=VALUE") from error
     return make_recipe(recipe, dict(args.env_kwargs))
 
 
