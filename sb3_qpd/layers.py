@@ -238,7 +238,8 @@ class QuantLayer(nn.Module):
         if not self.output_grid.ready:
             self.output_grid.calibrate((acc * self._per_channel(unit, acc)).relu())
         output_scale = self.output_grid.scale()
-        q = (acc * self._per_channel(requantization_multiplier(unit, output_scale), acc)).round().clamp(0, self.output_grid.high)
+        multiplier = requantization_multiplier(unit, output_scale)
+        q = (acc * self._per_channel(multiplier, acc)).round().clamp(0, self.output_grid.high)
         return q * output_scale
 
     @staticmethod
