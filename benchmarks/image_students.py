@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from sb3_qpd import QPDDistiller, QuantActorCriticCnnPolicy, load_teacher
 from sb3_qpd.architectures import make_arch
 from sb3_qpd.buffers import DistillationSamples
-from sb3_qpd.distiller import CosineSchedule
 from sb3_qpd.objective import distillation_loss
 from sb3_qpd.quantizers import FLOAT_BITS
+from sb3_qpd.schedules import CosineSchedule
 from sb3_qpd.teachers import TeacherOutput
 from sb3_qpd.transitions import get_transition
 

@@ -19,8 +19,8 @@ import torch as th
 
 from sb3_qpd import QPDDistiller, evaluate, load_teacher, losses
 from sb3_qpd.buffers import DistillationSamples
-from sb3_qpd.distiller import CosineSchedule
 from sb3_qpd.evaluation import VALIDATION_SEED
+from sb3_qpd.schedules import CosineSchedule
 from sb3_qpd.verdicts import bootstrap_means, interval95
 
 RATE, BATCH_SIZE = 4e-3, 256  # the better rate of short runs (benchmarks/transitions.py)

@@ -34,8 +34,8 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     import torch as th
 
     from sb3_qpd import QPDDistiller, evaluate, load_teacher
-    from sb3_qpd.distiller import CosineSchedule
     from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED
+    from sb3_qpd.schedules import CosineSchedule
 
     th.set_num_threads(1)
     teacher = load_teacher(job["teacher"])

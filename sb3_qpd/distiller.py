@@ -37,6 +37,7 @@ from sb3_qpd.matching import (
 from sb3_qpd.objective import BOX_LOSSES, distillation_loss
 from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
+from sb3_qpd.schedules import USUAL_LEARNING_RATES, CosineSchedule, share_passed, warmed_up
 from sb3_qpd.spaces import masked, parts_of
 from sb3_qpd.teacher_check import check_teacher
 from sb3_qpd.teachers import DeterministicTeacher, Teacher, TeacherOutput
@@ -44,28 +45,9 @@ from sb3_qpd.transitions import get_transition
 
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
 
-WARM_UP_UPDATES = 200  # the learning rate rises: at once, it leaves a CNN's ReLUs dead
-USUAL_LEARNING_RATES = {True: 1e-2, False: 2e-3}  # of images, of anything else: where the cosine begins
 ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
 FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
-
-
-class CosineSchedule:
-    """
-    A learning rate that falls to zero along half a cosine (patient, consistent teachers: Beyer et al. 2022).
-
-    :param initial: value at the start
-    """
-
-    def __init__(self, initial: float) -> None:
-        self.initial = initial
-
-    def __call__(self, progress_remaining: float) -> float:
-        return self.initial * 0.5 * (1 - math.cos(math.pi * min(max(progress_remaining, 0.0), 1.0)))
-
-    def __repr__(self) -> str:
-        return f"CosineSchedule({self.initial})"
 
 
 class QPDDistiller(BaseAlgorithm):
@@ -498,15 +480,12 @@ class QPDDistiller(BaseAlgorithm):
             self._fit_scales()
         self._advance_transition()
         self._set_training_mode()
-        self._update_learning_rate(self.policy.optimizer)
-        n_updates = int(self._updates_owed)
+        n_updates, of_all = int(self._updates_owed), int(self._total_timesteps * self.gradient_steps)  # type: ignore[operator]
         self._updates_owed -= n_updates
-        warm_up = min(WARM_UP_UPDATES, int(self._total_timesteps * self.gradient_steps) // 20)  # type: ignore[operator]
         for _ in range(n_updates):
-            if self._n_updates <= warm_up:
-                rate = self.lr_schedule(self._current_progress_remaining) * (self._n_updates + 1) / (warm_up + 1)
-                update_learning_rate(self.policy.optimizer, rate)
-                self.logger.record("train/learning_rate", rate)
+            rate = warmed_up(self.lr_schedule(self._current_progress_remaining), self._n_updates, of_all)
+            update_learning_rate(self.policy.optimizer, rate)
+            self.logger.record("train/learning_rate", rate)
             if self.transition == "scratch" and self._n_updates & (self._n_updates - 1) == 0:
                 self._calibrate()  # a head that starts near zero would outgrow its grid faster than the step can follow
             self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
@@ -543,8 +522,7 @@ class QPDDistiller(BaseAlgorithm):
 
     def _advance_transition(self) -> None:
         """Move precision along; steps are calibrated when the float stage ends, and refreshed while it lasts."""
-        span = max(self.transition_end - self.transition_start, 1e-9)
-        progress = min(max((self._progress - self.transition_start) / span, 0.0), 1.0)
+        progress = share_passed(self._progress, self.transition_start, self.transition_end)
         if self.transition == "none":
             progress = 0.0  # float to the end, from where another transition may go on
         begins = self._transition_progress == 0 < progress

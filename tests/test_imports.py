@@ -15,7 +15,7 @@ PACKAGE = Path(sb3_qpd.__file__).parent
 # A module may import from the layers above its line here, and from its own layer what stands to its left.
 LAYERS = (
     # mathematics and plain data: no SB3
-    ("losses", "quantizers", "transitions", "integer", "inert", "archive", "verdicts"),
+    ("losses", "quantizers", "transitions", "schedules", "integer", "inert", "archive", "verdicts"),
     # which spaces there are, and what comes from elsewhere, read as data
     ("spaces", "weights", "reader", "hub"),
     # parts
