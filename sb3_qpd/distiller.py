@@ -32,15 +32,15 @@ from sb3_qpd.matching import (
     pipeline_of,
     raw_env,
     stacks_frames,
-    trunk_statistics,
 )
 from sb3_qpd.objective import BOX_LOSSES, distillation_loss
 from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
+from sb3_qpd.scales import fit_scales
 from sb3_qpd.schedules import USUAL_LEARNING_RATES, CosineSchedule, share_passed, warmed_up
 from sb3_qpd.spaces import masked, parts_of
 from sb3_qpd.teacher_check import check_teacher
-from sb3_qpd.teachers import DeterministicTeacher, Teacher, TeacherOutput
+from sb3_qpd.teachers import Teacher, TeacherOutput
 from sb3_qpd.transitions import get_transition
 
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
@@ -476,8 +476,11 @@ class QPDDistiller(BaseAlgorithm):
         """The gradient steps that are due."""
         if self._is_warming_up or self._updates_owed < 1:
             return
+        assert self._buffer is not None and self.teacher is not None
         if not self._is_fitted:
-            self._fit_scales()
+            self._teacher_temperature = fit_scales(self.policy, self.teacher, self._buffer.newest(10_000))
+            self._calibrate()
+            self._is_fitted = True
         self._advance_transition()
         self._set_training_mode()
         n_updates, of_all = int(self._updates_owed), int(self._total_timesteps * self.gradient_steps)  # type: ignore[operator]
@@ -488,32 +491,12 @@ class QPDDistiller(BaseAlgorithm):
             self.logger.record("train/learning_rate", rate)
             if self.transition == "scratch" and self._n_updates & (self._n_updates - 1) == 0:
                 self._calibrate()  # a head that starts near zero would outgrow its grid faster than the step can follow
-            self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
+            self._gradient_step(self._buffer.sample(int(self.batch_size)))
             self._n_updates += 1
 
     def _set_training_mode(self) -> None:
         if not self.policy.training:  # a callback may have evaluated; a walk through all modules is not free
             self.policy.set_training_mode(True)
-
-    def _fit_scales(self) -> None:
-        """Freeze the student's input normalization and the units of what it learns, from what the teacher saw and said."""
-        assert self._buffer is not None and self.teacher is not None
-        samples = self._buffer.newest(10_000)
-        if (values := samples.targets.value) is not None:
-            self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
-        if not isinstance(self.action_space, spaces.Box):
-            self._teacher_temperature = self.teacher.temperature_of(samples.targets)
-        elif isinstance(self.teacher, DeterministicTeacher):  # no deviation to learn: the student explores as its teacher does
-            self.policy.log_std.data.copy_(self.teacher.exploration_log_std)
-        tensors = samples.observations
-        if isinstance(tensors, dict):
-            observations: Any = {key: value.cpu().numpy() for key, value in tensors.items()}
-        else:
-            observations = tensors.cpu().numpy()
-        for trunk in self.policy.features_extractor.trunks:
-            trunk.set_normalization(*trunk_statistics(trunk.parts, observations, self.teacher.normalization))
-        self._calibrate()
-        self._is_fitted = True
 
     def _calibrate(self) -> None:
         assert self._buffer is not None

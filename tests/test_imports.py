@@ -20,7 +20,7 @@ LAYERS = (
     ("spaces", "weights", "reader", "hub"),
     # parts
     ("layers", "architectures", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
-    ("policies", "loading", "acting", "matching", "wrappers", "objective"),
+    ("policies", "loading", "acting", "matching", "scales", "wrappers", "objective"),
     ("teacher_check", "distiller"),
     # what is done with a student
     ("export", "evaluation", "report", "contest", "verify", "benchmark", "publishing"),
