@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class WeightedDistiller(QPDDistiller):
     """Samples count by how much the choice matters there: 0.1 + 1 - H / log|A|, mean one (after Bastani et al. 2018)."""
 
-    def _gradient_step(self, samples: DistillationSamples) -> None:
+    def _loss(self, samples: DistillationSamples) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
         actor, value = self.policy.actor_and_value(samples.observations)
         assert samples.targets.value is not None
         entropy = th.distributions.Categorical(logits=samples.targets.actor).entropy()
@@ -53,10 +53,7 @@ class WeightedDistiller(QPDDistiller):
         actor_loss = losses.categorical_kl(actor, samples.targets.actor)
         critic_loss = losses.value_error(value, samples.targets.value, std=self.policy.value_net.std)
         loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=self.critic_coef)
-        self.policy.optimizer.zero_grad(set_to_none=True)
-        (loss * weight / weight.mean()).mean().backward()
-        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+        return (loss * weight / weight.mean()).mean(), (actor_loss.detach(), critic_loss.detach())
 
 
 def run(args: argparse.Namespace) -> None:

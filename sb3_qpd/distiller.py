@@ -17,12 +17,12 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import safe_mean, update_learning_rate
 
-from sb3_qpd.acting import Turns, gives_masks
+from sb3_qpd.acting import Turns, gives_masks, with_student
 from sb3_qpd.architectures import StudentArch, make_arch
-from sb3_qpd.buffers import DistillationBuffer, DistillationSamples
+from sb3_qpd.buffers import DistillationBuffer, DistillationSamples, FloatPixels
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.loading import load_teacher
 from sb3_qpd.matching import (
@@ -38,7 +38,7 @@ from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, 
 from sb3_qpd.quantizers import FLOAT_BITS
 from sb3_qpd.scales import fit_scales
 from sb3_qpd.schedules import USUAL_LEARNING_RATES, CosineSchedule, share_passed, warmed_up
-from sb3_qpd.spaces import masked, parts_of
+from sb3_qpd.spaces import parts_of
 from sb3_qpd.teacher_check import check_teacher
 from sb3_qpd.teachers import Teacher, TeacherOutput
 from sb3_qpd.transitions import get_transition
@@ -200,7 +200,7 @@ class QPDDistiller(BaseAlgorithm):
         self._rng = np.random.default_rng(self.seed)
         self._buffer: DistillationBuffer | None = None
         self._float_state: dict[str, th.Tensor] | None = None
-        self._pixels: th.Tensor | None = None
+        self._float_pixels = FloatPixels()
 
     def _check_hyperparameters(self) -> None:
         get_transition(self.transition)
@@ -297,7 +297,7 @@ class QPDDistiller(BaseAlgorithm):
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_pixels")
+        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_float_pixels")
         # tensorboard_log is a path of somebody's machine
         return [*super()._excluded_save_params(), "teacher", *of_a_run, "_turns", "tensorboard_log"]
 
@@ -453,15 +453,10 @@ class QPDDistiller(BaseAlgorithm):
         """Sampled actions: the teacher's in its steps, else the student's at the precision that it trains at."""
         assert self.teacher is not None
         by_teacher = self._turns.of_teacher() | self._is_warming_up
-        actor = targets.actor
         if not by_teacher.all():
-            observations, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
             self._set_training_mode()
-            with th.no_grad():
-                student, _ = self.policy.actor_and_value(observations)
-            student = masked(self.policy.head.logits(student), targets.masks)
-            actor = th.where(th.as_tensor(by_teacher, device=self.device)[:, None], actor, student)
-        actions = self.teacher.sample(targets._replace(actor=actor))
+            targets = with_student(targets, self.policy, self._last_obs, by_teacher)
+        actions = self.teacher.sample(targets)
         if isinstance(self.action_space, spaces.Box):
             return actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
         return actions
@@ -521,23 +516,19 @@ class QPDDistiller(BaseAlgorithm):
     def _set_precision(self) -> None:
         self.policy.set_precision(get_transition(self.transition), self._transition_progress)
 
-    def _float_pixels(self, observations: TensorDict | th.Tensor) -> TensorDict | th.Tensor:
-        """Images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
-        if isinstance(observations, dict) or observations.dtype != th.uint8:
-            return observations
-        if self._pixels is None or self._pixels.shape != observations.shape:
-            self._pixels = th.empty_like(observations, dtype=th.float32)
-        return self._pixels.copy_(observations)
-
-    def _gradient_step(self, samples: DistillationSamples) -> None:
-        loss, self._last_losses = distillation_loss(
+    def _loss(self, samples: DistillationSamples) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
+        """What a gradient step minimises, and its parts for the log: see :func:`sb3_qpd.objective.distillation_loss`."""
+        return distillation_loss(
             self.policy,
-            samples._replace(observations=self._float_pixels(samples.observations)),
+            samples,
             temperature=self.temperature * self._teacher_temperature,
             critic_coef=self.critic_coef,
             entropy_coef=self.entropy_coef,
             box_loss=self.box_loss,
         )
+
+    def _gradient_step(self, samples: DistillationSamples) -> None:
+        loss, self._last_losses = self._loss(samples._replace(observations=self._float_pixels(samples.observations)))
         optimizer = self.policy.optimizer
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
