@@ -20,8 +20,8 @@ LAYERS = (
     ("spaces", "weights", "reader", "hub"),
     # parts
     ("layers", "architectures", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
-    ("policies", "loading", "acting", "matching", "scales", "wrappers", "objective"),
-    ("teacher_check", "distiller"),
+    ("policies", "loading", "acting", "matching", "scales", "wrappers", "objective", "hyperparameters"),
+    ("teacher_check", "algorithm", "distiller"),
     # what is done with a student
     ("export", "evaluation", "report", "contest", "verify", "benchmark", "publishing"),
     # front doors: nobody imports these but the command line, which opens the others; `python -m` is the command line
