@@ -1,4 +1,8 @@
-"""A quantized student and its teacher as a Stable-Baselines3 algorithm: built, saved, loaded, and brought to other bits."""
+"""
+A quantized student and its teacher as a Stable-Baselines3 algorithm: built, checked, saved, loaded, and at other bits.
+
+What is particular to quantization-aware policy distillation is in :mod:`sb3_qpd.distiller`.
+"""
 
 from __future__ import annotations
 
@@ -167,6 +171,7 @@ class StudentAlgorithm(BaseAlgorithm):
     # -- learning and its log -----------------------------------------------------------------------------------------
 
     def _setup_learn(self, total_timesteps: float, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        """Refuse first what cannot be learned."""
         if self.teacher is None:
             raise ValueError(
                 "learn() needs a teacher: QPDDistiller(teacher, ...), or QPDDistiller.load(path, env=env, teacher=teacher)"
