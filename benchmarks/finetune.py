@@ -14,7 +14,6 @@ chosen on them: PPO stops where it was told to. gamma has to be the teacher's, o
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
+from tables import add_rows, read_rows, table_head
 from torch import nn
 
 from sb3_qpd import EnvRecipe, QPDDistiller, evaluate, load_teacher, make_recipe
@@ -117,22 +117,16 @@ def run(args: argparse.Namespace) -> None:
                 "before": before.returns.tolist(),
                 "after": after.returns.tolist(),
             }
-            with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_rows(args.out, row)
             print(f"{path.stem} {head}: {before.return_mean:.1f} -> {after.return_mean:.1f}", flush=True)
 
 
 def table(args: argparse.Namespace) -> None:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for path in args.results:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            groups[row["student"].rpartition("-")[0], row["head"], row["timesteps"], row["learning_rate"]].append(row)
-    print(
-        "| student | value head | steps | learning rate | before, each seed | after, each seed | gain (95 %) |\n"
-        + 7 * "|---"
-        + "|"
-    )
+    for row in read_rows(*args.results):
+        groups[row["student"].rpartition("-")[0], row["head"], row["timesteps"], row["learning_rate"]].append(row)
+    columns = ("student", "value head", "steps", "learning rate", "before, each seed", "after, each seed", "gain (95 %)")
+    print(table_head(columns))
     for (name, head, steps, rate), rows in sorted(groups.items()):
         low, high = bootstrap_over_seeds([np.array(row["after"]) - np.array(row["before"]) for row in rows])
         each = [", ".join(f"{np.mean(row[when]):.1f}" for row in rows) for when in ("before", "after")]

@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from tables import table_head
 from torch.nn import functional as F
 
 from sb3_qpd import QPDDistiller, QuantActorCriticCnnPolicy, load_teacher
 from sb3_qpd.architectures import make_arch
 from sb3_qpd.buffers import DistillationSamples
-from sb3_qpd.distiller import CosineSchedule
-from sb3_qpd.objective import distillation_loss
+from sb3_qpd.objective import descend, distillation_loss
 from sb3_qpd.quantizers import FLOAT_BITS
+from sb3_qpd.schedules import CosineSchedule
 from sb3_qpd.teachers import TeacherOutput
 from sb3_qpd.transitions import get_transition
 
@@ -82,10 +83,7 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
         progress = min(max((i / updates - BLEND[0]) / (BLEND[1] - BLEND[0]), 0.0), 1.0) if width else 0.0
         policy.set_precision(get_transition("blend"), progress)
         loss, _ = distillation_loss(policy, batch)
-        policy.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        th.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
-        policy.optimizer.step()
+        descend(policy.optimizer, loss, max_grad_norm=10.0)
     milliseconds = 1000 * (time.process_time() - start) / updates
     with th.no_grad():
         pieces = [policy.actor_and_value(rows_of(samples, rows).observations)[0] for rows in np.array_split(held_out, 20)]
@@ -108,12 +106,8 @@ def main() -> None:
     args = parser.parse_args()
     th.set_num_threads(1)
     distiller, samples = labelled_frames(args.teacher, args.frames, args.seed)
-    print(
-        "| student | bits | bytes | learning rate | centre | KL, nats | same argmax | processor ms per update |\n"
-        + 8 * "|---"
-        + "|",
-        flush=True,
-    )
+    columns = ("student", "bits", "bytes", "learning rate", "centre", "KL, nats", "same argmax", "processor ms per update")
+    print(table_head(columns), flush=True)
     for text in args.students:
         print(train(text, distiller, samples, args.updates, args.seed), flush=True)
 

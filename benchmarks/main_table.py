@@ -11,12 +11,12 @@ students are scored on the test seeds, in the mode that RL Zoo uses (sampled for
 
 import argparse
 import ast
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
 from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
             "verdict": comparison.verdict,
             "score": comparison.score,
         }
-        with args.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        add_rows(args.out, row)
         print(
             f"{teacher.name} {args.label} {args.arch} W{args.bits[0]}A{args.bits[1]} seed {seed}: {result.return_mean:.1f} "
             f"(teacher {theirs.return_mean:.1f}), {comparison.verdict}, {model.nbytes} B, {student.seconds_learning:.0f} s",
@@ -93,14 +92,12 @@ def _cached(folder: Path, who: Any, teacher: Any, mode: dict[str, Any]) -> Evalu
 
 def table(args: argparse.Namespace) -> None:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
-    for path in args.results:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            key = (row["teacher"], row["label"], row["arch"], tuple(row["bits"]), row["timesteps"], str(row["options"]))
-            groups[key].append(row)
+    for row in read_rows(*args.results):
+        key = (row["teacher"], row["label"], row["arch"], tuple(row["bits"]), row["timesteps"], str(row["options"]))
+        groups[key].append(row)
     columns = "teacher, student, bits, bytes (% of actor), steps, teacher's return, student's (each seed), "
     columns += "difference (95 %), margin, verdict, score, seconds"
-    print("| " + " | ".join(columns.split(", ")) + " |\n" + 12 * "|---" + "|")
+    print(table_head(columns.split(", ")))
     for (name, label, arch, bits, steps, _), rows in sorted(groups.items()):
         theirs = np.array(rows[0]["teacher_returns"])
         differences = [np.array(row["returns"]) - np.array(row["teacher_returns"]) for row in rows]

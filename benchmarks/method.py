@@ -9,18 +9,18 @@ Lines already in the file are not run again.
 """
 
 import argparse
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
+from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import QPDDistiller, evaluate, load_teacher, losses
 from sb3_qpd.buffers import DistillationSamples
-from sb3_qpd.distiller import CosineSchedule
 from sb3_qpd.evaluation import VALIDATION_SEED
+from sb3_qpd.schedules import CosineSchedule
 from sb3_qpd.verdicts import bootstrap_means, interval95
 
 RATE, BATCH_SIZE = 4e-3, 256  # the better rate of short runs (benchmarks/transitions.py)
@@ -45,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class WeightedDistiller(QPDDistiller):
     """Samples count by how much the choice matters there: 0.1 + 1 - H / log|A|, mean one (after Bastani et al. 2018)."""
 
-    def _gradient_step(self, samples: DistillationSamples) -> None:
+    def _loss(self, samples: DistillationSamples) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
         actor, value = self.policy.actor_and_value(samples.observations)
         assert samples.targets.value is not None
         entropy = th.distributions.Categorical(logits=samples.targets.actor).entropy()
@@ -53,17 +53,13 @@ class WeightedDistiller(QPDDistiller):
         actor_loss = losses.categorical_kl(actor, samples.targets.actor)
         critic_loss = losses.value_error(value, samples.targets.value, std=self.policy.value_net.std)
         loss = losses.actor_critic(actor_loss, critic_loss, critic_coef=self.critic_coef)
-        self.policy.optimizer.zero_grad(set_to_none=True)
-        (loss * weight / weight.mean()).mean().backward()
-        th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+        return (loss * weight / weight.mean()).mean(), (actor_loss.detach(), critic_loss.detach())
 
 
 def run(args: argparse.Namespace) -> None:
     th.set_num_threads(1)
     teacher = load_teacher(args.teacher)
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
-    done = {(row["variant"], row["seed"]) for row in rows}
+    done = {(row["variant"], row["seed"]) for row in read_rows(args.out, missing_ok=True)}
     for seed in range(100, 100 + args.seeds):
         for variant, changes in VARIANTS.items():
             if (variant, seed) in done:
@@ -76,21 +72,19 @@ def run(args: argparse.Namespace) -> None:
             played = evaluate(model, teacher.recipe, n_episodes=args.episodes, seed=VALIDATION_SEED)
             row = {"teacher": teacher.name, "arch": args.arch, "bits": args.bits, "timesteps": args.timesteps}
             row |= {"variant": variant, "seed": seed, "return": played.return_mean, "seconds": student.seconds_learning}
-            with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            add_rows(args.out, row)
             print(f"{variant}, seed {seed}: {played.return_mean:.1f}, {student.seconds_learning:.0f} s", flush=True)
 
 
 def table(args: argparse.Namespace) -> None:
     groups: dict[str, dict[int, float]] = defaultdict(dict)
     seconds: dict[str, list[float]] = defaultdict(list)
-    for line in args.out.read_text().splitlines():
-        row = json.loads(line)
+    for row in read_rows(args.out):
         groups[row["variant"]][row["seed"]] = row["return"]
         seconds[row["variant"]].append(row["seconds"])
     base = groups["defaults"]
-    print("| variant | seeds | mean return | worst | difference from the defaults, 95 % over seeds | median seconds |")
-    print(6 * "|---" + "|")
+    last = ("difference from the defaults, 95 % over seeds", "median seconds")
+    print(table_head(("variant", "seeds", "mean return", "worst", *last)))
     for variant in VARIANTS:
         if not (returns := groups.get(variant)):
             continue

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from tables import table_head
 
 from sb3_qpd import IntegerModel
 from sb3_qpd.envs import EnvRecipe
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--observations", type=int, default=100)
     parser.add_argument("--mhz", type=float, default=100.0)
     args = parser.parse_args()
-    print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
+    print(table_head(COLUMNS))
     for path in args.students:
         model = IntegerModel.load(path)
         observations = real_observations(model, args.observations)

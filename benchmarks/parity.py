@@ -14,7 +14,6 @@ observations, and passes over those that are in the file already.
 """
 
 import argparse
-import json
 import platform
 import tempfile
 import time
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch as th
+from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import QPDDistiller, Teacher, export_c, export_onnx, load_teacher
 from sb3_qpd.contest import describe_env
@@ -119,7 +119,7 @@ def make_student(teacher: Teacher, given: str, args: argparse.Namespace) -> tupl
 
 def run(args: argparse.Namespace) -> None:
     th.set_num_threads(1)
-    done = {(row["student"], row["part"]) for row in read([args.out])}
+    done = {(row["student"], row["part"]) for row in read_rows(args.out, missing_ok=True)}
     for spec in args.teachers:
         teacher = load_teacher(spec.partition("=")[0])
         name, policy = make_student(teacher, spec.partition("=")[2], args)
@@ -150,24 +150,19 @@ def measure(
                 width.add(observations)
             if (seen := seen + len(observations)) % 5120 < len(observations):
                 print(f"{name} part {part}: {seen} of {n}, {time.process_time() - start:.0f} processor s", flush=True)
-        with out.open("a") as file:
-            for bits, width in widths.items():
-                row = {"student": name, "teacher": teacher.name, "bits": bits, "part": part, "observations": seen}
-                file.write(json.dumps({**row, **width.row(), "versions": versions}) + "\n")
-                width.start()
-
-
-def read(paths: list[Path]) -> list[dict[str, Any]]:
-    return [json.loads(line) for path in paths if path.is_file() for line in path.read_text().splitlines()]
+        of = {"student": name, "teacher": teacher.name, "part": part, "observations": seen, "versions": versions}
+        add_rows(out, *({**of, "bits": bits, **width.row()} for bits, width in widths.items()))
+        for width in widths.values():
+            width.start()
 
 
 def table(args: argparse.Namespace) -> None:
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
-    for row in read(args.results):
+    for row in read_rows(*args.results):
         groups[row["student"], "W{}A{}".format(*row["bits"])].append(row)
     columns = "student, bits, observations, values of each form, that differ, actions that differ in fixed point, "
     columns += "activations that the training forward moves"
-    print("| " + " | ".join(columns.split(", ")) + " |\n" + len(columns.split(", ")) * "|---" + "|")
+    print(table_head(columns.split(", ")))
     for (student, bits), rows in groups.items():
         n = sum(row["observations"] for row in rows)
         forms = {form: np.sum([row["differing"][form] for row in rows], 0) for form in rows[0]["differing"]}

@@ -11,13 +11,13 @@ was the same (a checksum of all of them).
 
 import argparse
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import add_rows, table_head
 
 from sb3_qpd import IntegerModel, QPDDistiller, evaluate, export_c, export_onnx, load_teacher
 from sb3_qpd.evaluation import VALIDATION_SEED
@@ -93,8 +93,7 @@ def play(name: str, model: IntegerModel, recipe: Any, n_episodes: int, out: Path
             cells = [name, mode, who, n_episodes, player.n_steps, f"{returns.mean():.2f}", *verdict]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
             row = {"student": name, "mode": mode, "player": who, "steps": player.n_steps, "returns": returns.tolist()}
-            with out.open("a") as file:
-                file.write(json.dumps({**row, "differ": differ, "every_step_same": same}) + "\n")
+            add_rows(out, {**row, "differ": differ, "every_step_same": same})
 
 
 def main() -> None:
@@ -103,7 +102,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    print("| " + " | ".join(COLUMNS.split(", ")) + " |\n" + "|---" * len(COLUMNS.split(", ")) + "|")
+    print(table_head(COLUMNS.split(", ")))
     for spec in args.students:
         teacher, path = spec.split("=")
         recipe = load_teacher(teacher).recipe

@@ -13,7 +13,6 @@ Lines already in the file are not run again.
 """
 
 import argparse
-import json
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import add_rows, read_rows, table_head
 
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
 BITS = ((8, 8), (4, 4), (2, 8))
@@ -34,8 +34,8 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     import torch as th
 
     from sb3_qpd import QPDDistiller, evaluate, load_teacher
-    from sb3_qpd.distiller import CosineSchedule
     from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED
+    from sb3_qpd.schedules import CosineSchedule
 
     th.set_num_threads(1)
     teacher = load_teacher(job["teacher"])
@@ -84,14 +84,13 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def work(todo: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run what is not in the file yet; returns all the file's rows."""
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = read_rows(args.out, missing_ok=True)
     done = {_key(row) for row in rows}
     todo = [job for job in todo if _key(job) not in done]
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool, args.out.open("a") as file:
+    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
         for i, new in enumerate(pool.map(one_run, todo)):
             rows += new
-            file.writelines(json.dumps(row) + "\n" for row in new)
-            file.flush()
+            add_rows(args.out, *new)
             print(f"{i + 1} of {len(todo)}: {new[0]['arm']} {new[0]['bits']} {new[0]['return']:.1f}", flush=True)
     return rows
 
@@ -122,7 +121,7 @@ def table(args: argparse.Namespace) -> None:
     from sb3_qpd import evaluate, load_teacher
     from sb3_qpd.verdicts import bootstrap_means, interval95
 
-    rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+    rows = read_rows(args.out)
     best = best_rates(rows)
     teacher = load_teacher(args.teacher)
     high, low = (evaluate(p, teacher.recipe, n_episodes=rows[0]["episodes"]).return_mean for p in (teacher, "random"))
@@ -133,7 +132,7 @@ def table(args: argparse.Namespace) -> None:
             groups[bits, row["arm"], row["critic_coef"]].append((row["return"] - low) / (high - low))
     print(f"Score = (student - random) / (teacher - random); teacher {high:.1f}, random {low:.1f}.\n")
     columns = "bits, transition, critic_coef, learning rate, seeds, mean score, 95 % over seeds, worst, deviation, collapsed"
-    print("| " + " | ".join(columns.split(", ")) + " |\n" + 10 * "|---" + "|")
+    print(table_head(columns.split(", ")))
     for (bits, arm, critic), scores in sorted(groups.items(), key=lambda item: (-item[0][0][0], -item[0][0][1], item[0][1:])):
         s = np.array(scores)
         a, b = interval95(bootstrap_means(s))

@@ -8,10 +8,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_qpd.spaces import head_of
+from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.spaces import head_of, masked
+from sb3_qpd.teachers import TeacherOutput
 
 
 def takes_masks(player: Any) -> bool:
@@ -108,3 +111,21 @@ class Turns:
                 self._left[i] = np.inf
             else:
                 self._left[i] = self._rng.integers(int(self._teacher_length) + 1) if self.roll_in else 0
+
+
+@th.no_grad()
+def with_student(
+    targets: TeacherOutput, policy: QuantActorCriticPolicy, observations: Any, by_teacher: np.ndarray
+) -> TeacherOutput:
+    """
+    What the actions are sampled from: the teacher's answer in its turns, the student's in the others.
+
+    :param targets: what the teacher said of the observations
+    :param policy: the student, in the mode that it acts in
+    :param observations: raw, shape (n_envs, *observation_shape); a dict of such arrays
+    :param by_teacher: whose turn it is, shape (n_envs,)
+    """
+    tensor, _ = policy.obs_to_tensor(observations)
+    student, _ = policy.actor_and_value(tensor)
+    student = masked(policy.head.logits(student), targets.masks)
+    return targets._replace(actor=th.where(th.as_tensor(by_teacher, device=student.device)[:, None], targets.actor, student))

@@ -1,4 +1,4 @@
-"""A ring of labelled observations; frames that stacked observations share are stored once."""
+"""A ring of labelled observations, where frames that stacked ones share are stored once; and its batches as float pixels."""
 
 from __future__ import annotations
 
@@ -208,6 +208,20 @@ class DistillationBuffer:
         else:
             observations = th.from_numpy(stored).to(self.device)
         return DistillationSamples(observations, TeacherOutput(**targets))
+
+
+class FloatPixels:
+    """Batches of images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
+
+    def __init__(self) -> None:
+        self._memory: th.Tensor | None = None
+
+    def __call__(self, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor | dict[str, th.Tensor]:
+        if isinstance(observations, dict) or observations.dtype != th.uint8:
+            return observations
+        if self._memory is None or self._memory.shape != observations.shape:
+            self._memory = th.empty_like(observations, dtype=th.float32)
+        return self._memory.copy_(observations)
 
 
 def _make_store(capacity: int, space: spaces.Space, n_envs: int, stacked: bool) -> Any:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -16,59 +14,33 @@ from gymnasium import spaces
 from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import safe_mean, update_learning_rate
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import update_learning_rate
 
-from sb3_qpd.acting import Turns, gives_masks
-from sb3_qpd.architectures import StudentArch, make_arch
-from sb3_qpd.buffers import DistillationBuffer, DistillationSamples
-from sb3_qpd.envs import EnvRecipe, make_recipe
-from sb3_qpd.loading import load_teacher
-from sb3_qpd.matching import (
-    check_finite,
-    check_spaces,
-    env_of_teacher,
-    pipeline_of,
-    raw_env,
-    stacks_frames,
-    trunk_statistics,
-)
-from sb3_qpd.objective import BOX_LOSSES, distillation_loss
-from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
+from sb3_qpd.acting import Turns, with_student
+from sb3_qpd.algorithm import StudentAlgorithm
+from sb3_qpd.architectures import StudentArch
+from sb3_qpd.buffers import DistillationBuffer, DistillationSamples, FloatPixels
+from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.hyperparameters import check_hyperparameters
+from sb3_qpd.matching import check_finite, stacks_frames
+from sb3_qpd.objective import descend, distillation_loss
+from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
-from sb3_qpd.spaces import masked, parts_of
+from sb3_qpd.scales import fit_scales
+from sb3_qpd.schedules import USUAL_LEARNING_RATES, CosineSchedule, share_passed, warmed_up
 from sb3_qpd.teacher_check import check_teacher
-from sb3_qpd.teachers import DeterministicTeacher, Teacher, TeacherOutput
+from sb3_qpd.teachers import Teacher, TeacherOutput
 from sb3_qpd.transitions import get_transition
 
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
 
-WARM_UP_UPDATES = 200  # the learning rate rises: at once, it leaves a CNN's ReLUs dead
-USUAL_LEARNING_RATES = {True: 1e-2, False: 2e-3}  # of images, of anything else: where the cosine begins
 ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
 FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
 
 
-class CosineSchedule:
-    """
-    A learning rate that falls to zero along half a cosine (patient, consistent teachers: Beyer et al. 2022).
-
-    :param initial: value at the start
-    """
-
-    def __init__(self, initial: float) -> None:
-        self.initial = initial
-
-    def __call__(self, progress_remaining: float) -> float:
-        return self.initial * 0.5 * (1 - math.cos(math.pi * min(max(progress_remaining, 0.0), 1.0)))
-
-    def __repr__(self) -> str:
-        return f"CosineSchedule({self.initial})"
-
-
-class QPDDistiller(BaseAlgorithm):
+class QPDDistiller(StudentAlgorithm):
     """
     Quantization-aware Policy Distillation: a small student learns a teacher's action distribution and value while its
     precision falls smoothly from float to a few bits.
@@ -115,14 +87,6 @@ class QPDDistiller(BaseAlgorithm):
     :param _init_setup_model: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": QuantActorCriticPolicy,
-        "CnnPolicy": QuantActorCriticCnnPolicy,
-        "MultiInputPolicy": QuantMultiInputActorCriticPolicy,
-    }
-    policy: QuantActorCriticPolicy
-    teacher: Teacher | None
-
     def __init__(
         self,
         teacher: str | Path | BaseAlgorithm | Teacher | None = None,
@@ -158,27 +122,24 @@ class QPDDistiller(BaseAlgorithm):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        _check_policy(policy)
-        loaded = None if teacher is None else load_teacher(teacher, device=device)
-        if env is None and _init_setup_model:
-            env = env_of_teacher(loaded)
-        recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
         super().__init__(
-            policy=QuantActorCriticPolicy if policy is None else policy,
-            env=None if env is None else raw_env(env, loaded, n_envs, vec_env, seed),
-            learning_rate=learning_rate,  # type: ignore[arg-type]
+            teacher,
+            env,
+            policy,
+            student_arch=student_arch,
+            weight_bits=weight_bits,
+            activation_bits=activation_bits,
+            n_envs=n_envs,
+            vec_env=vec_env,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+            learning_rate=learning_rate,
             policy_kwargs=policy_kwargs,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
             verbose=verbose,
-            device=device,
-            support_multi_env=True,
-            seed=seed,
         )
-        self.teacher, self._recipe = loaded, recipe
-        self.teacher_name, self.teacher_checksum = "", ""
-        self.pipeline: list[str] = []
-        self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
         self.batch_size: Any = batch_size
         self.buffer_size, self.gradient_steps = buffer_size, gradient_steps
         self.learning_starts = learning_starts
@@ -201,126 +162,26 @@ class QPDDistiller(BaseAlgorithm):
         is_image = self._has_images
         if self.batch_size is None:
             self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
-        self._check_hyperparameters()
+        check_hyperparameters(vars(self))
         if self.learning_rate is None:
             self.learning_rate = CosineSchedule(USUAL_LEARNING_RATES[is_image])
         if self.gradient_steps is None:
             self.gradient_steps = 16 / self.batch_size
-        self._setup_lr_schedule()
-        self.set_random_seed(self.seed)
-        self._name_architecture()
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
-        ).to(self.device)
-        if self.pipeline:
-            self.policy.metadata["pipeline"] = self.pipeline
+        super()._setup_model()
         self._set_precision()
         self._rng = np.random.default_rng(self.seed)
         self._buffer: DistillationBuffer | None = None
         self._float_state: dict[str, th.Tensor] | None = None
-        self._pixels: th.Tensor | None = None
-
-    def _check_hyperparameters(self) -> None:
-        get_transition(self.transition)
-        if not 0 <= self.transition_start <= self.transition_end <= 1:
-            raise ValueError(
-                "Expected 0 <= transition_start <= transition_end <= 1, "
-                f"got transition_start={self.transition_start}, transition_end={self.transition_end}"
-            )
-        if self.box_loss not in BOX_LOSSES:
-            raise ValueError(f"box_loss must be one of {BOX_LOSSES}, got '{self.box_loss}'")
-        if not 0 <= self.beta <= 1:
-            raise ValueError(f"beta is a share of episodes between 0 and 1, got {self.beta}")
-        positive = ("batch_size", "buffer_size", "temperature", "max_grad_norm")
-        for name in positive + (("gradient_steps",) if self.gradient_steps is not None else ()):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-    def _take_teacher(self, teacher: str | Path | BaseAlgorithm | Teacher) -> None:
-        """Resolve, check against the environment, and remember by name and checksum, never by path."""
-        self.teacher = load_teacher(teacher, device=self.device).to(self.device)
-        check_spaces(self.teacher, self.observation_space, self.action_space)
-        self.teacher_name, self.teacher_checksum = self.teacher.name, self.teacher.checksum
-        if self.env is not None:
-            self.pipeline = pipeline_of(self.env)
-        flags = {"normalized_image": self.teacher.normalized_image, "uses_masks": self._masking}
-        self.policy_kwargs = {**self.policy_kwargs, **{name: True for name, is_set in flags.items() if is_set}}
-
-    @property
-    def _has_images(self) -> bool:
-        normalized_image = self.policy_kwargs.get("normalized_image", False)
-        return any(part.is_image for part in parts_of(self.observation_space, normalized_image))
-
-    @property
-    def _masking(self) -> bool:
-        """Whether the environment says which actions are allowed, to a teacher that was trained to be told."""
-        return self.teacher is not None and self.teacher.uses_masks and self.env is not None and gives_masks(self.env)
-
-    @property
-    def uses_masks(self) -> bool:
-        """Whether the student was taught with action masks, and ``predict`` should be given them."""
-        return self.policy.uses_masks
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """See :meth:`sb3_qpd.QuantActorCriticPolicy.predict`."""
-        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
-
-    def _name_architecture(self) -> None:
-        """``policy_kwargs`` alone must rebuild the network."""
-        arch = make_arch(self.student_arch, self.weight_bits, self.activation_bits)
-        known = self.policy_kwargs.get("student_arch")
-        if known is not None and make_arch(known) != arch:
-            raise ValueError(
-                f"This student was built with student_arch={make_arch(known)}, and the arguments ask for {arch}: size and "
-                "bits cannot change afterwards. Give student_arch, weight_bits and activation_bits to QPDDistiller, not in "
-                "policy_kwargs"
-            )
-        self.policy_kwargs = {**self.policy_kwargs, "student_arch": arch.asdict()}
+        self._float_pixels = FloatPixels()
 
     def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
         """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
-        n_envs = self.n_envs if isinstance(env, str | EnvRecipe) else None
-        super().set_env(raw_env(env, self.teacher, n_envs, "dummy", self.seed), force_reset)
-        self._recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
+        super().set_env(env, force_reset)
         self._buffer = None  # another environment may stack its frames or mask its actions otherwise
-        if self.teacher is not None:
-            self._take_teacher(self.teacher)
-            self.policy.uses_masks |= self._masking
-            self.policy.metadata["pipeline"] = self.pipeline
-
-    @classmethod
-    def load(
-        cls: type[SelfQPDDistiller], path: Any, env: GymEnv | str | EnvRecipe | None = None, *args: Any, **kwargs: Any
-    ) -> SelfQPDDistiller:
-        """
-        See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
-
-        :param path: zip of a student
-        :param env: as in the constructor, ``None`` takes the one of ``teacher=``; not needed to predict
-        :param args: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
-        :param kwargs: ``teacher=`` to go on learning, and other arguments of the constructor
-        """
-        if (teacher := kwargs.get("teacher")) is not None:
-            kwargs["teacher"] = teacher = load_teacher(teacher)
-            env = (teacher.vec_env or teacher.recipe) if env is None else env
-        if env is not None:
-            env = raw_env(env, teacher, kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
-        return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ("_recipe", "_buffer", "_rng", "_float_state", "_last_losses", "_last_obs", "_pixels")
-        # tensorboard_log is a path of somebody's machine
-        return [*super()._excluded_save_params(), "teacher", *of_a_run, "_turns", "tensorboard_log"]
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        return ["policy", "policy.optimizer"], []
+        of_a_run = ("_buffer", "_rng", "_turns", "_float_state", "_float_pixels", "_last_losses")
+        return [*super()._excluded_save_params(), *of_a_run]
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -344,10 +205,9 @@ class QPDDistiller(BaseAlgorithm):
             never runs backwards
         :param progress_bar: show one
         """
-        self._check_can_learn(total_timesteps)
         start, iteration = time.perf_counter(), 0
         total_timesteps, callback = self._setup_learn(
-            int(total_timesteps), callback, reset_num_timesteps, tb_log_name, progress_bar
+            total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         self._start_collecting()
         callback.on_training_start(locals(), globals())
@@ -362,16 +222,6 @@ class QPDDistiller(BaseAlgorithm):
             self.seconds_learning += time.perf_counter() - start
         callback.on_training_end()
         return self
-
-    def _check_can_learn(self, total_timesteps: float) -> None:
-        if self.teacher is None:
-            raise ValueError(
-                "learn() needs a teacher: QPDDistiller(teacher, ...), or QPDDistiller.load(path, env=env, teacher=teacher)"
-            )
-        if self.env is None:
-            raise ValueError("learn() needs an environment: give env= to the constructor or load(), or call set_env(env)")
-        if not isinstance(total_timesteps, int | float | np.number) or not 1 <= total_timesteps < math.inf:
-            raise ValueError(f"total_timesteps must be a number of at least 1, got {total_timesteps!r}")
 
     def _start_collecting(self) -> None:
         assert self.env is not None and self.teacher is not None
@@ -401,11 +251,9 @@ class QPDDistiller(BaseAlgorithm):
 
     def _compare_teacher_with_random(self) -> None:
         assert self.teacher is not None and self.env is not None
-        own = None if self._recipe is None else self._recipe.make_vec_env(5, self.seed, training=False)
-        check = check_teacher(self.teacher, own or self.env, deterministic=not self._has_images, seed=self.seed)
-        if own is not None:
-            own.close()
-        else:
+        where = self.env if self._recipe is None else self._recipe
+        check = check_teacher(self.teacher, where, deterministic=not self._has_images, seed=self.seed)
+        if where is self.env:
             self.env.seed(self.seed)
             self._last_obs = self.env.reset()  # type: ignore[assignment]
         self.logger.record("teacher/ep_rew_mean", check.teacher.returns.mean())
@@ -447,11 +295,6 @@ class QPDDistiller(BaseAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        # the last round may go past the end, and a linear schedule then gives a negative learning rate
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
-
     def _ask_teacher(self) -> TeacherOutput:
         """Its labels of the newest observations."""
         assert self.env is not None and self.teacher is not None
@@ -471,15 +314,10 @@ class QPDDistiller(BaseAlgorithm):
         """Sampled actions: the teacher's in its steps, else the student's at the precision that it trains at."""
         assert self.teacher is not None
         by_teacher = self._turns.of_teacher() | self._is_warming_up
-        actor = targets.actor
         if not by_teacher.all():
-            observations, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
             self._set_training_mode()
-            with th.no_grad():
-                student, _ = self.policy.actor_and_value(observations)
-            student = masked(self.policy.head.logits(student), targets.masks)
-            actor = th.where(th.as_tensor(by_teacher, device=self.device)[:, None], actor, student)
-        actions = self.teacher.sample(targets._replace(actor=actor))
+            targets = with_student(targets, self.policy, self._last_obs, by_teacher)
+        actions = self.teacher.sample(targets)
         if isinstance(self.action_space, spaces.Box):
             return actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
         return actions
@@ -494,47 +332,27 @@ class QPDDistiller(BaseAlgorithm):
         """The gradient steps that are due."""
         if self._is_warming_up or self._updates_owed < 1:
             return
+        assert self._buffer is not None and self.teacher is not None
         if not self._is_fitted:
-            self._fit_scales()
+            self._teacher_temperature = fit_scales(self.policy, self.teacher, self._buffer.newest(10_000))
+            self._calibrate()
+            self._is_fitted = True
         self._advance_transition()
         self._set_training_mode()
-        self._update_learning_rate(self.policy.optimizer)
-        n_updates = int(self._updates_owed)
+        n_updates, of_all = int(self._updates_owed), int(self._total_timesteps * self.gradient_steps)  # type: ignore[operator]
         self._updates_owed -= n_updates
-        warm_up = min(WARM_UP_UPDATES, int(self._total_timesteps * self.gradient_steps) // 20)  # type: ignore[operator]
         for _ in range(n_updates):
-            if self._n_updates <= warm_up:
-                rate = self.lr_schedule(self._current_progress_remaining) * (self._n_updates + 1) / (warm_up + 1)
-                update_learning_rate(self.policy.optimizer, rate)
-                self.logger.record("train/learning_rate", rate)
+            rate = warmed_up(self.lr_schedule(self._current_progress_remaining), self._n_updates, of_all)
+            update_learning_rate(self.policy.optimizer, rate)
+            self.logger.record("train/learning_rate", rate)
             if self.transition == "scratch" and self._n_updates & (self._n_updates - 1) == 0:
                 self._calibrate()  # a head that starts near zero would outgrow its grid faster than the step can follow
-            self._gradient_step(self._buffer.sample(int(self.batch_size)))  # type: ignore[union-attr]
+            self._gradient_step(self._buffer.sample(int(self.batch_size)))
             self._n_updates += 1
 
     def _set_training_mode(self) -> None:
         if not self.policy.training:  # a callback may have evaluated; a walk through all modules is not free
             self.policy.set_training_mode(True)
-
-    def _fit_scales(self) -> None:
-        """Freeze the student's input normalization and the units of what it learns, from what the teacher saw and said."""
-        assert self._buffer is not None and self.teacher is not None
-        samples = self._buffer.newest(10_000)
-        if (values := samples.targets.value) is not None:
-            self.policy.set_value_scale(float(values.mean()), float(values.std(correction=0)))
-        if not isinstance(self.action_space, spaces.Box):
-            self._teacher_temperature = self.teacher.temperature_of(samples.targets)
-        elif isinstance(self.teacher, DeterministicTeacher):  # no deviation to learn: the student explores as its teacher does
-            self.policy.log_std.data.copy_(self.teacher.exploration_log_std)
-        tensors = samples.observations
-        if isinstance(tensors, dict):
-            observations: Any = {key: value.cpu().numpy() for key, value in tensors.items()}
-        else:
-            observations = tensors.cpu().numpy()
-        for trunk in self.policy.features_extractor.trunks:
-            trunk.set_normalization(*trunk_statistics(trunk.parts, observations, self.teacher.normalization))
-        self._calibrate()
-        self._is_fitted = True
 
     def _calibrate(self) -> None:
         assert self._buffer is not None
@@ -543,8 +361,7 @@ class QPDDistiller(BaseAlgorithm):
 
     def _advance_transition(self) -> None:
         """Move precision along; steps are calibrated when the float stage ends, and refreshed while it lasts."""
-        span = max(self.transition_end - self.transition_start, 1e-9)
-        progress = min(max((self._progress - self.transition_start) / span, 0.0), 1.0)
+        progress = share_passed(self._progress, self.transition_start, self.transition_end)
         if self.transition == "none":
             progress = 0.0  # float to the end, from where another transition may go on
         begins = self._transition_progress == 0 < progress
@@ -560,30 +377,20 @@ class QPDDistiller(BaseAlgorithm):
     def _set_precision(self) -> None:
         self.policy.set_precision(get_transition(self.transition), self._transition_progress)
 
-    def _float_pixels(self, observations: TensorDict | th.Tensor) -> TensorDict | th.Tensor:
-        """Images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
-        if isinstance(observations, dict) or observations.dtype != th.uint8:
-            return observations
-        if self._pixels is None or self._pixels.shape != observations.shape:
-            self._pixels = th.empty_like(observations, dtype=th.float32)
-        return self._pixels.copy_(observations)
-
-    def _gradient_step(self, samples: DistillationSamples) -> None:
-        loss, self._last_losses = distillation_loss(
+    def _loss(self, samples: DistillationSamples) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
+        """What a gradient step minimises, and its parts for the log: see :func:`sb3_qpd.objective.distillation_loss`."""
+        return distillation_loss(
             self.policy,
-            samples._replace(observations=self._float_pixels(samples.observations)),
+            samples,
             temperature=self.temperature * self._teacher_temperature,
             critic_coef=self.critic_coef,
             entropy_coef=self.entropy_coef,
             box_loss=self.box_loss,
         )
-        optimizer = self.policy.optimizer
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        # its lists of parameters are there already: policy.parameters() walks through all modules
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        th.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
-        optimizer.step()
+
+    def _gradient_step(self, samples: DistillationSamples) -> None:
+        loss, self._last_losses = self._loss(samples._replace(observations=self._float_pixels(samples.observations)))
+        descend(self.policy.optimizer, loss, self.max_grad_norm)
 
     # -- what comes out -----------------------------------------------------------------------------------------------
 
@@ -606,46 +413,16 @@ class QPDDistiller(BaseAlgorithm):
         student.policy.calibrate(self._buffer.sample(CALIBRATION_SIZE, own_rng).observations)
         return student
 
-    def _with_bits(self, weight_bits: int, activation_bits: int, state: dict[str, th.Tensor]) -> QPDDistiller:
-        student = type(self)(policy=self.policy_class, device=self.device, _init_setup_model=False)  # type: ignore[arg-type]
-        own = (*self._excluded_save_params(), "policy_kwargs")
-        student.__dict__.update({name: value for name, value in self.__dict__.items() if name not in own})
-        student.student_arch = self.policy.arch.with_bits(weight_bits, activation_bits)
-        student.weight_bits = student.activation_bits = None
-        student.policy_kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "student_arch"}
-        student.seed = None
-        with th.random.fork_rng(devices=[]):  # a look at the float student must not change how this one learns on
-            student._setup_model()
-        student.seed = self.seed
-        student.policy.load_state_dict(state)
-        return student
-
     def dump_logs(self, iteration: int = 0) -> None:
         """
         Write the log.
 
         :param iteration: number of the round
         """
-        assert self.ep_info_buffer is not None
-        elapsed = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
-        self.logger.record("time/iterations", iteration, exclude="tensorboard")
-        if self.ep_info_buffer:
-            self.logger.record("rollout/ep_rew_mean", safe_mean([info["r"] for info in self.ep_info_buffer]))
-            self.logger.record("rollout/ep_len_mean", safe_mean([info["l"] for info in self.ep_info_buffer]))
         if self._n_updates and getattr(self, "_last_losses", None) is not None:
             actor_loss, critic_loss = (loss.detach().mean().item() for loss in self._last_losses)
             self.logger.record("train/actor_loss", actor_loss)
             self.logger.record("train/critic_loss", critic_loss)
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             self.logger.record("train/transition", self._transition_progress)
-        self.logger.record("time/fps", int((self.num_timesteps - self._num_timesteps_at_start) / elapsed))
-        self.logger.record("time/time_elapsed", int(elapsed), exclude="tensorboard")
-        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
-        self.logger.dump(step=self.num_timesteps)
-
-
-def _check_policy(policy: Any) -> None:
-    if isinstance(policy, type) and not issubclass(policy, QuantActorCriticPolicy):
-        raise TypeError(
-            f"The student's policy must be a QuantActorCriticPolicy, got {policy.__name__}: leave policy= out, or subclass it"
-        )
+        super().dump_logs(iteration)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 import torch as th
@@ -12,10 +10,9 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
-from sb3_qpd.integer import Part
 from sb3_qpd.loading import adopt_normalization, take_off_normalization
 from sb3_qpd.spaces import head_of, parts_of
-from sb3_qpd.teachers import Normalization, ObsNormalization, Teacher, TeacherOutput
+from sb3_qpd.teachers import Teacher, TeacherOutput
 
 N_ENVS = 16
 # wrappers that leave observations as they are
@@ -28,7 +25,6 @@ TRANSPARENT = (
     "VecMonitor",
     "VecTransposeImage",
 )
-MAX_DEVIATIONS = 8
 
 
 def env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
@@ -89,52 +85,6 @@ def check_finite(targets: TeacherOutput) -> None:
     """Refuse what nothing can be learned from."""
     if not all(bool(th.isfinite(t).all()) for t in targets if t is not None):
         raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
-
-
-def trunk_statistics(
-    parts: tuple[Part, ...], observations: Any, normalization: Normalization | None
-) -> tuple[np.ndarray | float, np.ndarray | float]:
-    """
-    Mean and deviation that the input of one trunk of a student is normalized with.
-
-    :param parts: of the observation, that go into it
-    :param observations: raw, shape (n, *observation_shape); a dict of such arrays
-    :param normalization: the teacher's
-    :return: of an image two numbers, of vectors one for each feature; zeros and ones stay zeros and ones
-    """
-    means, stds = [], []
-    for part in parts:
-        raw = observations if part.key is None else observations[part.key]
-        if part.is_image:
-            raw = raw[-1000:]
-            return (float(np.median(raw)), 1.0) if part.kind == "image" else (float(raw.mean()), float(raw.std()))
-        own = normalization.get(part.key or "") if isinstance(normalization, dict) else normalization
-        size = part.n_features
-        mean, std = (np.zeros(size), np.ones(size)) if part.kind == "one_hot" else input_statistics(raw, own)
-        means.append(mean.reshape(-1))
-        stds.append(std.reshape(-1))
-    return np.concatenate(means), np.concatenate(stds)
-
-
-def input_statistics(observations: np.ndarray, normalization: ObsNormalization | None) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Mean and deviation that a student's input is normalized with: the teacher's where it has them, else the observations'.
-
-    No feature may reach far beyond the others: one grid serves them all. So a deviation is at least an eighth of the largest
-    distance from the mean that was seen (a contact that is rarely made), and one where a feature never moved.
-
-    :param observations: raw, shape (n, *observation_shape)
-    :param normalization: the teacher's
-    :return: mean and deviation, shape of one observation
-    """
-    raw = observations.astype(np.float64)
-    if normalization is None:
-        mean, std = raw.mean(0), raw.std(0)
-    else:
-        mean, std = normalization.mean, np.sqrt(normalization.var + normalization.epsilon)
-    largest = np.abs(raw - mean).max(0)
-    std = np.maximum(std, largest / MAX_DEVIATIONS)
-    return mean, np.where(largest > 1e-9 * (1 + np.abs(mean)), std, 1.0)
 
 
 def pipeline_of(env: VecEnv) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a gradient step minimises: the losses of :mod:`sb3_qpd.losses` put together for a student and a batch."""
+"""What a gradient step minimises, the losses of :mod:`sb3_qpd.losses` put together for a student and a batch; and the step."""
 
 from __future__ import annotations
 
@@ -49,6 +49,22 @@ def distillation_loss(
     if entropy_coef:
         loss = loss - entropy_coef * (policy.log_std.sum() if head.is_box else head.entropy(actor))
     return loss.mean(), (actor_loss.detach(), critic_loss.detach())
+
+
+def descend(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> None:
+    """
+    One gradient step.
+
+    :param optimizer: of the student's parameters
+    :param loss: shape ()
+    :param max_grad_norm: bound of the gradient's norm
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    # its lists of parameters are there already: policy.parameters() walks through all modules
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()
 
 
 def _box_loss(log_std: th.Tensor, actor: th.Tensor, targets: TeacherOutput, space: spaces.Box, name: str) -> th.Tensor:

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sb3_qpd.distiller import USUAL_LEARNING_RATES, CosineSchedule
 from sb3_qpd.envs import ATARI_WRAPPER, EnvRecipe, make_recipe
 from sb3_qpd.evaluation import VALIDATION_SEED
 from sb3_qpd.hub import HubSource, find_source, make_card, upload
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.report import to_markdown
+from sb3_qpd.schedules import USUAL_LEARNING_RATES, CosineSchedule
 
 # name -> what it is, for the card; what else lies in the folder stays at home
 FILES = {

@@ -12,6 +12,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.acting import RandomPolicy, gives_masks
+from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.teachers import ObsNormalization, Teacher
 
 MIN_EPISODES = 5
@@ -69,15 +70,21 @@ class TeacherCheck:
             )
 
 
-def check_teacher(teacher: Teacher, env: VecEnv, deterministic: bool, seed: int | None = None) -> TeacherCheck:
+def check_teacher(teacher: Teacher, env: VecEnv | EnvRecipe, deterministic: bool, seed: int | None = None) -> TeacherCheck:
     """
     Let the teacher and a random policy play a few episodes: at least 5, at most 20,000 steps each.
 
     :param teacher: who plays
-    :param env: where, without a ``VecNormalize``; its episodes are cut off
+    :param env: where, without a ``VecNormalize``; its episodes are cut off (a recipe's are played in environments of their
+        own)
     :param deterministic: the mode in which RL Zoo scores the teacher
     :param seed: of the environments and of the random actions
     """
+    if isinstance(env, EnvRecipe):
+        own = env.make_vec_env(MIN_EPISODES, seed, training=False)
+        check = check_teacher(teacher, own, deterministic, seed)
+        own.close()
+        return check
     random, masking = RandomPolicy(env.action_space, seed), gives_masks(env)
 
     def random_actions(observations: Any) -> np.ndarray:

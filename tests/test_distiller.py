@@ -369,6 +369,21 @@ def test_raw_values_as_a_yaml_file_has_them():
     assert [layer.weight_bits for layer in student.policy.to_integer().layers] == [8, 4, 8]
 
 
+class Indifferent(QPDDistiller):
+    """Its loss says nothing."""
+
+    def _loss(self, samples):
+        loss, parts = super()._loss(samples)
+        return 0 * loss, parts
+
+
+def test_a_subclass_may_have_another_loss():
+    student = Indifferent(untrained(pointers()), **QUICK)
+    before = student.policy.action_net.weight.clone()
+    student.learn(400)
+    assert student._n_updates > 0 and th.equal(student.policy.action_net.weight, before)
+
+
 class Stop(BaseCallback):
     """Ends learning early, after a look at the student in other bits."""
 

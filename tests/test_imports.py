@@ -15,13 +15,13 @@ PACKAGE = Path(sb3_qpd.__file__).parent
 # A module may import from the layers above its line here, and from its own layer what stands to its left.
 LAYERS = (
     # mathematics and plain data: no SB3
-    ("losses", "quantizers", "transitions", "integer", "inert", "archive", "verdicts"),
+    ("losses", "quantizers", "transitions", "schedules", "integer", "inert", "archive", "verdicts"),
     # which spaces there are, and what comes from elsewhere, read as data
     ("spaces", "weights", "reader", "hub"),
     # parts
     ("layers", "architectures", "building", "envs", "run_folder", "teachers", "buffers", "staging"),
-    ("policies", "loading", "acting", "matching", "wrappers", "objective"),
-    ("teacher_check", "distiller"),
+    ("policies", "loading", "acting", "matching", "scales", "wrappers", "objective", "hyperparameters"),
+    ("teacher_check", "algorithm", "distiller"),
     # what is done with a student
     ("export", "evaluation", "report", "contest", "verify", "benchmark", "publishing"),
     # front doors: nobody imports these but the command line, which opens the others; `python -m` is the command line

@@ -25,8 +25,8 @@ from toys import (
 )
 
 from sb3_qpd import TRANSITIONS, QPDDistiller, load_teacher
-from sb3_qpd.distiller import CosineSchedule
 from sb3_qpd.losses import value_error
+from sb3_qpd.schedules import CosineSchedule
 
 OBSERVATIONS = Pointer.sample(200)
 FAST = {**QUICK, "learning_rate": 2e-2}  # these students are small, and so is their task

@@ -26,9 +26,9 @@ from test_hub import point_client_at
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher, push_to_hub
 from sb3_qpd.cli import main
 from sb3_qpd.contest import describe_env
-from sb3_qpd.distiller import CosineSchedule
 from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.publishing import _config, check_no_paths, teacher_on_hub
+from sb3_qpd.schedules import CosineSchedule
 from sb3_qpd.zoo.entries import check_entry, check_environment, recipe_of
 
 QUICK = ["--timesteps", "500", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-progress"]

@@ -33,6 +33,7 @@ from toys import (
 )
 
 from sb3_qpd import QPDDistiller, QuantActorCriticPolicy, StudentArch, load_teacher
+from sb3_qpd.schedules import CosineSchedule
 
 OBSERVATIONS = Pointer.sample(200)
 
@@ -105,6 +106,16 @@ def test_images_do_not_stay_in_the_zip(tmp_path):
     with zipfile.ZipFile(tmp_path / "student.zip") as archive:
         data = json.loads(archive.read("data"))
     assert "_last_obs" not in data and max(len(str(value)) for name, value in data.items() if "space" not in name) < 3_000
+
+
+def test_a_learning_rate_is_found_where_older_zips_look(monkeypatch, tmp_path):
+    """The cosine is pickled by the name of its module, which was the distiller's."""
+    student = QPDDistiller(untrained(pointers()), **{**QUICK, "learning_rate": CosineSchedule(0.5)})
+    monkeypatch.setattr(CosineSchedule, "__module__", "sb3_qpd.distiller")
+    student.save(tmp_path / "older.zip")
+    monkeypatch.undo()
+    learning_rate = QPDDistiller.load(tmp_path / "older.zip").learning_rate
+    assert type(learning_rate) is CosineSchedule and learning_rate.initial == 0.5
 
 
 def test_a_policy_of_its_own(student, tmp_path):
