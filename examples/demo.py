@@ -21,7 +21,7 @@ from sb3_qpd.evaluation import VALIDATION_SEED
 
 TEACHERS = Path(__file__).parent / "teachers" / "ppo"
 LUNAR_LANDER = ("LunarLander-v3", ["--timesteps", "6e4", "--episodes", "100"])
-PONG = ("PongNoFrameskip-v4", ["--timesteps", "1e5", "--episodes", "64"])
+PONG = ("PongNoFrameskip-v4", ["--timesteps", "5e4", "--episodes", "64"])
 
 
 def frames(policy: PolicyPredictor, recipe: EnvRecipe, n_frames: int, deterministic: bool) -> list[np.ndarray]:
