@@ -55,7 +55,7 @@ def dagger(trainer: BC, env: VecEnv, teacher: ActorCriticPolicy, args: argparse.
         learner = DAggerTrainer(
             venv=env, scratch_dir=scratch, rng=trainer.rng, bc_trainer=trainer, custom_logger=trainer.logger
         )
-        n_batches = kept = 0
+        n_batches = 0
         enough = rollout.make_sample_until(min_timesteps=500, min_episodes=3)
         while steps_of(env) < args.timesteps:
             collector = learner.create_trajectory_collector()
@@ -73,7 +73,7 @@ def steps_of(env: VecEnv) -> int:
 
 def learn(args: argparse.Namespace) -> tuple[ActorCriticPolicy, Taken]:
     th.manual_seed(args.seed)
-    env = make_vec_env(args.env, args.n_envs, args.seed)
+    env = make_vec_env(args.env, args.n_envs, args.seed, env_kwargs={"render_mode": None})  # as in peers.py
     with np.load(args.teacher) as file:
         teacher = policy_of(env, json.loads(args.teacher_arch), args.teacher_activation)
         teacher.load_state_dict({name: th.as_tensor(file[name]) for name in file.files})

@@ -55,7 +55,8 @@ WHO = ("qpd", "loop", "loop16", *IMITATION)
 def plain_env(teacher: Teacher, seed: int) -> VecEnv:
     env_id = teacher.recipe.env_id
     if not teacher.recipe.is_atari:
-        return make_vec_env(env_id, N_ENVS, seed)
+        # SB3's own choice, "rgb_array", has LunarLander simulate the particles of its exhaust: up to ten times slower steps
+        return make_vec_env(env_id, N_ENVS, seed, env_kwargs={"render_mode": None})
     games = make_atari_env(env_id, N_ENVS, seed, wrapper_kwargs={"terminal_on_life_loss": False, "clip_reward": False})
     return VecTransposeImage(VecFrameStack(games, 4))
 
