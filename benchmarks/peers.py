@@ -1,12 +1,22 @@
 """
-QPDDistiller against the loop that one would write with SB3 alone: same teacher, student, steps and gradient samples.
+QPDDistiller against what one would do without it: same teacher, environment, student, steps and gradient samples.
 
     python benchmarks/peers.py TEACHER_FOLDER --timesteps 1e5 --episodes 64 --who qpd loop loop16 --threads 2
+    python benchmarks/peers.py TEACHER_FOLDER --who qpd loop loop16 bc dagger bc256 dagger256 --threads 1 \\
+        --imitation-python .venv-imitation/bin/python --out peers.jsonl
 
-The loop: ``make_atari_env`` (``make_vec_env`` for vectors), the student acts, rollouts of 128 steps labelled by the teacher in
-float32, minibatches with a KL (Box: Huber) loss, no buffer of old observations. ``loop`` sees each rollout once, ``loop16``
-sixteen times (as many gradient samples as ``qpd``). The students are float there; ``qpd``'s is scored in integers.
-One line of JSON for each: wall seconds, processor seconds, return.
+``loop`` is written with SB3 alone: ``make_atari_env`` (``make_vec_env`` for vectors), the student acts, rollouts of 128 steps
+labelled by the teacher in float32, minibatches with a KL (Box: Huber) loss, no buffer of old observations. ``loop`` sees each
+rollout once, ``loop16`` sixteen times (as many gradient samples as ``qpd``). ``bc`` and ``dagger`` are those of the
+``imitation`` package (``imitation_peer.py``), for vectors, with sixteen gradient samples a step in its batches of 32, and
+``bc256`` and ``dagger256`` in batches of 256, which ``qpd`` has too. The package needs gymnasium 0.29 and stable-baselines3
+2.2, hence a virtual environment of its own, where the environment has the id that the teacher was trained under:
+
+    python3.11 -m venv .venv-imitation
+    .venv-imitation/bin/pip install -r benchmarks/imitation-requirements.txt
+
+All are scored here on the same episodes, ``qpd``'s student in integers, the others, which are float, as they are. One line of
+JSON for each: wall seconds, processor seconds, returns; ``--out`` appends it to a file, too.
 """
 
 import os
@@ -15,28 +25,38 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import argparse
 import json
+import subprocess
+import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_qpd import QPDDistiller, evaluate, load_teacher
+from sb3_qpd.architectures import make_arch
 from sb3_qpd.buffers import DistillationSamples
 from sb3_qpd.evaluation import VALIDATION_SEED
 from sb3_qpd.objective import distillation_loss
 from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers import Teacher, TeacherOutput
 
-N_ENVS, ROLLOUT = 16, 128
+N_ENVS, ROLLOUT, SAMPLES_PER_STEP = 16, 128, 16
+# batch and learning rate: imitation's own, and the batch of qpd with four times the rate (not tuned)
+IMITATION = {"bc": (32, 1e-3), "dagger": (32, 1e-3), "bc256": (256, 4e-3), "dagger256": (256, 4e-3)}
+WHO = ("qpd", "loop", "loop16", *IMITATION)
 
 
 def plain_env(teacher: Teacher, seed: int) -> VecEnv:
     env_id = teacher.recipe.env_id
     if not teacher.recipe.is_atari:
-        return make_vec_env(env_id, N_ENVS, seed)
+        # SB3's own choice, "rgb_array", has LunarLander simulate the particles of its exhaust: up to ten times slower steps
+        return make_vec_env(env_id, N_ENVS, seed, env_kwargs={"render_mode": None})
     games = make_atari_env(env_id, N_ENVS, seed, wrapper_kwargs={"terminal_on_life_loss": False, "clip_reward": False})
     return VecTransposeImage(VecFrameStack(games, 4))
 
@@ -74,6 +94,74 @@ def loop(teacher: Teacher, arch: str, timesteps: int, seed: int, epochs: int) ->
     return policy
 
 
+def imitation(teacher: Teacher, who: str, seed: int, args: argparse.Namespace) -> tuple[ActorCriticPolicy, dict[str, Any]]:
+    """The student of the ``imitation`` package, learned by its own interpreter, and what that measured."""
+    hidden, policy = make_arch(args.arch).hidden, teacher.policy
+    batch, usual_rate = IMITATION[who]
+    rate = args.imitation_rate or usual_rate
+    options = {
+        "env": teacher.name.split("/")[-1],  # the id of its time
+        "teacher-arch": json.dumps(policy.net_arch),
+        "teacher-activation": policy.activation_fn.__name__,
+        "timesteps": int(args.timesteps),
+        "samples-per-step": SAMPLES_PER_STEP,
+        "batch": batch,
+        "rate": rate,
+        "n-envs": N_ENVS,
+        "seed": seed,
+        "threads": args.threads,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, ours = Path(folder, "teacher.npz"), Path(folder, "student.npz")
+        np.savez(theirs, **{name: tensor.numpy() for name, tensor in policy.state_dict().items()})
+        command = [args.imitation_python, Path(__file__).with_name("imitation_peer.py"), who.removesuffix("256"), theirs, ours]
+        command += [f"--{name}={value}" for name, value in options.items()] + ["--hidden", *map(str, hidden)]
+        environ = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+        environ.pop("PYTHONPATH", None)  # packages of this interpreter are none of its business
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
+        with np.load(ours) as file:
+            state = {name: th.as_tensor(file[name]) for name in file.files}
+    spaces_of = (teacher.observation_space, teacher.action_space)
+    student = ActorCriticPolicy(*spaces_of, lambda _: 0.0, net_arch=list(hidden), activation_fn=th.nn.ReLU)
+    student.load_state_dict(state)
+    return student, {"rate": rate, **json.loads(done.stdout.splitlines()[-1])}
+
+
+def check_imitation(parser: argparse.ArgumentParser, args: argparse.Namespace, teacher: Teacher) -> None:
+    wanted = sorted(IMITATION.keys() & args.who)
+    if not wanted:
+        return
+    if args.imitation_python is None or not args.imitation_python.is_file():
+        parser.error(
+            f"{' and '.join(wanted)} need the interpreter of a virtual environment with the imitation package, got "
+            f"--imitation-python {args.imitation_python}. The two commands that make one are in --help."
+        )
+    is_vector = isinstance(teacher.observation_space, spaces.Box) and len(teacher.observation_space.shape) == 1
+    if not (is_vector and type(teacher) is Teacher and teacher.normalization is None):
+        parser.error(f"{' and '.join(wanted)} take an actor-critic teacher of raw vectors, {teacher.name} is none.")
+
+
+def run(teacher: Teacher, who: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Learn, measure, score."""
+    if who in IMITATION:
+        student, measured = imitation(teacher, who, seed, args)
+    else:
+        wall, processor = time.perf_counter(), time.process_time()
+        if who == "qpd":
+            options = {"student_arch": args.arch, "seed": seed, "device": "cpu", "check_teacher": False}
+            learner = QPDDistiller(teacher, n_envs=N_ENVS, env=teacher.recipe, **options).learn(args.timesteps)
+            student = learner.policy if teacher.recipe.is_atari else learner.policy.to_integer()
+            learner.policy.set_training_mode(False)
+        else:
+            student = loop(teacher, args.arch, int(args.timesteps), seed, SAMPLES_PER_STEP if who == "loop16" else 1)
+        measured = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+    mode = {"deterministic": not teacher.recipe.is_atari, "seed": VALIDATION_SEED}
+    returns = evaluate(student, teacher.recipe, n_episodes=args.episodes, **mode).returns if args.episodes else []
+    row = {"teacher": teacher.name, "who": who, "seed": seed, "timesteps": args.timesteps, "threads": args.threads}
+    row |= {name: round(value, 4 if name == "rate" else 2) for name, value in measured.items()}
+    return row | {"returns": [round(float(r), 6) for r in returns]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher")
@@ -81,28 +169,23 @@ def main() -> None:
     parser.add_argument("--timesteps", type=float, default=1e5)
     parser.add_argument("--episodes", type=int, default=64)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--who", nargs="+", default=["qpd", "loop", "loop16"], choices=["qpd", "loop", "loop16"])
+    parser.add_argument("--who", nargs="+", default=["qpd", "loop", "loop16"], choices=WHO)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--imitation-python", type=Path, help="interpreter of the virtual environment, for bc and dagger")
+    parser.add_argument("--imitation-rate", type=float, help="their learning rate, instead of their own")
+    parser.add_argument("--out", type=Path, help="a file to append the lines to")
     args = parser.parse_args()
     th.set_num_threads(args.threads)
     teacher = load_teacher(args.teacher, device="cpu")
     assert isinstance(teacher.action_space, spaces.Discrete | spaces.Box)
+    check_imitation(parser, args, teacher)
     for seed in args.seeds:
         for who in args.who:
-            wall, processor = time.perf_counter(), time.process_time()
-            if who == "qpd":
-                options = {"student_arch": args.arch, "seed": seed, "device": "cpu", "check_teacher": False}
-                learner = QPDDistiller(teacher, n_envs=N_ENVS, env=teacher.recipe, **options).learn(args.timesteps)
-                student = learner.policy if teacher.recipe.is_atari else learner.policy.to_integer()
-                learner.policy.set_training_mode(False)
-            else:
-                student = loop(teacher, args.arch, int(args.timesteps), seed, 16 if who == "loop16" else 1)
-            wall, processor = time.perf_counter() - wall, time.process_time() - processor
-            mode = {"deterministic": not teacher.recipe.is_atari, "seed": VALIDATION_SEED}
-            returns = evaluate(student, teacher.recipe, n_episodes=args.episodes, **mode).returns if args.episodes else []
-            row = {"teacher": teacher.name, "who": who, "seed": seed, "timesteps": args.timesteps, "threads": args.threads}
-            row |= {"wall": round(wall, 2), "processor": round(processor, 2), "returns": [float(r) for r in returns]}
-            print(json.dumps(row), flush=True)
+            line = json.dumps(run(teacher, who, seed, args))
+            print(line, flush=True)
+            if args.out is not None:
+                with args.out.open("a") as file:
+                    file.write(line + "\n")
 
 
 if __name__ == "__main__":
