@@ -80,7 +80,7 @@ class StudentAlgorithm(BaseAlgorithm):
                 f"The student's policy must be a QuantActorCriticPolicy, got {policy.__name__}: leave policy= out, "
                 "or subclass it"
             )
-        loaded = None if teacher is None else load_teacher(teacher, device=device)
+        loaded = None if teacher is None else load_teacher(teacher, device=device, needs_env=env is None)
         if env is None and _init_setup_model:
             env = env_of_teacher(loaded)
         recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
@@ -219,7 +219,7 @@ class StudentAlgorithm(BaseAlgorithm):
         :param kwargs: ``teacher=`` to go on learning, and other arguments of the constructor
         """
         if (teacher := kwargs.get("teacher")) is not None:
-            kwargs["teacher"] = teacher = load_teacher(teacher)
+            kwargs["teacher"] = teacher = load_teacher(teacher, needs_env=env is None)
             env = (teacher.vec_env or teacher.recipe) if env is None else env
         if env is not None:
             env = raw_env(env, teacher, kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))

@@ -39,6 +39,7 @@ def load_teacher(
     vecnormalize: str | Path | None = None,
     env: str | EnvRecipe | gym.Env | VecEnv | None = None,
     device: th.device | str = "auto",
+    needs_env: bool = True,
 ) -> Teacher:
     """
     Load a pretrained agent of any algorithm in ``TEACHERS`` without executing any pickle.
@@ -50,6 +51,7 @@ def load_teacher(
     :param vecnormalize: the teacher's ``vecnormalize.pkl``, where it lies elsewhere
     :param env: the environment, instead of the one that the folder or the model names
     :param device: where the teacher's network runs
+    :param needs_env: ``False`` leaves the environment alone that the folder names: the caller has one of his own
     :return: the frozen teacher
     """
     if isinstance(source, Teacher):
@@ -57,7 +59,7 @@ def load_teacher(
     if isinstance(source, BaseAlgorithm):
         teacher = _from_model(source)
     elif isinstance(source, str | Path):
-        teacher = _from_file(source, vecnormalize, env)
+        teacher = _from_file(source, vecnormalize, env, needs_env)
     else:
         raise TypeError(f"Expected a path, a live SB3 model or a Teacher, got {type(source).__name__}")
     if vecnormalize is not None:
@@ -72,7 +74,7 @@ def load_teacher(
 
 
 # --- files ---
-def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any) -> Teacher:
+def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any, needs_env: bool) -> Teacher:
     run, name = _find(source)
     file = read_zip(run.zip_path)
     policy = build_policy(file)
@@ -85,7 +87,7 @@ def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any) ->
         algo=file.algo,
         checksum=file.checksum,
         normalization=normalization,
-        recipe=run.make_recipe() if env is None else None,
+        recipe=run.make_recipe() if env is None and needs_env else None,
     )
 
 

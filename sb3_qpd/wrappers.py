@@ -38,7 +38,7 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
     def __init__(self, env: gym.Env, teacher: str | Path | BaseAlgorithm | Teacher, temperature: float = 1.0) -> None:
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
-        self.teacher, self.temperature = load_teacher(teacher), temperature
+        self.teacher, self.temperature = load_teacher(teacher, needs_env=False), temperature
         gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, teacher=self.teacher, temperature=temperature)
         gym.Wrapper.__init__(self, env)
         check_spaces(self.teacher, channels_first(env.observation_space), env.action_space)

@@ -459,6 +459,7 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "a size that is no number": ("env_kwargs: {size: .nan}", "'size': nan"),
     "a size of 60,000 digits": ("env_kwargs: {size: 0x" + "f" * 50_000 + "}", "'size': a number of thousands of digits"),
     "a limit of 10^9 steps": ("env_kwargs: {max_episode_steps: 1000000000}", "'max_episode_steps': 1000000000"),
+    "no limit of steps": ("env_kwargs: {max_episode_steps: -1}", "'max_episode_steps': -1"),
     "a file of settings": ("env_kwargs: {xml_file: /etc/passwd}", "'xml_file': '/etc/passwd'"),
     "a device that never ends": ("env_kwargs: {model: /dev/zero}", "'model': '/dev/zero'"),
     "a path upwards": ("env_kwargs: {xml_file: ../../secret}", "'xml_file': '../../secret'"),
@@ -493,6 +494,15 @@ SETTINGS: dict[str, tuple[str, str]] = {
     "a screen of 10^10 pixels": (
         "env_wrapper: {stable_baselines3.common.atari_wrappers.AtariWrapper: {screen_size: 100000}}",
         "'screen_size': 100000",
+    ),
+    "a thousand large pictures": (
+        "env_wrapper: [gymnasium.wrappers.ResizeObservation: {shape: !!python/tuple [1000, 1000]}, "
+        "gymnasium.wrappers.FrameStackObservation: {stack_size: 1000}]",
+        "1000 frames of 1000000 pixels",
+    ),
+    "delays of delays": (
+        f"env_wrapper: [{', '.join(['{gymnasium.wrappers.DelayObservation: {delay: 900}}'] * 2)}]",
+        "multiply to 810000",
     ),
     "1,000 wrappers": (f"env_wrapper: [{', '.join(['gymnasium.wrappers.ClipAction'] * 1_000)}]", "63 wrappers"),
 }

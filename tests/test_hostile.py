@@ -8,12 +8,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import pytest
 from bounds import bounded
 from hostile import REFUSED, RUNNING, SETTINGS, YAML_BOMBS
 from stable_baselines3 import PPO
 
-from sb3_qpd import EnvRecipe, TeacherError, load_teacher
+from sb3_qpd import EnvRecipe, QPDDistiller, TeacherError, TeacherLabels, load_teacher
 from sb3_qpd.reader import read_vecnormalize, read_yaml
 
 HOSTILE = Path(__file__).with_name("hostile.py")
@@ -96,6 +97,35 @@ def test_settings_that_nobody_reads(honest: Path, tmp_path: Path) -> None:
         recipe = load_teacher(write_run(tmp_path, honest, config), device="cpu").recipe
         assert recipe == EnvRecipe("CartPole-v1")
         recipe.make_vec_env(1).reset()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "render_mode: rgb_array",
+        "horizon: 500",
+        "episode_length: 5000",
+        "seed: 123456",
+        "profile: easy",
+        "path_type: straight",
+        "max_episode_steps: 400",
+        "healthy_z_range: [0.8, .inf]",
+    ],
+)
+def test_honest_settings_are_taken(honest: Path, tmp_path: Path, settings: str) -> None:
+    run = write_run(tmp_path, honest, f"frame_stack: 4\nenv_kwargs: {{{settings}}}")
+    recipe = load_teacher(run, device="cpu").recipe
+    assert recipe is not None and list(recipe.env_kwargs) == [settings.partition(":")[0]]
+
+
+def test_with_an_environment_of_ones_own_the_folders_is_left_alone(honest: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path, honest, "env_kwargs: {xml_file: /etc/passwd}")
+    student = QPDDistiller(run, "CartPole-v1", n_envs=2, device="cpu", check_teacher=False).learn(64)
+    student.save(tmp_path / "student")
+    QPDDistiller.load(tmp_path / "student", gym.make("CartPole-v1"), teacher=run)
+    TeacherLabels(gym.make("CartPole-v1"), run).reset()
+    with pytest.raises(TeacherError, match="'xml_file': '/etc/passwd'"):
+        QPDDistiller(run)
 
 
 def test_settings_that_do_exhaust_who_believes_them() -> None:

@@ -67,20 +67,22 @@ def test_head_of_discrete_actions_has_one_unit_and_that_of_a_box_one_for_each_ac
         assert head.to_integer().multiplier.shape == (n_units,)
 
 
-@pytest.mark.parametrize("n", [2, 4, 6, 76, 150, 1022])
-def test_both_requantizations_agree_where_the_multiplier_is_next_to_one_over_an_even_number(n):
-    """1/76 in float32 is above it, 1/150 below: either way float32 alone sees ties there, every n-th accumulator."""
-    layer = linear(1, 1, input_step=1.0, output_step=float(n))
+@pytest.mark.parametrize(
+    ("p", "q"), [(1, 2), (1, 4), (1, 6), (1, 76), (1, 150), (1, 1022), (3, 76), (5, 76), (7, 150), (3, 4)]
+)
+def test_both_requantizations_agree_where_the_multiplier_is_next_to_a_fraction(p, q):
+    """1/76 in float32 is above it, 1/150 below: either way float32 alone sees ties there, every q-th accumulator."""
+    layer = linear(1, 1, input_step=float(p), output_step=float(q))
     with th.no_grad():
         layer.weight.fill_(1.0)
         layer.bias.zero_()
         layer.weight_quantizer.log_scale.zero_()
     layer.weight_quantizer.ready.fill_(True)
-    twin, acc = layer.to_integer(), np.arange(256 * n)[:, None]
+    twin, acc = layer.to_integer(), np.arange(256 * q // p)[:, None]
     np.testing.assert_array_equal(twin.requantize(acc, "float32"), twin.requantize(acc, "fixed"))
-    np.testing.assert_array_equal(twin.requantize(acc, "float32"), np.minimum((acc + n // 2) // n, 255))
-    x = th.arange(256.0)[:, None]
-    np.testing.assert_array_equal(output_integers(layer, x), twin.requantize(acc[:256], "float32"))
+    np.testing.assert_array_equal(twin.requantize(acc, "float32"), np.minimum((2 * acc * p + q) // (2 * q), 255))
+    x = p * th.arange(256.0)[:, None]
+    np.testing.assert_array_equal(output_integers(layer, x)[: len(acc)], twin.requantize(acc[:256], "float32"))
 
 
 def test_accumulators_beyond_float32_are_exact():

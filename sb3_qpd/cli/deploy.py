@@ -42,8 +42,8 @@ def add_verify(commands: Any) -> None:
         "verify",
         help="that all files of a folder are the same policy, bit for bit",
         description="Let the student play, and send what it sees, with the action masks that it is given, through its zip, "
-        "its ONNX file, its C code, its policy.py and its TFLite file. Exit code 1 if a value differs from student.npz where "
-        "equality is promised.",
+        "its ONNX file, its C code and its TFLite file; policy.py is compared as a file. Exit code 1 if a value differs from "
+        "student.npz where equality is promised.",
     )
     parser.set_defaults(run=verify, device="cpu")
     add_folder(parser, teacher="of a Box action: show its jitter beside the student's")

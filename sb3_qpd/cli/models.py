@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,12 +81,13 @@ def student_recipe(path: Path, recorded: dict[str, Any] | None, args: argparse.N
         if not isinstance(recorded, dict) or not isinstance(recorded.get("env_id"), str) or ":" in recorded["env_id"]:
             # "package:Id-v0" imports the package: that is for the user to ask for, not for a file
             raise ValueError(f"{path} does not name its environment by a plain id. Give it: --env ID")
-        wrappers = tuple((name, kwargs) for name, kwargs in recorded.get("env_wrappers", ()))
-        recipe = EnvRecipe(**{**recorded, "env_wrappers": wrappers})
         try:
-            check_foreign(recipe)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error} Give the environment yourself: --env ID, --env-kwargs KEY=VALUE") from error
+            wrappers = tuple((name, dict(kwargs)) for name, kwargs in recorded.get("env_wrappers", ()))
+            recipe = EnvRecipe(**{**recorded, "env_wrappers": wrappers})
+            own = dict(args.env_kwargs)  # what the user gives himself is not the file's
+            check_foreign(replace(recipe, env_kwargs={k: v for k, v in recipe.env_kwargs.items() if k not in own}))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: {error} Give it yourself: --env-kwargs KEY=VALUE, or --env ID") from error
     return make_recipe(recipe, dict(args.env_kwargs))
 
 
