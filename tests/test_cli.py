@@ -177,6 +177,29 @@ def test_a_student_names_neither_its_teacher_nor_its_environment(compressed: Pat
     assert (tmp_path / "mark").exists()  # it would have
 
 
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"env_id": "CartPole-v1", "env_kwargs": {"sutton_barto_reward": 5000}}, "'sutton_barto_reward': 5000"),
+        ({"env_id": "CartPole-v1", "env_wrappers": [["gymnasium.wrappers.ClipAction"]]}, "--env-kwargs KEY=VALUE"),
+        ({"env_id": "CartPole-v1", "colour": 1}, "--env-kwargs KEY=VALUE"),
+        ({"env_id": "no_such_package:CartPole-v1"}, "does not name its environment by a plain id"),
+    ],
+    ids=["too much", "half a wrapper", "unknown", "a package"],
+)
+def test_what_a_students_file_says_of_its_environment(
+    compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], env: dict[str, Any], message: str
+) -> None:
+    model = IntegerModel.load(compressed / "student.npz")
+    model.metadata["env"] = env
+    model.save(tmp_path / "student.npz")
+    command = ["evaluate", str(tmp_path / "student.npz"), "--episodes", "2", "--no-progress"]
+    assert message in mistake(capsys, *command)
+    assert main([*command, "--env", "CartPole-v1"]) == 0
+    if "sutton_barto_reward" in env.get("env_kwargs", {}):  # the user may say it himself
+        assert main([*command, "--env-kwargs", "sutton_barto_reward=True"]) == 0
+
+
 def test_evaluate_options(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--episodes", "3", "--seed", "7", "--stochastic", "--env-kwargs", "sutton_barto_reward=True", "--no-progress"]
     assert main(["evaluate", str(compressed / "student.npz"), *options]) == 0
