@@ -47,4 +47,4 @@ type: $(READY)
 emulators:
 	apt-get update -qq
 	apt-get install -qq -y --no-install-recommends clang gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
-		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc
+		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user
