@@ -19,8 +19,8 @@ from sb3_qpd import AtariVecEnv, Evaluation, Teacher, evaluate, load_teacher
 
 
 def sb3_atari(env_id: str, n_envs: int) -> VecEnv:
-    """Whole games and raw rewards on SB3's wrappers."""
-    wrapper_kwargs = {"terminal_on_life_loss": False, "clip_reward": False}
+    """SB3's, raw rewards. A lost life ends an episode there, and FIRE begins the next; the monitor tells whole games."""
+    wrapper_kwargs = {"clip_reward": False}
     venv = make_atari_env(env_id, n_envs, wrapper_kwargs=wrapper_kwargs)
     return VecTransposeImage(VecFrameStack(venv, 4))
 

@@ -57,7 +57,7 @@ def plain_env(teacher: Teacher, seed: int) -> VecEnv:
     if not teacher.recipe.is_atari:
         # SB3's own choice, "rgb_array", has LunarLander simulate the particles of its exhaust: up to ten times slower steps
         return make_vec_env(env_id, N_ENVS, seed, env_kwargs={"render_mode": None})
-    games = make_atari_env(env_id, N_ENVS, seed, wrapper_kwargs={"terminal_on_life_loss": False, "clip_reward": False})
+    games = make_atari_env(env_id, N_ENVS, seed)
     return VecTransposeImage(VecFrameStack(games, 4))
 
 
