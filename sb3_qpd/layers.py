@@ -27,8 +27,8 @@ def requantization_multiplier(unit: th.Tensor, output_scale: th.Tensor) -> th.Te
     ``M`` of :class:`~sb3_qpd.integer.IntegerLayer`: from the accumulators' unit to the output grid.
 
     With M = p/q and an even q every q-th accumulator is a tie, which float32 rounds to even and fixed point upwards; it is one
-    in float32 too where M is but the float next to p/q. Next to such fractions (odd p up to 15) M is made a few roundings
-    larger: there are no ties, and both modes agree.
+    in float32 too where M is but the float next to p/q. Next to such fractions (odd p up to 15, q up to 1,024: rarer ties do
+    not matter) M is made a few roundings larger: there are no ties, and both modes agree.
 
     :param unit: real value of an accumulator of 1, shape (n_out,) or (1,)
     :param output_scale: step of the output grid
@@ -37,7 +37,7 @@ def requantization_multiplier(unit: th.Tensor, output_scale: th.Tensor) -> th.Te
     multiplier = unit / output_scale
     p = th.arange(1.0, 16.0, 2.0, device=unit.device)[:, None]
     q = (p / multiplier).round()
-    is_near = ((q * multiplier / p - 1).abs() < 2.0**-21) & (q % 2 == 0)
+    is_near = ((q * multiplier / p - 1).abs() < 2.0**-21) & (q % 2 == 0) & (q <= 1024)
     return th.where(is_near.any(0), multiplier * (1 + 2.0**-20), multiplier)
 
 
