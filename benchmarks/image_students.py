@@ -25,7 +25,7 @@ from sb3_qpd.architectures import make_arch
 from sb3_qpd.buffers import DistillationSamples
 from sb3_qpd.objective import descend, distillation_loss
 from sb3_qpd.quantizers import FLOAT_BITS
-from sb3_qpd.schedules import CosineSchedule
+from sb3_qpd.schedules import CosineSchedule, share_passed
 from sb3_qpd.teachers import TeacherOutput
 from sb3_qpd.transitions import get_transition
 
@@ -80,7 +80,7 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
         if width and i == int(BLEND[0] * updates):
             policy.calibrate(rows_of(samples, kept[rng.integers(0, len(kept), 1024)]).observations)
             policy.set_training_mode(True)
-        progress = min(max((i / updates - BLEND[0]) / (BLEND[1] - BLEND[0]), 0.0), 1.0) if width else 0.0
+        progress = share_passed(i / updates, *BLEND) if width else 0.0
         policy.set_precision(get_transition("blend"), progress)
         loss, _ = distillation_loss(policy, batch)
         descend(policy.optimizer, loss, max_grad_norm=10.0)

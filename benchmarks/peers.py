@@ -37,12 +37,13 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
+from tables import add_rows
 
 from sb3_qpd import QPDDistiller, evaluate, load_teacher
 from sb3_qpd.architectures import make_arch
 from sb3_qpd.buffers import DistillationSamples
 from sb3_qpd.evaluation import VALIDATION_SEED
-from sb3_qpd.objective import distillation_loss
+from sb3_qpd.objective import descend, distillation_loss
 from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers import Teacher, TeacherOutput
 
@@ -85,10 +86,7 @@ def loop(teacher: Teacher, arch: str, timesteps: int, seed: int, epochs: int) ->
             for rows in np.array_split(rng.permutation(len(inputs)), len(inputs) // batch_size):
                 targets = TeacherOutput(*(None if field is None else field[rows] for field in fields))
                 loss, _ = distillation_loss(policy, DistillationSamples(inputs[rows], targets))
-                policy.optimizer.zero_grad()
-                loss.backward()
-                th.nn.utils.clip_grad_norm_(policy.parameters(), 10.0)
-                policy.optimizer.step()
+                descend(policy.optimizer, loss, max_grad_norm=10.0)
         policy.set_training_mode(False)
     env.close()
     return policy
@@ -181,11 +179,10 @@ def main() -> None:
     check_imitation(parser, args, teacher)
     for seed in args.seeds:
         for who in args.who:
-            line = json.dumps(run(teacher, who, seed, args))
-            print(line, flush=True)
+            row = run(teacher, who, seed, args)
+            print(json.dumps(row), flush=True)
             if args.out is not None:
-                with args.out.open("a") as file:
-                    file.write(line + "\n")
+                add_rows(args.out, row)
 
 
 if __name__ == "__main__":
