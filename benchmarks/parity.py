@@ -30,7 +30,8 @@ from tables import add_rows, read_rows, table_head
 from sb3_qpd import QPDDistiller, Teacher, export_c, export_onnx, load_teacher
 from sb3_qpd.contest import describe_env
 from sb3_qpd.policies import QuantActorCriticPolicy
-from sb3_qpd.verify import Difference, Jitter, Verification, find_contenders, looking_at, pieces, replay
+from sb3_qpd.replay import Jitter, pieces, replay
+from sb3_qpd.verify import Difference, Verification, find_contenders, looking_at
 
 BITS = ((8, 8), (4, 8), (4, 4), (2, 8))
 SEED = 3_000_000  # of the environments; part k takes SEED + 1000 k

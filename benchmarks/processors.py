@@ -24,7 +24,7 @@ import numpy as np
 from sb3_qpd import IntegerModel, export_numpy, export_onnx
 from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.integer import REQUANTIZATIONS
-from sb3_qpd.verify import Jitter, replay
+from sb3_qpd.replay import Jitter, replay
 
 SEED = 3_000_000
 

@@ -24,8 +24,9 @@ from sb3_qpd.evaluation import VALIDATION_SEED, Player
 from sb3_qpd.export.emulate import MICROCONTROLLERS, Emulation, emulate, missing_tools
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.replay import Jitter, replay
 from sb3_qpd.teachers import Teacher
-from sb3_qpd.verify import Jitter, compile_c, load_model, replay
+from sb3_qpd.verify import compile_c, load_model
 
 BATCH = 64
 MIN_CALLS = 20

@@ -81,6 +81,16 @@ class EnvRecipe:
         if self.frame_stack == 0:
             object.__setattr__(self, "frame_stack", 4 if self._has_pixels else 1)
 
+    @classmethod
+    def restore(cls, recorded: Mapping[str, Any]) -> "EnvRecipe":
+        """
+        :param recorded: the fields as JSON keeps them; of a stranger, :func:`~sb3_qpd.run_folder.check_foreign` is next
+        :raises TypeError: unknown fields, or other types
+        :raises ValueError: values that no environment has
+        """
+        wrappers = tuple((name, dict(kwargs)) for name, kwargs in recorded.get("env_wrappers", ()))
+        return cls(**{**recorded, "env_wrappers": wrappers})
+
     @property
     def is_atari(self) -> bool:
         """Whether it is a game of the Arcade Learning Environment."""

@@ -28,6 +28,7 @@ from sb3_qpd.evaluation import VALIDATION_SEED
 from sb3_qpd.hub import HubSource, find_source, make_card, upload
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.report import to_markdown
+from sb3_qpd.run_folder import check_foreign
 from sb3_qpd.schedules import USUAL_LEARNING_RATES, CosineSchedule
 
 # name -> what it is, for the card; what else lies in the folder stays at home
@@ -154,8 +155,8 @@ def _config(report: Mapping[str, Any], model: IntegerModel, student: bytes | Non
 
 def _environment(env: Mapping[str, Any]) -> dict[str, Any]:
     """As RL Zoo builds it, which puts no wrapper around a game of its own accord."""
-    wrappers = tuple((name, kwargs) for name, kwargs in env.get("env_wrappers", ()))
-    recipe = EnvRecipe(**{**env, "env_wrappers": wrappers})
+    recipe = EnvRecipe.restore(env)
+    wrappers = recipe.env_wrappers
     if recipe.is_atari and recipe.env_kwargs.get("obs_type", "rgb") != "ram" and not wrappers:
         wrappers = ((ATARI_WRAPPER, {}),)
     written = {
@@ -251,9 +252,10 @@ def _card_text(report: Mapping[str, Any], repo_id: str, names: list[str], teache
 # --- the film ---
 def _film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
     """``replay.mp4``, or ``replay.gif`` where there is no ffmpeg, or nothing, and why: no film keeps a student at home."""
-    wrappers = tuple((name, kwargs) for name, kwargs in env.get("env_wrappers", ()))
     try:
-        frames, fps = _frames(model, make_recipe(EnvRecipe(**{**env, "env_wrappers": wrappers})))
+        recipe = EnvRecipe.restore(env)
+        check_foreign(recipe)  # the folder may be a stranger's
+        frames, fps = _frames(model, make_recipe(recipe))
         return _encode(frames, fps)
     except Exception as error:  # whatever a renderer, a driver, an encoder or a package that is not here raises
         return {}, f"no replay: {str(error).strip() or type(error).__name__}"

@@ -170,6 +170,8 @@ def check_foreign(recipe: EnvRecipe) -> None:
 
     :param recipe: from a file
     """
+    if ":" in recipe.env_id:
+        raise ValueError(f"The environment {_shown(recipe.env_id)} would import a module: a file may name a plain id.")
     settings = [recipe.env_kwargs, *(kwargs for _, kwargs in recipe.env_wrappers)]
     if not all(isinstance(kwargs, dict) for kwargs in settings):
         raise ValueError("Expected settings by keyword for the environment and its wrappers.")

@@ -183,9 +183,10 @@ def test_a_student_names_neither_its_teacher_nor_its_environment(compressed: Pat
         ({"env_id": "CartPole-v1", "env_kwargs": {"sutton_barto_reward": 5000}}, "'sutton_barto_reward': 5000"),
         ({"env_id": "CartPole-v1", "env_wrappers": [["gymnasium.wrappers.ClipAction"]]}, "--env-kwargs KEY=VALUE"),
         ({"env_id": "CartPole-v1", "colour": 1}, "--env-kwargs KEY=VALUE"),
-        ({"env_id": "no_such_package:CartPole-v1"}, "does not name its environment by a plain id"),
+        ({"env_id": "no_such_package:CartPole-v1"}, "would import a module: a file may name a plain id"),
+        ({"env_id": 1}, "does not name its environment by a plain id"),
     ],
-    ids=["too much", "half a wrapper", "unknown", "a package"],
+    ids=["too much", "half a wrapper", "unknown", "a package", "no text"],
 )
 def test_what_a_students_file_says_of_its_environment(
     compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], env: dict[str, Any], message: str

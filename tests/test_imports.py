@@ -23,7 +23,7 @@ LAYERS = (
     ("policies", "loading", "acting", "matching", "scales", "wrappers", "objective", "hyperparameters"),
     ("teacher_check", "algorithm", "distiller"),
     # what is done with a student
-    ("export", "evaluation", "report", "contest", "verify", "benchmark", "publishing"),
+    ("export", "evaluation", "report", "contest", "replay", "verify", "benchmark", "publishing"),
     # front doors: nobody imports these but the command line, which opens the others; `python -m` is the command line
     ("zoo", "cli"),
     ("__main__",),

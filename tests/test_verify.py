@@ -23,7 +23,8 @@ from sb3_qpd.cli import main
 from sb3_qpd.export import export
 from sb3_qpd.export.emulate import MICROCONTROLLERS
 from sb3_qpd.export.onnx import OnnxPolicy
-from sb3_qpd.verify import Difference, Jitter, pieces, policy_steps, replay_masked, verify
+from sb3_qpd.replay import Jitter, pieces, replay_masked
+from sb3_qpd.verify import Difference, policy_steps, verify
 
 STEPS = ["input_grid", "layer0", "layer1", "accumulators", "logits", "action"]
 

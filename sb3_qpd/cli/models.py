@@ -78,12 +78,10 @@ def student_recipe(path: Path, recorded: dict[str, Any] | None, args: argparse.N
         raise ValueError(f"{path} does not say in which environment it plays. Give it: --env ID")
     recipe = args.env
     if recipe is None:
-        if not isinstance(recorded, dict) or not isinstance(recorded.get("env_id"), str) or ":" in recorded["env_id"]:
-            # "package:Id-v0" imports the package: that is for the user to ask for, not for a file
+        if not isinstance(recorded, dict) or not isinstance(recorded.get("env_id"), str):
             raise ValueError(f"{path} does not name its environment by a plain id. Give it: --env ID")
         try:
-            wrappers = tuple((name, dict(kwargs)) for name, kwargs in recorded.get("env_wrappers", ()))
-            recipe = EnvRecipe(**{**recorded, "env_wrappers": wrappers})
+            recipe = EnvRecipe.restore(recorded)
             own = dict(args.env_kwargs)  # what the user gives himself is not the file's
             check_foreign(replace(recipe, env_kwargs={k: v for k, v in recipe.env_kwargs.items() if k not in own}))
         except (TypeError, ValueError, AttributeError) as error:
