@@ -128,7 +128,7 @@ class StudentAlgorithm(BaseAlgorithm):
         check_spaces(self.teacher, self.observation_space, self.action_space)
         self.teacher_name, self.teacher_checksum = self.teacher.name, self.teacher.checksum
         if self.env is not None:
-            self.pipeline = pipeline_of(self.env)
+            self.pipeline = pipeline_of(self.env, self._recipe)
         flags = {"normalized_image": self.teacher.normalized_image, "uses_masks": self._masking}
         self.policy_kwargs = {**self.policy_kwargs, **{name: True for name, is_set in flags.items() if is_set}}
 

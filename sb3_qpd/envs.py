@@ -141,6 +141,12 @@ class EnvRecipe:
         return venv
 
     @property
+    def wrapper_names(self) -> list[str]:
+        """Classes around one environment, the innermost first."""
+        usual = ["AtariWrapper"] if self._has_pixels and self._has_usual_wrappers else []
+        return usual or [name.rpartition(".")[2] for name, _ in self.env_wrappers]
+
+    @property
     def _has_pixels(self) -> bool:
         return self.is_atari and self.env_kwargs.get("obs_type", "rgb") != "ram"
 

@@ -18,7 +18,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 MAX_OPCODES = 500_000  # a space or normalization file needs a few hundred
-MAX_VALUES = 500_000  # counted wherever they are referred to
+MAX_VALUES = 500_000  # counted wherever they are referred to, as are
+MAX_CONTENT = 2**27  # characters and bytes in all
+MAX_ARRAY_SIZE = 2**20  # numbers of one array that is looked at: more than any observation has
 MAX_DEPTH = 100
 
 # modules and the names in them that files of Stable-Baselines3 ask for
@@ -115,14 +117,17 @@ def check_extent(value: Any) -> None:
 
     :param value: containers of plain values and :class:`Record`
     """
-    level, count = [value], 1
+    level, count, content = [value], 1, 0
     for _ in range(MAX_DEPTH):
         if not level:
             return
+        content += sum(len(one) for one in level if isinstance(one, str | bytes | bytearray))
         level = list(islice(chain.from_iterable(map(_children, level)), MAX_VALUES))
         count += len(level)
         if count > MAX_VALUES:
             raise UnsafePickle(f"It holds more than {MAX_VALUES} values: refused")
+        if content > MAX_CONTENT:
+            raise UnsafePickle(f"Its values have more than {MAX_CONTENT} characters and bytes: refused")
     raise UnsafePickle(f"It is nested more than {MAX_DEPTH} levels deep: refused")
 
 
@@ -356,7 +361,9 @@ def _numpy_request(value: Any) -> tuple[str, tuple]:
 def _from_bytes(raw: bytes, dtype: np.dtype, shape: Any, fortran: bool) -> np.ndarray:
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
         raise UnsafePickle("An array whose shape is not a tuple of sizes: refused")
-    if math.prod(shape) * dtype.itemsize != len(raw):
+    if (size := math.prod(shape)) > MAX_ARRAY_SIZE:
+        raise UnsafePickle(f"An array of {size} numbers, at most {MAX_ARRAY_SIZE} are read: refused")
+    if size * dtype.itemsize != len(raw):
         raise UnsafePickle(f"An array of shape {shape} and dtype {dtype} in {len(raw)} bytes: refused")
     array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
     return array.astype(dtype.newbyteorder("="))

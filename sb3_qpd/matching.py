@@ -7,7 +7,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack
 
 from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
 from sb3_qpd.loading import adopt_normalization, take_off_normalization
@@ -24,6 +24,10 @@ TRANSPARENT = (
     "PassiveEnvChecker",
     "VecMonitor",
     "VecTransposeImage",
+    # and these change rewards or what is told beside the observations
+    "ActionMasker",
+    "RecordEpisodeStatistics",
+    "TransformReward",
 )
 
 
@@ -87,19 +91,27 @@ def check_finite(targets: TeacherOutput) -> None:
         raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
 
 
-def pipeline_of(env: VecEnv) -> list[str]:
+def pipeline_of(env: VecEnv, recipe: EnvRecipe | None) -> list[str]:
     """
     What was done to the environment's observations before the student saw them, and has to be done on a device: the wrappers,
-    the innermost first (those inside of a ``SubprocVecEnv`` cannot be seen). The student normalizes by itself.
+    the innermost first, and of ALE's vector environment those that it stands for. The student normalizes by itself.
+
+    :param env: of the student
+    :param recipe: that it was built from; without one, what a ``SubprocVecEnv`` wraps in its processes is not known
     """
     names: list[str] = []
     while isinstance(env, VecEnvWrapper):
         names.append(f"VecFrameStack({env.stacked_obs.n_stack})" if isinstance(env, VecFrameStack) else type(env).__name__)
         env = env.venv
-    inner = next(iter(getattr(env, "envs", [])), None)
-    while isinstance(inner, gym.Wrapper):
-        names.append(type(inner).__name__)
-        inner = inner.env
+    if isinstance(env, AtariVecEnv):
+        names += [f"VecFrameStack({env.observation_space.shape[0]})", "AtariWrapper"]
+    elif isinstance(env, SubprocVecEnv):
+        names += ["unknown wrappers in other processes"] if recipe is None else reversed(recipe.wrapper_names)
+    else:
+        inner = next(iter(getattr(env, "envs", [])), None)
+        while isinstance(inner, gym.Wrapper):
+            names.append(type(inner).__name__)
+            inner = inner.env
     return [name for name in reversed(names) if name not in TRANSPARENT]
 
 

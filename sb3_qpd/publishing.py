@@ -11,18 +11,22 @@ import binascii
 import importlib
 import io
 import json
+import pickletools
 import re
 import shutil
 import subprocess
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import yaml
+from sb3_contrib.common.maskable.utils import get_action_masks
 
+from sb3_qpd.acting import act, gives_masks, takes_masks
 from sb3_qpd.envs import ATARI_WRAPPER, EnvRecipe, make_recipe
 from sb3_qpd.evaluation import VALIDATION_SEED
 from sb3_qpd.hub import HubSource, find_source, make_card, upload
@@ -55,7 +59,7 @@ SETTINGS = (
 # schedules that an entry can name: the end of the type's name -> its attribute, and how RL Zoo writes it
 SCHEDULES = {"ConstantSchedule": ("val", ""), "SimpleLinearSchedule": ("initial_value", "lin_")}
 N_FRAMES = 400
-_HOMES = rb"(?:/home/|/Users/|/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/))[\w.@-]+"
+_HOMES = rb"(?:/home/|/Users/|/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/))[\w.@\x80-\xff-]+"
 # What a path of this machine does not follow: archive/data/0 is not /data/0. In a binary file the length of a text, and what
 # kind of text it is, stand right before it, and these two bytes may look like letters
 _TEXT, _BINARY = rb"(?<![\w.-])", rb"(?<![\w.-]{3})"
@@ -277,8 +281,9 @@ def _frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
     try:
         observation: Any = env.reset()
         pictures: list[Any] = []
+        masking = takes_masks(model) and gives_masks(env)
         for _ in range(N_FRAMES):
-            action, _ = model.predict(observation, deterministic=not recipe.is_atari)
+            action = act(model, observation, not recipe.is_atari, get_action_masks(env) if masking else None)
             observation, *_ = env.step(action)
             if (picture := env.get_images()[0]) is None:
                 raise ValueError(f"{recipe.env_id} renders nothing")
@@ -324,7 +329,8 @@ def _to_gif(frames: np.ndarray, fps: float) -> bytes:
 # --- paths of this machine ---
 def check_no_paths(files: Mapping[str, bytes], folder: Path) -> None:
     """
-    Refuse to publish what names a path of this machine or anybody's home: in a zip's members and pickles too.
+    Refuse to publish what names a path of this machine or anybody's home, or where a value of JSON, YAML or a pickle is an
+    absolute path: in a zip's members too.
 
     :param files: what would be published
     :param folder: where it was read from
@@ -334,22 +340,50 @@ def check_no_paths(files: Mapping[str, bytes], folder: Path) -> None:
     text, binary = (re.compile(rb"%s|%s(?:%s)(?![\w.-])" % (_HOMES, before, known)) for before in (_TEXT, _BINARY))
     for name, content in files.items():
         for where, part in _parts(name, content):
-            if (found := (binary if b"\0" in part else text).search(part)) is not None:
-                path = part[found.start() : found.start() + 120]
-                shown = re.split(rb"[^\x21-\x7e]|[\"'<>]", path)[0].decode()
+            path = next((one for one in _texts(where, part) if _is_absolute(one) or text.search(one.encode())), None)
+            if path is None and (found := (binary if b"\0" in part else text).search(part)) is not None:
+                path = re.split(rb"[^\x21-\x7e]|[\"'<>]", part[found.start() : found.start() + 120])[0].decode()
+            if path is not None:
                 raise ValueError(
-                    f"{where} names a path of this machine: {shown}. Nothing was published. Save the student again without "
-                    f"it, or leave {name} out of {folder}"
+                    f"{where} names a path of this machine: {path[:120]}. Nothing was published. Save the student again "
+                    f"without it, or leave {name} out of {folder}"
                 )
 
 
+def _is_absolute(text: str) -> bool:
+    return (text.startswith("/") and len(PurePosixPath(text).parts) > 1) or PureWindowsPath(text).is_absolute()
+
+
+def _texts(where: str, content: bytes) -> Iterator[str]:
+    """Every text in a JSON or YAML document, or in a pickle, which is not run."""
+    try:
+        if content.startswith(b"\x80"):
+            yield from (arg for _, arg, _ in pickletools.genops(content) if isinstance(arg, str))
+        elif content.startswith(b"{"):
+            yield from _walk(json.loads(content))
+        elif where.endswith(".yml"):
+            yield from _walk(yaml.safe_load(content))
+    except (ValueError, IndexError, RecursionError, yaml.YAMLError):
+        return
+
+
+def _walk(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for one in chain(value, value.values()) if isinstance(value, dict) else value:
+            yield from _walk(one)
+
+
 def _parts(where: str, content: bytes) -> Iterator[tuple[str, bytes]]:
-    """A file, the members of zips, and what is pickled in the JSON of an SB3 model."""
+    """A file, the members of zips, the header of an integer model, and what is pickled in the JSON of an SB3 model."""
     yield where, content
     if content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for name in archive.namelist():
                 yield from _parts(f"{name} in {where}", archive.read(name))
+    elif where.startswith("header.npy in "):
+        yield where, np.load(io.BytesIO(content), allow_pickle=False).tobytes()
     elif content.startswith(b"{"):
         try:
             values = json.loads(content)

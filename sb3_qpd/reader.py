@@ -10,8 +10,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from gymnasium import spaces
 
 from sb3_qpd.archive import WAY_OUT, Archive, TeacherError, read_file
 from sb3_qpd.inert import (
+    MAX_ARRAY_SIZE,
+    MAX_VALUES,
     Name,
     Record,
     UnsafePickle,
@@ -117,6 +120,8 @@ def _read_json(archive: Archive, path: Path) -> dict[str, Any]:
         )
     content = archive.read("data", MAX_DATA_BYTES)
     try:
+        if sum(map(content.count, (b"[", b"{", b","))) > 4 * MAX_VALUES:  # a list of nothing takes thirty times its two bytes
+            raise ValueError(f"it holds more than {MAX_VALUES} values")
         data = json.loads(content)
         check_extent(data)
     except (ValueError, RecursionError) as error:
@@ -223,7 +228,17 @@ def _to_dict(attributes: dict[str, Any]) -> spaces.Dict:
     items = values.items if isinstance(values, Record) else list(values.items())  # gym had an OrderedDict
     if not all(isinstance(key, str) and isinstance(one, Record) and one.target.name != "Dict" for key, one in items):
         raise UnsafePickle("A Dict space whose values are not spaces, or which is nested")
-    return spaces.Dict([(key, _to_space(one, f"observation_space {key!r}")) for key, one in items])
+    parts: dict[str, spaces.Space] = {}
+    for key, one in items:
+        parts[key] = _to_space(one, f"observation_space {key!r}")
+        _check_size(math.prod(part.shape or ()) for part in parts.values())
+    return spaces.Dict(list(parts.items()))
+
+
+def _check_size(sizes: Iterable[int]) -> None:
+    """The same few bytes may be the values of every key."""
+    if (size := sum(sizes)) > MAX_ARRAY_SIZE:
+        raise UnsafePickle(f"Observations of {size} numbers, expected at most {MAX_ARRAY_SIZE}")
 
 
 _SPACES: dict[str, Callable[[dict[str, Any]], spaces.Space]] = {
@@ -321,7 +336,10 @@ def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
     mean: Any
     var: Any
     if isinstance(obs_rms, dict):
-        moments = {key: _to_moments(one) for key, one in obs_rms.items()}
+        moments = {}
+        for key, one in obs_rms.items():
+            moments[key] = _to_moments(one)
+            _check_size(mean.size for mean, _ in moments.values())
         mean, var = ({key: one[i] for key, one in moments.items()} for i in (0, 1))
     else:
         mean, var = _to_moments(obs_rms)

@@ -18,7 +18,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import cloudpickle
+import gymnasium as gym
+import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from teacher_files import ATTACKS, Payload, edit_zip, serialized
 
 
@@ -306,6 +310,28 @@ def _data(**values: Any) -> Callable[[bytes], bytes]:
     return build
 
 
+def _boxes(n_keys: int, size: int) -> Callable[[bytes], bytes]:
+    """A Dict of boxes whose bounds are all the same array: kilobytes, packed."""
+    box, space = spaces.Box(0, 255, (4,), np.uint8), spaces.Dict({"a": spaces.Discrete(2)})
+    box.low = box.high = np.zeros(size, np.uint8)
+    box._shape = (size,)
+    space.spaces = {f"key{number}": box for number in range(n_keys)}
+
+    def build(base: bytes) -> bytes:
+        return replaced(_data(observation_space=serialized(pickle.dumps(space)))(base), method=zipfile.ZIP_DEFLATED)
+
+    return build
+
+
+def statistics_of(n_keys: int, size: int) -> bytes:
+    """A vecnormalize.pkl, the moments of every key the same array."""
+    normalize = VecNormalize(DummyVecEnv([lambda: gym.make("CartPole-v1")]))
+    rms: Any = normalize.obs_rms
+    rms.mean = rms.var = np.zeros(size, np.uint8)
+    normalize.obs_rms = {f"key{number}": rms for number in range(n_keys)}
+    return pickle.dumps(normalize)
+
+
 def _weights(content: bytes) -> Callable[[bytes], bytes]:
     return lambda base: replaced(base, **{"policy.pth": content})
 
@@ -424,6 +450,11 @@ REFUSED: dict[str, Callable[[bytes], bytes]] = {
     "weights of 600 MiB of zeros": lambda base: replaced(
         base, method=zipfile.ZIP_DEFLATED, **{"policy.pth": bytes(600 * 2**20)}
     ),
+    "JSON of ten million lists": lambda base: replaced(
+        base, method=zipfile.ZIP_DEFLATED, data=b"[" + b"[[]]," * 5_000_000 + b"1]"
+    ),
+    "100 boxes of the same 20 MB": _boxes(100, 20_000_000),
+    "100 boxes of the same MiB": _boxes(100, 2**20),
     "deep JSON": lambda base: replaced(base, data=b'{"a": ' * 900 + b"1" + b"}" * 900),
     "a number of JSON with 10,000 digits": lambda base: replaced(base, data=b'{"n": ' + b"9" * 10_000 + b"}"),
     "a network of 10^12 weights": _data(policy_kwargs={"net_arch": [10**6, 10**6]}),

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from bounds import bounded
-from hostile import REFUSED, RUNNING, SETTINGS, YAML_BOMBS
+from hostile import REFUSED, RUNNING, SETTINGS, YAML_BOMBS, statistics_of
 from stable_baselines3 import PPO
 
 from sb3_qpd import EnvRecipe, QPDDistiller, TeacherError, TeacherLabels, load_teacher
@@ -69,6 +69,14 @@ def test_refused_within_bounds(honest: Path, tmp_path: Path, name: str) -> None:
     path.write_bytes(REFUSED[name](honest.read_bytes()))
     with bounded(60, 2**30), pytest.raises(TeacherError, match="."):
         load_teacher(path, device="cpu")
+
+
+@pytest.mark.parametrize(("n_keys", "size"), [(1, 50_000_000), (100, 20_000_000), (100, 2**20)])
+def test_statistics_are_refused_within_bounds(tmp_path: Path, n_keys: int, size: int) -> None:
+    path = tmp_path / "vecnormalize.pkl"
+    path.write_bytes(statistics_of(n_keys, size))
+    with bounded(60, 2**30), pytest.raises(TeacherError, match="refused"):
+        read_vecnormalize(path)
 
 
 @pytest.mark.parametrize("name", YAML_BOMBS)

@@ -19,11 +19,12 @@ import yaml
 from hub_server import HubServer, running_hub
 from huggingface_hub import ModelCard, constants, hf_hub_download
 from rl_zoo3.utils import SimpleLinearSchedule
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import ConstantSchedule
 from test_hub import point_client_at
 
-from sb3_qpd import IntegerModel, QPDDistiller, load_teacher, push_to_hub
+from sb3_qpd import IntegerModel, QPDDistiller, load_teacher, publishing, push_to_hub
 from sb3_qpd.cli import main
 from sb3_qpd.contest import describe_env
 from sb3_qpd.envs import EnvRecipe
@@ -192,15 +193,30 @@ def test_a_path_in_a_student_is_found(hub: HubServer, folder: Path, tmp_path: Pa
     """A schedule of the user's own is pickled with the name of the file that it was written in."""
     own = copy(folder, tmp_path / "own")
     student = QPDDistiller.load(own / "student.zip", device="cpu")
-    student.learning_rate = lambda progress: 1e-3 * progress
+    code = compile("lambda progress: 1e-3 * progress", "/mnt/data/ann/train.py", "eval")
+    student.learning_rate = eval(code)
     student.save(own / "student.zip")
     with pytest.raises(ValueError, match="learning_rate in data in student.zip names a path of this machine: /.*Nothing was"):
         push_to_hub(own, "me/student", replay=False)
     assert not hub.repositories
 
 
+def test_a_path_in_a_model_is_found(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    own = copy(folder, tmp_path / "own")
+    model = IntegerModel.load(own / "student.npz")
+    model.metadata["env"] = {"env_id": "Ant-v5", "env_kwargs": {"xml_file": "/mnt/data/ann/robot.xml"}}
+    model.save(own / "student.npz")
+    with pytest.raises(ValueError, match="header.npy in student.npz names a path of this machine: /mnt/data/ann/robot.xml"):
+        push_to_hub(own, "me/student", replay=False)
+    assert not hub.repositories
+
+
 @pytest.mark.parametrize(
-    "value", ["/home/ann/robot.xml", "C:\\Users\\ann\\robot.xml", "/Users/ann/robot.xml", "HERE/robot.xml", "file://HERE"]
+    "value",
+    [
+        *("/home/ann/robot.xml", "C:\\Users\\ann\\robot.xml", "/Users/ann/robot.xml", "HERE/robot.xml", "file://HERE"),
+        *("/mnt/data/ann/robot.xml", "D:\\ann\\robot.xml", "\\\\server\\ann\\robot.xml", "see file:///home/Ünal/robot.xml"),
+    ],
 )
 def test_a_path_in_a_report_is_found(hub: HubServer, folder: Path, tmp_path: Path, value: str) -> None:
     own = copy(folder, tmp_path / "own")
@@ -215,7 +231,7 @@ def test_a_path_in_a_report_is_found(hub: HubServer, folder: Path, tmp_path: Pat
 def test_what_is_no_path_of_this_machine(tmp_path: Path) -> None:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("data", b'{"a": {":serialized:": 3}, "b": "/usr/lib"}')
+        archive.writestr("data", b'{"a": {":serialized:": 3}, "b": "usr/lib", "c": "m/s", "d": "/", "e": "a:b"}')
         archive.writestr("broken", b"{")
     check_no_paths({"a.zip": buffer.getvalue(), "b.md": b"https://huggingface.co/homepage 1/2 gymnasium/envs"}, tmp_path)
 
@@ -260,6 +276,30 @@ class Invisible(gym.Wrapper):
 
     def render(self) -> None:
         return None
+
+
+class OnlyOne(gym.Wrapper):
+    """The pole may be pushed to one side at a time; the other is an error."""
+
+    pushes = 0
+
+    def action_masks(self) -> np.ndarray:
+        return np.arange(2) == self.pushes % 2
+
+    def step(self, action: Any) -> Any:
+        assert self.action_masks()[action]
+        self.pushes += 1
+        return super().step(action)
+
+
+def test_a_film_of_a_student_that_minds_masks(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = replace(gym.spec("CartPole-v1"), additional_wrappers=(OnlyOne.wrapper_spec(),))
+    monkeypatch.setitem(gym.registry, "OnlyOne-v1", spec)
+    monkeypatch.setattr(publishing, "N_FRAMES", 40)
+    teacher = load_teacher(MaskablePPO("MlpPolicy", "OnlyOne-v1", n_steps=16, batch_size=16, device="cpu"))
+    student = QPDDistiller(teacher, "OnlyOne-v1", student_arch="nano", check_teacher=False, device="cpu").learn(64)
+    frames, _ = publishing._frames(student.policy.to_integer(), EnvRecipe("OnlyOne-v1"))
+    assert len(frames) == 40 and frames.shape[3] == 3
 
 
 def test_a_film_that_fails_keeps_no_student_at_home(

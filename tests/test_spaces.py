@@ -4,6 +4,7 @@ import json
 import warnings
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -11,13 +12,15 @@ import yaml
 from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO
 from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_with_masks
-from sb3_contrib.common.wrappers import TimeFeatureWrapper
+from sb3_contrib.common.wrappers import ActionMasker, TimeFeatureWrapper
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNormalize
 from toys import QUICK, Anything, Strict, assert_same_bits, assert_saves_and_loads, sample
 
 from sb3_qpd import (
+    AtariVecEnv,
+    EnvRecipe,
     IntegerModel,
     QPDDistiller,
     QuantActorCriticPolicy,
@@ -30,7 +33,7 @@ from sb3_qpd import (
 )
 from sb3_qpd.contest import agreement, make_report, plan_arena
 from sb3_qpd.evaluation import ObservationRecorder
-from sb3_qpd.matching import stacks_frames
+from sb3_qpd.matching import pipeline_of, stacks_frames
 from sb3_qpd.objective import distillation_loss
 from sb3_qpd.wrappers import channels_first
 
@@ -285,6 +288,21 @@ def test_a_stack_of_normalized_frames():
     student = distill(teacher)
     assert student.pipeline == ["VecFrameStack(3)"]
     assert_same_bits(student.policy, observations)
+
+
+def test_pipelines_that_no_wrapper_shows():
+    """ALE's vector environment stands for wrappers, other processes hide theirs, and some change no observation."""
+    pong = AtariVecEnv("PongNoFrameskip-v4", 1)
+    assert pipeline_of(pong, None) == ["AtariWrapper", "VecFrameStack(4)"]
+    pong.close()
+    recipe = EnvRecipe("Pendulum-v1", {}, (("sb3_contrib.common.wrappers.TimeFeatureWrapper", {}),), 2)
+    for vec_env in ("dummy", "subproc"):
+        env = recipe.make_vec_env(1, vec_env=vec_env)
+        assert pipeline_of(env, recipe) == ["TimeFeatureWrapper", "VecFrameStack(2)"]
+        env.close()
+    assert pipeline_of(env, None) == ["unknown wrappers in other processes", "VecFrameStack(2)"]
+    masking = DummyVecEnv([lambda: ActionMasker(gym.make("CartPole-v1"), lambda env: np.ones(2, bool))])
+    assert pipeline_of(masking, None) == []
 
 
 def test_statistics_of_a_dict(tmp_path):
