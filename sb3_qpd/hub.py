@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any
 from sb3_qpd.archive import MAX_FILE_BYTES, TeacherError
 
 # files beside a model that say how it was trained; what they mean: run_folder, and of a student's report: cli.models
-SIDE_FILES = ("args.yml", "config.yml", "vec_normalize.pkl", "vecnormalize.pkl", "report.json")
+STATISTICS = ("vec_normalize.pkl", "vecnormalize.pkl")
+SIDE_FILES = ("args.yml", "config.yml", *STATISTICS, "report.json")
 NO_MODELS = ("train_eval_metrics.zip", "student_float.zip")
 _ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _BARE = re.compile(rf"(?P<repo>{_ID})(?:@(?P<revision>.+))?")
@@ -62,13 +63,11 @@ class Download:
     """
     What was downloaded.
 
-    :param path: the file that was asked for
-    :param folder: where it lies, with those of ``SIDE_FILES`` that there are
+    :param path: the file that was asked for; those of ``SIDE_FILES`` that there are lie beside it, or where RL Zoo puts them
     :param name: the source at the commit that it has now: loads the same file again
     """
 
     path: Path
-    folder: Path
     name: str
 
 
@@ -101,11 +100,11 @@ def download(source: HubSource) -> Download:
     pinned = HubSource(source.repo_id, source.filename, snapshot.name)  # the cache's folder has the commit's name
     if path.suffix == ".zip":
         with _clear_errors(pinned):
-            for name in SIDE_FILES:
-                _fetch_if_there(pinned, f"{here}/{name}".lstrip("/"))
+            run_name = re.sub(r"_\d+$", "", folder.name)  # ppo/LunarLander-v2_1/LunarLander-v2/args.yml
+            _fetch_side_files(pinned, dict.fromkeys("/".join(x for x in (here, y) if x) for y in ("", path.stem, run_name)))
     if source.filename is None and path.stem != source.repo_id.split("/")[1]:
         pinned = HubSource(source.repo_id, path.name, snapshot.name)
-    return Download(path, folder, str(pinned))
+    return Download(path, str(pinned))
 
 
 def _fetch_model(source: HubSource) -> str:
@@ -128,6 +127,11 @@ def _no_model(source: HubSource, usual: str, models: Sequence[str], names: Seque
     if models:
         return f"{source} holds several zips, none named {usual}. Say which: " + " or ".join(
             str(HubSource(source.repo_id, name, source.revision)) for name in models[:20]
+        )
+    deeper = [name for name in names if name.endswith(".zip") and "/" in name]
+    if deeper:
+        return f"{source} has its zips in folders. Say which: " + " or ".join(
+            str(HubSource(source.repo_id, name, source.revision)) for name in deeper[:20]
         )
     kind = next((what for pattern, what in _OTHERS if any(re.fullmatch(pattern, name) for name in names)), None)
     looks = f"It looks like {kind}" if kind else f"It holds {', '.join(names[:8]) or 'nothing'}"
@@ -160,16 +164,39 @@ def _check_content(path: Path, filename: str, source: HubSource) -> None:
         )
 
 
-def _fetch_if_there(source: HubSource, filename: str) -> None:
-    from huggingface_hub import try_to_load_from_cache
+def _fetch_side_files(source: HubSource, folders: Iterable[str]) -> None:
+    """
+    Of the first folder that has any that describe the model.
+
+    What a cache does not have may be missing on the Hub too: only where neither statistics nor a config.yml are there, which
+    would tell whether there are some, is that an error. The model would see something that it was not trained on.
+    """
     from huggingface_hub.errors import EntryNotFoundError
 
-    try:
-        _fetch(source, filename)
-    except EntryNotFoundError as error:
-        known = try_to_load_from_cache(source.repo_id, filename, revision=source.revision)
-        if _is_local(error) and known is None:  # neither there nor known to be missing
-            raise
+    found: set[str] = set()
+    unknown: list[Exception] = []
+    for folder in folders:
+        for name in SIDE_FILES:
+            filename = f"{folder}/{name}".lstrip("/")
+            try:
+                if not unknown or _is_cached(source, filename):  # who could not be reached is not asked again
+                    _fetch(source, filename)
+                    found.add(name)
+            except EntryNotFoundError as error:
+                if _is_local(error) and _is_cached(source, filename) is None:
+                    unknown.append(error)
+        if found & {"args.yml", "config.yml"}:
+            break
+    if unknown and not found & {"config.yml", *STATISTICS}:
+        raise unknown[0]
+
+
+def _is_cached(source: HubSource, filename: str) -> bool | None:
+    """``False``: it is known not to be on the Hub; ``None``: nothing is known."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.repo_id, filename, revision=source.revision)
+    return None if found is None else isinstance(found, str)
 
 
 def _names(source: HubSource) -> list[str]:
@@ -205,6 +232,9 @@ def _clear_errors(source: HubSource) -> Iterator[None]:
         yield
     except TeacherError:
         raise
+    except errors.GatedRepoError as error:
+        told = " ".join(str(getattr(error, "server_message", None) or error).split())[:300]
+        raise TeacherError(f"{source}: {told} Then log in with `hf auth login`, or set HF_TOKEN") from error
     except errors.RepositoryNotFoundError as error:
         raise TeacherError(
             f"{source}: {_not_here(source)}{_endpoint()} has no repository {source.repo_id} that you may read. Check the "
@@ -234,7 +264,7 @@ def _unreachable(source: HubSource, error: Exception) -> str:
     cause = " ".join(str(error.__cause__ or error).split())[:200]
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{_endpoint()} cannot be reached ({cause})"
     return (
-        f"{source}: {_not_here(source)}{why}, and the cache ({constants.HF_HUB_CACHE}) has not all of it. Fetch it "
+        f"{source}: {_not_here(source)}{why}, and the cache ({constants.HF_HUB_CACHE}) has not all of it. Load it "
         "once with a connection, or give the path of a zip"
     )
 

@@ -17,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import torch as th
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
@@ -27,7 +28,7 @@ from sb3_qpd.building import build_policy
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.hub import download, find_source
 from sb3_qpd.reader import SUPPORTED, TeacherError, read_vecnormalize, read_zip
-from sb3_qpd.run_folder import RunFolder, find_run, read_run
+from sb3_qpd.run_folder import RunFolder, find_run
 from sb3_qpd.spaces import head_of, parts_of
 from sb3_qpd.teachers import TEACHERS, Normalization, ObsNormalization, Teacher
 from sb3_qpd.weights import check_weights
@@ -55,6 +56,8 @@ def load_teacher(
     :return: the frozen teacher
     """
     if isinstance(source, Teacher):
+        if vecnormalize is not None or env is not None:
+            raise ValueError("vecnormalize= and env= are for a teacher that is loaded here: this one is there already")
         return source
     if isinstance(source, BaseAlgorithm):
         teacher = _from_model(source)
@@ -97,7 +100,7 @@ def _find(source: str | Path) -> tuple[RunFolder, str]:
     if on_hub is None:
         return find_run(Path(source).expanduser()), ""
     files = download(on_hub)
-    return read_run(files.path, files.folder), files.name
+    return find_run(files.path, together=True), files.name
 
 
 def _find_normalization(run: RunFolder, env: Any) -> Normalization | None:
@@ -226,7 +229,7 @@ def _are_same(one: Normalization, other: Normalization) -> bool:
 # --- live models ---
 def _from_model(model: BaseAlgorithm) -> Teacher:
     kind = type(model).__name__
-    if type(model.policy).__name__.startswith("Recurrent"):
+    if isinstance(model.policy, RecurrentActorCriticPolicy):
         raise TeacherError(f"{kind} is recurrent: students have no memory. Supported: {', '.join(SUPPORTED)}")
     family = next((one for one in TEACHERS.values() if isinstance(model.policy, one.policies)), None)
     if family is None:

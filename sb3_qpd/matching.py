@@ -104,7 +104,8 @@ def pipeline_of(env: VecEnv, recipe: EnvRecipe | None) -> list[str]:
         names.append(f"VecFrameStack({env.stacked_obs.n_stack})" if isinstance(env, VecFrameStack) else type(env).__name__)
         env = env.venv
     if isinstance(env, AtariVecEnv):
-        names += [f"VecFrameStack({env.observation_space.shape[0]})", "AtariWrapper"]
+        n_frames, *_ = env.observation_space.shape or ()
+        names += [f"VecFrameStack({n_frames})", "AtariWrapper"]
     elif isinstance(env, SubprocVecEnv):
         names += ["unknown wrappers in other processes"] if recipe is None else reversed(recipe.wrapper_names)
     else:

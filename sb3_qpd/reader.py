@@ -259,6 +259,11 @@ def _identify(data: dict[str, Any], policy_class: Any, path: Path) -> str:
     """
     if not isinstance(policy_class, Name):
         raise TeacherError(f"{path} carries a policy class of its own as code: refused without running it. {WAY_OUT}")
+    if policy_class.module.startswith("sb3_qpd."):
+        raise TeacherError(
+            f"{path} holds a student of this package, not a teacher. Let it play: sb3-qpd evaluate with its student.zip or "
+            "student.npz (on the Hub hub:owner/name/student.npz)"
+        )
     module = re.fullmatch(r"(?:stable_baselines3|sb3_contrib)\.(?:common\.)?(\w+)(?:\.policies)?", policy_class.module)
     if not module:
         raise TeacherError(f"The policy class of {path} is {policy_class}, outside the known classes: refused. {WAY_OUT}")

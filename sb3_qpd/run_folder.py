@@ -120,30 +120,28 @@ class RunFolder:
         return recipe
 
 
-def find_run(path: Path) -> RunFolder:
+def find_run(path: Path, together: bool = False) -> RunFolder:
     """
     :param path: a zip, or a run folder
+    :param together: whatever lies beside the zip belongs to it, as in a repository; so it does in a folder that is given
     :return: the zip with whatever describes its environment
     """
-    with_suffix = path.with_name(f"{path.name}.zip")  # SB3 appends it too
-    if path.is_dir() and not with_suffix.is_file():
-        zip_path = _find_zip(path)
-        candidates = [path / _run_name(path), path / zip_path.stem, path]
+    with_suffix = Path(f"{path}.zip")  # SB3 appends it too
+    if with_suffix.is_file():
+        zip_path = with_suffix
     else:
-        zip_path = with_suffix if with_suffix.is_file() else path
-        run_name = _run_name(path.parent) if zip_path.stem == "best_model" else zip_path.stem
-        candidates = [path.parent / run_name]
-    folder = next((one for one in candidates if (one / "args.yml").is_file() or (one / "config.yml").is_file()), None)
-    return read_run(zip_path, folder)
-
-
-def read_run(zip_path: Path, folder: Path | None) -> RunFolder:
-    """
-    :param zip_path: the model
-    :param folder: where its args.yml and config.yml lie, if anywhere
-    """
+        zip_path, together = (_find_zip(path), True) if path.is_dir() else (path, together)
+    run = zip_path.parent
+    candidates = [run / zip_path.stem, run / _run_name(run)]
+    if together or _has(run, "args.yml", *NORMALIZATION_FILES):  # a config.yml alone may be anybody's
+        candidates.append(run)
+    folder = next((one for one in candidates if _has(one, "args.yml", "config.yml", *NORMALIZATION_FILES)), None)
     args, config = (_read_if_there(folder, name) for name in ("args.yml", "config.yml"))
     return RunFolder(zip_path, folder, args, config)
+
+
+def _has(folder: Path, *names: str) -> bool:
+    return any((folder / name).is_file() for name in names)
 
 
 def running_id(env_id: str) -> str | None:

@@ -14,6 +14,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.ars.policies import ARSPolicy
 from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from sb3_contrib.crossq.policies import CrossQPolicy
 from sb3_contrib.qrdqn.policies import QRDQNPolicy
 from sb3_contrib.tqc.policies import TQCPolicy
@@ -135,7 +136,7 @@ class Teacher:
         if not isinstance(policy, self.policies):
             expected = " or ".join(kind.__name__ for kind in self.policies)
             raise TypeError(f"A {type(self).__name__} needs a policy of the kind {expected}, got {type(policy).__name__}")
-        if type(policy).__name__.startswith("Recurrent"):
+        if isinstance(policy, RecurrentActorCriticPolicy):
             raise TypeError(f"{type(policy).__name__} has a memory, a student has none: recurrent teachers are not supported")
         self.policy: Any = policy
         self.policy.set_training_mode(False)

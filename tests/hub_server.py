@@ -24,6 +24,7 @@ class Repository:
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
     private: bool = False
+    gated: bool = False
 
     def commit(self, files: Mapping[str, bytes], branch: str = "main") -> str:
         content = {**self.commits.get(self.refs.get(branch, ""), {}), **files}
@@ -105,6 +106,10 @@ class _Handler(BaseHTTPRequestHandler):
     def find(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """The commit and its files; None: the answer was sent."""
         repository = self.server.repositories.get(repo_id)
+        if repository is not None and repository.gated:
+            told = f"Access to model {repo_id} is restricted. Visit {self.server.url}/{repo_id} to ask for access."
+            self.answer(403, b"", {"X-Error-Code": "GatedRepo", "X-Error-Message": told})
+            return None
         if repository is None or (repository.private and not self.is_known):
             self.answer(401, b"", {"X-Error-Code": "RepoNotFound"})  # the Hub does not tell which of them
             return None

@@ -161,6 +161,20 @@ def test_one_file_of_several(hub: HubServer, run: dict[str, bytes]) -> None:
         load_teacher("me/agents")
 
 
+def test_a_repository_of_run_folders(hub: HubServer, run: dict[str, bytes]) -> None:
+    """What RL Zoo wrote, as it lies there: the statistics are in a folder of the environment's name."""
+    folder, env = "logs/ppo/Pendulum-v1_1", "logs/ppo/Pendulum-v1_1/Pendulum-v1"
+    files = {f"{env}/{name}": run[name] for name in ("args.yml", "config.yml")}
+    files |= {f"{env}/vecnormalize.pkl": run["vec_normalize.pkl"]}
+    files |= {f"{folder}/{name}": run["ppo-Pendulum-v1.zip"] for name in ("Pendulum-v1.zip", "best_model.zip")}
+    hub.publish("me/logs", files)
+    for name in ("Pendulum-v1.zip", "best_model.zip"):
+        teacher = load_teacher(f"hub:me/logs/{folder}/{name}")
+        assert teacher.normalization is not None and teacher.recipe.env_id == "Pendulum-v1"
+    with pytest.raises(TeacherError, match=rf"its zips in folders. Say which: hub:me/logs/{folder}/Pendulum-v1.zip or hub:"):
+        load_teacher("me/logs")
+
+
 def test_what_is_missing(hub: HubServer, run: dict[str, bytes]) -> None:
     with pytest.raises(
         TeacherError, match=r"sb3/ppo-Cartpole: there is no such file or folder here, and http://127.* has no "
@@ -181,6 +195,21 @@ def test_a_private_repository_needs_a_token(hub: HubServer, run: dict[str, bytes
         load_teacher("me/ppo-Pendulum-v1")
     monkeypatch.setenv("HF_TOKEN", hub.token)
     assert load_teacher("me/ppo-Pendulum-v1").algo == "ppo"
+
+
+def test_a_gated_repository(hub: HubServer, run: dict[str, bytes]) -> None:
+    hub.publish("me/gated", run)
+    hub.repositories["me/gated"].gated = True
+    with pytest.raises(TeacherError, match="me/gated: Access to model me/gated is restricted.* ask for access.* log in with"):
+        load_teacher("me/gated")
+
+
+def test_a_student_is_no_teacher(hub: HubServer, tmp_path: Path) -> None:
+    student = QPDDistiller(PPO("MlpPolicy", "CartPole-v1", n_steps=64, device="cpu"), student_arch="nano", device="cpu")
+    student.save(tmp_path / "student.zip")
+    hub.publish("me/lander", {"student.zip": (tmp_path / "student.zip").read_bytes()})
+    with pytest.raises(TeacherError, match="holds a student of this package, .*sb3-qpd evaluate .*hub:owner/name/student.npz"):
+        load_teacher("me/lander")
 
 
 @pytest.mark.parametrize(
@@ -274,8 +303,19 @@ def test_from_the_cache(hub: HubServer, run: dict[str, bytes], monkeypatch: pyte
         assert load_teacher(source).algo == "ppo"
     assert load_teacher("sb3/ppo-Pendulum-v1").normalization is not None
     assert len(hub.requests) == n_requests
-    with pytest.raises(TeacherError, match="HF_HUB_OFFLINE is set, and the cache .* has not all of it. Fetch it once with a"):
+    with pytest.raises(TeacherError, match="HF_HUB_OFFLINE is set, and the cache .* has not all of it. Load it once with a"):
         load_teacher("sb3/ppo-CartPole-v1")
+
+
+def test_a_cache_that_another_tool_filled(hub: HubServer, run: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not note what the Hub has not: no vecnormalize.pkl, no report.json."""
+    hub.publish("sb3/ppo-Pendulum-v1", run)
+    hub.publish("me/raw", {"raw.zip": run["ppo-Pendulum-v1.zip"], "config.yml": CONFIG.replace(b"true", b"false")})
+    for name in ("sb3/ppo-Pendulum-v1", "me/raw"):
+        huggingface_hub.snapshot_download(name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_teacher("sb3/ppo-Pendulum-v1").normalization is not None
+    assert load_teacher("me/raw").normalization is None
 
 
 def test_half_of_a_teacher_in_the_cache_is_none(

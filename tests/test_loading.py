@@ -11,6 +11,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -351,6 +352,17 @@ def test_a_model_in_the_middle_of_training():
 def test_models_that_cannot_teach():
     with pytest.raises(TeacherError, match="RecurrentPPO is recurrent: students have no memory"):
         load_teacher(RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=8)))
+    own = type("MyLstmPolicy", (RecurrentActorCriticPolicy,), {})
+    with pytest.raises(TeacherError, match="RecurrentPPO is recurrent"):
+        load_teacher(RecurrentPPO(own, "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=8)))
+
+
+def test_a_loaded_teacher_is_as_it_is():
+    teacher = load_teacher(PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu"))
+    assert load_teacher(teacher) is teacher
+    for options in ({"vecnormalize": "nowhere.pkl"}, {"env": "CartPole-v1"}):
+        with pytest.raises(ValueError, match="this one is there already"):
+            load_teacher(teacher, **options)
     unknown = PPO("MlpPolicy", "CartPole-v1")
     unknown.policy = unknown.policy.features_extractor
     with pytest.raises(TeacherError, match="PPO with a FlattenExtractor is not supported. Supported: a2c, ars, "):

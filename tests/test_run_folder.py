@@ -82,8 +82,30 @@ def test_the_layout_of_the_hub(make_run, tmp_path, statistics):
     for name in ("args.yml", "config.yml"):
         shutil.copy(run / "CartPole-v1" / name, hub)
     shutil.copy(statistics, hub / "vec_normalize.pkl")
-    teacher = load_teacher(hub)
-    assert teacher.name == "ppo/CartPole-v1" and teacher.normalization is not None
+    for source in (hub, hub / "ppo-CartPole-v1.zip", hub / "ppo-CartPole-v1"):
+        teacher = load_teacher(source)
+        assert teacher.name == "ppo/CartPole-v1" and teacher.normalization is not None and teacher.recipe is not None
+    (hub / "args.yml").unlink()
+    assert load_teacher(hub / "ppo-CartPole-v1.zip").normalization is not None
+
+
+def test_a_config_beside_a_zip_may_be_anybodys(model_path, tmp_path):
+    shutil.copy(model_path, tmp_path / "teacher.zip")
+    (tmp_path / "config.yml").write_text("normalize: true")
+    assert find_run(tmp_path / "teacher.zip").folder is None
+    assert find_run(tmp_path).folder == tmp_path
+
+
+def test_a_checkpoint_in_a_run_folder(make_run, model_path):
+    run = make_run()
+    shutil.copy(model_path, run / "rl_model_1000_steps.zip")
+    assert find_run(run / "rl_model_1000_steps.zip").make_recipe() == find_run(run).make_recipe() is not None
+
+
+def test_the_folder_one_is_in(make_run, monkeypatch):
+    monkeypatch.chdir(make_run())
+    for source in (".", ""):
+        assert load_teacher(source).name == "ppo/CartPole-v1"
 
 
 def test_a_folder_without_args(make_run):
