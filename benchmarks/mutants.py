@@ -28,9 +28,12 @@ from typing import Any
 import numpy as np
 import torch as th
 from bounds import bounded
+from gymnasium import spaces
+from sb3_contrib import ARS, QRDQN, MaskablePPO
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from toys import Anything, Strict
 
 import sb3_qpd
 from sb3_qpd import TeacherError, load_teacher
@@ -39,6 +42,17 @@ READER = ("archive", "inert", "weights", "reader", "run_folder", "building")
 SECONDS, MEMORY = 20.0, 2**30
 
 Files = dict[str, bytes]  # of a run folder
+
+VECTOR = spaces.Box(-1, 1, (3,))
+PARTS = spaces.Dict(
+    {
+        "joints": VECTOR,
+        "picture": spaces.Box(0, 255, (1, 36, 36), np.uint8),
+        "room": spaces.Discrete(3),
+        "locks": spaces.MultiDiscrete([2, 3]),
+        "doors": spaces.MultiBinary(2),
+    }
+)
 
 JUNK: list[Any] = [None, True, 0, -1, 2**31, 2**63, 10**400, 1e308, float("nan"), "", "x", "\0", "Box", "relu", "é" * 99]
 JUNK += [[], {}, [[]], [1, [2]], [0], [-1], [2**40], {"pi": [8]}, [8, {"vf": [8]}]]
@@ -53,7 +67,7 @@ OPCODES += [b"X\x01\x00\x00\x00n", b"U\x02O8", b"C\x02ab", b"I1\n", b"F1.5\n", b
 
 
 def honest_runs() -> list[Files]:
-    """One of each kind of network and space, with and without normalization."""
+    """Of each family of algorithms and each kind of space, with and without normalization."""
     norm = VecNormalize(make_vec_env("Pendulum-v1"))
     norm.reset()
     relu = {"activation_fn": th.nn.ReLU}  # a class, so that policy_kwargs are pickled
@@ -65,12 +79,21 @@ def honest_runs() -> list[Files]:
         ),
         (_small(SAC, "Pendulum-v1", buffer_size=9, policy_kwargs={"net_arch": [4], **relu}), None),
         (_small(DQN, "CartPole-v1", buffer_size=9), None),
+        (_small(QRDQN, "CartPole-v1", buffer_size=9), None),
+        (_small(ARS, "Pendulum-v1"), None),
+        (_small(MaskablePPO, Strict(VECTOR, spaces.MultiDiscrete([2, 3])), n_steps=8, batch_size=8), None),
     ]
+    parts = VecNormalize(DummyVecEnv([lambda: Anything(PARTS, spaces.MultiBinary(2))]), norm_obs_keys=["joints"])
+    parts.reset()
+    extractor = {"net_arch": [4], "features_extractor_kwargs": {"cnn_output_dim": 4}}
+    models.append((_small(PPO, parts, "MultiInputPolicy", n_steps=8, batch_size=8, policy_kwargs=extractor), parts))
     return [_run(model, norm) for model, norm in models]
 
 
-def _small(algo: type[Any], env: Any, **options: Any) -> Any:
-    return algo("MlpPolicy", env, **{"device": "cpu", "seed": 0, "policy_kwargs": {"net_arch": [4]}, **options})
+def _small(algo: type[Any], env: Any, policy: str = "MlpPolicy", **options: Any) -> Any:
+    if algo is ARS:
+        return algo(policy, env, device="cpu", seed=0, policy_kwargs={"net_arch": [4]})
+    return algo(policy, env, **{"device": "cpu", "seed": 0, "policy_kwargs": {"net_arch": [4]}, **options})
 
 
 def _run(model: Any, norm: VecNormalize | None) -> Files:
@@ -364,7 +387,7 @@ def judge(files: Files, folder: Path) -> str:
         with bounded(SECONDS, MEMORY), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             teacher = load_teacher(folder / "run.zip", device="cpu")
-            teacher.predict(np.zeros(teacher.observation_space.shape, teacher.observation_space.dtype), deterministic=True)
+            teacher.predict(_nothing(teacher.observation_space), deterministic=True)
             return "teacher"
     except TeacherError as error:
         trace: Any = error.__traceback__
@@ -374,6 +397,13 @@ def judge(files: Files, folder: Path) -> str:
         return "zip" if where.endswith("archive.py") else "refused"
     finally:
         (folder / "run" / "vecnormalize.pkl").unlink(missing_ok=True)
+
+
+def _nothing(space: spaces.Space[Any]) -> Any:
+    """One observation, all zeros."""
+    if isinstance(space, spaces.Dict):
+        return {key: _nothing(one) for key, one in space.items()}
+    return np.zeros(space.shape or (), space.dtype)
 
 
 def run_mutants(count: int, seed: int = 0, first: int = 0, report: Callable[[str], None] = lambda line: None) -> Outcomes:

@@ -14,9 +14,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from hub_server import running_hub
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
+from test_hub import point_client_at
 from toys import assert_same_bits
 
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
@@ -104,6 +106,16 @@ def test_student_npz_is_the_final_model(run: Path) -> None:
     report = json.loads((folder / "report.json").read_text())
     assert report["integer"]["episodes"] == 3 and report["seed"] == 3 and report["timesteps"] == 800
     assert report["weight_bits"] == 4 and report["teacher_name"] == f"ppo/{ENV}" and report["parity"] == 1.0
+
+
+def test_the_entrys_own_teacher_comes_from_the_hub(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"ppo-{ENV}.zip": (teacher / f"{ENV}.zip").read_bytes(), "args.yml": (teacher / ENV / "args.yml").read_bytes()}
+    with running_hub() as hub:
+        point_client_at(hub.url, tmp_path / "cache", monkeypatch)
+        commit = hub.publish(f"sb3/ppo-{ENV}", files)
+        train(tmp_path, "-n", "200", params={"report_episodes": 2})
+    report = json.loads((tmp_path / "logs" / "qpd" / f"{ENV}_1" / "report.json").read_text())
+    assert report["teacher_name"] == f"sb3/ppo-{ENV}@{commit}"
 
 
 def test_our_own_commands_read_the_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
