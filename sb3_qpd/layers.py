@@ -169,7 +169,8 @@ class QuantLayer(nn.Module):
         smallest = self.bias.detach().abs() / (input_scale.detach() * BIAS_LIMIT)
         if not self.weight_quantizer.n_channels:
             smallest = smallest.amax(0, keepdim=True)
-        return th.maximum(self.weight_quantizer.scale(), smallest)
+        scale = self.weight_quantizer.scale()
+        return th.where(scale > smallest, scale, smallest)
 
     def _per_weight(self, scale: th.Tensor) -> th.Tensor:
         return scale.reshape(-1, *(1,) * (self.weight.dim() - 1))
@@ -189,14 +190,19 @@ class QuantLayer(nn.Module):
         return self._train_forward(x) if self.training else self._exact_forward(x)
 
     def _train_forward(self, x: th.Tensor) -> th.Tensor:
+        if self.weight_quantizer.trains_in_float:
+            self.weight_quantizer.check_ready(self.weight)
+            y = self._float_layer(x, self.weight, self.bias)
+            return y if self.output_grid is None else self.output_grid(y)
         with th.no_grad():  # its step learns where the grid is applied
             input_scale = self.input_grid.scale()  # type: ignore[operator]
         weight_scale = self.weight_scale(input_scale)
         weight = self.weight_quantizer.mix(self.weight, self._per_weight(weight_scale))
         with th.no_grad():
             grid = input_scale * weight_scale
-            share = 1 - self.weight_quantizer.precision.get(FLOAT_BITS, 0.0)
-            rounding = share * ((self.bias / grid).round() * grid - self.bias)
+            rounding = (self.bias / grid).round() * grid - self.bias
+            if (float_share := self.weight_quantizer.precision.get(FLOAT_BITS, 0.0)) > 0.0:
+                rounding = (1 - float_share) * rounding
         y = self._float_layer(x, weight, self.bias + rounding)
         return y if self.output_grid is None else self.output_grid(y)
 

@@ -17,7 +17,7 @@ from torch import nn
 from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.integer import IntegerModel, Part, group_parts
 from sb3_qpd.layers import PixelGrid, QuantConv2d, QuantLinear, ValueHead, VectorGrid
-from sb3_qpd.quantizers import FLOAT_BITS, Quantizer
+from sb3_qpd.quantizers import FLOAT_BITS, Quantizer, computed_together
 from sb3_qpd.spaces import float32_bounds, head_of, masked, parts_of
 from sb3_qpd.transitions import Transition
 
@@ -334,8 +334,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param observations: raw, shape (batch_size, *observation_shape)
         :return: shapes (batch_size, n_actions or action_dim) and (batch_size,)
         """
-        features = self.extract_features(observations)
-        return self.action_net(features), self.value_net(features).flatten()
+        with computed_together(self.quantizers()):
+            features = self.extract_features(observations)
+            return self.action_net(features), self.value_net(features).flatten()
 
     def predict(
         self,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,13 @@ def integer_range(bits: int, signed: bool) -> tuple[int, int]:
     return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
 
 
+@functools.cache
+def _just_outside(low: int, high: int) -> tuple[float, float]:
+    """Of a range whose bounds are inside."""
+    below, above = np.nextafter(np.array([low, high], np.float32), np.array([-np.inf, np.inf], np.float32))
+    return float(below), float(above)
+
+
 class _FakeQuantize(th.autograd.Function):
     """
     ``clamp(round(x / s), low, high) * s`` with LSQ's gradients, in few passes over memory: they are what it costs.
@@ -37,9 +46,8 @@ class _FakeQuantize(th.autograd.Function):
         ratio = x / scale
         q = ratio.round().clamp_(low, high)
         ctx.save_for_backward(ratio, q)
-        # the bounds are inside
-        below, above = np.nextafter(np.array([low, high], np.float32), np.array([-np.inf, np.inf], np.float32))
-        ctx.outside = (0.0 if rectify else float(below), float(above))
+        below, above = _just_outside(low, high)
+        ctx.outside = (0.0 if rectify else below, above)
         ctx.high, ctx.scale_shape = high, scale.shape
         return q * scale
 
@@ -117,6 +125,7 @@ class Quantizer(nn.Module):
         self.log_scale = nn.Parameter(th.zeros(max(1, n_channels)))
         self.register_buffer("ready", th.tensor(False))
         self.precision: Mapping[int, float] = {bits: 1.0}
+        self._given: th.Tensor | None = None  # the step, while several are computed together
 
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}, n_channels={self.n_channels}"
@@ -127,7 +136,12 @@ class Quantizer(nn.Module):
 
     def scale(self) -> th.Tensor:
         """The step at the target bits, shape (n_channels,) or (1,), float32; the same number on every processor."""
-        return self.log_scale.double().exp().clamp_min(MIN_SCALE).float()
+        return _to_scale(self.log_scale) if self._given is None else self._given
+
+    @property
+    def trains_in_float(self) -> bool:
+        """Its transition has not begun: the training forward has no grid yet."""
+        return self.precision.get(FLOAT_BITS) == 1.0
 
     def _rows(self, x: th.Tensor) -> th.Tensor:
         if self.n_channels:
@@ -147,7 +161,7 @@ class Quantizer(nn.Module):
 
     def check_ready(self, x: th.Tensor) -> None:
         """Calibrate on the first tensor ever seen, in either mode."""
-        if not self.is_float and not self.ready:
+        if self._given is None and not self.is_float and not self.ready:
             self.calibrate(x)
 
     def mix(self, x: th.Tensor, scale: th.Tensor) -> th.Tensor:
@@ -180,7 +194,33 @@ class Quantizer(nn.Module):
     def forward(self, x: th.Tensor) -> th.Tensor:
         if self.is_float:
             return x if self.signed else x.relu()
-        if not self.ready:
-            self.check_ready(x if self.signed else x.relu())
+        if self._given is None and not self.ready:
+            self.calibrate(x if self.signed else x.relu())
         scale = self.scale()
         return self.mix(x, scale) if self.training else self.quantize(x, scale) * scale
+
+
+def _to_scale(log_scale: th.Tensor) -> th.Tensor:
+    return log_scale.double().exp().clamp_min(MIN_SCALE).float()
+
+
+@contextmanager
+def computed_together(quantizers: Iterable[Quantizer]) -> Iterator[None]:
+    """
+    Inside, all steps come out of one computation, each as it is alone. The time of a small student's update is that of its
+    many operations, not of its few numbers.
+
+    :param quantizers: of one policy; those that have no grid yet, or have seen nothing yet, go on alone
+    """
+    chosen = [one for one in quantizers if not one.is_float and not (one.training and one.trains_in_float) and one.ready]
+    if not chosen:
+        yield
+        return
+    scales = _to_scale(th.cat([one.log_scale for one in chosen])).split([len(one.log_scale) for one in chosen])
+    for quantizer, scale in zip(chosen, scales, strict=True):
+        quantizer._given = scale
+    try:
+        yield
+    finally:
+        for quantizer in chosen:
+            quantizer._given = None
