@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -281,9 +282,12 @@ class QPDDistiller(StudentAlgorithm):
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
             try:
                 self._train()
-            finally:  # an interrupt must not leave the environments waiting for somebody to fetch the step
-                new_obs, rewards, dones, infos = env.step_wait()
-                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            except BaseException:  # an interrupt must not leave the environments waiting for somebody to fetch the step
+                with suppress(Exception):  # a terminal sends Ctrl-C to subprocesses too: they are gone
+                    self._last_obs, _, self._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
+                raise
+            new_obs, rewards, dones, infos = env.step_wait()
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             n_steps += 1
             self.num_timesteps += env.num_envs
             self._update_info_buffer(infos, dones)

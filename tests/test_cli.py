@@ -286,52 +286,74 @@ def test_key_value(text: str, expected: tuple[str, Any]) -> None:
 
 
 def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
+    """Ctrl-C as a terminal sends it: to the whole group, subprocesses of environments included."""
     deadline = time.monotonic() + 120
     while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     return errors
 
 
+# the environments' 41st step outlasts the interrupt, which comes while the student learns
+SLOW_ENV = """
+import time
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class Slow(CartPoleEnv):
+    n_steps = 0
+
+    def step(self, action):
+        self.n_steps += 1
+        if self.n_steps > 40 and {is_slow}:
+            time.sleep(60)
+        return super().step(action)
+
+gym.register("Slow-v0", entry_point="slow_env:Slow", max_episode_steps=200)
+"""
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")
-def test_ctrl_c_saves_what_there_is(teacher: str, tmp_path: Path) -> None:
-    sign = tmp_path / "learning"
+@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
+def test_ctrl_c_saves_what_there_is(vec_env: str, teacher: str, tmp_path: Path) -> None:
+    sign, modules = tmp_path / "learning", tmp_path / "modules"
+    modules.mkdir()
+    (modules / "slow_env.py").write_text(SLOW_ENV.format(is_slow=vec_env == "subproc"))
     code = f"""
-import signal, sys
+import signal, sys, time
 from pathlib import Path
-from stable_baselines3.common.callbacks import BaseCallback
 import sb3_qpd.distiller as module
 from sb3_qpd.cli import main
 
-class Sign(BaseCallback):
-    def _on_step(self):
-        if self.num_timesteps > 1000:
-            Path({str(sign)!r}).touch()
-        return True
-
 class Distiller(module.QPDDistiller):
-    def learn(self, *args, **kwargs):
-        return super().learn(*args, callback=Sign(), **kwargs)
+    def _train(self):
+        super()._train()
+        if self.num_timesteps == 40 * self.n_envs:
+            Path({str(sign)!r}).touch()
+            time.sleep(60)
 
 module.QPDDistiller = Distiller
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it may be ignored
 sys.exit(main(sys.argv[1:]))
 """
-    arguments = ["compress", teacher, "--env", "CartPole-v1", "--timesteps", "1e9", "--episodes", "5", *QUICK]
+    arguments = ["compress", teacher, "--env", "slow_env:Slow-v0", "--vec-env", vec_env, "--n-envs", "2"]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--out", str(out)],
+        [sys.executable, "-c", code, *arguments, "--timesteps", "800", "--episodes", "5", *QUICK, "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     errors = interrupt_after_steps(process, sign)
     assert process.returncode == 130, errors
-    assert "wrote student.npz, student.zip" in errors and str(out) in errors and "Traceback" not in errors
+    assert "stopped after 80 steps; wrote student.npz, student.zip" in errors and str(out) in errors
+    assert "Traceback" not in errors
     assert {"student.npz", "student.zip"} <= {path.name for path in out.iterdir()}
     assert IntegerModel.load(out / "student.npz").predict([0.0] * 4)[0] in (0, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning", "modules", "out"]
 
 
 def test_help_is_instant_and_module_runs() -> None:
