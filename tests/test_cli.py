@@ -11,15 +11,22 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch as th
 from bounds import bounded
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from stable_baselines3 import PPO
 from teacher_files import edit_zip
 
 from sb3_qpd import IntegerModel, QPDDistiller
 from sb3_qpd.cli import main
 from sb3_qpd.cli.arguments import key_value
+from sb3_qpd.cli.compress import OUTPUTS, _publish
 from sb3_qpd.cli.models import open_student
+from sb3_qpd.contest import Arena
+from sb3_qpd.export import EXPORTERS, export
 from sb3_qpd.staging import Staging
 
 FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
@@ -216,6 +223,7 @@ BAD_COMPRESS = [
     (["TEACHER", "--env", "CartPole-v1", "--student-arch", "tinny"], "tiny"),
     (["TEACHER", "--env", "CartPole-v1", "--transition", "blent"], "blend"),
     (["TEACHER", "--env", "CartPole-v1", "--weight-bits", "9"], "9"),
+    (["TEACHER", "--env", "CartPole-v1", "--weight-bits", "32", "--activation-bits", "32"], "compress makes integers"),
     (["TEACHER", "--env", "CartPole-v1", "--timesteps", "0"], "at least 1, such as 1e6, got '0'"),
     (["TEACHER", "--env", "CartPole-v1", "--timesteps", "-1e6"], "timesteps"),
     (["TEACHER", "--env", "CartPole-v1", "--timesteps", "nan"], "at least 1"),
@@ -269,6 +277,53 @@ def test_staging_publishes_together_and_keeps_what_is_not_in_the_way(tmp_path: P
         assert (tmp_path / "report.json").read_text() == "old"
         assert staging.publish() == ["report.json"]
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mine.txt": "mine", "report.json": "new"}
+
+
+def test_force_leaves_nothing_of_an_earlier_run(teacher: str, compressed: Path, tmp_path: Path) -> None:
+    model = IntegerModel.load(compressed / "student.npz")
+    exported = [path.name for target in EXPORTERS for path in export(model, target, tmp_path / target)]
+    assert set(exported) | set(FILES) == set(OUTPUTS)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (*OUTPUTS, "mine.txt"):
+        (out / name).write_text("old")
+    arguments = ["--env", "CartPole-v1", "--timesteps", "100", "--episodes", "2", "--transition", "scratch", *QUICK]
+    assert main(["compress", teacher, "--out", str(out), "--force", *arguments]) == 0
+    assert {path.name for path in out.iterdir()} == {*FILES, "mine.txt"} - {"student_float.zip"}  # from scratch: none
+    assert [path.name for path in out.iterdir() if path.read_bytes() == b"old"] == ["mine.txt"]
+
+
+class Breaking(CartPoleEnv):
+    """Its sensors fail after 50 steps."""
+
+    n_steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        observation, *rest = super().step(action)
+        return (observation if self.n_steps < 50 else np.full_like(observation, np.nan), *rest)
+
+
+gym.register("Breaking-v0", entry_point=Breaking, max_episode_steps=200)
+
+
+def test_what_goes_wrong_later_leaves_the_student(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--env", "Breaking-v0", "--n-envs", "2", "--timesteps", "400", "--episodes", "2", *QUICK]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compress", teacher, "--out", str(tmp_path / "out"), *arguments])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 1
+    assert "error: The teacher's output holds NaN or infinity" in last and "stopped after 100 steps; wrote student.npz" in last
+    assert IntegerModel.load(tmp_path / "out" / "student.npz").metadata["env"]["env_id"] == "Breaking-v0"
+
+
+def test_a_student_without_an_integer_form_is_saved(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = QPDDistiller(teacher, "CartPole-v1", n_envs=1, student_arch="nano", device="cpu")
+    with th.no_grad():
+        student.policy.action_net.bias[0] = th.nan
+    with Staging(tmp_path / "out", force=False) as staging:
+        assert _publish(student, Arena("CartPole-v1", 1, 1), staging) == ["student.zip"]
+    assert "no student.npz: The student's parameters hold NaN" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

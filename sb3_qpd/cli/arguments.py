@@ -74,7 +74,14 @@ def _is_float(text: str) -> bool:
 
 # --- mistakes ---
 def one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return " ".join(str(message).split()) or type(message).__name__
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether a user can mend what went wrong, so that one line says it; anything else is a bug, with its traceback."""
+    # of a mistyped id, and of a YAML file that RL Zoo reads; neither is imported for a command that needs it not
+    is_theirs = type(error).__module__.startswith(("gymnasium.error", "yaml."))
+    return is_theirs or isinstance(error, ValueError | TypeError | OSError | ImportError | MemoryError)
 
 
 @contextmanager
@@ -88,9 +95,7 @@ def mistakes(command: str, applies: Callable[[], bool] = lambda: True) -> Iterat
     try:
         yield
     except Exception as error:
-        # of a mistyped id, and of a YAML file that RL Zoo reads; neither is imported for a command that needs it not
-        is_theirs = type(error).__module__.startswith(("gymnasium.error", "yaml."))
-        if not (applies() and (is_theirs or isinstance(error, ValueError | TypeError | OSError | ImportError))):
+        if not (applies() and is_mistake(error)):
             raise
         print(f"sb3-qpd {command}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(EXIT_MISTAKE) from error
