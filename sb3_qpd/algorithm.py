@@ -24,6 +24,7 @@ from stable_baselines3.common.utils import safe_mean
 from sb3_qpd.acting import gives_masks
 from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.envs import EnvRecipe, make_recipe
+from sb3_qpd.hyperparameters import check_whole
 from sb3_qpd.loading import load_teacher, take_off_normalization
 from sb3_qpd.matching import check_spaces, env_of_teacher, pipeline_of, raw_env
 from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
@@ -80,6 +81,7 @@ class StudentAlgorithm(BaseAlgorithm):
                 f"The student's policy must be a QuantActorCriticPolicy, got {policy.__name__}: leave policy= out, "
                 "or subclass it"
             )
+        n_envs = check_whole("n_envs", n_envs)
         loaded = None if teacher is None else load_teacher(teacher, device=device, needs_env=env is None)
         if env is None and _init_setup_model:
             env = env_of_teacher(loaded)
@@ -233,7 +235,8 @@ class StudentAlgorithm(BaseAlgorithm):
             kwargs["teacher"] = teacher = load_teacher(teacher, needs_env=env is None)
             env = (teacher.vec_env or teacher.recipe) if env is None else env
         if env is not None:
-            env = raw_env(env, teacher, kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
+            n_envs = check_whole("n_envs", kwargs.pop("n_envs", None))
+            env = raw_env(env, teacher, n_envs, "dummy", kwargs.get("seed"))
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
