@@ -1,6 +1,7 @@
 import argparse
 import base64
 import json
+import math
 import os
 import pickle
 import signal
@@ -17,20 +18,41 @@ import pytest
 import torch as th
 from bounds import bounded
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
-from teacher_files import edit_zip
+from teacher_files import edit_zip, serialized
 
 from sb3_qpd import IntegerModel, QPDDistiller
 from sb3_qpd.cli import main
 from sb3_qpd.cli.arguments import key_value
-from sb3_qpd.cli.compress import OUTPUTS, _publish
+from sb3_qpd.cli.compress import OUTPUTS, _fill_in, _publish
 from sb3_qpd.cli.models import open_student
 from sb3_qpd.contest import Arena
+from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.export import EXPORTERS, export
 from sb3_qpd.staging import Staging
 
 FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
 QUICK = ["--no-check-teacher", "--no-progress", "--device", "cpu", "--student-arch", "nano"]
+
+
+# the environments' 41st step outlasts the interrupt, which comes while the student learns
+SLOW_ENV = """
+import time
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class Slow(CartPoleEnv):
+    n_steps = 0
+
+    def step(self, action):
+        self.n_steps += 1
+        if self.n_steps > 40 and {is_slow}:
+            time.sleep(60)
+        return super().step(action)
+
+gym.register("Slow-v0", entry_point="slow_env:Slow", max_episode_steps=200)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +254,9 @@ BAD_COMPRESS = [
     (["TEACHER", "--env", "CartPole-v1", "--vecnormalize", "nowhere.pkl"], "nowhere.pkl"),
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "novalue"], "expected key=value, got 'novalue'"),
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "unknown=1"], "unknown"),
+    (["TEACHER", "--env", "CartPole-v1", "--critic-coef", "nan"], "critic_coef must be a number of at least 0, got nan"),
+    (["TEACHER", "--env", "CartPole-v1", "--learning-rate", "1e30"], "learning_rate must be a number between 0 and 1"),
+    (["TEACHER", "--env", "CartPole-v1", "--episodes", "1", "--buffer-size", "1" + 15 * "0"], "a smaller buffer_size"),
     (["TEACHER", "--env", "CartPole-v1", "--no-such-option"], "--no-such-option"),
     (["TEACHER", "--env", "CartPole-v1", "--target", "onyx"], "Unknown target 'onyx'. Known: onnx, c, tflite, numpy"),
 ]
@@ -255,6 +280,62 @@ def test_files_that_are_no_teachers(tmp_path: Path, teacher: str, capsys: pytest
     out = tmp_path / "out"
     assert "half.zip" in mistake(capsys, "compress", tmp_path / "half.zip", "--env", "CartPole-v1", "--out", out)
     assert not out.exists()
+
+
+def broken(weights: dict[str, th.Tensor], value: float) -> dict[str, th.Tensor]:
+    return {**weights, "action_net.weight": th.full_like(weights["action_net.weight"], value)}
+
+
+BAD_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "NaN weights": ({"state_dict": lambda weights: broken(weights, math.nan)}, "holds NaN or infinite weights"),
+    # finite, but what comes out is not, and not at the first observation
+    "NaN outputs": ({"state_dict": lambda weights: broken(weights, 3e38)}, "The teacher's output holds NaN or infinity"),
+    "another algorithm": (
+        {"data": {"policy_class": serialized(b"cstable_baselines3.her\nHer\n.")}},
+        "holds an agent of another algorithm: her",
+    ),
+    "foreign classes": (
+        {"data": {"policy_kwargs": serialized(pickle.dumps({"features_extractor_class": CartPoleEnv}))}},
+        "asks for gymnasium.envs.classic_control.cartpole.CartPoleEnv",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*BAD_TEACHERS, "recurrent"])
+def test_teachers_that_cannot_teach(name: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "bad.zip", tmp_path / "out"
+    if name == "recurrent":
+        message = "students have no memory"
+        RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 8}).save(path)
+    else:
+        changes, message = BAD_TEACHERS[name]
+        edit_zip(Path(teacher), path, **changes)
+    assert message in mistake(capsys, "compress", path, "--env", "CartPole-v1", "--out", out, "--timesteps", "64", *QUICK)
+    assert not out.exists()
+
+
+def test_how_long_to_learn_is_what_qpd_yml_says() -> None:
+    def filled_in(env_id: str, **given: Any) -> tuple[Any, Any]:
+        args = argparse.Namespace(**{"timesteps": None, "buffer_size": None, **given})
+        _fill_in(args, EnvRecipe(env_id))
+        return args.timesteps, args.buffer_size
+
+    assert filled_in("Hopper-v4") == (500_000, 500_000) and filled_in("LunarLanderContinuous-v3") == (200_000, None)
+    assert filled_in("PongNoFrameskip-v4") == (100_000, None) == filled_in("Breaking-v0")
+    assert filled_in("Hopper-v4", timesteps=7, buffer_size=8) == (7, 8)
+
+
+def test_a_package_of_the_current_folder(
+    compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The console script does not look there by itself; only a package that somebody typed is looked for."""
+    (tmp_path / "own_env.py").write_text(SLOW_ENV.format(is_slow=False).replace("slow_env:Slow", "own_env:Slow"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    play = ["evaluate", str(compressed / "student.npz"), "--episodes", "2", "--no-progress"]
+    assert main([*play, "--env", "CartPole-v1"]) == 0 and str(tmp_path) not in sys.path
+    assert "Cannot import 'none_such'" in mistake(capsys, *play, "--env", "none_such:Slow-v0")
+    assert main([*play, "--env", "own_env:Slow-v0"]) == 0
 
 
 def test_out_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,25 +429,6 @@ def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     return errors
-
-
-# the environments' 41st step outlasts the interrupt, which comes while the student learns
-SLOW_ENV = """
-import time
-import gymnasium as gym
-from gymnasium.envs.classic_control.cartpole import CartPoleEnv
-
-class Slow(CartPoleEnv):
-    n_steps = 0
-
-    def step(self, action):
-        self.n_steps += 1
-        if self.n_steps > 40 and {is_slow}:
-            time.sleep(60)
-        return super().step(action)
-
-gym.register("Slow-v0", entry_point="slow_env:Slow", max_episode_steps=200)
-"""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,11 +34,20 @@ def add_folder(parser: argparse.ArgumentParser, *, teacher: str) -> None:
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--env", default=None, help="environment id (default: what a run folder or a student's file says)")
+    parser.add_argument(
+        "--env", type=env_id, default=None, help="environment id (default: what a run folder or a student's file says)"
+    )
     parser.add_argument(
         "--env-kwargs", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="for gym.make, Python literals"
     )
     parser.add_argument("--vecnormalize", default=None, metavar="PATH", help="the teacher's vecnormalize.pkl")
+
+
+def env_id(text: str) -> str:
+    """``package:Id-v0`` finds a package of the current folder, as it does with ``python -m``; subprocesses find it too."""
+    if ":" in text and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return text
 
 
 def timesteps(text: str) -> int:

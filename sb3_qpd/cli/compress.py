@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from sb3_qpd.envs import EnvRecipe
     from sb3_qpd.teachers import Teacher
 
-DEFAULT_TIMESTEPS = 100_000
-DEFAULT_TIMESTEPS_ATARI = 200_000
+DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
 
 # what a run writes, its exports too: those of an earlier run do not stay beside the files of this one
 OUTPUTS = (
@@ -62,7 +61,8 @@ def add_compress(commands: Any) -> None:
         "--timesteps",
         type=timesteps,
         default=None,
-        help=f"environment steps, e.g. 1e6 (default: {DEFAULT_TIMESTEPS}, Atari {DEFAULT_TIMESTEPS_ATARI})",
+        help="environment steps, e.g. 1e6 (default: those of the environment's entry in hyperparams/qpd.yml, such as 5e5 for "
+        f"Hopper-v4, and its buffer_size; else {DEFAULT_TIMESTEPS})",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0); test episodes have their own")
     parser.add_argument(
@@ -99,12 +99,12 @@ def compress(args: argparse.Namespace) -> int:
             for target in args.target:
                 find_exporter(target)
             teacher, recipe = load_teacher(args.teacher, args)
+            _fill_in(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
             _check_bits(distiller)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
             arena = plan_arena(teacher, recipe, args.episodes, progress_bar=args.progress)
-        timesteps = args.timesteps or (DEFAULT_TIMESTEPS_ATARI if recipe.is_atari else DEFAULT_TIMESTEPS)
-        _compress(distiller, baseline, arena, timesteps, staging, args.progress)
+        _compress(distiller, baseline, arena, args.timesteps, staging, args.progress)
     return _deploy(distiller, recipe, args) if args.target else 0
 
 
@@ -122,6 +122,15 @@ def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Names
         result = verify(args.out, recipe, policy=distiller.policy)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
+
+
+def _fill_in(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
+    """How long to learn, and from how much, is what RL Zoo's entry of the environment says, where nobody said it."""
+    from sb3_qpd.zoo.entries import read_entries
+
+    entry = read_entries().get("atari" if recipe.is_atari else recipe.env_id, {})
+    args.timesteps = args.timesteps or int(entry.get("n_timesteps", DEFAULT_TIMESTEPS))
+    args.buffer_size = entry.get("buffer_size") if args.buffer_size is None else args.buffer_size
 
 
 def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
