@@ -426,7 +426,8 @@ def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
     deadline = time.monotonic() + 120
     while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     return errors
 
