@@ -16,15 +16,16 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EventCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import safe_mean
 
 from sb3_qpd.acting import gives_masks
 from sb3_qpd.architectures import StudentArch, make_arch
 from sb3_qpd.envs import EnvRecipe, make_recipe
-from sb3_qpd.loading import load_teacher
+from sb3_qpd.hyperparameters import check_whole
+from sb3_qpd.loading import load_teacher, take_off_normalization
 from sb3_qpd.matching import check_spaces, env_of_teacher, pipeline_of, raw_env
 from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.spaces import parts_of
@@ -80,6 +81,7 @@ class StudentAlgorithm(BaseAlgorithm):
                 f"The student's policy must be a QuantActorCriticPolicy, got {policy.__name__}: leave policy= out, "
                 "or subclass it"
             )
+        n_envs = check_whole("n_envs", n_envs)
         loaded = None if teacher is None else load_teacher(teacher, device=device, needs_env=env is None)
         if env is None and _init_setup_model:
             env = env_of_teacher(loaded)
@@ -124,8 +126,9 @@ class StudentAlgorithm(BaseAlgorithm):
 
     def _take_teacher(self, teacher: str | Path | BaseAlgorithm | Teacher) -> None:
         """Resolve, check against the environment, and remember by name and checksum, never by path."""
-        self.teacher = load_teacher(teacher, device=self.device).to(self.device)
-        check_spaces(self.teacher, self.observation_space, self.action_space)
+        loaded = load_teacher(teacher, device=self.device, needs_env=False).to(self.device)
+        check_spaces(loaded, self.observation_space, self.action_space)
+        self.teacher = loaded
         self.teacher_name, self.teacher_checksum = self.teacher.name, self.teacher.checksum
         if self.env is not None:
             self.pipeline = pipeline_of(self.env, self._recipe)
@@ -161,16 +164,23 @@ class StudentAlgorithm(BaseAlgorithm):
     def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
         """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
         n_envs = self.n_envs if isinstance(env, str | EnvRecipe) else None
-        super().set_env(raw_env(env, self.teacher, n_envs, "dummy", self.seed), force_reset)
+        teacher = None if self.teacher is None else load_teacher(self.teacher, device=self.device, needs_env=False)
+        super().set_env(raw_env(env, teacher, n_envs, "dummy", self.seed), force_reset)
         self._recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
-        if self.teacher is not None:
-            self._take_teacher(self.teacher)
-            self.policy.uses_masks |= self._masking
-            self.policy.metadata["pipeline"] = self.pipeline
+        if teacher is not None:
+            self._change_teacher(teacher)
+
+    def _change_teacher(self, teacher: str | Path | BaseAlgorithm | Teacher) -> None:
+        """Of a student that is there already."""
+        self._take_teacher(teacher)
+        self.policy.uses_masks |= self._masking
+        self.policy.metadata["pipeline"] = self.pipeline
 
     # -- learning and its log -----------------------------------------------------------------------------------------
 
-    def _setup_learn(self, total_timesteps: float, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+    def _setup_learn(
+        self, total_timesteps: float, callback: MaybeCallback = None, *args: Any, **kwargs: Any
+    ) -> tuple[int, BaseCallback]:
         """Refuse first what cannot be learned."""
         if self.teacher is None:
             raise ValueError(
@@ -180,7 +190,10 @@ class StudentAlgorithm(BaseAlgorithm):
             raise ValueError("learn() needs an environment: give env= to the constructor or load(), or call set_env(env)")
         if not isinstance(total_timesteps, int | float | np.number) or not 1 <= total_timesteps < math.inf:
             raise ValueError(f"total_timesteps must be a number of at least 1, got {total_timesteps!r}")
-        return super()._setup_learn(int(total_timesteps), *args, **kwargs)
+        if not isinstance(self.teacher, Teacher):
+            self._change_teacher(self.teacher)  # somebody gave a loaded student a path or a live model
+        evaluate_raw(callback)
+        return super()._setup_learn(int(total_timesteps), callback, *args, **kwargs)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -222,7 +235,8 @@ class StudentAlgorithm(BaseAlgorithm):
             kwargs["teacher"] = teacher = load_teacher(teacher, needs_env=env is None)
             env = (teacher.vec_env or teacher.recipe) if env is None else env
         if env is not None:
-            env = raw_env(env, teacher, kwargs.pop("n_envs", None), "dummy", kwargs.get("seed"))
+            n_envs = check_whole("n_envs", kwargs.pop("n_envs", None))
+            env = raw_env(env, teacher, n_envs, "dummy", kwargs.get("seed"))
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
@@ -248,3 +262,19 @@ class StudentAlgorithm(BaseAlgorithm):
         student.seed = self.seed
         student.policy.load_state_dict(state)
         return student
+
+
+def evaluate_raw(callback: MaybeCallback | None) -> None:
+    """
+    A student normalizes by itself: the environments in which SB3's callbacks evaluate lose their ``VecNormalize``, as the one
+    in which it learns did.
+
+    :param callback: as ``learn()`` takes it
+    """
+    if isinstance(callback, EvalCallback):
+        callback.eval_env, _ = take_off_normalization(callback.eval_env)
+        evaluate_raw(callback.callback_on_new_best)
+    if isinstance(callback, EventCallback):
+        evaluate_raw(callback.callback)
+    for one in callback.callbacks if isinstance(callback, CallbackList) else callback if isinstance(callback, list) else ():
+        evaluate_raw(one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.acting import Turns, with_student
 from sb3_qpd.algorithm import StudentAlgorithm
@@ -236,18 +238,20 @@ class QPDDistiller(StudentAlgorithm):
         if self.check_teacher and self.num_timesteps == 0:
             self._compare_teacher_with_random()
         if self._buffer is None:
-            self._buffer = DistillationBuffer(
-                int(self.buffer_size),
-                self.observation_space,
-                self.env.num_envs,
-                device=self.device,
-                seed=self.seed,
-                stacked=stacks_frames(self.env),
-            )
+            self._buffer = self._make_buffer(self.env)
         self._updates_owed = 0.0
         self._set_precision()
         self._last_calibration = self._progress
         self._turns = Turns(self.env.num_envs, self.beta, self.roll_in, self._rng)
+
+    def _make_buffer(self, env: VecEnv) -> DistillationBuffer:
+        space, stacked = self.observation_space, stacks_frames(env)
+        try:
+            return DistillationBuffer(
+                int(self.buffer_size), space, env.num_envs, device=self.device, seed=self.seed, stacked=stacked
+            )
+        except MemoryError as error:
+            raise MemoryError(f"{error}: take a smaller buffer_size than {self.buffer_size}") from error
 
     def _compare_teacher_with_random(self) -> None:
         assert self.teacher is not None and self.env is not None
@@ -281,9 +285,12 @@ class QPDDistiller(StudentAlgorithm):
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
             try:
                 self._train()
-            finally:  # an interrupt must not leave the environments waiting for somebody to fetch the step
-                new_obs, rewards, dones, infos = env.step_wait()
-                self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            except BaseException:  # an interrupt must not leave the environments waiting for somebody to fetch the step
+                with suppress(Exception):  # a terminal sends Ctrl-C to subprocesses too: they are gone
+                    self._last_obs, _, self._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
+                raise
+            new_obs, rewards, dones, infos = env.step_wait()
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             n_steps += 1
             self.num_timesteps += env.num_envs
             self._update_info_buffer(infos, dones)

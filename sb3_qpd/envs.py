@@ -127,6 +127,8 @@ class EnvRecipe:
             raise ValueError(f"vec_env must be one of {sorted(VEC_ENVS)}, got {vec_env!r}.")
         if self.is_native:
             return self._make_native(n_envs, seed, training)
+        if vec_env == "subproc":
+            self.make_env().close()  # what is wrong with it is told here: a subprocess just breaks the connection
         make = partial(gym.make, _find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
         if self._has_pixels and self._has_usual_wrappers:
             venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])

@@ -14,8 +14,11 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
 from sb3_qpd.acting import RandomPolicy, act, batch_size, gives_masks, takes_masks
+from sb3_qpd.algorithm import StudentAlgorithm
 from sb3_qpd.envs import EnvRecipe, make_recipe
 from sb3_qpd.integer import IntegerModel
+from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.teachers import Teacher
 from sb3_qpd.verdicts import Comparison, Evaluation, bootstrap_over_seeds, compare, episodes_needed, plan_episodes
 
 __all__ = [
@@ -118,10 +121,11 @@ def evaluate(
     """
     if n_episodes < 1:
         raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
+    _check_player(policy, env)
     start = time.perf_counter()
     with _arena(env, seed, min(n_envs, n_episodes)) as (played, starts):
         name = name or ("random" if isinstance(policy, str) else type(policy).__name__)
-        player = _random_policy(policy, played, seed) if isinstance(policy, str) else policy
+        player = _random_policy(played, seed) if isinstance(policy, str) else policy
         with (
             _seeded_sampling(player, seed),
             tqdm(total=n_episodes, desc=name, unit="episode", disable=not progress_bar) as bar,
@@ -200,9 +204,24 @@ def _seeded_sampling(player: Player, seed: int) -> Iterator[None]:
         yield
 
 
-def _random_policy(policy: str, played: list[gym.Env] | VecEnv, seed: int) -> RandomPolicy:
-    if policy != "random":
-        raise ValueError(f"policy must have a predict method or be the string 'random', got {policy!r}.")
+def _check_player(policy: Any, env: Any) -> None:
+    if policy != "random" and not hasattr(policy, "predict"):
+        raise ValueError(
+            f"policy must have a predict method or be the string 'random', got {policy!r}. A file is opened first: with "
+            "load_teacher, QPDDistiller.load or IntegerModel.load."
+        )
+    if isinstance(policy, ObservationRecorder):
+        policy = policy.policy
+    normalize = unwrap_vec_normalize(env) if isinstance(env, VecEnv) else None
+    takes_raw = isinstance(policy, Teacher | StudentAlgorithm | QuantActorCriticPolicy | IntegerModel)
+    if takes_raw and normalize is not None and normalize.norm_obs:
+        raise ValueError(
+            f"env is a VecNormalize, and a {type(policy).__name__} takes raw observations: pass the environment without it "
+            "(env.venv). What a stock algorithm learned in a VecNormalize plays there as the live model."
+        )
+
+
+def _random_policy(played: list[gym.Env] | VecEnv, seed: int) -> RandomPolicy:
     return RandomPolicy(played.action_space if isinstance(played, VecEnv) else played[0].action_space, seed)
 
 

@@ -109,7 +109,8 @@ def _find_normalization(run: RunFolder, env: Any) -> Normalization | None:
     if run.normalizes and not (isinstance(env, VecEnv) and _find_vec_normalize(env) is not None):
         raise TeacherError(
             f"The teacher {run.zip_path} was trained on normalized observations (its config.yml says normalize), but there "
-            f"is no vecnormalize.pkl in {run.folder}. Put it there, or say where it is: vecnormalize='...'"
+            f"is no vecnormalize.pkl in {run.folder}. Put it there, or say where it is: load_teacher(..., vecnormalize='...')"
+            ", on the command line --vecnormalize PATH"
         )
     return None
 

@@ -29,11 +29,11 @@ def warmed_up(rate: float, n_updates: int, total_updates: int) -> float:
     """
     The learning rate of an update: a share of the schedule's in the first ones, which grows linearly.
 
-    :param rate: the schedule's
+    :param rate: the schedule's; below zero it would climb the loss, and is zero
     :param n_updates: updates before this one
     :param total_updates: of the whole run; a twentieth of a short one warms up
     """
-    warm_up = min(WARM_UP_UPDATES, total_updates // 20)
+    rate, warm_up = max(rate, 0.0), min(WARM_UP_UPDATES, total_updates // 20)
     return rate * (n_updates + 1) / (warm_up + 1) if n_updates <= warm_up else rate
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -35,11 +35,14 @@ class Staging:
     def __enter__(self) -> "Staging":
         return self
 
-    def publish(self) -> list[str]:
+    def publish(self, instead_of: Iterable[str] = ()) -> list[str]:
         """
+        :param instead_of: names of files that do not stay in ``out``, whether or not there are new ones
         :return: names of the files
         """
         self.out.mkdir(parents=True, exist_ok=True)
+        for name in instead_of:
+            (self.out / name).unlink(missing_ok=True)
         paths = sorted(self.path.iterdir(), key=lambda path: (path.name == "report.json", path.name))  # last: all is there
         for path in paths:
             os.replace(path, self.out / path.name)

@@ -20,8 +20,9 @@ MAX_STEPS = 20_000
 CLIPPED_SHARE = 0.1
 LIKELY_CAUSES = (
     "Likely causes: the teacher's vecnormalize.pkl is missing or another run's, the frame skip, frame stack or a wrapper is "
-    "not the one that it was trained with, or the environment's version changed. Give vecnormalize= or env=, or switch this "
-    "check off with check_teacher=False."
+    "not the one that it was trained with, or the environment's version changed. Give load_teacher(..., vecnormalize=...) or "
+    "another env=, or switch this check off with check_teacher=False (on the command line: --vecnormalize, --env, "
+    "--no-check-teacher)."
 )
 
 

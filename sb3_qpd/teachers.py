@@ -257,7 +257,14 @@ class Teacher:
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """SB3's ``predict`` on raw observations; masks are for a teacher that was trained with them."""
         masks = {} if action_masks is None else {"action_masks": action_masks}
-        return self.policy.predict(self.normalize(observation), state, episode_start, deterministic, **masks)
+        try:
+            return self.policy.predict(self.normalize(observation), state, episode_start, deterministic, **masks)
+        except ValueError as error:  # torch's, of a distribution that cannot be, is a page of numbers
+            if all(bool(th.isfinite(part).all()) for part in self(observation) if part is not None):
+                raise
+            raise ValueError(
+                "The teacher's output holds NaN or infinity: its weights or its observations are broken"
+            ) from error
 
     def sample(self, output: TeacherOutput) -> np.ndarray:
         """

@@ -1,5 +1,6 @@
 """Each mistake of a user gets one clear error, before any training starts."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,20 @@ BAD_ARGUMENTS = [
     ({"transition_end": 1.5}, "transition_end=1.5"),
     ({"transition_start": float("nan")}, "transition_start=nan"),
     ({"beta": 1.5}, "between 0 and 1, got 1.5"),
-    ({"batch_size": 0}, "batch_size must be positive, got 0"),
-    ({"buffer_size": -1}, "buffer_size must be positive, got -1"),
-    ({"gradient_steps": 0}, "gradient_steps must be positive, got 0"),
-    ({"temperature": float("nan")}, "temperature must be positive, got nan"),
+    ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+    ({"batch_size": 0.5}, "batch_size must be a whole number of at least 1, got 0.5"),
+    ({"buffer_size": -1}, "buffer_size must be a whole number of at least 1, got -1"),
+    ({"buffer_size": float("inf")}, "buffer_size must be a whole number of at least 1, got inf"),
+    ({"n_envs": 0, "env": "CartPole-v1"}, "n_envs must be a whole number of at least 1, got 0"),
+    ({"n_envs": -1, "env": "CartPole-v1"}, "n_envs must be a whole number of at least 1, got -1"),
+    ({"gradient_steps": 0}, "gradient_steps must be a positive number, got 0"),
+    ({"temperature": float("nan")}, "temperature must be a positive number, got nan"),
+    ({"critic_coef": float("nan")}, "critic_coef must be a number of at least 0, got nan"),
+    ({"critic_coef": -1}, "critic_coef must be a number of at least 0, got -1"),
+    ({"entropy_coef": float("inf")}, "entropy_coef must be a number of at least 0, got inf"),
+    ({"learning_rate": 1e30}, "learning_rate must be a number between 0 and 1 or a schedule, got 1e.30"),
+    ({"learning_rate": float("nan")}, "learning_rate must be .*, got nan"),
+    ({"max_grad_norm": 0}, "max_grad_norm must be positive, got 0"),
     ({"policy_kwargs": {"net_arch": [64]}}, "net_arch=.*sizes go into student_arch"),
     (
         {"policy_kwargs": {"student_arch": "small"}},
@@ -48,6 +59,19 @@ BAD_ARGUMENTS = [
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         QPDDistiller(untrained(pointers(n_envs=1)), **arguments)
+
+
+def test_whole_numbers_may_be_floats():
+    """As RL Zoo's entries have them."""
+    settings = {"batch_size": 32.0, "buffer_size": 1e3, "n_envs": 2.0, "learning_starts": 16.0, "max_grad_norm": math.inf}
+    student = QPDDistiller(untrained("CartPole-v1"), "CartPole-v1", **settings, **QUICK).learn(64)
+    assert student.n_envs == 2 and student._n_updates > 0
+
+
+def test_a_buffer_that_no_machine_holds():
+    student = QPDDistiller(untrained(pointers(n_envs=1)), buffer_size=10**15, **QUICK)
+    with pytest.raises(MemoryError, match="Unable to allocate .*: take a smaller buffer_size than 1000000000000000"):
+        student.learn(32)
 
 
 @pytest.mark.parametrize("total_timesteps", [0, -5, 0.5, float("nan"), float("inf"), "1e3", None])

@@ -10,11 +10,13 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
     EvalCallback,
+    EveryNTimesteps,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnRewardThreshold,
 )
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toys import QUICK, Pointer, assert_equal_states, assert_same_bits, pointers, score, taught, untrained
 
 from sb3_qpd import QPDDistiller, load_teacher
@@ -105,6 +107,16 @@ def test_evaluation_is_of_the_student(teacher, tmp_path):
     integer = assert_same_bits(best.policy, OBSERVATIONS)
     assert score(best) == score(integer) > 7
     assert best.num_timesteps <= student.num_timesteps
+
+
+def test_evaluation_is_of_raw_observations(teacher):
+    """The VecNormalize of an evaluation's environment, as PPO would have it, is taken off like that of the training."""
+    normalized = VecNormalize(DummyVecEnv([lambda: Monitor(Pointer())]), training=False)  # clips what matters
+    evaluation = EvalCallback(normalized, n_eval_episodes=20, eval_freq=1, verbose=0)
+    student = QPDDistiller(teacher, **QUICK, learning_rate=2e-2)
+    student.learn(2_000, callback=[CheckpointCallback(10**6, "nowhere"), EveryNTimesteps(2_000, evaluation)])
+    assert evaluation.n_calls == 1 and evaluation.last_mean_reward > 7
+    assert evaluation.eval_env is normalized.venv
 
 
 def test_checkpoints_go_on_where_they_stood(tmp_path):

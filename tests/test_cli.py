@@ -1,6 +1,7 @@
 import argparse
 import base64
 import json
+import math
 import os
 import pickle
 import signal
@@ -11,19 +12,47 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
+import torch as th
 from bounds import bounded
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO
-from teacher_files import edit_zip
+from teacher_files import edit_zip, serialized
 
 from sb3_qpd import IntegerModel, QPDDistiller
 from sb3_qpd.cli import main
 from sb3_qpd.cli.arguments import key_value
+from sb3_qpd.cli.compress import OUTPUTS, _fill_in, _publish
 from sb3_qpd.cli.models import open_student
+from sb3_qpd.contest import Arena
+from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.export import EXPORTERS, export
 from sb3_qpd.staging import Staging
 
 FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
 QUICK = ["--no-check-teacher", "--no-progress", "--device", "cpu", "--student-arch", "nano"]
+
+
+# the environments' 41st step outlasts the interrupt, which comes while the student learns
+SLOW_ENV = """
+import time
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class Slow(CartPoleEnv):
+    n_steps = 0
+
+    def step(self, action):
+        self.n_steps += 1
+        if self.n_steps > 40 and {is_slow}:
+            time.sleep(60)
+        return super().step(action)
+
+gym.register("Slow-v0", entry_point="slow_env:Slow", max_episode_steps=200)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +245,7 @@ BAD_COMPRESS = [
     (["TEACHER", "--env", "CartPole-v1", "--student-arch", "tinny"], "tiny"),
     (["TEACHER", "--env", "CartPole-v1", "--transition", "blent"], "blend"),
     (["TEACHER", "--env", "CartPole-v1", "--weight-bits", "9"], "9"),
+    (["TEACHER", "--env", "CartPole-v1", "--weight-bits", "32", "--activation-bits", "32"], "compress makes integers"),
     (["TEACHER", "--env", "CartPole-v1", "--timesteps", "0"], "at least 1, such as 1e6, got '0'"),
     (["TEACHER", "--env", "CartPole-v1", "--timesteps", "-1e6"], "timesteps"),
     (["TEACHER", "--env", "CartPole-v1", "--timesteps", "nan"], "at least 1"),
@@ -224,6 +254,9 @@ BAD_COMPRESS = [
     (["TEACHER", "--env", "CartPole-v1", "--vecnormalize", "nowhere.pkl"], "nowhere.pkl"),
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "novalue"], "expected key=value, got 'novalue'"),
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "unknown=1"], "unknown"),
+    (["TEACHER", "--env", "CartPole-v1", "--critic-coef", "nan"], "critic_coef must be a number of at least 0, got nan"),
+    (["TEACHER", "--env", "CartPole-v1", "--learning-rate", "1e30"], "learning_rate must be a number between 0 and 1"),
+    (["TEACHER", "--env", "CartPole-v1", "--episodes", "1", "--buffer-size", "1" + 15 * "0"], "a smaller buffer_size"),
     (["TEACHER", "--env", "CartPole-v1", "--no-such-option"], "--no-such-option"),
     (["TEACHER", "--env", "CartPole-v1", "--target", "onyx"], "Unknown target 'onyx'. Known: onnx, c, tflite, numpy"),
 ]
@@ -249,6 +282,62 @@ def test_files_that_are_no_teachers(tmp_path: Path, teacher: str, capsys: pytest
     assert not out.exists()
 
 
+def broken(weights: dict[str, th.Tensor], value: float) -> dict[str, th.Tensor]:
+    return {**weights, "action_net.weight": th.full_like(weights["action_net.weight"], value)}
+
+
+BAD_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "NaN weights": ({"state_dict": lambda weights: broken(weights, math.nan)}, "holds NaN or infinite weights"),
+    # finite, but what comes out is not, and not at the first observation
+    "NaN outputs": ({"state_dict": lambda weights: broken(weights, 3e38)}, "The teacher's output holds NaN or infinity"),
+    "another algorithm": (
+        {"data": {"policy_class": serialized(b"cstable_baselines3.her\nHer\n.")}},
+        "holds an agent of another algorithm: her",
+    ),
+    "foreign classes": (
+        {"data": {"policy_kwargs": serialized(pickle.dumps({"features_extractor_class": CartPoleEnv}))}},
+        "asks for gymnasium.envs.classic_control.cartpole.CartPoleEnv",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [*BAD_TEACHERS, "recurrent"])
+def test_teachers_that_cannot_teach(name: str, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "bad.zip", tmp_path / "out"
+    if name == "recurrent":
+        message = "students have no memory"
+        RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 8}).save(path)
+    else:
+        changes, message = BAD_TEACHERS[name]
+        edit_zip(Path(teacher), path, **changes)
+    assert message in mistake(capsys, "compress", path, "--env", "CartPole-v1", "--out", out, "--timesteps", "64", *QUICK)
+    assert not out.exists()
+
+
+def test_how_long_to_learn_is_what_qpd_yml_says() -> None:
+    def filled_in(env_id: str, **given: Any) -> tuple[Any, Any]:
+        args = argparse.Namespace(**{"timesteps": None, "buffer_size": None, **given})
+        _fill_in(args, EnvRecipe(env_id))
+        return args.timesteps, args.buffer_size
+
+    assert filled_in("Hopper-v4") == (500_000, 500_000) and filled_in("LunarLanderContinuous-v3") == (200_000, None)
+    assert filled_in("PongNoFrameskip-v4") == (100_000, None) == filled_in("Breaking-v0")
+    assert filled_in("Hopper-v4", timesteps=7, buffer_size=8) == (7, 8)
+
+
+def test_a_package_of_the_current_folder(
+    compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """The console script does not look there by itself; only a package that somebody typed is looked for."""
+    (tmp_path / "own_env.py").write_text(SLOW_ENV.format(is_slow=False).replace("slow_env:Slow", "own_env:Slow"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    play = ["evaluate", str(compressed / "student.npz"), "--episodes", "2", "--no-progress"]
+    assert main([*play, "--env", "CartPole-v1"]) == 0 and str(tmp_path) not in sys.path
+    assert "Cannot import 'none_such'" in mistake(capsys, *play, "--env", "none_such:Slow-v0")
+    assert main([*play, "--env", "own_env:Slow-v0"]) == 0
+
+
 def test_out_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
@@ -271,6 +360,53 @@ def test_staging_publishes_together_and_keeps_what_is_not_in_the_way(tmp_path: P
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"mine.txt": "mine", "report.json": "new"}
 
 
+def test_force_leaves_nothing_of_an_earlier_run(teacher: str, compressed: Path, tmp_path: Path) -> None:
+    model = IntegerModel.load(compressed / "student.npz")
+    exported = [path.name for target in EXPORTERS for path in export(model, target, tmp_path / target)]
+    assert set(exported) | set(FILES) == set(OUTPUTS)
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (*OUTPUTS, "mine.txt"):
+        (out / name).write_text("old")
+    arguments = ["--env", "CartPole-v1", "--timesteps", "100", "--episodes", "2", "--transition", "scratch", *QUICK]
+    assert main(["compress", teacher, "--out", str(out), "--force", *arguments]) == 0
+    assert {path.name for path in out.iterdir()} == {*FILES, "mine.txt"} - {"student_float.zip"}  # from scratch: none
+    assert [path.name for path in out.iterdir() if path.read_bytes() == b"old"] == ["mine.txt"]
+
+
+class Breaking(CartPoleEnv):
+    """Its sensors fail after 50 steps."""
+
+    n_steps = 0
+
+    def step(self, action: Any) -> Any:
+        self.n_steps += 1
+        observation, *rest = super().step(action)
+        return (observation if self.n_steps < 50 else np.full_like(observation, np.nan), *rest)
+
+
+gym.register("Breaking-v0", entry_point=Breaking, max_episode_steps=200)
+
+
+def test_what_goes_wrong_later_leaves_the_student(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--env", "Breaking-v0", "--n-envs", "2", "--timesteps", "400", "--episodes", "2", *QUICK]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["compress", teacher, "--out", str(tmp_path / "out"), *arguments])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert exit_info.value.code == 1
+    assert "error: The teacher's output holds NaN or infinity" in last and "stopped after 100 steps; wrote student.npz" in last
+    assert IntegerModel.load(tmp_path / "out" / "student.npz").metadata["env"]["env_id"] == "Breaking-v0"
+
+
+def test_a_student_without_an_integer_form_is_saved(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    student = QPDDistiller(teacher, "CartPole-v1", n_envs=1, student_arch="nano", device="cpu")
+    with th.no_grad():
+        student.policy.action_net.bias[0] = th.nan
+    with Staging(tmp_path / "out", force=False) as staging:
+        assert _publish(student, Arena("CartPole-v1", 1, 1), staging) == ["student.zip"]
+    assert "no student.npz: The student's parameters hold NaN" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -286,52 +422,56 @@ def test_key_value(text: str, expected: tuple[str, Any]) -> None:
 
 
 def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
+    """Ctrl-C as a terminal sends it: to the whole group, subprocesses of environments included."""
     deadline = time.monotonic() + 120
     while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGINT)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     return errors
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")
-def test_ctrl_c_saves_what_there_is(teacher: str, tmp_path: Path) -> None:
-    sign = tmp_path / "learning"
+@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
+def test_ctrl_c_saves_what_there_is(vec_env: str, teacher: str, tmp_path: Path) -> None:
+    sign, modules = tmp_path / "learning", tmp_path / "modules"
+    modules.mkdir()
+    (modules / "slow_env.py").write_text(SLOW_ENV.format(is_slow=vec_env == "subproc"))
     code = f"""
-import signal, sys
+import signal, sys, time
 from pathlib import Path
-from stable_baselines3.common.callbacks import BaseCallback
 import sb3_qpd.distiller as module
 from sb3_qpd.cli import main
 
-class Sign(BaseCallback):
-    def _on_step(self):
-        if self.num_timesteps > 1000:
-            Path({str(sign)!r}).touch()
-        return True
-
 class Distiller(module.QPDDistiller):
-    def learn(self, *args, **kwargs):
-        return super().learn(*args, callback=Sign(), **kwargs)
+    def _train(self):
+        super()._train()
+        if self.num_timesteps == 40 * self.n_envs:
+            Path({str(sign)!r}).touch()
+            time.sleep(60)
 
 module.QPDDistiller = Distiller
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it may be ignored
 sys.exit(main(sys.argv[1:]))
 """
-    arguments = ["compress", teacher, "--env", "CartPole-v1", "--timesteps", "1e9", "--episodes", "5", *QUICK]
+    arguments = ["compress", teacher, "--env", "slow_env:Slow-v0", "--vec-env", vec_env, "--n-envs", "2"]
     out = tmp_path / "out"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments, "--out", str(out)],
+        [sys.executable, "-c", code, *arguments, "--timesteps", "800", "--episodes", "5", *QUICK, "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(modules), os.environ.get("PYTHONPATH", "")])},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     errors = interrupt_after_steps(process, sign)
     assert process.returncode == 130, errors
-    assert "wrote student.npz, student.zip" in errors and str(out) in errors and "Traceback" not in errors
+    assert "stopped after 80 steps; wrote student.npz, student.zip" in errors and str(out) in errors
+    assert "Traceback" not in errors
     assert {"student.npz", "student.zip"} <= {path.name for path in out.iterdir()}
     assert IntegerModel.load(out / "student.npz").predict([0.0] * 4)[0] in (0, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["learning", "modules", "out"]
 
 
 def test_help_is_instant_and_module_runs() -> None:

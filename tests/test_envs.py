@@ -394,3 +394,8 @@ def test_wrappers_that_are_not_there():
 def test_no_recipe_stacks_more_frames_than_memory_has(frame_stack):
     with pytest.raises(ValueError, match="frame_stack must be 0 .the usual number. to 64"):
         EnvRecipe("CartPole-v1", frame_stack=frame_stack)
+
+
+def test_what_is_wrong_with_an_environment_is_told_before_there_are_subprocesses():
+    with pytest.raises(TypeError, match="unknown"):
+        EnvRecipe("CartPole-v1", {"unknown": 1}).make_vec_env(2, vec_env="subproc")

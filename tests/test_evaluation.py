@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from sb3_qpd import QPDDistiller, load_teacher
 from sb3_qpd.envs import AtariVecEnv
 from sb3_qpd.evaluation import (
     TEST_SEED,
@@ -103,6 +105,18 @@ def test_a_learning_vec_normalize_is_refused() -> None:
     assert evaluate("random", env, n_episodes=3).returns.min() >= 8  # raw: normalized rewards would be smaller
 
 
+def test_who_takes_raw_observations_plays_in_no_vec_normalize() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))]), training=False)
+    live = PPO("MlpPolicy", env, device="cpu")
+    student = QPDDistiller(live, student_arch="nano", device="cpu")
+    teacher, integer = load_teacher(live), student.policy.to_integer()
+    for player in (teacher, student, student.policy, integer, ObservationRecorder(integer)):
+        with pytest.raises(ValueError, match=r"takes raw observations.*env\.venv"):
+            evaluate(player, env, n_episodes=1)
+        assert evaluate(player, env.venv, n_episodes=1).episodes == 1
+    assert evaluate(live, env, n_episodes=1).episodes == 1
+
+
 def test_random_policy_is_reproducible() -> None:
     one, other = (evaluate("random", "CartPole-v1", n_episodes=10, n_envs=4) for _ in range(2))
     np.testing.assert_array_equal(one.returns, other.returns)
@@ -115,6 +129,8 @@ def test_random_policy_is_reproducible() -> None:
 def test_mistakes() -> None:
     with pytest.raises(ValueError, match="'random', got 'greedy'"):
         evaluate("greedy", "CartPole-v1", n_episodes=1)
+    with pytest.raises(ValueError, match="got .*teacher.zip.* is opened first: with load_teacher"):
+        evaluate(Path("teacher.zip"), "CartPole-v1", n_episodes=1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least 1, got 0"):
         evaluate("random", "CartPole-v1", n_episodes=0)
     with pytest.raises(ValueError, match="CartPole-v1"):

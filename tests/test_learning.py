@@ -264,7 +264,11 @@ def test_a_single_observation_makes_no_nan():
     assert_same_bits(student.policy, OBSERVATIONS)
 
 
-@pytest.mark.parametrize("learning_rate", [lambda remaining: 1e-3 * remaining, CosineSchedule(1e-3)], ids=["linear", "cosine"])
+@pytest.mark.parametrize(
+    "learning_rate",
+    [lambda remaining: 1e-3 * remaining, CosineSchedule(1e-3), lambda remaining: 1e-3 * remaining - 4e-4],
+    ids=["linear", "cosine", "crosses zero"],
+)
 def test_the_learning_rate_is_never_negative(learning_rate):
     student = QPDDistiller(untrained(pointers()), **QUICK, learning_rate=learning_rate, gradient_steps=1)
     watch = Watch(lambda model: model.policy.optimizer.param_groups[0]["lr"])
@@ -272,7 +276,7 @@ def test_the_learning_rate_is_never_negative(learning_rate):
     assert student.num_timesteps == 104 and student._current_progress_remaining == 0
     student.learn(20, callback=watch, reset_num_timesteps=False)
     assert all(0 <= rate <= 1e-3 for rate in watch.seen) and watch.seen[12] < 1e-4
-    assert watch.seen[13] == pytest.approx(learning_rate(1 - 104 / 124))  # not what the first run ended with
+    assert watch.seen[13] == pytest.approx(max(learning_rate(1 - 104 / 124), 0))  # not what the first run ended with
 
 
 def test_cosine_schedule():

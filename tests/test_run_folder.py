@@ -134,7 +134,10 @@ def test_not_a_run_folder(tmp_path, make_run, model_path):
 @pytest.mark.parametrize("normalize", [True, "True", {"norm_obs": True}, {"norm_reward": False}, "dict(norm_reward=False)"])
 def test_normalization(make_run, statistics, normalize):
     run = make_run(normalize=normalize)
-    with pytest.raises(TeacherError, match=r"no vecnormalize.pkl in .*CartPole-v1. Put it there, or .* vecnormalize='...'"):
+    with pytest.raises(
+        TeacherError,
+        match=r"no vecnormalize.pkl in .*CartPole-v1. Put it there, or .* vecnormalize='...'.*--vecnormalize PATH",
+    ):
         load_teacher(run)
     with pytest.raises(TeacherError, match="no vecnormalize.pkl in"):
         load_teacher(run, env="CartPole-v1")

@@ -34,6 +34,7 @@ from toys import (
 
 from sb3_qpd import QPDDistiller, QuantActorCriticPolicy, StudentArch, load_teacher
 from sb3_qpd.schedules import CosineSchedule
+from sb3_qpd.teachers import Teacher
 
 OBSERVATIONS = Pointer.sample(200)
 
@@ -147,6 +148,21 @@ def test_the_teacher_brings_its_environment(model, zip_path):
     loaded = QPDDistiller.load(zip_path, teacher=model, device="cpu")
     assert loaded.env is model.env
     assert loaded.learn(80).num_timesteps == 80
+
+
+def test_a_loaded_student_is_given_a_teacher_as_an_attribute(model, zip_path, tmp_path):
+    model.save(tmp_path / "teacher.zip")
+    for teacher in (model, str(tmp_path / "teacher.zip")):
+        loaded = QPDDistiller.load(zip_path, env=pointers(), device="cpu", check_teacher=False)
+        loaded.teacher = teacher
+        assert loaded.learn(80).num_timesteps == 80 and isinstance(loaded.teacher, Teacher)
+        loaded.teacher = teacher
+        loaded.set_env(VecNormalize(pointers()))
+        assert loaded.learn(80).num_timesteps == 80 and loaded.teacher.normalization is not None
+    loaded.teacher = untrained(Quadrant(), policy="CnnPolicy")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="observations are not the teacher's"):
+            loaded.learn(80)
 
 
 def test_learning_after_loading_needs_both(model, zip_path):
@@ -308,11 +324,7 @@ def test_keywords_of_load_count(model, zip_path):
 
 def test_how_base_algorithm_and_rl_zoo_construct(model):
     bare = QPDDistiller(policy=QuantActorCriticPolicy, env=None, device="cpu", _init_setup_model=False)
-    assert (
-        bare.env is None and bare.teacher is None and not hasattr(bare.policy, "state_dict")
-        if hasattr(bare, "policy")
-        else True
-    )
+    assert bare.env is None and bare.teacher is None and getattr(bare, "policy", None) is None
     yaml = {"policy": "MlpPolicy", "teacher": model, "student_arch": "nano", "weight_bits": 4, "learning_starts": 100}
     student = QPDDistiller(env=pointers(), tensorboard_log=None, seed=0, verbose=0, device="cpu", **yaml)
     assert student.policy.arch.weight_bits == 4 and student.use_sde is False

@@ -9,8 +9,9 @@ The command ``sb3-qpd``.
     sb3-qpd push DIR --repo-id OWNER/NAME           a student for everybody, on the Hugging Face Hub
     sb3-qpd zoo train --algo qpd --env ID           RL Zoo's programs: train, enjoy, record_video, push_to_hub, ...
 
-A mistake is one line on stderr and exit code 2, before any training starts; nothing half-written is left. Whatever is heavy
-is imported inside the commands, so that ``--help`` is instant.
+A mistake is one line on stderr and exit code 2, before any training starts; nothing half-written is left. What goes wrong
+later, with exit code 1, leaves the student as far as it came. Whatever is heavy is imported inside the commands, so that
+``--help`` is instant.
 """
 
 import os

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,11 +34,20 @@ def add_folder(parser: argparse.ArgumentParser, *, teacher: str) -> None:
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--env", default=None, help="environment id (default: what a run folder or a student's file says)")
+    parser.add_argument(
+        "--env", type=env_id, default=None, help="environment id (default: what a run folder or a student's file says)"
+    )
     parser.add_argument(
         "--env-kwargs", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="for gym.make, Python literals"
     )
     parser.add_argument("--vecnormalize", default=None, metavar="PATH", help="the teacher's vecnormalize.pkl")
+
+
+def env_id(text: str) -> str:
+    """``package:Id-v0`` finds a package of the current folder, as it does with ``python -m``; subprocesses find it too."""
+    if ":" in text and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return text
 
 
 def timesteps(text: str) -> int:
@@ -74,7 +84,14 @@ def _is_float(text: str) -> bool:
 
 # --- mistakes ---
 def one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return " ".join(str(message).split()) or type(message).__name__
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether a user can mend what went wrong, so that one line says it; anything else is a bug, with its traceback."""
+    # of a mistyped id, and of a YAML file that RL Zoo reads; neither is imported for a command that needs it not
+    is_theirs = type(error).__module__.startswith(("gymnasium.error", "yaml."))
+    return is_theirs or isinstance(error, ValueError | TypeError | OSError | ImportError | MemoryError)
 
 
 @contextmanager
@@ -88,9 +105,7 @@ def mistakes(command: str, applies: Callable[[], bool] = lambda: True) -> Iterat
     try:
         yield
     except Exception as error:
-        # of a mistyped id, and of a YAML file that RL Zoo reads; neither is imported for a command that needs it not
-        is_theirs = type(error).__module__.startswith(("gymnasium.error", "yaml."))
-        if not (applies() and (is_theirs or isinstance(error, ValueError | TypeError | OSError | ImportError))):
+        if not (applies() and is_mistake(error)):
             raise
         print(f"sb3-qpd {command}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(EXIT_MISTAKE) from error

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, mistakes, positive, timesteps
+from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, is_mistake, mistakes, one_line, positive, timesteps
 from sb3_qpd.cli.models import load_teacher
 from sb3_qpd.staging import Staging, uninterrupted
 
@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     from sb3_qpd.envs import EnvRecipe
     from sb3_qpd.teachers import Teacher
 
-DEFAULT_TIMESTEPS = 100_000
-DEFAULT_TIMESTEPS_ATARI = 200_000
+DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
+
+# what a run writes, its exports too: those of an earlier run do not stay beside the files of this one
+OUTPUTS = (
+    *("student.zip", "student_float.zip", "student.npz", "report.json", "report.md"),
+    *("student.onnx", "student.tflite", "policy.py", "policy.c", "policy.h", "policy_README.md", "main.c", "test_vectors.h"),
+)
 
 FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
 
@@ -56,7 +61,8 @@ def add_compress(commands: Any) -> None:
         "--timesteps",
         type=timesteps,
         default=None,
-        help=f"environment steps, e.g. 1e6 (default: {DEFAULT_TIMESTEPS}, Atari {DEFAULT_TIMESTEPS_ATARI})",
+        help="environment steps, e.g. 1e6 (default: those of the environment's entry in hyperparams/qpd.yml, such as 5e5 for "
+        f"Hopper-v4, and its buffer_size; else {DEFAULT_TIMESTEPS})",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0); test episodes have their own")
     parser.add_argument(
@@ -93,11 +99,12 @@ def compress(args: argparse.Namespace) -> int:
             for target in args.target:
                 find_exporter(target)
             teacher, recipe = load_teacher(args.teacher, args)
+            _fill_in(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
+            _check_bits(distiller)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
             arena = plan_arena(teacher, recipe, args.episodes, progress_bar=args.progress)
-        timesteps = args.timesteps or (DEFAULT_TIMESTEPS_ATARI if recipe.is_atari else DEFAULT_TIMESTEPS)
-        _compress(distiller, baseline, arena, timesteps, staging, args.progress)
+        _compress(distiller, baseline, arena, args.timesteps, staging, args.progress)
     return _deploy(distiller, recipe, args) if args.target else 0
 
 
@@ -117,6 +124,15 @@ def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Names
     return 0 if result.holds else EXIT_DIFFERENCE
 
 
+def _fill_in(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
+    """How long to learn, and from how much, is what RL Zoo's entry of the environment says, where nobody said it."""
+    from sb3_qpd.zoo.entries import read_entries
+
+    entry = read_entries().get("atari" if recipe.is_atari else recipe.env_id, {})
+    args.timesteps = args.timesteps or int(entry.get("n_timesteps", DEFAULT_TIMESTEPS))
+    args.buffer_size = entry.get("buffer_size") if args.buffer_size is None else args.buffer_size
+
+
 def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
     from sb3_qpd.distiller import QPDDistiller
 
@@ -124,6 +140,16 @@ def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Name
     same = ("n_envs", "vec_env", "seed", "device", "check_teacher")
     options = {**{name: getattr(args, name) for name in same}, **given, **changes}
     return QPDDistiller(teacher, recipe, verbose=1, **options)  # verbose: the check of the teacher is shown
+
+
+def _check_bits(distiller: "QPDDistiller") -> None:
+    from sb3_qpd.quantizers import FLOAT_BITS
+
+    if distiller.policy.arch.activation_bits == FLOAT_BITS:  # and so are the weights
+        raise ValueError(
+            f"compress makes integers, and {FLOAT_BITS} bits are float. Give --weight-bits and --activation-bits of 2 to 8: "
+            "student_float.zip is written all the same, and --baselines trains a float student to the end"
+        )
 
 
 def _compress(
@@ -137,11 +163,11 @@ def _compress(
     from sb3_qpd.contest import make_report
     from sb3_qpd.report import table, verdict_line, write_report
 
-    learned, options = False, dict[str, Any](log_interval=None, progress_bar=progress_bar)
+    options = dict[str, Any](log_interval=None, progress_bar=progress_bar)
     try:
         with mistakes("compress", applies=lambda: distiller.num_timesteps == 0):
             distiller.learn(timesteps, **options)
-        learned, baselines = True, {}
+        baselines = {}
         if baseline is not None:
             baseline.learn(timesteps, **options)
             arch = distiller.policy.arch.asdict()
@@ -150,9 +176,12 @@ def _compress(
         report = make_report(distiller, arena, baselines)
         write_report(report, staging.path)
     except BaseException as error:
-        # hours of learning are not thrown away because somebody, or an evaluation, stopped the rest
-        if isinstance(error, KeyboardInterrupt) or learned:
-            _rescue(distiller, arena, staging)
+        if isinstance(error, SystemExit) and distiller.num_timesteps == 0:
+            raise  # a mistake that was told already
+        # hours of learning are not thrown away because somebody, or something, stopped the rest
+        _rescue(distiller, arena, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
+        if is_mistake(error):
+            raise SystemExit(EXIT_DIFFERENCE) from error
         raise
     files = _publish(distiller, arena, staging)
     print(f"\n{table(report)}\n\n{verdict_line(report)}\n\nWrote {', '.join(files)} into {staging.out}")
@@ -164,19 +193,22 @@ def _publish(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> lis
     distiller.save(staging.path / "student.zip")
     if (float_student := distiller.float_student()) is not None:
         float_student.save(staging.path / "student_float.zip")
-    model = distiller.policy.to_integer(
-        env=describe_env(arena.env), teacher=distiller.teacher_name, teacher_checksum=distiller.teacher_checksum
-    )
-    model.save(staging.path / "student.npz")
-    return staging.publish()
+    try:
+        model = distiller.policy.to_integer(
+            env=describe_env(arena.env), teacher=distiller.teacher_name, teacher_checksum=distiller.teacher_checksum
+        )
+        model.save(staging.path / "student.npz")
+    except ValueError as error:  # of weights that are NaN: the zips show how far it came
+        print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
+    return staging.publish(instead_of=OUTPUTS)
 
 
-def _rescue(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> None:
+def _rescue(distiller: "QPDDistiller", arena: "Arena", staging: Staging, reason: str) -> None:
     """Save an unfinished student, and say where."""
     if distiller.num_timesteps == 0:
-        print("sb3-qpd compress: stopped before anything was learned, nothing was written", file=sys.stderr)
+        print(f"sb3-qpd compress: {reason}stopped before anything was learned, nothing was written", file=sys.stderr)
         return
     with uninterrupted():
         files = _publish(distiller, arena, staging)
     steps = f"after {distiller.num_timesteps} steps"
-    print(f"sb3-qpd compress: stopped {steps}; wrote {', '.join(files)} into {staging.out}", file=sys.stderr)
+    print(f"sb3-qpd compress: {reason}stopped {steps}; wrote {', '.join(files)} into {staging.out}", file=sys.stderr)
