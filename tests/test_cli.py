@@ -237,6 +237,14 @@ def test_evaluate_options(compressed: Path, capsys: pytest.CaptureFixture[str]) 
     assert "return    -1.00 ± 0.00" in output and "from seed 7, sampled actions" in output
 
 
+def test_a_teacher_by_name(capsys: pytest.CaptureFixture[str], teacher: str, tmp_path: Path) -> None:
+    options = ["--env", "CartPole-v1", "--out", str(tmp_path / "out"), "--timesteps", "64", "--episodes", "2"]
+    options += ["--student-arch", "nano", "--no-check-teacher", "--no-progress", "--device", "cpu"]
+    assert main(["compress", "--teacher", teacher, *options]) == 0
+    assert "not allowed with argument" in mistake(capsys, "compress", teacher, "--teacher", teacher, *options)
+    assert "one of the arguments teacher --teacher is required" in mistake(capsys, "compress", *options)
+
+
 BAD_COMPRESS = [
     (["nowhere.zip", "--env", "CartPole-v1"], "nowhere.zip"),
     (["TEACHER"], "Give it: --env ID"),

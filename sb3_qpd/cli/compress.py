@@ -51,9 +51,11 @@ def add_compress(commands: Any) -> None:
         "(SB3), student_float.zip, student.npz (integer model), report.json and report.md.",
     )
     parser.set_defaults(run=compress)
-    parser.add_argument(
-        "teacher",
-        help="a zip saved by SB3 or sb3-contrib, a run folder of RL Zoo, or a model on the Hub: owner/name[@revision]",
+    what = "a zip saved by SB3 or sb3-contrib, a run folder of RL Zoo, or a model on the Hub: owner/name[@revision]"
+    teacher = parser.add_mutually_exclusive_group(required=True)
+    teacher.add_argument("teacher", nargs="?", default=argparse.SUPPRESS, help=what)
+    teacher.add_argument(
+        "--teacher", metavar="TEACHER", default=argparse.SUPPRESS, help="the same, as the other commands have it"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument("--force", action="store_true", default=False, help="replace the files of an earlier run in DIR")
