@@ -176,6 +176,16 @@ class StudentAlgorithm(BaseAlgorithm):
         self.policy.uses_masks |= self._masking
         self.policy.metadata["pipeline"] = self.pipeline
 
+    def set_recipe(self, recipe: EnvRecipe | None) -> None:
+        """
+        :param recipe: what the environment was built from, where somebody else built it: what subprocesses wrap is known then,
+            and the teacher is checked in an environment of its own
+        """
+        self._recipe = recipe
+        if self.env is not None:
+            self.pipeline = pipeline_of(self.env, recipe)
+            self.policy.metadata["pipeline"] = self.pipeline
+
     # -- learning and its log -----------------------------------------------------------------------------------------
 
     def _setup_learn(

@@ -169,6 +169,8 @@ def test_a_student_goes_on_learning(run: Path, teacher: Path, tmp_path: Path) ->
 @pytest.mark.slow
 def test_environments_in_processes_of_their_own(teacher: Path, tmp_path: Path) -> None:
     train(tmp_path, "-n", "128", "--vec-env", "subproc", params={"teacher": str(teacher), "n_envs": 2})
+    model = IntegerModel.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz")
+    assert model.metadata["pipeline"] == []  # known to be none, though they are in other processes
     assert (tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").is_file()
 
 

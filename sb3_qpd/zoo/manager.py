@@ -75,7 +75,7 @@ class StudentManager(ExperimentManager):
             if results is None:
                 self._try_student()
             elif isinstance(results[0], QPDDistiller):
-                results[0]._recipe = self.recipe  # the teacher's check plays there, not into the run's monitors
+                results[0].set_recipe(self.recipe)  # the teacher's check plays there, not into the run's monitors
         except BaseException:
             _remove_empty(Path(self.save_path))
             raise
