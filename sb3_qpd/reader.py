@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -228,17 +228,19 @@ def _to_dict(attributes: dict[str, Any]) -> spaces.Dict:
     items = values.items if isinstance(values, Record) else list(values.items())  # gym had an OrderedDict
     if not all(isinstance(key, str) and isinstance(one, Record) and one.target.name != "Dict" for key, one in items):
         raise UnsafePickle("A Dict space whose values are not spaces, or which is nested")
-    parts: dict[str, spaces.Space] = {}
+    parts, size = [], 0
     for key, one in items:
-        parts[key] = _to_space(one, f"observation_space {key!r}")
-        _check_size(math.prod(part.shape or ()) for part in parts.values())
-    return spaces.Dict(list(parts.items()))
+        part = _to_space(one, f"observation_space {key!r}")
+        parts.append((key, part))
+        size = _checked_size(size + math.prod(part.shape or ()))
+    return spaces.Dict(parts)
 
 
-def _check_size(sizes: Iterable[int]) -> None:
-    """The same few bytes may be the values of every key."""
-    if (size := sum(sizes)) > MAX_ARRAY_SIZE:
-        raise UnsafePickle(f"Observations of {size} numbers, expected at most {MAX_ARRAY_SIZE}")
+def _checked_size(size: int) -> int:
+    """The same few bytes may be the values of every key: how many numbers there are so far."""
+    if size > MAX_ARRAY_SIZE:
+        raise UnsafePickle(f"Observations of more than {MAX_ARRAY_SIZE} numbers")
+    return size
 
 
 _SPACES: dict[str, Callable[[dict[str, Any]], spaces.Space]] = {
@@ -341,10 +343,10 @@ def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
     mean: Any
     var: Any
     if isinstance(obs_rms, dict):
-        moments = {}
+        moments, size = {}, 0
         for key, one in obs_rms.items():
             moments[key] = _to_moments(one)
-            _check_size(mean.size for mean, _ in moments.values())
+            size = _checked_size(size + moments[key][0].size)
         mean, var = ({key: one[i] for key, one in moments.items()} for i in (0, 1))
     else:
         mean, var = _to_moments(obs_rms)

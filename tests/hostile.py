@@ -455,6 +455,7 @@ REFUSED: dict[str, Callable[[bytes], bytes]] = {
     ),
     "100 boxes of the same 20 MB": _boxes(100, 20_000_000),
     "100 boxes of the same MiB": _boxes(100, 2**20),
+    "3,000 boxes of one number": _boxes(3_000, 1),
     "deep JSON": lambda base: replaced(base, data=b'{"a": ' * 900 + b"1" + b"}" * 900),
     "a number of JSON with 10,000 digits": lambda base: replaced(base, data=b'{"n": ' + b"9" * 10_000 + b"}"),
     "a network of 10^12 weights": _data(policy_kwargs={"net_arch": [10**6, 10**6]}),
