@@ -361,10 +361,10 @@ def _numpy_request(value: Any) -> tuple[str, tuple]:
 def _from_bytes(raw: bytes, dtype: np.dtype, shape: Any, fortran: bool) -> np.ndarray:
     if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(size) is int and 0 <= size < 2**31 for size in shape):
         raise UnsafePickle("An array whose shape is not a tuple of sizes: refused")
-    if (size := math.prod(shape)) > MAX_ARRAY_SIZE:
-        raise UnsafePickle(f"An array of {size} numbers, at most {MAX_ARRAY_SIZE} are read: refused")
-    if size * dtype.itemsize != len(raw):
+    if (size := math.prod(shape)) * dtype.itemsize != len(raw):
         raise UnsafePickle(f"An array of shape {shape} and dtype {dtype} in {len(raw)} bytes: refused")
+    if size > MAX_ARRAY_SIZE:
+        raise UnsafePickle(f"An array of {size} numbers, at most {MAX_ARRAY_SIZE} are read: refused")
     array = np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
     return array.astype(dtype.newbyteorder("="))
 
