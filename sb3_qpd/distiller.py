@@ -213,6 +213,9 @@ class QPDDistiller(StudentAlgorithm):
         )
         self._start_collecting()
         callback.on_training_start(locals(), globals())
+        n_threads = th.get_num_threads()
+        if not self._has_images:
+            th.set_num_threads(1)  # small products wait longer for a second thread than they take
         try:
             while self.num_timesteps < total_timesteps:
                 if not self._collect_and_train(callback):
@@ -222,6 +225,7 @@ class QPDDistiller(StudentAlgorithm):
                     self.dump_logs(iteration)
         finally:  # also where Ctrl-C ends it: what there is can be saved
             self.seconds_learning += time.perf_counter() - start
+            th.set_num_threads(n_threads)
         callback.on_training_end()
         return self
 

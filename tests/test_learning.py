@@ -310,3 +310,19 @@ def test_looking_does_not_change_the_student():
 
     watched = QPDDistiller(untrained(pointers()), **QUICK).learn(400, callback=Watch(look))
     assert_equal_states(plain, watched)
+
+
+def test_vectors_learn_on_one_thread():
+    """Small products would wait for the others longer than they take; afterwards there are as many as before."""
+    before, seen = th.get_num_threads(), set()
+
+    def look(*_: Any) -> bool:
+        seen.add(th.get_num_threads())
+        return True
+
+    th.set_num_threads(2)
+    try:
+        QPDDistiller(taught(), env=pointers(), **QUICK).learn(300, callback=look)
+        assert seen == {1} and th.get_num_threads() == 2
+    finally:
+        th.set_num_threads(before)
