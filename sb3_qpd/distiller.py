@@ -25,14 +25,14 @@ from sb3_qpd.architectures import StudentArch
 from sb3_qpd.buffers import DistillationBuffer, DistillationSamples, FloatPixels
 from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.hyperparameters import check_hyperparameters
-from sb3_qpd.matching import check_finite, stacks_frames
+from sb3_qpd.matching import stacks_frames
 from sb3_qpd.objective import descend, distillation_loss
 from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.quantizers import FLOAT_BITS
 from sb3_qpd.scales import fit_scales
 from sb3_qpd.schedules import USUAL_LEARNING_RATES, CosineSchedule, share_passed, warmed_up
 from sb3_qpd.teacher_check import check_teacher
-from sb3_qpd.teachers import Teacher, TeacherOutput
+from sb3_qpd.teachers import Teacher, TeacherOutput, check_finite
 from sb3_qpd.transitions import get_transition
 
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")

@@ -21,8 +21,8 @@ from typing import Any
 from sb3_qpd.archive import MAX_FILE_BYTES, TeacherError
 
 # files beside a model that say how it was trained; what they mean: run_folder, and of a student's report: cli.models
-STATISTICS = ("vec_normalize.pkl", "vecnormalize.pkl")
-SIDE_FILES = ("args.yml", "config.yml", *STATISTICS, "report.json")
+NORMALIZATION_FILES = ("vecnormalize.pkl", "vec_normalize.pkl")  # RL Zoo's name, the Hub's
+SIDE_FILES = ("args.yml", "config.yml", *NORMALIZATION_FILES, "report.json")
 NO_MODELS = ("train_eval_metrics.zip", "student_float.zip")
 _ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _BARE = re.compile(rf"(?P<repo>{_ID})(?:@(?P<revision>.+))?")
@@ -100,11 +100,16 @@ def download(source: HubSource) -> Download:
     pinned = HubSource(source.repo_id, source.filename, snapshot.name)  # the cache's folder has the commit's name
     if path.suffix == ".zip":
         with _clear_errors(pinned):
-            run_name = re.sub(r"_\d+$", "", folder.name)  # ppo/LunarLander-v2_1/LunarLander-v2/args.yml
-            _fetch_side_files(pinned, dict.fromkeys("/".join(x for x in (here, y) if x) for y in ("", path.stem, run_name)))
+            inner = ("", path.stem, run_name(folder))  # ppo/LunarLander-v2_1/LunarLander-v2/args.yml
+            _fetch_side_files(pinned, dict.fromkeys("/".join(part for part in (here, one) if part) for one in inner))
     if source.filename is None and path.stem != source.repo_id.split("/")[1]:
         pinned = HubSource(source.repo_id, path.name, snapshot.name)
     return Download(path, str(pinned))
+
+
+def run_name(folder: Path) -> str:
+    """``LunarLander-v2`` of ``LunarLander-v2_1``."""
+    return re.sub(r"_\d+$", "", folder.resolve().name)
 
 
 def _fetch_model(source: HubSource) -> str:
@@ -187,7 +192,7 @@ def _fetch_side_files(source: HubSource, folders: Iterable[str]) -> None:
                     unknown.append(error)
         if found & {"args.yml", "config.yml"}:
             break
-    if unknown and not found & {"config.yml", *STATISTICS}:
+    if unknown and not found & {"config.yml", *NORMALIZATION_FILES}:
         raise unknown[0]
 
 

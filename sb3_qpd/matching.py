@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gymnasium as gym
 import numpy as np
-import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack
@@ -12,7 +11,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrappe
 from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
 from sb3_qpd.loading import adopt_normalization, take_off_normalization
 from sb3_qpd.spaces import head_of, parts_of
-from sb3_qpd.teachers import Teacher, TeacherOutput
+from sb3_qpd.teachers import Teacher
 
 N_ENVS = 16
 # wrappers that leave observations as they are
@@ -83,12 +82,6 @@ def check_spaces(teacher: Teacher, observation_space: spaces.Space, action_space
         raise ValueError(
             f"The environment's actions are not the teacher's.\nteacher:     {actions}\nenvironment: {action_space}"
         )
-
-
-def check_finite(targets: TeacherOutput) -> None:
-    """Refuse what nothing can be learned from."""
-    if not all(bool(th.isfinite(t).all()) for t in targets if t is not None):
-        raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
 
 
 def pipeline_of(env: VecEnv, recipe: EnvRecipe | None) -> list[str]:

@@ -21,9 +21,8 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.hub import NORMALIZATION_FILES, run_name
 from sb3_qpd.reader import TeacherError, read_yaml
-
-NORMALIZATION_FILES = ("vecnormalize.pkl", "vec_normalize.pkl")  # RL Zoo's name, the Hub's
 
 _MUJOCO = (
     *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
@@ -132,7 +131,7 @@ def find_run(path: Path, together: bool = False) -> RunFolder:
     else:
         zip_path, together = (_find_zip(path), True) if path.is_dir() else (path, together)
     run = zip_path.parent
-    candidates = [run / zip_path.stem, run / _run_name(run)]
+    candidates = [run / zip_path.stem, run / run_name(run)]
     if together or _has(run, "args.yml", *NORMALIZATION_FILES):  # a config.yml alone may be anybody's
         candidates.append(run)
     folder = next((one for one in candidates if _has(one, "args.yml", "config.yml", *NORMALIZATION_FILES)), None)
@@ -229,13 +228,8 @@ def _shown(value: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _run_name(folder: Path) -> str:
-    """``LunarLander-v2`` of ``LunarLander-v2_1``."""
-    return re.sub(r"_\d+$", "", folder.resolve().name)
-
-
 def _find_zip(folder: Path) -> Path:
-    for name in (f"{_run_name(folder)}.zip", "best_model.zip"):
+    for name in (f"{run_name(folder)}.zip", "best_model.zip"):
         if (folder / name).is_file():
             return folder / name
     others = sorted(one for one in folder.glob("*.zip") if not one.name.startswith("rl_model_"))
@@ -243,7 +237,7 @@ def _find_zip(folder: Path) -> Path:
         return others[0]
     found = ", ".join(one.name for one in others) or "no zip"
     raise TeacherError(
-        f"{folder} is not a run folder of RL Zoo: expected {_run_name(folder)}.zip or best_model.zip in it, found {found}. "
+        f"{folder} is not a run folder of RL Zoo: expected {run_name(folder)}.zip or best_model.zip in it, found {found}. "
         "Give the run folder (such as ppo/LunarLander-v2_1) or the zip itself"
     )
 

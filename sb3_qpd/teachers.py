@@ -104,6 +104,12 @@ class ObsNormalization:
 Normalization = ObsNormalization | dict[str, ObsNormalization]
 
 
+def check_finite(output: TeacherOutput) -> None:
+    """Refuse what nothing can be learned from."""
+    if not all(bool(th.isfinite(part).all()) for part in output if part is not None):
+        raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
+
+
 class Teacher:
     """
     A pretrained policy, frozen, that takes *raw* observations: an actor-critic one (PPO, A2C, TRPO), in subclasses others.
@@ -259,12 +265,9 @@ class Teacher:
         masks = {} if action_masks is None else {"action_masks": action_masks}
         try:
             return self.policy.predict(self.normalize(observation), state, episode_start, deterministic, **masks)
-        except ValueError as error:  # torch's, of a distribution that cannot be, is a page of numbers
-            if all(bool(th.isfinite(part).all()) for part in self(observation) if part is not None):
-                raise
-            raise ValueError(
-                "The teacher's output holds NaN or infinity: its weights or its observations are broken"
-            ) from error
+        except ValueError:  # torch's, of a distribution that cannot be, is a page of numbers
+            check_finite(self(observation))
+            raise
 
     def sample(self, output: TeacherOutput) -> np.ndarray:
         """
