@@ -4,8 +4,10 @@ Where the time of ``learn`` goes: its parts alone, all in one run, and the whole
     python benchmarks/throughput.py TEACHER_FOLDER --timesteps 5000 --repeats 5 --threads 2
 
 Prints the wall time of each part for a vectorized step (stepping, the teacher's answers, the student's acting) and for an
-update (at each stage of the transition, and of the same student in float), then that of ``learn`` beside the sum of its parts,
-and the speed of raw stepping. Medians; the parts are measured in turns, so that a busy machine slows all of them down.
+update (drawing its batch included; at each stage of the transition, and of the same student in float), then that of ``learn``
+beside the sum of its parts, with the usual gradient samples and with one a step, and the speed of raw stepping. Medians of
+``--repeats`` rounds; a round measures each part and one ``learn`` of each kind, so that a busy machine slows all of them down.
+Vectors learn on one thread whatever ``--threads`` says, and so are their parts measured.
 """
 
 import os
@@ -13,7 +15,6 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,26 +23,25 @@ import numpy as np
 import torch as th
 
 from sb3_qpd import QPDDistiller, load_teacher
+from sb3_qpd.teachers import Teacher
 from sb3_qpd.transitions import get_transition
 
 
-def measure(parts: dict[str, Callable[[], Any]], repeats: int, calls: int) -> dict[str, float]:
-    """Median milliseconds of a call of each part."""
-    times: dict[str, list[float]] = {name: [] for name in parts}
-    for repeat in range(repeats + 1):
-        for name, part in parts.items():
-            start = time.perf_counter()
-            for _ in range(calls):
-                part()
-            if repeat:  # the first round warms up
-                times[name].append((time.perf_counter() - start) / calls * 1e3)
-    return {name: float(np.median(values)) for name, values in times.items()}
+def measure(parts: dict[str, Callable[[], Any]], calls: int) -> dict[str, float]:
+    """Milliseconds of a call of each part."""
+    ms = {}
+    for name, part in parts.items():
+        start = time.perf_counter()
+        for _ in range(calls):
+            part()
+        ms[name] = (time.perf_counter() - start) / calls * 1e3
+    return ms
 
 
-def learned(args: argparse.Namespace, **options: Any) -> QPDDistiller:
+def learned(teacher: Teacher, args: argparse.Namespace, **options: Any) -> QPDDistiller:
     """A distiller that has learned."""
     distiller = QPDDistiller(
-        load_teacher(args.teacher), student_arch=args.arch, seed=0, device="cpu", check_teacher=False, **options
+        teacher, env=teacher.recipe, student_arch=args.arch, seed=0, device="cpu", check_teacher=False, **options
     )
     return distiller.learn(args.timesteps)
 
@@ -69,6 +69,42 @@ def parts_of(distiller: QPDDistiller) -> dict[str, Callable[[], Any]]:
     }
 
 
+def update_ms(ms: dict[str, float], distiller: QPDDistiller) -> float:
+    """An update's mean over the transition."""
+    start, end = distiller.transition_start, distiller.transition_end
+    stages = {"update, float stage": start, "update, half way": end - start, "update, target bits": 1 - end}
+    return sum(share * ms[stage] for stage, share in stages.items())
+
+
+def report(rounds: list[dict[str, Any]], distiller: QPDDistiller, threads: int) -> None:
+    def median(of: Callable[[dict[str, Any]], float]) -> float:
+        return float(np.median([of(one) for one in rounds]))
+
+    def parts(ms: dict[str, Any], n_updates: int) -> float:
+        steps = distiller.num_timesteps / n_envs * (ms["stepping"] + ms["teacher"] + ms["acting"])
+        return (steps + n_updates * update_ms(ms, distiller)) / 1e3
+
+    n_envs, n_steps = distiller.n_envs, distiller.num_timesteps
+    print(f"{threads} threads, {n_envs} environments, {distiller.batch_size} samples an update, ", end="")
+    print(f"{n_steps} steps, medians of {len(rounds)}\n")
+    print("| part | ms |\n|---|---|")
+    timed = [name for name, value in rounds[0].items() if isinstance(value, float)]
+    print("\n".join(f"| {name} | {median(lambda ms, name=name: ms[name]):.2f} |" for name in timed))
+    raw = median(lambda ms: 1e3 * n_envs / ms["stepping"])
+    with_teacher = median(lambda ms: 1e3 * n_envs / (ms["stepping"] + ms["teacher"]))
+    print(f"\nraw stepping {raw:.0f} steps a second, with the teacher {with_teacher:.0f}")
+    for kind in ("learn", "learn, one sample a step"):
+        seconds, updates = median(lambda ms, kind=kind: ms[kind][0]), rounds[0][kind][1]
+        share = median(lambda ms, kind=kind: n_steps / ms[kind][0] / (1e3 * n_envs / ms["stepping"]))
+        ratio = median(lambda ms, kind=kind: ms[kind][0] / parts(ms, ms[kind][1]))
+        print(f"{kind}: {seconds:.1f} s, {ratio:.2f} times the sum of its parts, ", end="")
+        print(f"{n_steps / seconds:.0f} environment steps ({100 * share:.0f} % of raw stepping) ", end="")
+        print(f"and {updates / seconds:.1f} updates a second")
+    quantized = median(lambda ms: update_ms(ms, distiller) / ms["update, a float student"])
+    at_target = median(lambda ms: ms["update, target bits"] / ms["update, a float student"])
+    print(f"an update takes {quantized:.2f} times a float student's, {at_target:.2f} times at the target bits")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher")
@@ -79,32 +115,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     th.set_num_threads(args.threads)
-    distiller, as_float = learned(args), learned(args, weight_bits=32, activation_bits=32)
+    teacher = load_teacher(args.teacher, device="cpu")
+    distiller, as_float = learned(teacher, args), learned(teacher, args, weight_bits=32, activation_bits=32)
     parts = parts_of(distiller)
     parts["update, a float student"] = parts_of(as_float)["update, half way"]
-    ms = measure(parts, args.repeats, args.calls)
-    report(args, distiller, ms)
-
-
-def report(args: argparse.Namespace, distiller: QPDDistiller, ms: dict[str, float]) -> None:
-    n_envs, updates, n_steps = distiller.n_envs, distiller._n_updates, distiller.num_timesteps
-    print(f"{args.threads} threads, {n_envs} environments, {distiller.batch_size} samples an update\n")
-    print("| part | ms |\n|---|---|")
-    print("\n".join(f"| {name} | {value:.2f} |" for name, value in ms.items()))
-    start, end = distiller.transition_start, distiller.transition_end
-    stages = {"update, float stage": start, "update, half way": end - start, "update, target bits": 1 - end}
-    update = sum(share * ms[stage] for stage, share in stages.items())
-    total = n_steps / n_envs * (ms["stepping"] + ms["teacher"] + ms["acting"]) / 1e3 + updates * update / 1e3
-    seconds, raw = distiller.seconds_learning, ms["update, a float student"]
-    print(f"\nlearn: {seconds:.1f} s for {n_steps} steps and {updates} updates, sum of its parts {total:.1f} s: ", end="")
-    print(f"{seconds / total:.2f} times")
-    print(f"{n_steps / seconds:.0f} environment steps and {updates / seconds:.1f} updates a second")
-    print(f"raw stepping: {1e3 * n_envs / ms['stepping']:.0f} steps a second, ", end="")
-    print(f"with the teacher {1e3 * n_envs / (ms['stepping'] + ms['teacher']):.0f}")
-    print(f"a quantized update takes {update / raw:.2f} times a float student's, ", end="")
-    print(f"{ms['update, target bits'] / raw:.2f} times at the target bits")
-    memory, ring = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, distiller._buffer.nbytes / 2**30
-    print(f"largest resident memory of both students' runs {memory:.2f} GiB, ring {ring:.2f} GiB")
+    one_sample = {"gradient_steps": 1 / int(distiller.batch_size)}
+    rounds = []
+    for _ in range(args.repeats):
+        th.set_num_threads(args.threads if distiller._has_images else 1)
+        measure(parts, 1)
+        one: dict[str, Any] = measure(parts, args.calls)
+        th.set_num_threads(args.threads)
+        for kind, options in (("learn", {}), ("learn, one sample a step", one_sample)):
+            learner = learned(teacher, args, **options)
+            one[kind] = learner.seconds_learning, learner._n_updates
+            learner.env.close()
+        rounds.append(one)
+        print(one, flush=True)
+    report(rounds, distiller, args.threads)
 
 
 if __name__ == "__main__":
