@@ -25,7 +25,7 @@ from tables import add_rows, read_rows, table_head
 from torch import nn
 
 from sb3_qpd import EnvRecipe, QPDDistiller, evaluate, load_teacher, make_recipe
-from sb3_qpd.evaluation import TEST_SEED, bootstrap_over_seeds
+from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
 
 # RL Zoo's PPO for LunarLander and for Atari; the learning rate is lower: the student is good already
 VECTORS = {"n_steps": 256, "batch_size": 64, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.0}
@@ -98,7 +98,11 @@ def learn_alone(ppo: PPO, head: nn.Module, timesteps: int) -> None:
 
 def run(args: argparse.Namespace) -> None:
     recipe = make_recipe(args.env)
-    mode = {"n_episodes": args.episodes, "seed": TEST_SEED, "deterministic": not recipe.is_atari}
+    mode = {
+        "n_episodes": args.episodes,
+        "seed": VALIDATION_SEED if args.validation else TEST_SEED,
+        "deterministic": not recipe.is_atari,
+    }
     for path in args.students:
         student = QPDDistiller.load(path, device=args.device)
         before = evaluate(student.policy, recipe, **mode)
@@ -154,6 +158,7 @@ def main() -> None:
     two.add_argument("--learning-rate", type=float, default=1e-4)
     two.add_argument("--n-envs", type=int, default=16)
     two.add_argument("--episodes", type=int, default=300)
+    two.add_argument("--validation", action="store_true", help="episodes to choose a learning rate on, instead of the test's")
     two.add_argument("--device", default="cpu")
     two.add_argument("--save", type=Path, help="folder that keeps the fine-tuned students")
     two.add_argument("--out", type=Path, required=True)
