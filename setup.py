@@ -43,6 +43,7 @@ EXTRAS = {
         "matplotlib>=3.8",
         "pillow>=10.0",
         "tensorboard>=2.9.1",
+        "wandb>=0.17",  # RL Zoo's --track, offline
     ],
 }
 EXTRAS["tests"] += EXTRAS["zoo"]

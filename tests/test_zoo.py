@@ -204,6 +204,26 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], m
     assert "plot_train needs the package seaborn: pip install 'sb3_qpd[zoo]'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_tracked_offline(teacher: Path, tmp_path: Path) -> None:
+    """With ``--track``: the log and the settings reach Weights & Biases, here a file. It patches TensorBoard, so in a process."""
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    settings = [f"teacher:{str(teacher)!r}", "check_teacher:False", "report_episodes:0", "n_envs:4", "learning_starts:64"]
+    command = ["train", "--algo", "qpd", "--env", ENV, "-n", "400", "--eval-freq", "200", "--track", "-params", *settings]
+    done = subprocess.run(
+        [sys.executable, "-m", "sb3_qpd.zoo", *command],
+        cwd=tmp_path,
+        env={**os.environ, "WANDB_MODE": "offline"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    content = record.read_bytes()
+    assert all(key in content for key in (b"train/actor_loss", b"eval/mean_reward", b"student_arch"))
+
+
 # --- sharing ---
 @pytest.mark.slow
 def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path) -> None:
