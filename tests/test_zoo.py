@@ -206,7 +206,7 @@ def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], m
 
 @pytest.mark.slow
 def test_tracked_offline(teacher: Path, tmp_path: Path) -> None:
-    """With ``--track``: the log and the settings reach Weights & Biases, here a file. It patches TensorBoard, so in a process."""
+    """With ``--track``: the log and the settings reach Weights & Biases, here a file. TensorBoard is patched: in a process."""
     pytest.importorskip("wandb", reason="wandb is not installed")
     settings = [f"teacher:{str(teacher)!r}", "check_teacher:False", "report_episodes:0", "n_envs:4", "learning_starts:64"]
     command = ["train", "--algo", "qpd", "--env", ENV, "-n", "400", "--eval-freq", "200", "--track", "-params", *settings]
