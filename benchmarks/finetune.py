@@ -28,7 +28,7 @@ from sb3_qpd import EnvRecipe, QPDDistiller, evaluate, load_teacher, make_recipe
 from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
 
 # RL Zoo's PPO for LunarLander and for Atari; the learning rate is lower: the student is good already
-VECTORS = {"n_steps": 256, "batch_size": 64, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.0}
+VECTORS = {"n_steps": 1024, "batch_size": 64, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.0}
 ATARI = {
     "n_steps": 128,
     "batch_size": 256,
@@ -65,6 +65,9 @@ def make_env(recipe: EnvRecipe, n_envs: int, seed: int) -> VecEnv:
 
 def fine_tune(student: QPDDistiller, recipe: EnvRecipe, head: str, args: argparse.Namespace) -> PPO:
     settings: dict[str, Any] = {**(ATARI if recipe.is_atari else VECTORS), "learning_rate": args.learning_rate}
+    if not args.raw_value_loss:
+        # values are in units of return: their squared error would drown the actor's loss in the trunk that they share
+        settings["vf_coef"] = 0.5 / float(student.policy.value_net.std) ** 2
     env = make_env(recipe, args.n_envs, student.seed or 0)
     policy_kwargs = student.policy_kwargs
     ppo = PPO(type(student.policy), env, policy_kwargs=policy_kwargs, seed=student.seed, device=args.device, **settings)
@@ -74,8 +77,6 @@ def fine_tune(student: QPDDistiller, recipe: EnvRecipe, head: str, args: argpars
     if head == "fresh":
         nn.init.orthogonal_(value_net.weight, gain=1.0)
         nn.init.zeros_(value_net.bias)
-        value_net.mean.fill_(0.0)
-        value_net.std.fill_(1.0)
     left = int(args.timesteps)
     if head == "warmed":
         alone = args.warm_updates * settings["n_steps"] * args.n_envs
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> None:
                 "seed": student.seed,
                 "head": head,
                 "learning_rate": args.learning_rate,
+                "raw_value_loss": args.raw_value_loss,
                 "timesteps": args.timesteps,
                 "bytes": ppo.policy.to_integer().nbytes,
                 "before": before.returns.tolist(),
@@ -128,13 +130,25 @@ def run(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in read_rows(*args.results):
-        groups[row["student"].rpartition("-")[0], row["head"], row["timesteps"], row["learning_rate"]].append(row)
-    columns = ("student", "value head", "steps", "learning rate", "before, each seed", "after, each seed", "gain (95 %)")
+        groups[
+            row["student"].rpartition("-")[0], row["head"], row["timesteps"], row["learning_rate"], row["raw_value_loss"]
+        ].append(row)
+    columns = (
+        "student",
+        "value head",
+        "vf_coef",
+        "steps",
+        "learning rate",
+        "before, each seed",
+        "after, each seed",
+        "gain (95 %)",
+    )
     print(table_head(columns))
-    for (name, head, steps, rate), rows in sorted(groups.items()):
+    for (name, head, steps, rate, raw), rows in sorted(groups.items()):
         low, high = bootstrap_over_seeds([np.array(row["after"]) - np.array(row["before"]) for row in rows])
         each = [", ".join(f"{np.mean(row[when]):.1f}" for row in rows) for when in ("before", "after")]
-        print(f"| {name} | {head} | {steps:g} | {rate:g} | {each[0]} | {each[1]} | {low:+.1f} to {high:+.1f} |")
+        coef = "0.5" if raw else "0.5 / std²"
+        print(f"| {name} | {head} | {coef} | {steps:g} | {rate:g} | {each[0]} | {each[1]} | {low:+.1f} to {high:+.1f} |")
 
 
 def main() -> None:
@@ -158,6 +172,7 @@ def main() -> None:
     two.add_argument("--learning-rate", type=float, default=1e-4)
     two.add_argument("--n-envs", type=int, default=16)
     two.add_argument("--episodes", type=int, default=300)
+    two.add_argument("--raw-value-loss", action="store_true", help="SB3's vf_coef of 0.5, whatever the values' units")
     two.add_argument("--validation", action="store_true", help="episodes to choose a learning rate on, instead of the test's")
     two.add_argument("--device", default="cpu")
     two.add_argument("--save", type=Path, help="folder that keeps the fine-tuned students")
