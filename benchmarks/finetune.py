@@ -9,7 +9,7 @@ helps.
 
 ``distill`` makes the students, one for each seed. ``run`` lets PPO go on from each, at the precision that is deployed, once
 for each kind of head, and adds a line of JSON: ``kept`` is the distilled value head, ``fresh`` a new one, ``warmed`` the
-distilled one, which learns alone for the first updates. Before and after, the integers play the same test episodes; nothing is
+distilled one, which learns alone for the first updates. Before and after, the integers play the same test episodes, nothing is
 chosen on them: PPO stops where it was told to. gamma has to be the teacher's, or its values mean something else.
 """
 
@@ -26,8 +26,9 @@ from torch import nn
 
 from sb3_qpd import EnvRecipe, QPDDistiller, evaluate, load_teacher, make_recipe
 from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
+from sb3_qpd.policies import QuantActorCriticPolicy
 
-# RL Zoo's PPO for LunarLander and for Atari; the learning rate is lower: the student is good already
+# RL Zoo's PPO for LunarLander and for Atari; the learning rate is lower for Atari
 VECTORS = {"n_steps": 1024, "batch_size": 64, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.0}
 ATARI = {
     "n_steps": 128,
@@ -38,6 +39,7 @@ ATARI = {
     "ent_coef": 0.01,
     "clip_range": 0.1,
 }
+MODES = ("deterministic", "sampled")
 
 
 def distill(args: argparse.Namespace) -> None:
@@ -97,58 +99,53 @@ def learn_alone(ppo: PPO, head: nn.Module, timesteps: int) -> None:
         parameter.requires_grad_(True)
 
 
+def play(policy: QuantActorCriticPolicy, recipe: EnvRecipe, args: argparse.Namespace) -> dict[str, list[float]]:
+    """Returns in both modes: PPO improves the sampled actions, whatever becomes of the most likely ones."""
+    games = {"n_episodes": args.episodes, "seed": VALIDATION_SEED if args.validation else TEST_SEED}
+    player = policy if recipe.is_atari else policy.to_integer()  # the same bits
+    return {mode: evaluate(player, recipe, **games, deterministic=mode == MODES[0]).returns.tolist() for mode in args.modes}
+
+
 def run(args: argparse.Namespace) -> None:
     recipe = make_recipe(args.env)
-    mode = {
-        "n_episodes": args.episodes,
-        "seed": VALIDATION_SEED if args.validation else TEST_SEED,
-        "deterministic": not recipe.is_atari,
-    }
     for path in args.students:
         student = QPDDistiller.load(path, device=args.device)
-        before = evaluate(student.policy, recipe, **mode)
+        before = play(student.policy, recipe, args)
         for head in args.heads:
             ppo = fine_tune(student, recipe, head, args)
-            after = evaluate(ppo.policy, recipe, **mode)
+            after = play(ppo.policy, recipe, args)
             if args.save is not None:
                 ppo.save(args.save / f"{path.stem}-{head}.zip")
-            row = {
-                "student": path.stem,
-                "seed": student.seed,
-                "head": head,
-                "learning_rate": args.learning_rate,
-                "raw_value_loss": args.raw_value_loss,
-                "timesteps": args.timesteps,
-                "bytes": ppo.policy.to_integer().nbytes,
-                "before": before.returns.tolist(),
-                "after": after.returns.tolist(),
-            }
-            add_rows(args.out, row)
-            print(f"{path.stem} {head}: {before.return_mean:.1f} -> {after.return_mean:.1f}", flush=True)
+            settings = {name: getattr(args, name) for name in ("learning_rate", "timesteps", "raw_value_loss")}
+            row = {"student": path.stem, "seed": student.seed, "head": head, **settings}
+            add_rows(args.out, row | {"bytes": ppo.policy.to_integer().nbytes, "before": before, "after": after})
+            for mode in args.modes:
+                print(f"{path.stem} {head} {mode}: {np.mean(before[mode]):.1f} -> {np.mean(after[mode]):.1f}", flush=True)
 
 
 def table(args: argparse.Namespace) -> None:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in read_rows(*args.results):
-        groups[
-            row["student"].rpartition("-")[0], row["head"], row["timesteps"], row["learning_rate"], row["raw_value_loss"]
-        ].append(row)
+        for mode in row["before"]:
+            key = (row["student"].rpartition("-")[0], mode, row["timesteps"], row["learning_rate"], row["raw_value_loss"])
+            groups[(*key, row["head"])].append(row)
     columns = (
         "student",
-        "value head",
-        "vf_coef",
+        "actions",
         "steps",
         "learning rate",
+        "vf_coef",
+        "value head",
         "before, each seed",
-        "after, each seed",
-        "gain (95 %)",
+        "after",
+        "gain, 95 %",
     )
     print(table_head(columns))
-    for (name, head, steps, rate, raw), rows in sorted(groups.items()):
-        low, high = bootstrap_over_seeds([np.array(row["after"]) - np.array(row["before"]) for row in rows])
-        each = [", ".join(f"{np.mean(row[when]):.1f}" for row in rows) for when in ("before", "after")]
+    for (name, mode, steps, rate, raw, head), rows in sorted(groups.items()):
+        low, high = bootstrap_over_seeds([np.array(row["after"][mode]) - np.array(row["before"][mode]) for row in rows])
+        before, after = (", ".join(f"{np.mean(row[when][mode]):.1f}" for row in rows) for when in ("before", "after"))
         coef = "0.5" if raw else "0.5 / std²"
-        print(f"| {name} | {head} | {coef} | {steps:g} | {rate:g} | {each[0]} | {each[1]} | {low:+.1f} to {high:+.1f} |")
+        print(f"| {name} | {mode} | {steps:g} | {rate:g} | {coef} | {head} | {before} | {after} | {low:+.1f} to {high:+.1f} |")
 
 
 def main() -> None:
@@ -172,6 +169,7 @@ def main() -> None:
     two.add_argument("--learning-rate", type=float, default=1e-4)
     two.add_argument("--n-envs", type=int, default=16)
     two.add_argument("--episodes", type=int, default=300)
+    two.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="of the actions that are scored")
     two.add_argument("--raw-value-loss", action="store_true", help="SB3's vf_coef of 0.5, whatever the values' units")
     two.add_argument("--validation", action="store_true", help="episodes to choose a learning rate on, instead of the test's")
     two.add_argument("--device", default="cpu")
