@@ -131,7 +131,7 @@ class DistillationBuffer:
     :param buffer_size: number of observations, rounded up to a multiple of ``n_envs``
     :param observation_space: of one raw observation
     :param n_envs: environments that add at each step
-    :param device: where batches go
+    :param device: where batches go, on a GPU through pinned memory
     :param seed: of the sampling
     :param stacked: observations are stacked frames, channels first: each frame is stored once
     """
@@ -192,22 +192,31 @@ class DistillationBuffer:
         while not valid.all():
             slots[~valid] = rng.integers(0, len(self), (~valid).sum())
             valid = self._store.is_valid(slots)
-        return self._samples(slots)
+        return self._samples(slots, self.device)
 
     def newest(self, n: int) -> DistillationSamples:
-        """The ``n`` observations stored last, or all there are (where episodes are very short, fewer)."""
+        """
+        The ``n`` observations stored last, or all there are (where episodes are very short, fewer), for statistics: on the
+        CPU, where they lie, so that a GPU need not hold thousands of images, and every device fits the same numbers.
+        """
         n = min(n, len(self))
         slots = (self._added - n + np.arange(n)) % self.capacity
-        return self._samples(slots[self._store.is_valid(slots)])
+        return self._samples(slots[self._store.is_valid(slots)], th.device("cpu"))
 
-    def _samples(self, slots: np.ndarray) -> DistillationSamples:
-        targets = {name: th.from_numpy(ring[slots]).to(self.device) for name, ring in self._targets.items()}
+    def _samples(self, slots: np.ndarray, device: th.device) -> DistillationSamples:
+        targets = {name: _sent(ring[slots], device) for name, ring in self._targets.items()}
         stored = self._store.get(slots)
         if isinstance(stored, dict):
-            observations: Any = {key: th.from_numpy(value).to(self.device) for key, value in stored.items()}
+            observations: Any = {key: _sent(value, device) for key, value in stored.items()}
         else:
-            observations = th.from_numpy(stored).to(self.device)
+            observations = _sent(stored, device)
         return DistillationSamples(observations, TeacherOutput(**targets))
+
+
+def _sent(array: np.ndarray, device: th.device) -> th.Tensor:
+    """On the device; to a GPU without waiting: torch keeps the pinned memory until the copy is done."""
+    tensor = th.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class FloatPixels:

@@ -218,9 +218,9 @@ class QuantLayer(nn.Module):
 
     def _accumulate(self, x: th.Tensor, input_scale: th.Tensor, weight_scale: th.Tensor) -> th.Tensor:
         weight, bias = self._integers(input_scale, weight_scale)
-        bound = float((weight.abs().flatten(1).sum(1).double() * 255 + bias.abs()).max())
-        # a GPU's convolution may use inexact transforms: float64 is exact there too; so does NNPACK's, the CPU's second choice
-        dtype = th.float32 if bound < FLOAT32_EXACT and not x.is_cuda else th.float64
+        # a GPU's convolution may use inexact transforms, or TF32: float64 is exact there too, and nobody has to ask it for the
+        # bound. The CPU's second choice, NNPACK, transforms as well
+        dtype = th.float32 if x.device.type == "cpu" and _bound(weight, bias) < FLOAT32_EXACT else th.float64
         with th.backends.nnpack.flags(enabled=False):
             return self._apply_layer(self._input_integers(x, input_scale).to(dtype), weight.to(dtype), bias.to(dtype))
 
@@ -273,6 +273,11 @@ class QuantLayer(nn.Module):
             activation_bits=0 if self.output_grid is None else self.output_grid.bits,
             stride=self.stride[0],
         )
+
+
+def _bound(weight: th.Tensor, bias: th.Tensor) -> float:
+    """No accumulator of 8-bit inputs is larger."""
+    return float((weight.abs().flatten(1).sum(1).double() * 255 + bias.abs()).max())
 
 
 class QuantLinear(QuantLayer, nn.Linear):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch as th
-from gymnasium import spaces
 
 from sb3_qpd import losses
 from sb3_qpd.buffers import DistillationSamples
@@ -36,9 +35,9 @@ def distillation_loss(
         critic's is zero where the teacher has no value
     """
     actor, value = policy.actor_and_value(samples.observations)
-    space, head = policy.action_space, policy.head
-    if isinstance(space, spaces.Box):
-        actor_loss = _box_loss(policy.log_std, actor, samples.targets, space, box_loss)
+    head = policy.head
+    if head.is_box:
+        actor_loss = _box_loss(policy, actor, samples.targets, box_loss)
     else:
         actor = masked(head.logits(actor), samples.targets.masks)  # the teacher's are masked already
         actor_loss = losses.multi_categorical_kl(actor, samples.targets.actor, nvec=head.nvec, temperature=temperature)
@@ -67,12 +66,12 @@ def descend(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float
     optimizer.step()
 
 
-def _box_loss(log_std: th.Tensor, actor: th.Tensor, targets: TeacherOutput, space: spaces.Box, name: str) -> th.Tensor:
+def _box_loss(policy: QuantActorCriticPolicy, actor: th.Tensor, targets: TeacherOutput, name: str) -> th.Tensor:
     """
     Both means inside the box; a loss of the mean alone is joined by one of the deviation. A deterministic teacher has none:
     then the divergence is a loss of the mean alone, too.
     """
-    low, high = (th.as_tensor(bound.reshape(-1), device=actor.device) for bound in (space.low, space.high))
+    log_std, low, high = policy.log_std, policy.action_low, policy.action_high
     half_range = ((high - low) / 2).clamp_min(1e-6)  # an action may be fixed
     mean, target = losses.clamp_to_box(actor, low, high), targets.actor.clamp(low, high)
     if name == "gaussian_kl" and targets.log_std is not None:

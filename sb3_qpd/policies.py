@@ -201,6 +201,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
     features_extractor: QuantExtractor | QuantCombinedExtractor
     metadata: dict[str, Any]  # JSON values that its integer model carries along
     n_batches: th.Tensor  # that a stock algorithm trained on; -1 once somebody calibrates on purpose
+    action_low: th.Tensor  # of a Box, flat: where the policy is, so that no loss has to send them there
+    action_high: th.Tensor
 
     def __init__(
         self,
@@ -247,6 +249,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         value_head.load_state_dict(self.value_net.state_dict(), strict=False)
         self.action_net, self.value_net = head, value_head
         self.register_buffer("n_batches", th.tensor(0))
+        if isinstance(self.action_space, spaces.Box):
+            for name, bound in (("action_low", self.action_space.low), ("action_high", self.action_space.high)):
+                self.register_buffer(name, th.tensor(bound.reshape(-1)), persistent=False)
         if any(trunk.is_image for trunk in extractor.trunks):
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
         # SB3 made its optimizer before the heads were in place. A student's parameters are many and small: one call for all of

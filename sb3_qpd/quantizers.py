@@ -127,6 +127,13 @@ class Quantizer(nn.Module):
         self.precision: Mapping[int, float] = {bits: 1.0}
         self._given: th.Tensor | None = None  # the step, while several are computed together
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Quantizer:
+        # every forward asks whether it is ready: on a GPU each answer would wait for all that is queued there
+        ready = self.ready
+        super()._apply(fn, recurse)
+        self.ready = ready
+        return self
+
     def extra_repr(self) -> str:
         return f"bits={self.bits}, signed={self.signed}, n_channels={self.n_channels}"
 

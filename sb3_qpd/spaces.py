@@ -116,7 +116,7 @@ class ActionHead:
 
     def entropy(self, logits: th.Tensor) -> th.Tensor:
         """In nats, shape (batch_size,)."""
-        parts = [th.distributions.Categorical(logits=one).entropy() for one in self.split(logits)]
+        parts = [th.distributions.Categorical(logits=one, validate_args=False).entropy() for one in self.split(logits)]
         return th.stack(parts).sum(0)
 
     def _joined(self, indices: list[th.Tensor]) -> th.Tensor:

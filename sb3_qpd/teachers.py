@@ -106,7 +106,8 @@ Normalization = ObsNormalization | dict[str, ObsNormalization]
 
 def check_finite(output: TeacherOutput) -> None:
     """Refuse what nothing can be learned from."""
-    if not all(bool(th.isfinite(part).all()) for part in output if part is not None):
+    # one answer of all parts: on a GPU each would wait for what is queued there
+    if not th.stack([th.isfinite(part).all() for part in output if part is not None]).all():
         raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
 
 
@@ -177,7 +178,10 @@ class Teacher:
 
     def to(self, device: th.device | str) -> Teacher:
         """Move the network to a device; images go through it channels-last, which is faster on every device."""
+        before = self.device
         self.policy.to(device)
+        if self.use_sde and self.device != before:
+            self.policy.reset_noise()  # it is no parameter and would stay behind
         if any(part.is_image for part in self.parts):
             self.policy.to(memory_format=th.channels_last)
         return self
