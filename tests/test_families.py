@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from devices import needs_gpu
 from gymnasium import spaces
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
@@ -129,6 +130,31 @@ def test_acts_and_labels_as_its_model(pair):
         sampled = teacher.sample(labels).reshape(expected.shape)
         assert all(teacher.action_space.contains(action) for action in sampled.astype(expected.dtype))
         assert teacher.macs > 0 and teacher.nbytes == 4 * teacher.n_parameters
+
+
+def test_labels_where_its_network_is(pair, monkeypatch):
+    """Noise of gSDE too, which is no parameter; torch's own look at distributions would ask for numbers."""
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", False)
+    model, path = pair
+    teacher = load_teacher(path, device="cpu").to("meta")
+    assert all(one.is_meta for one in teacher(observations_of(model)) if one is not None)
+    if teacher.use_sde:
+        assert getattr(teacher.policy, "actor", teacher.policy).action_dist.exploration_mat.is_meta
+
+
+@needs_gpu
+def test_labels_on_a_gpu_are_those_of_the_cpu(pair):
+    model, path = pair
+    observations, teacher = observations_of(model), load_teacher(path, device="cpu")
+    expected = teacher(observations)
+    with th.backends.cudnn.flags(allow_tf32=False):
+        labels = teacher.to("cuda")(observations)
+    for one, other in zip(labels, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            th.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4)
+    actions = [teacher.sample(labels), *(teacher.predict(observations, deterministic=one)[0] for one in (False, True))]
+    assert all(len(one) == len(observations) for one in actions)
 
 
 def test_is_distilled_converted_saved_and_loaded(pair, tmp_path):
