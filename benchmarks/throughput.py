@@ -1,13 +1,14 @@
 """
 Where the time of ``learn`` goes: its parts alone, all in one run, and the whole.
 
-    python benchmarks/throughput.py TEACHER_FOLDER --timesteps 5000 --repeats 5 --threads 2
+    python benchmarks/throughput.py TEACHER_FOLDER --timesteps 5000 --repeats 5 --threads 2 [--device cuda]
 
 Prints the wall time of each part for a vectorized step (stepping, the teacher's answers, the student's acting) and for an
 update (drawing its batch included; at each stage of the transition, and of the same student in float), then that of ``learn``
 beside the sum of its parts, with the usual gradient samples and with one a step, and the speed of raw stepping. Medians of
 ``--repeats`` rounds; a round measures each part and one ``learn`` of each kind, so that a busy machine slows all of them down.
-Vectors learn on one thread whatever ``--threads`` says, and so are their parts measured.
+Vectors learn on one thread whatever ``--threads`` says, and so are their parts measured. On a GPU every time is taken when all
+that was asked of it is done.
 """
 
 import os
@@ -15,35 +16,36 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch as th
+from timing import add_device, now
 
 from sb3_qpd import QPDDistiller, load_teacher
 from sb3_qpd.teachers import Teacher
 from sb3_qpd.transitions import get_transition
 
 
-def measure(parts: dict[str, Callable[[], Any]], calls: int) -> dict[str, float]:
+def measure(parts: dict[str, Callable[[], Any]], calls: int, device: str) -> dict[str, float]:
     """Milliseconds of a call of each part."""
     ms = {}
     for name, part in parts.items():
-        start = time.perf_counter()
+        start = now(device)
         for _ in range(calls):
             part()
-        ms[name] = (time.perf_counter() - start) / calls * 1e3
+        ms[name] = (now(device) - start) / calls * 1e3
     return ms
 
 
-def learned(teacher: Teacher, args: argparse.Namespace, **options: Any) -> QPDDistiller:
-    """A distiller that has learned."""
+def learned(teacher: Teacher, args: argparse.Namespace, **options: Any) -> tuple[QPDDistiller, float]:
+    """A distiller that has learned, and the seconds of ``learn``."""
     distiller = QPDDistiller(
-        teacher, env=teacher.recipe, student_arch=args.arch, seed=0, device="cpu", check_teacher=False, **options
+        teacher, env=teacher.recipe, student_arch=args.arch, seed=0, device=args.device, check_teacher=False, **options
     )
-    return distiller.learn(args.timesteps)
+    start = now(args.device)
+    return distiller.learn(args.timesteps), now(args.device) - start
 
 
 def parts_of(distiller: QPDDistiller) -> dict[str, Callable[[], Any]]:
@@ -76,7 +78,7 @@ def update_ms(ms: dict[str, float], distiller: QPDDistiller) -> float:
     return sum(share * ms[stage] for stage, share in stages.items())
 
 
-def report(rounds: list[dict[str, Any]], distiller: QPDDistiller, threads: int) -> None:
+def report(rounds: list[dict[str, Any]], distiller: QPDDistiller, args: argparse.Namespace) -> None:
     def median(of: Callable[[dict[str, Any]], float]) -> float:
         return float(np.median([of(one) for one in rounds]))
 
@@ -85,7 +87,8 @@ def report(rounds: list[dict[str, Any]], distiller: QPDDistiller, threads: int) 
         return (steps + n_updates * update_ms(ms, distiller)) / 1e3
 
     n_envs, n_steps = distiller.n_envs, distiller.num_timesteps
-    print(f"{threads} threads, {n_envs} environments, {distiller.batch_size} samples an update, ", end="")
+    device = th.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    print(f"{device}, {args.threads} threads, {n_envs} environments, {distiller.batch_size} samples an update, ", end="")
     print(f"{n_steps} steps, medians of {len(rounds)}\n")
     print("| part | ms |\n|---|---|")
     timed = [name for name, value in rounds[0].items() if isinstance(value, float)]
@@ -113,26 +116,27 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--calls", type=int, default=10)
     parser.add_argument("--threads", type=int, default=2)
+    add_device(parser)
     args = parser.parse_args()
     th.set_num_threads(args.threads)
-    teacher = load_teacher(args.teacher, device="cpu")
-    distiller, as_float = learned(teacher, args), learned(teacher, args, weight_bits=32, activation_bits=32)
+    teacher = load_teacher(args.teacher, device=args.device)
+    (distiller, _), (as_float, _) = learned(teacher, args), learned(teacher, args, weight_bits=32, activation_bits=32)
     parts = parts_of(distiller)
     parts["update, a float student"] = parts_of(as_float)["update, half way"]
     one_sample = {"gradient_steps": 1 / int(distiller.batch_size)}
     rounds = []
     for _ in range(args.repeats):
         th.set_num_threads(args.threads if distiller._has_images else 1)
-        measure(parts, 1)
-        one: dict[str, Any] = measure(parts, args.calls)
+        measure(parts, 1, args.device)
+        one: dict[str, Any] = measure(parts, args.calls, args.device)
         th.set_num_threads(args.threads)
         for kind, options in (("learn", {}), ("learn, one sample a step", one_sample)):
-            learner = learned(teacher, args, **options)
-            one[kind] = learner.seconds_learning, learner._n_updates
+            learner, seconds = learned(teacher, args, **options)
+            one[kind] = seconds, learner._n_updates
             learner.env.close()
         rounds.append(one)
         print(one, flush=True)
-    report(rounds, distiller, args.threads)
+    report(rounds, distiller, args)
 
 
 if __name__ == "__main__":

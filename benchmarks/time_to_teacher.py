@@ -1,7 +1,7 @@
 """
 Wall time and environment steps until the integer student is non-inferior to its teacher.
 
-    python benchmarks/time_to_teacher.py TEACHER_FOLDER --steps 3e4 6e4 1e5 2e5 --episodes 100 --threads 2
+    python benchmarks/time_to_teacher.py TEACHER_FOLDER --steps 3e4 6e4 1e5 2e5 --episodes 100 --threads 2 [--device cuda]
 
 A schedule needs to know its end, so each number of steps is a run of its own, in order, until one is non-inferior on the
 validation seeds. Beside it: the time that stepping and the teacher alone take for 1e6 steps, from a short measurement.
@@ -12,25 +12,25 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import argparse
-import time
 
 import torch as th
+from timing import add_device, now
 
 from sb3_qpd import QPDDistiller, compare, evaluate, load_teacher
 from sb3_qpd.evaluation import VALIDATION_SEED
 from sb3_qpd.teachers import Teacher
 
 
-def bound(teacher: Teacher, n_steps: int = 200) -> float:
+def bound(teacher: Teacher, device: str, n_steps: int = 200) -> float:
     """Seconds of stepping and labelling for 1e6 environment steps."""
     env = teacher.recipe.make_vec_env(16, seed=0)
     observations = env.reset()
-    start = time.perf_counter()
+    start = now(device)
     for _ in range(n_steps):
         targets = teacher(observations)
         actions = teacher.sample(targets).reshape(16, *env.action_space.shape)
         observations, *_ = env.step(actions)
-    seconds = time.perf_counter() - start
+    seconds = now(device) - start
     env.close()
     return seconds / (16 * n_steps) * 1e6
 
@@ -43,21 +43,25 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    add_device(parser)
     args = parser.parse_args()
     th.set_num_threads(args.threads)
-    teacher = load_teacher(args.teacher, device="cpu")
+    teacher = load_teacher(args.teacher, device=args.device)
     mode = {"n_episodes": args.episodes, "deterministic": not teacher.recipe.is_atari, "seed": VALIDATION_SEED}
     theirs, chance = evaluate(teacher, teacher.recipe, **mode), evaluate("random", teacher.recipe, **mode)
-    print(f"stepping and teacher alone, 1e6 steps: {bound(teacher):.0f} s", flush=True)
+    print(f"stepping and teacher alone, 1e6 steps: {bound(teacher, args.device):.0f} s", flush=True)
     for steps in args.steps:
         distiller = QPDDistiller(
-            teacher, teacher.recipe, student_arch=args.arch, seed=args.seed, device="cpu", check_teacher=False
-        ).learn(steps)
+            teacher, teacher.recipe, student_arch=args.arch, seed=args.seed, device=args.device, check_teacher=False
+        )
+        start = now(args.device)
+        distiller.learn(steps)
+        seconds = now(args.device) - start
         student = distiller if teacher.recipe.is_atari else distiller.policy.to_integer()  # the same bits
         result = evaluate(student, teacher.recipe, **mode)
         verdict = compare(result, theirs, chance).verdict
         returns = f"return {result.return_mean:.1f} of {theirs.return_mean:.1f}"
-        print(f"{steps:g} steps, {distiller.seconds_learning:.0f} s: {returns}, {verdict}", flush=True)
+        print(f"{steps:g} steps, {seconds:.0f} s: {returns}, {verdict}", flush=True)
         if verdict == "non_inferior":
             break
 
