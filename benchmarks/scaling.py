@@ -3,7 +3,8 @@ How ``learn`` scales with environments, threads, the student's size and the buff
 
     python benchmarks/scaling.py TEACHER_FOLDER --timesteps 5000
 
-One setting at a time is changed. Prints environment steps and updates a second, and the bytes of the ring.
+One setting at a time is changed. Prints seconds of ``learn``, environment steps and updates a second, the bytes of the ring, and
+the largest resident memory of the process so far: ``--only 0`` shows that of the defaults.
 """
 
 import os
@@ -11,9 +12,11 @@ import os
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import argparse
+import resource
 from typing import Any
 
 import torch as th
+from tables import table_head
 
 from sb3_qpd import QPDDistiller, load_teacher
 
@@ -34,15 +37,19 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", default=range(len(SETTINGS)), help="rows of the table")
     args = parser.parse_args()
     teacher = load_teacher(args.teacher, device="cpu")
-    print("| setting | steps a second | updates a second | ring, MiB |\n|---|---|---|---|")
+    print(
+        table_head(("setting", "seconds", "steps a second", "updates a second", "ring, MiB", "largest resident so far, MiB"))
+    )
     for row in args.only:
         options = {"student_arch": "tiny", "n_envs": 16, "threads": 2, **SETTINGS[row]}
         th.set_num_threads(options.pop("threads"))
         distiller = QPDDistiller(teacher, env=teacher.recipe, seed=0, device="cpu", check_teacher=False, **options)
         distiller.learn(args.timesteps)
         seconds, ring = distiller.seconds_learning, distiller._buffer.nbytes / 2**20
-        speed = f"{distiller.num_timesteps / seconds:.0f} | {distiller._n_updates / seconds:.1f} | {ring:.0f}"
-        print(f"| {SETTINGS[row] or 'the defaults, 2 threads'} | {speed} |", flush=True)
+        resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        speed = f"{distiller.num_timesteps / seconds:.0f} | {distiller._n_updates / seconds:.1f}"
+        name = SETTINGS[row] or "the defaults, 2 threads"
+        print(f"| {name} | {seconds:.1f} | {speed} | {ring:.0f} | {resident:.0f} |", flush=True)
         distiller.env.close()
 
 
