@@ -3,7 +3,7 @@ How ``learn`` scales with environments, threads, the student's size and the buff
 
     python benchmarks/scaling.py TEACHER_FOLDER --timesteps 5000
 
-One setting at a time is changed. Prints seconds of ``learn``, environment steps and updates a second, the bytes of the ring, and
+One setting at a time is changed. Prints seconds of ``learn``, environment steps and updates a second, the ring, and
 the largest resident memory of the process so far: ``--only 0`` shows that of the defaults.
 """
 
