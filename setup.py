@@ -29,7 +29,8 @@ EXTRAS = {
     "litert": ["ai-edge-litert>=1.0"],
     # imported by rl_zoo3 without being declared: `requests` by enjoy, pandas by -optimize (rl_zoo3 pins it below 3),
     # seaborn by the plots
-    "zoo": ["requests>=2.28", "pandas>=2.2,<3", "seaborn>=0.13"],
+    # box2d and classic-control: the environments of the README's commands, box2d as a wheel (box2d-py needs a compiler chain)
+    "zoo": ["requests>=2.28", "pandas>=2.2,<3", "seaborn>=0.13", "box2d>=2.3.10", "gymnasium[classic-control]"],
     "tests": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
@@ -38,8 +39,7 @@ EXTRAS = {
         "mypy>=1.15",
         "types-PyYAML",
         "emx-onnx-cgen>=1.4.0",  # an independent reader of the ONNX files
-        "box2d>=2.3.10",  # a wheel; box2d-py needs a compiler chain
-        "gymnasium[classic-control,mujoco]",
+        "gymnasium[mujoco]",
         "matplotlib>=3.8",
         "pillow>=10.0",
         "tensorboard>=2.9.1",

@@ -28,7 +28,7 @@ from sb3_qpd import EnvRecipe, QPDDistiller, evaluate, load_teacher, make_recipe
 from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
 from sb3_qpd.policies import QuantActorCriticPolicy
 
-# RL Zoo's PPO for LunarLander and for Atari; the learning rate is lower for Atari
+# RL Zoo's PPO for LunarLander and for Atari, but for the learning rate
 VECTORS = {"n_steps": 1024, "batch_size": 64, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.0}
 ATARI = {
     "n_steps": 128,
@@ -84,6 +84,10 @@ def fine_tune(student: QPDDistiller, recipe: EnvRecipe, head: str, args: argpars
         alone = args.warm_updates * settings["n_steps"] * args.n_envs
         learn_alone(ppo, value_net, alone)
         left -= alone
+        if left <= 0:
+            raise SystemExit(
+                f"Nothing is left after {alone} steps of the value head alone: take more --timesteps or fewer --warm-updates"
+            )
     ppo.learn(left)
     env.close()
     return ppo

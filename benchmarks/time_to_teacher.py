@@ -45,8 +45,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     add_device(parser)
     args = parser.parse_args()
-    th.set_num_threads(args.threads)
     teacher = load_teacher(args.teacher, device=args.device)
+    th.set_num_threads(args.threads if teacher.recipe.is_atari else 1)  # as learn does: vectors want one
     mode = {"n_episodes": args.episodes, "deterministic": not teacher.recipe.is_atari, "seed": VALIDATION_SEED}
     theirs, chance = evaluate(teacher, teacher.recipe, **mode), evaluate("random", teacher.recipe, **mode)
     print(f"stepping and teacher alone, 1e6 steps: {bound(teacher, args.device):.0f} s", flush=True)
