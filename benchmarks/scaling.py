@@ -4,8 +4,8 @@ How ``learn`` scales with environments, threads, the student's size and the buff
     python benchmarks/scaling.py TEACHER_FOLDER --timesteps 5000
 
 One setting at a time is changed. Prints seconds of ``learn``, environment steps and updates a second, the ring, and
-the largest resident memory of the process so far. A ring takes memory as it fills: ``--timesteps 1e5 --only 0`` shows that of a
-whole run at the defaults.
+the largest resident memory of the process so far. A ring takes memory as it fills: ``--timesteps 1e5 --only 0`` shows that of
+a whole run at the defaults.
 """
 
 import os
