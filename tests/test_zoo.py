@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,7 @@ def train(folder: Path, *arguments: str, params: dict[str, Any] | None = None) -
     quick = {"check_teacher": False, "report_episodes": 0, "n_envs": 4, "learning_starts": 64, **(params or {})}
     given = [f"{key}:{value!r}" for key, value in quick.items()]
     command = ["zoo", "train", "--algo", "qpd", "--env", ENV, "--device", "cpu", "--verbose", "0", "--eval-freq", "-1"]
+    folder.mkdir(exist_ok=True)
     with inside(folder):
         assert main([*command, *arguments, "-params", *given]) == 0
 
@@ -266,12 +268,46 @@ class OwnWrapper(gym.Wrapper):
     """A user's own, which no recipe may name."""
 
 
+def trained_with(teacher: Path, folder: Path, **config: Any) -> str:
+    """The teacher in a run folder whose config.yml says more."""
+    copied = shutil.copytree(teacher, folder / "ppo" / teacher.name)
+    file = copied / ENV / "config.yml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **config}))
+    return str(copied)
+
+
 def test_a_wrapper_of_ones_own(teacher: Path, tmp_path: Path) -> None:
-    """It is played in the environments that RL Zoo builds."""
-    params = {"teacher": str(teacher), "env_wrapper": f"{__name__}.OwnWrapper", "report_episodes": 2}
+    """It is played in the environments that RL Zoo builds, where the teacher's config.yml names it too."""
+    own = f"{__name__}.OwnWrapper"
+    params = {"teacher": trained_with(teacher, tmp_path, env_wrapper=[{own: {}}]), "env_wrapper": own, "report_episodes": 2}
     train(tmp_path, "-n", "64", params=params)
     report = json.loads((tmp_path / "logs" / "qpd" / f"{ENV}_1" / "report.json").read_text())
     assert report["env"] == {"env_id": ENV} and report["integer"]["episodes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({}, {"env_wrapper": f"{__name__}.OwnWrapper"}),
+        ({"env_wrapper": f"{__name__}.OwnWrapper"}, {}),
+        ({"env_wrapper": f"{__name__}.OwnWrapper"}, {"env_wrapper": [{f"{__name__}.OwnWrapper": {"factor": 0.5}}]}),
+        ({"vec_env_wrapper": "somebodys.Wrapper"}, {}),
+        ({"frame_stack": 2}, {"env_wrapper": f"{__name__}.OwnWrapper"}),
+    ],
+)
+def test_another_wrapper_than_the_teachers(
+    theirs: dict[str, Any], ours: dict[str, Any], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, tmp_path / "run", params={"teacher": trained_with(teacher, tmp_path, **theirs), **ours})
+    key = next(iter(theirs or ours))
+    assert f"The teacher ppo/{ENV} was trained " in message and f"Set {key}" in message
+
+
+def test_a_teacher_that_says_nothing_of_wrappers(teacher: Path, tmp_path: Path) -> None:
+    """Of a bare zip only the shapes are known."""
+    bare = shutil.copy(teacher / f"{ENV}.zip", tmp_path / "bare.zip")
+    train(tmp_path, "-n", "64", params={"teacher": str(bare), "env_wrapper": f"{__name__}.OwnWrapper"})
+    assert (tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").is_file()
 
 
 # --- mistakes ---
@@ -400,7 +436,7 @@ def test_what_a_game_is_seen_through_must_be_the_teachers() -> None:
     entry = read_entries()["atari"]
 
     def check(**changes: Any) -> None:
-        check_environment(pong, recipe_of({**entry, **changes}, "PongNoFrameskip-v4", {}))
+        check_environment(pong, {**entry, **changes}, "PongNoFrameskip-v4")
 
     check()
     check(env_wrapper=[{ATARI_WRAPPER: {"terminal_on_life_loss": False, "clip_reward": False}}])  # seen the same

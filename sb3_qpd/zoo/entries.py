@@ -92,29 +92,33 @@ def recipe_of(entry: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, An
         return None
 
 
-def check_environment(teacher: Teacher, ours: EnvRecipe | None) -> None:
+def check_environment(teacher: Teacher, entry: Mapping[str, Any], env_id: str) -> None:
     """
-    Refuse a frame stack or wrappers other than those that the teacher was trained with.
+    Refuse a frame stack or wrappers other than those that the teacher was trained with; anybody's wrappers are compared, by
+    name and settings.
 
-    :param teacher: its run folder may say what it was trained with
-    :param ours: the environment of the entry
+    :param teacher: its config.yml says what it was trained with; without one the shapes have to tell
+    :param entry: with RL Zoo's ``frame_stack``, ``env_wrapper`` and ``vec_env_wrapper``
+    :param env_id: a registered id
     """
-    theirs = teacher.recipe
-    if theirs is None or ours is None:
+    theirs = teacher.run.config if teacher.run is not None else {}
+    if not theirs or (entry.get("vec_env_wrapper") and not theirs.get("vec_env_wrapper")):
         return
-    if theirs.frame_stack != ours.frame_stack:
+    frames, ours = theirs.get("frame_stack") or 1, entry.get("frame_stack") or 1
+    if frames != ours:
         raise ValueError(
-            f"The teacher {teacher.name} was trained on {theirs.frame_stack} stacked frames, this entry stacks "
-            f"{ours.frame_stack}. Set frame_stack: {theirs.frame_stack}"
+            f"The teacher {teacher.name} was trained on {frames} stacked frames, this entry stacks {ours}. "
+            f"Set frame_stack: {frames}"
         )
-    expected, came = list(theirs.env_wrappers), list(ours.env_wrappers)
-    if theirs.is_atari and theirs.frame_stack > 1 and not expected:
-        expected = [(ATARI_WRAPPER, {})]  # a run folder without config.yml: the usual one
-    if _seen_through(expected) != _seen_through(came):
-        raise ValueError(
-            f"The teacher {teacher.name} was trained with env_wrapper: {_as_text(expected)}, this entry has {_as_text(came)}. "
-            "Set env_wrapper to the teacher's (a student sees what its teacher saw)"
-        )
+    for key in ("env_wrapper", "vec_env_wrapper"):
+        expected, came = list(named_wrappers(theirs.get(key))), list(named_wrappers(entry.get(key)))
+        if key == "env_wrapper" and not expected and frames > 1 and EnvRecipe(env_id, frame_stack=1).is_atari:
+            expected = [(ATARI_WRAPPER, {})]  # old configurations leave the usual one out
+        if _seen_through(expected) != _seen_through(came):
+            raise ValueError(
+                f"The teacher {teacher.name} was trained with {key}: {_as_text(expected)}, this entry has {_as_text(came)}. "
+                f"Set {key} to the teacher's (a student sees what its teacher saw)"
+            )
 
 
 def _seen_through(wrappers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:

@@ -54,10 +54,10 @@ class StudentManager(ExperimentManager):
         check_entry(hyperparams)
         self.report_episodes = int(hyperparams.pop(REPORT_EPISODES, N_REPORT_EPISODES))
         saved["teacher"] = fill_in(hyperparams["teacher"], self.env_name)
-        teacher = load_teacher(saved["teacher"], device=self.device)
+        teacher = load_teacher(saved["teacher"], device=self.device, needs_env=False)  # RL Zoo builds it from the entry
+        check_environment(teacher, hyperparams, self.env_name.gym_id)
         env_kwargs = {**(hyperparams.get("env_kwargs") or self.env_kwargs), **(self._eval_env_kwargs_args or {})}
         self.recipe = recipe_of(hyperparams, self.env_name.gym_id, env_kwargs)
-        check_environment(teacher, self.recipe)
         return {**hyperparams, "teacher": teacher}, saved
 
     def _take_trial_zero(self) -> None:
