@@ -490,6 +490,20 @@ def test_two_processes_search_one_study(teacher: Path, tmp_path: Path, capsys: p
     assert finished and all(200 < trial.user_attrs["bytes"] < 4_000 for trial in finished)
 
 
+def test_a_smaller_search_space(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not searched is the entry's."""
+    monkeypatch.setattr(
+        "sb3_qpd.zoo.search.sample_qpd_params",
+        lambda trial, *_: {"weight_bits": trial.suggest_categorical("weight_bits", [3])},
+    )
+    params = {"teacher": str(teacher), "student_arch": "nano", "activation_bits": 8}
+    train(tmp_path, "-optimize", "--n-trials", "1", *SEARCH, params=params)
+    policy = QPDDistiller(teacher, ENV, student_arch="nano", weight_bits=3, activation_bits=8, device="cpu").policy
+    assert re.search(rf" {policy.to_integer().nbytes} .* - W3A- -", capsys.readouterr().out)
+
+
 def test_the_front_of_a_study() -> None:
     import optuna
 

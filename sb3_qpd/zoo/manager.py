@@ -19,7 +19,7 @@ from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.report import table, verdict_line, write_report
 from sb3_qpd.zoo import ALGO
 from sb3_qpd.zoo.entries import REPORT_EPISODES, check_entry, check_environment, fill_in, recipe_of
-from sb3_qpd.zoo.search import BYTES, front_table, pareto_front
+from sb3_qpd.zoo.search import BYTES, SIZE, front_table, pareto_front
 
 N_REPORT_EPISODES = 100
 
@@ -157,8 +157,9 @@ class StudentManager(ExperimentManager):
         return value
 
     def _nbytes(self, params: dict[str, Any]) -> int:
-        arch = make_arch(params["student_arch"], params["weight_bits"], params["activation_bits"])
-        student = self._student
+        student = self._student  # of the entry: it has what is not searched
+        size = {name: params.get(name, getattr(student, name)) for name in SIZE}
+        arch = make_arch(**size)
         policy_class: type[QuantActorCriticPolicy] = student.policy_class  # type: ignore[assignment]
         policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
         policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)
