@@ -336,6 +336,22 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"env_wrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper"},
         "was trained with env_wrapper: none, this entry has ['sb3_contrib.common.wrappers.TimeFeatureWrapper']",
     ),
+    ({"n_timesteps": -5.0}, "n_timesteps must be at least 1, got -5.0"),
+    ({"n_timesteps": 0.5}, "n_timesteps must be at least 1, got 0.5"),
+    ({"buffer_size": 1e12}, "take a smaller buffer_size than"),
+    ({"n_envs": 0}, "n_envs must be an integer of at least 1, got 0"),
+    ({"n_envs": 2.0}, "n_envs must be an integer of at least 1, got 2.0"),
+    ({"frame_stack": "four"}, "frame_stack must be an integer of at least 1, got 'four'"),
+    *(
+        ({"report_episodes": value}, "report_episodes must be 0 (no report) or an integer")
+        for value in ("abc", None, 2.5, -3, 1)
+    ),
+    ({"learning_rate": "fast"}, "or linear to zero: lin_0.001, got 'fast'"),
+    (
+        {"callback": "rl_zoo3.callbacks.Nobodys"},
+        "The entry names what is not there: module 'rl_zoo3.callbacks' has no attribute",
+    ),
+    ({"vec_env_wrapper": "stable_baselines3.common.vec_env.VecNormalize"}, "The entry's vec_env_wrapper normalizes"),
     ({"student_arch": "nanno"}, "Unknown student_arch 'nanno'. Known: nano"),
     ({"transition": "blent"}, "blend"),
     ({"weight_bits": 9}, "Bits must be one of"),
@@ -347,6 +363,34 @@ def test_mistakes_are_one_line_before_any_training(
     params: dict[str, Any], message: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(capsys, tmp_path, params={"teacher": str(teacher), **params})
+
+
+def test_a_progress_bar_does_not_hide_what_went_wrong(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RL Zoo ends it, though it never began."""
+    message = refused(capsys, tmp_path, "-P", params={"teacher": str(teacher), "buffer_size": 1e12})
+    assert "take a smaller buffer_size than" in message
+
+
+def test_a_wrapper_that_is_not_there(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The teacher is a bare zip, so that nothing else is wrong with it."""
+    bare = shutil.copy(teacher / f"{ENV}.zip", tmp_path / "bare.zip")
+    params = {"teacher": str(bare), "env_wrapper": f"{__name__}.OwnWraper"}
+    message = refused(capsys, tmp_path / "run", params=params)
+    assert message.endswith("has no attribute 'OwnWraper'. Expected dotted names, as in an import")
+
+
+@pytest.mark.parametrize("content", [[1], None, {ENV: [1]}, {ENV: None}, {ENV: "text"}], ids=str)
+def test_a_file_that_is_no_mapping(content: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(content))
+    message = refused(capsys, tmp_path, "--conf-file", "own.yml", params={})
+    assert f"Expected a mapping of environments to mappings of hyperparameters in own.yml, for {ENV} too" in message
+
+
+def test_a_model_to_continue_that_is_not_there(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, tmp_path, "-i", "nowhere.zip", params={"teacher": str(teacher)})
+    assert "trained_agent must be a valid path to a .zip file" in message
 
 
 def test_a_mistake_ends_a_search_before_its_first_trial(

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,39 @@ def check_entry(entry: Mapping[str, Any]) -> None:
         raise ValueError(
             f"n_timesteps must be a number, got {entry['n_timesteps']!r}: YAML 1.1 reads 1e5 as text, write !!float 1e5"
         )
+    if not 1 <= entry["n_timesteps"] < math.inf:
+        raise ValueError(f"n_timesteps must be at least 1, got {entry['n_timesteps']}")
+    _check_integers(entry)
+    _check_learning_rate(entry.get("learning_rate"))
     if entry.get("normalize"):
         raise ValueError(
             "normalize is not for students: each side has its own statistics. The teacher's come from the vecnormalize.pkl of "
             "its run folder, the student's are fitted to the raw observations, frozen, and folded into its integers. A "
             "VecNormalize in the environment would show the teacher what it never saw. Remove normalize from the entry"
         )
+
+
+def _check_integers(entry: Mapping[str, Any]) -> None:
+    frames = entry.get("frame_stack")
+    for key, value in (("n_envs", entry.get("n_envs", 1)), ("frame_stack", 1 if frames is None else frames)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key} must be an integer of at least 1, got {value!r}")
+    episodes = entry.get(REPORT_EPISODES, 0)
+    if type(episodes) is not int or episodes < 0 or episodes == 1:
+        raise ValueError(
+            f"{REPORT_EPISODES} must be 0 (no report) or an integer of at least 2 (one has no interval), got {episodes!r}"
+        )
+
+
+def _check_learning_rate(rate: Any) -> None:
+    if not isinstance(rate, str):
+        return
+    try:
+        float(rate.partition("_")[2])
+    except ValueError as error:
+        raise ValueError(
+            f"learning_rate must be a number (in YAML 1.1 with a point: 0.001), or linear to zero: lin_0.001, got {rate!r}"
+        ) from error
 
 
 def fill_in(teacher: Any, env_name: str) -> Any:
