@@ -7,7 +7,9 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +393,29 @@ def test_a_file_that_is_no_mapping(content: Any, tmp_path: Path, capsys: pytest.
 def test_a_model_to_continue_that_is_not_there(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, tmp_path, "-i", "nowhere.zip", params={"teacher": str(teacher)})
     assert "trained_agent must be a valid path to a .zip file" in message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "env_id", "is_other"),
+    [
+        ("HalfCheetah-v3", "Walker2d-v4", True),  # of equal shapes
+        ("HalfCheetah-v3", "HalfCheetah-v4", False),
+        ("LunarLander-v2", "LunarLander-v3", False),
+        ("SomebodysCheetah-v0", "HalfCheetah-v4", True),
+    ],
+)
+def test_a_teacher_of_an_environment_of_equal_shapes(theirs: str, env_id: str, is_other: bool, teacher: Path) -> None:
+    loaded = load_teacher(teacher, device="cpu")
+    assert loaded.run is not None
+    loaded.run = replace(loaded.run, args={"env": theirs})
+    with warnings.catch_warnings(record=True) as caught:
+        check_environment(loaded, {}, env_id)
+    said = [str(warning.message) for warning in caught]
+    assert said == (
+        [f"The teacher ppo/{ENV} was trained on {theirs}, its student is to learn on {env_id}: is that meant?"]
+        if is_other
+        else []
+    )
 
 
 def test_a_mistake_ends_a_search_before_its_first_trial(

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from sb3_qpd.distiller import QPDDistiller
 from sb3_qpd.envs import ATARI_WRAPPER, NATIVE_WRAPPER_KWARGS, EnvRecipe
-from sb3_qpd.run_folder import named_wrappers
+from sb3_qpd.run_folder import named_wrappers, running_id
 from sb3_qpd.teachers import Teacher
 
 NEEDED = {
@@ -123,13 +124,19 @@ def recipe_of(entry: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, An
 def check_environment(teacher: Teacher, entry: Mapping[str, Any], env_id: str) -> None:
     """
     Refuse a frame stack or wrappers other than those that the teacher was trained with; anybody's wrappers are compared, by
-    name and settings.
+    name and settings. Warn of a teacher of another environment.
 
     :param teacher: its config.yml says what it was trained with; without one the shapes have to tell
     :param entry: with RL Zoo's ``frame_stack``, ``env_wrapper`` and ``vec_env_wrapper``
     :param env_id: a registered id
     """
-    theirs = teacher.run.config if teacher.run is not None else {}
+    if teacher.run is None:
+        return
+    trained_on, theirs = teacher.run.args.get("env"), teacher.run.config
+    if isinstance(trained_on, str) and running_id(trained_on) != running_id(env_id):
+        warnings.warn(
+            f"The teacher {teacher.name} was trained on {trained_on[:80]}, its student is to learn on {env_id}: is that meant?"
+        )
     if not theirs or (entry.get("vec_env_wrapper") and not theirs.get("vec_env_wrapper")):
         return
     frames, ours = theirs.get("frame_stack") or 1, entry.get("frame_stack") or 1
