@@ -91,6 +91,7 @@ def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any, ne
         checksum=file.checksum,
         normalization=normalization,
         recipe=run.make_recipe() if env is None and needs_env else None,
+        run=run,
     )
 
 

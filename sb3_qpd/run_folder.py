@@ -256,7 +256,7 @@ def _wrapper_pairs(entry: Any) -> list[tuple[str, dict[str, Any]]]:
     pairs = entry.items() if isinstance(entry, dict) else [(entry, {})]
     for name, kwargs in pairs:
         if not isinstance(name, str) or not isinstance(kwargs or {}, dict):
-            raise ValueError(f"Expected wrappers by name in config.yml, got {str(entry)[:80]!r}.")
+            raise ValueError(f"Expected wrappers by name, got {str(entry)[:80]!r}.")
     return [(_moved(name), dict(kwargs or {})) for name, kwargs in pairs]
 
 

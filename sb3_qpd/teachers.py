@@ -30,6 +30,7 @@ from sb3_qpd.spaces import head_of, masked, parts_of
 
 if TYPE_CHECKING:
     from sb3_qpd.envs import EnvRecipe
+    from sb3_qpd.run_folder import RunFolder
 
 
 class TeacherOutput(NamedTuple):
@@ -124,6 +125,7 @@ class Teacher:
     :param normalization: the frozen ``VecNormalize`` statistics that it was trained with, by key for Dict observations, or
         ``None``
     :param recipe: how to build the environment that it was trained on, where that is known
+    :param run: the files that it was read from, ``None`` for a live model
     :param vec_env: the raw environment that a live model brought along
     """
 
@@ -138,6 +140,7 @@ class Teacher:
         checksum: str = "",
         normalization: Normalization | None = None,
         recipe: EnvRecipe | None = None,
+        run: RunFolder | None = None,
         vec_env: VecEnv | None = None,
     ) -> None:
         if not isinstance(policy, self.policies):
@@ -151,7 +154,7 @@ class Teacher:
         self.head = head_of(policy.action_space)
         self.parts = parts_of(policy.observation_space, self.normalized_image)
         self.name, self.algo, self.checksum = name, algo, checksum
-        self.normalization, self.recipe, self.vec_env = normalization, recipe, vec_env
+        self.normalization, self.recipe, self.run, self.vec_env = normalization, recipe, run, vec_env
 
     @property
     def observation_space(self) -> spaces.Space:

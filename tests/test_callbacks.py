@@ -109,12 +109,12 @@ def test_evaluation_is_of_the_student(teacher, tmp_path):
     assert best.num_timesteps <= student.num_timesteps
 
 
-def test_evaluation_is_of_raw_observations(teacher):
+def test_evaluation_is_of_raw_observations(teacher, tmp_path):
     """The VecNormalize of an evaluation's environment, as PPO would have it, is taken off like that of the training."""
     normalized = VecNormalize(DummyVecEnv([lambda: Monitor(Pointer())]), training=False)  # clips what matters
     evaluation = EvalCallback(normalized, n_eval_episodes=20, eval_freq=1, verbose=0)
     student = QPDDistiller(teacher, **QUICK, learning_rate=2e-2)
-    student.learn(2_000, callback=[CheckpointCallback(10**6, "nowhere"), EveryNTimesteps(2_000, evaluation)])
+    student.learn(2_000, callback=[CheckpointCallback(10**6, str(tmp_path)), EveryNTimesteps(2_000, evaluation)])
     assert evaluation.n_calls == 1 and evaluation.last_mean_reward > 7
     assert evaluation.eval_env is normalized.venv
 

@@ -5,10 +5,10 @@ import os
 import runpy
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hub_server import running_hub
 from PIL import Image
 from stable_baselines3 import PPO
 
@@ -66,10 +66,6 @@ def play(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_distill_from_hub(tmp_path):
     """From a hub on 127.0.0.1; its client reads where that is when it is imported, so in a process of its own."""
-    if find_spec("sb3_qpd.hub") is None:
-        pytest.skip("sb3_qpd.hub is not there")
-    from hub_server import running_hub
-
     folder = LUNAR_LANDER / "LunarLander-v3"
     files = {name: (folder / name).read_bytes() for name in ("config.yml", "args.yml")}
     files["ppo-LunarLander-v3.zip"] = (LUNAR_LANDER / "LunarLander-v3.zip").read_bytes()

@@ -30,7 +30,7 @@ from sb3_qpd.contest import describe_env
 from sb3_qpd.envs import EnvRecipe
 from sb3_qpd.publishing import _config, check_no_paths, teacher_on_hub
 from sb3_qpd.schedules import CosineSchedule
-from sb3_qpd.zoo.entries import check_entry, check_environment, recipe_of
+from sb3_qpd.zoo.entries import check_entry, check_environment
 
 QUICK = ["--timesteps", "500", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-progress"]
 PUBLISHED = ["README.md", "config.yml", "policy.py", "replay.mp4", "report.json", "student.npz", "student.onnx", "student.zip"]
@@ -133,7 +133,7 @@ def test_the_card(hub: HubServer, folder: Path) -> None:
     # `sb3-qpd zoo train --conf-file config.yml` takes it
     check_entry(entry)
     teacher = load_teacher(folder.parent / "teacher.zip", env="CartPole-v1")
-    check_environment(teacher, recipe_of(entry, "CartPole-v1", {}))
+    check_environment(teacher, entry, "CartPole-v1")
     assert entry["n_envs"] == 16 and "learning_rate" not in entry and b"# seed: " in files["config.yml"]
 
 
@@ -160,7 +160,7 @@ def test_config_of_a_game_stacks_and_wraps_as_its_teacher_saw() -> None:
         # ppo/PongNoFrameskip-v4 would be somebody's repository for whoever runs this
         assert "teacher" not in entry and "# teacher: ppo/PongNoFrameskip-v4, which is not on the Hub: pass -params" in text
         check_entry({**entry, "teacher": "my/agent"})
-        check_environment(pong, recipe_of(entry, "PongNoFrameskip-v4", {}))
+        check_environment(pong, entry, "PongNoFrameskip-v4")
     with pytest.raises(ValueError, match="The entry has no teacher: .* pass -params teacher"):
         check_entry(entry)
 

@@ -244,7 +244,7 @@ def test_wrappers(make_run, setting, expected):
             {"env_wrapper": [{"stable_baselines3.common.monitor.Monitor": {"filename": "mark"}}]},
             "'stable_baselines3.common.monitor.Monitor' is not among those that may be named",
         ),
-        ({"env_wrapper": [3]}, "Expected wrappers by name in config.yml, got '3'"),
+        ({"env_wrapper": [3]}, "Expected wrappers by name, got '3'"),
         ({"env_wrapper": [{"gymnasium.wrappers.TimeLimit": 3}]}, "Expected wrappers by name"),
         (
             {"vec_env_wrapper": "stable_baselines3.common.vec_env.VecCheckNan"},

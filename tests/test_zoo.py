@@ -4,9 +4,12 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +61,7 @@ def train(folder: Path, *arguments: str, params: dict[str, Any] | None = None) -
     quick = {"check_teacher": False, "report_episodes": 0, "n_envs": 4, "learning_starts": 64, **(params or {})}
     given = [f"{key}:{value!r}" for key, value in quick.items()]
     command = ["zoo", "train", "--algo", "qpd", "--env", ENV, "--device", "cpu", "--verbose", "0", "--eval-freq", "-1"]
+    folder.mkdir(exist_ok=True)
     with inside(folder):
         assert main([*command, *arguments, "-params", *given]) == 0
 
@@ -160,10 +164,12 @@ def test_record_video_writes_one(run: Path) -> None:
 def test_a_student_goes_on_learning(run: Path, teacher: Path, tmp_path: Path) -> None:
     best = run / "logs" / "qpd" / f"{ENV}_1" / "best_model.zip"
     before = QPDDistiller.load(best, device="cpu")
-    train(tmp_path, "-n", "200", "-i", str(best), params={"teacher": str(teacher)})
-    after = QPDDistiller.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    train(tmp_path, "-n", "200", "--save-freq", "4", "-i", str(best), params={"teacher": str(teacher)})
+    folder = tmp_path / "logs" / "qpd" / f"{ENV}_1"
+    after = QPDDistiller.load(folder / f"{ENV}.zip", device="cpu")
     assert after._n_updates > before._n_updates and after.policy.arch == before.policy.arch
-    assert after._transition_progress == 1.0 or after._transition_progress >= before._transition_progress
+    first = QPDDistiller.load(folder / "rl_model_4_steps.zip", device="cpu")  # after one step of the four environments
+    assert first._transition_progress >= before._transition_progress > 0  # one from the start would be at 0
 
 
 @pytest.mark.slow
@@ -228,9 +234,8 @@ def test_tracked_offline(teacher: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path) -> None:
     """Against a hub on 127.0.0.1; its client reads its settings when it is imported, so in processes of their own."""
-    hub_server = pytest.importorskip("hub_server", reason="tests/hub_server.py is not there")
     arguments = ["--algo", "qpd", "--env", ENV, "-f", "logs"]
-    with hub_server.running_hub() as hub:
+    with running_hub() as hub:
         private = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": hub.token, "TRUST_REMOTE_CODE": "1"}
 
         def program(name: str, folder: Path, *more: str) -> str:
@@ -266,12 +271,46 @@ class OwnWrapper(gym.Wrapper):
     """A user's own, which no recipe may name."""
 
 
+def trained_with(teacher: Path, folder: Path, **config: Any) -> str:
+    """The teacher in a run folder whose config.yml says more."""
+    copied = shutil.copytree(teacher, folder / "ppo" / teacher.name)
+    file = copied / ENV / "config.yml"
+    file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), **config}))
+    return str(copied)
+
+
 def test_a_wrapper_of_ones_own(teacher: Path, tmp_path: Path) -> None:
-    """It is played in the environments that RL Zoo builds."""
-    params = {"teacher": str(teacher), "env_wrapper": f"{__name__}.OwnWrapper", "report_episodes": 2}
+    """It is played in the environments that RL Zoo builds, where the teacher's config.yml names it too."""
+    own = f"{__name__}.OwnWrapper"
+    params = {"teacher": trained_with(teacher, tmp_path, env_wrapper=[{own: {}}]), "env_wrapper": own, "report_episodes": 2}
     train(tmp_path, "-n", "64", params=params)
     report = json.loads((tmp_path / "logs" / "qpd" / f"{ENV}_1" / "report.json").read_text())
     assert report["env"] == {"env_id": ENV} and report["integer"]["episodes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ({}, {"env_wrapper": f"{__name__}.OwnWrapper"}),
+        ({"env_wrapper": f"{__name__}.OwnWrapper"}, {}),
+        ({"env_wrapper": f"{__name__}.OwnWrapper"}, {"env_wrapper": [{f"{__name__}.OwnWrapper": {"factor": 0.5}}]}),
+        ({"vec_env_wrapper": "somebodys.Wrapper"}, {}),
+        ({"frame_stack": 2}, {"env_wrapper": f"{__name__}.OwnWrapper"}),
+    ],
+)
+def test_another_wrapper_than_the_teachers(
+    theirs: dict[str, Any], ours: dict[str, Any], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused(capsys, tmp_path / "run", params={"teacher": trained_with(teacher, tmp_path, **theirs), **ours})
+    key = next(iter(theirs or ours))
+    assert f"The teacher ppo/{ENV} was trained " in message and f"Set {key}" in message
+
+
+def test_a_teacher_that_says_nothing_of_wrappers(teacher: Path, tmp_path: Path) -> None:
+    """Of a bare zip only the shapes are known."""
+    bare = shutil.copy(teacher / f"{ENV}.zip", tmp_path / "bare.zip")
+    train(tmp_path, "-n", "64", params={"teacher": str(bare), "env_wrapper": f"{__name__}.OwnWrapper"})
+    assert (tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").is_file()
 
 
 # --- mistakes ---
@@ -300,6 +339,22 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"env_wrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper"},
         "was trained with env_wrapper: none, this entry has ['sb3_contrib.common.wrappers.TimeFeatureWrapper']",
     ),
+    ({"n_timesteps": -5.0}, "n_timesteps must be at least 1, got -5.0"),
+    ({"n_timesteps": 0.5}, "n_timesteps must be at least 1, got 0.5"),
+    ({"buffer_size": 1e12}, "take a smaller buffer_size than"),
+    ({"n_envs": 0}, "n_envs must be an integer of at least 1, got 0"),
+    ({"n_envs": 2.0}, "n_envs must be an integer of at least 1, got 2.0"),
+    ({"frame_stack": "four"}, "frame_stack must be an integer of at least 1, got 'four'"),
+    *(
+        ({"report_episodes": value}, "report_episodes must be 0 (no report) or an integer")
+        for value in ("abc", None, 2.5, -3, 1)
+    ),
+    ({"learning_rate": "fast"}, "or linear to zero: lin_0.001, got 'fast'"),
+    (
+        {"callback": "rl_zoo3.callbacks.Nobodys"},
+        "The entry names what is not there: module 'rl_zoo3.callbacks' has no attribute",
+    ),
+    ({"vec_env_wrapper": "stable_baselines3.common.vec_env.VecNormalize"}, "The entry's vec_env_wrapper normalizes"),
     ({"student_arch": "nanno"}, "Unknown student_arch 'nanno'. Known: nano"),
     ({"transition": "blent"}, "blend"),
     ({"weight_bits": 9}, "Bits must be one of"),
@@ -311,6 +366,57 @@ def test_mistakes_are_one_line_before_any_training(
     params: dict[str, Any], message: str, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert message in refused(capsys, tmp_path, params={"teacher": str(teacher), **params})
+
+
+def test_a_progress_bar_does_not_hide_what_went_wrong(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RL Zoo ends it, though it never began."""
+    message = refused(capsys, tmp_path, "-P", params={"teacher": str(teacher), "buffer_size": 1e12})
+    assert "take a smaller buffer_size than" in message
+
+
+def test_a_wrapper_that_is_not_there(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The teacher is a bare zip, so that nothing else is wrong with it."""
+    bare = shutil.copy(teacher / f"{ENV}.zip", tmp_path / "bare.zip")
+    params = {"teacher": str(bare), "env_wrapper": f"{__name__}.OwnWraper"}
+    message = refused(capsys, tmp_path / "run", params=params)
+    assert message.endswith("has no attribute 'OwnWraper'. Expected dotted names, as in an import")
+
+
+@pytest.mark.parametrize("content", [[1], None, {ENV: [1]}, {ENV: None}, {ENV: "text"}], ids=str)
+def test_a_file_that_is_no_mapping(content: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.yml").write_text(yaml.safe_dump(content))
+    message = refused(capsys, tmp_path, "--conf-file", "own.yml", params={})
+    assert f"Expected a mapping of environments to mappings of hyperparameters in own.yml, for {ENV} too" in message
+
+
+def test_a_model_to_continue_that_is_not_there(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(capsys, tmp_path, "-i", "nowhere.zip", params={"teacher": str(teacher)})
+    assert "trained_agent must be a valid path to a .zip file" in message
+
+
+@pytest.mark.parametrize(
+    ("theirs", "env_id", "is_other"),
+    [
+        ("HalfCheetah-v3", "Walker2d-v4", True),  # of equal shapes
+        ("HalfCheetah-v3", "HalfCheetah-v4", False),
+        ("LunarLander-v2", "LunarLander-v3", False),
+        ("SomebodysCheetah-v0", "HalfCheetah-v4", True),
+    ],
+)
+def test_a_teacher_of_an_environment_of_equal_shapes(theirs: str, env_id: str, is_other: bool, teacher: Path) -> None:
+    loaded = load_teacher(teacher, device="cpu")
+    assert loaded.run is not None
+    loaded.run = replace(loaded.run, args={"env": theirs})
+    with warnings.catch_warnings(record=True) as caught:
+        check_environment(loaded, {}, env_id)
+    said = [str(warning.message) for warning in caught]
+    assert said == (
+        [f"The teacher ppo/{ENV} was trained on {theirs}, its student is to learn on {env_id}: is that meant?"]
+        if is_other
+        else []
+    )
 
 
 def test_a_mistake_ends_a_search_before_its_first_trial(
@@ -400,7 +506,7 @@ def test_what_a_game_is_seen_through_must_be_the_teachers() -> None:
     entry = read_entries()["atari"]
 
     def check(**changes: Any) -> None:
-        check_environment(pong, recipe_of({**entry, **changes}, "PongNoFrameskip-v4", {}))
+        check_environment(pong, {**entry, **changes}, "PongNoFrameskip-v4")
 
     check()
     check(env_wrapper=[{ATARI_WRAPPER: {"terminal_on_life_loss": False, "clip_reward": False}}])  # seen the same
@@ -452,6 +558,20 @@ def test_two_processes_search_one_study(teacher: Path, tmp_path: Path, capsys: p
     assert student.lr_schedule(1.0) == pytest.approx(first["learning_rate"])
     finished = [trial for trial in trials if "bytes" in trial.user_attrs]
     assert finished and all(200 < trial.user_attrs["bytes"] < 4_000 for trial in finished)
+
+
+def test_a_smaller_search_space(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is not searched is the entry's."""
+    monkeypatch.setattr(
+        "sb3_qpd.zoo.search.sample_qpd_params",
+        lambda trial, *_: {"weight_bits": trial.suggest_categorical("weight_bits", [3])},
+    )
+    params = {"teacher": str(teacher), "student_arch": "nano", "activation_bits": 8}
+    train(tmp_path, "-optimize", "--n-trials", "1", *SEARCH, params=params)
+    policy = QPDDistiller(teacher, ENV, student_arch="nano", weight_bits=3, activation_bits=8, device="cpu").policy
+    assert re.search(rf" {policy.to_integer().nbytes} .* - W3A- -", capsys.readouterr().out)
 
 
 def test_the_front_of_a_study() -> None:

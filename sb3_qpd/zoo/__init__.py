@@ -65,6 +65,10 @@ def run(program: str, arguments: Sequence[str]) -> None:
             getattr(importlib.import_module("rl_zoo3.plots"), program)()
         else:
             runpy.run_module(f"rl_zoo3.{program}", run_name="__main__")
+    except AssertionError as error:  # RL Zoo's way to refuse, such as a file of -i that is not there
+        if has_begun() or not str(error):
+            raise
+        raise ValueError(str(error)) from error
     except ModuleNotFoundError as error:
         if error.name not in UNDECLARED:
             raise

@@ -2,6 +2,8 @@
 
 import difflib
 import inspect
+import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import yaml
 
 from sb3_qpd.distiller import QPDDistiller
 from sb3_qpd.envs import ATARI_WRAPPER, NATIVE_WRAPPER_KWARGS, EnvRecipe
-from sb3_qpd.run_folder import named_wrappers
+from sb3_qpd.run_folder import named_wrappers, running_id
 from sb3_qpd.teachers import Teacher
 
 NEEDED = {
@@ -62,12 +64,39 @@ def check_entry(entry: Mapping[str, Any]) -> None:
         raise ValueError(
             f"n_timesteps must be a number, got {entry['n_timesteps']!r}: YAML 1.1 reads 1e5 as text, write !!float 1e5"
         )
+    if not 1 <= entry["n_timesteps"] < math.inf:
+        raise ValueError(f"n_timesteps must be at least 1, got {entry['n_timesteps']}")
+    _check_integers(entry)
+    _check_learning_rate(entry.get("learning_rate"))
     if entry.get("normalize"):
         raise ValueError(
             "normalize is not for students: each side has its own statistics. The teacher's come from the vecnormalize.pkl of "
             "its run folder, the student's are fitted to the raw observations, frozen, and folded into its integers. A "
             "VecNormalize in the environment would show the teacher what it never saw. Remove normalize from the entry"
         )
+
+
+def _check_integers(entry: Mapping[str, Any]) -> None:
+    frames = entry.get("frame_stack")
+    for key, value in (("n_envs", entry.get("n_envs", 1)), ("frame_stack", 1 if frames is None else frames)):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key} must be an integer of at least 1, got {value!r}")
+    episodes = entry.get(REPORT_EPISODES, 0)
+    if type(episodes) is not int or episodes < 0 or episodes == 1:
+        raise ValueError(
+            f"{REPORT_EPISODES} must be 0 (no report) or an integer of at least 2 (one has no interval), got {episodes!r}"
+        )
+
+
+def _check_learning_rate(rate: Any) -> None:
+    if not isinstance(rate, str):
+        return
+    try:
+        float(rate.partition("_")[2])
+    except ValueError as error:
+        raise ValueError(
+            f"learning_rate must be a number (in YAML 1.1 with a point: 0.001), or linear to zero: lin_0.001, got {rate!r}"
+        ) from error
 
 
 def fill_in(teacher: Any, env_name: str) -> Any:
@@ -92,29 +121,39 @@ def recipe_of(entry: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, An
         return None
 
 
-def check_environment(teacher: Teacher, ours: EnvRecipe | None) -> None:
+def check_environment(teacher: Teacher, entry: Mapping[str, Any], env_id: str) -> None:
     """
-    Refuse a frame stack or wrappers other than those that the teacher was trained with.
+    Refuse a frame stack or wrappers other than those that the teacher was trained with; anybody's wrappers are compared, by
+    name and settings. Warn of a teacher of another environment.
 
-    :param teacher: its run folder may say what it was trained with
-    :param ours: the environment of the entry
+    :param teacher: its config.yml says what it was trained with; without one the shapes have to tell
+    :param entry: with RL Zoo's ``frame_stack``, ``env_wrapper`` and ``vec_env_wrapper``
+    :param env_id: a registered id
     """
-    theirs = teacher.recipe
-    if theirs is None or ours is None:
+    if teacher.run is None:
         return
-    if theirs.frame_stack != ours.frame_stack:
-        raise ValueError(
-            f"The teacher {teacher.name} was trained on {theirs.frame_stack} stacked frames, this entry stacks "
-            f"{ours.frame_stack}. Set frame_stack: {theirs.frame_stack}"
+    trained_on, theirs = teacher.run.args.get("env"), teacher.run.config
+    if isinstance(trained_on, str) and running_id(trained_on) != running_id(env_id):
+        warnings.warn(
+            f"The teacher {teacher.name} was trained on {trained_on[:80]}, its student is to learn on {env_id}: is that meant?"
         )
-    expected, came = list(theirs.env_wrappers), list(ours.env_wrappers)
-    if theirs.is_atari and theirs.frame_stack > 1 and not expected:
-        expected = [(ATARI_WRAPPER, {})]  # a run folder without config.yml: the usual one
-    if _seen_through(expected) != _seen_through(came):
+    if not theirs or (entry.get("vec_env_wrapper") and not theirs.get("vec_env_wrapper")):
+        return
+    frames, ours = theirs.get("frame_stack") or 1, entry.get("frame_stack") or 1
+    if frames != ours:
         raise ValueError(
-            f"The teacher {teacher.name} was trained with env_wrapper: {_as_text(expected)}, this entry has {_as_text(came)}. "
-            "Set env_wrapper to the teacher's (a student sees what its teacher saw)"
+            f"The teacher {teacher.name} was trained on {frames} stacked frames, this entry stacks {ours}. "
+            f"Set frame_stack: {frames}"
         )
+    for key in ("env_wrapper", "vec_env_wrapper"):
+        expected, came = list(named_wrappers(theirs.get(key))), list(named_wrappers(entry.get(key)))
+        if key == "env_wrapper" and not expected and frames > 1 and EnvRecipe(env_id, frame_stack=1).is_atari:
+            expected = [(ATARI_WRAPPER, {})]  # old configurations leave the usual one out
+        if _seen_through(expected) != _seen_through(came):
+            raise ValueError(
+                f"The teacher {teacher.name} was trained with {key}: {_as_text(expected)}, this entry has {_as_text(came)}. "
+                f"Set {key} to the teacher's (a student sees what its teacher saw)"
+            )
 
 
 def _seen_through(wrappers: list[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:

@@ -19,7 +19,7 @@ from sb3_qpd.policies import QuantActorCriticPolicy
 from sb3_qpd.report import table, verdict_line, write_report
 from sb3_qpd.zoo import ALGO
 from sb3_qpd.zoo.entries import REPORT_EPISODES, check_entry, check_environment, fill_in, recipe_of
-from sb3_qpd.zoo.search import BYTES, front_table, pareto_front
+from sb3_qpd.zoo.search import BYTES, SIZE, front_table, pareto_front
 
 N_REPORT_EPISODES = 100
 
@@ -50,15 +50,30 @@ class StudentManager(ExperimentManager):
         if not self.is_student:
             return super().read_hyperparameters()
         self._take_trial_zero()
-        hyperparams, saved = super().read_hyperparameters()
+        try:
+            hyperparams, saved = super().read_hyperparameters()
+        except AttributeError as error:
+            raise ValueError(
+                f"Expected a mapping of environments to mappings of hyperparameters in {self.config}, for "
+                f"{self.env_name.gym_id} too: {error}"
+            ) from error
         check_entry(hyperparams)
-        self.report_episodes = int(hyperparams.pop(REPORT_EPISODES, N_REPORT_EPISODES))
+        self.report_episodes = hyperparams.pop(REPORT_EPISODES, N_REPORT_EPISODES)
         saved["teacher"] = fill_in(hyperparams["teacher"], self.env_name)
-        teacher = load_teacher(saved["teacher"], device=self.device)
+        teacher = load_teacher(saved["teacher"], device=self.device, needs_env=False)  # RL Zoo builds it from the entry
+        check_environment(teacher, hyperparams, self.env_name.gym_id)
         env_kwargs = {**(hyperparams.get("env_kwargs") or self.env_kwargs), **(self._eval_env_kwargs_args or {})}
         self.recipe = recipe_of(hyperparams, self.env_name.gym_id, env_kwargs)
-        check_environment(teacher, self.recipe)
         return {**hyperparams, "teacher": teacher}, saved
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        """See RL Zoo, which imports here what an entry names: wrappers, callbacks, a policy."""
+        try:
+            return super()._preprocess_hyperparams(hyperparams)
+        except AttributeError as error:
+            if not self.is_student:
+                raise
+            raise ValueError(f"The entry names what is not there: {error}. Expected dotted names, as in an import") from error
 
     def _take_trial_zero(self) -> None:
         """RL Zoo takes ``--trial-id 0`` for none."""
@@ -86,6 +101,8 @@ class StudentManager(ExperimentManager):
         env = super().create_envs(*args, **kwargs)
         if self.is_student and unwrap_vec_normalize(env) is not None:
             env.close()
+            if not (Path(self.trained_agent).parent / self.env_name / "vecnormalize.pkl").is_file():
+                raise ValueError("The entry's vec_env_wrapper normalizes observations: a student takes raw ones. Remove it")
             raise ValueError(
                 f"RL Zoo found {self.env_name}/vecnormalize.pkl (in the current directory, or beside the model to continue) "
                 "and would normalize the student's observations: a student takes raw ones. Move the file, or start in another "
@@ -104,9 +121,23 @@ class StudentManager(ExperimentManager):
     # -- a run --------------------------------------------------------------------------------------------------------
 
     def learn(self, model: BaseAlgorithm) -> None:
-        """See RL Zoo."""
+        """See RL Zoo; nothing stays of a run that fails before its first step."""
         StudentManager.has_begun = True
-        super().learn(model)
+        if not self.is_student:
+            return super().learn(model)
+        model.num_timesteps = 0  # as RL Zoo has it in any case
+        try:
+            super().learn(model)
+        except Exception as error:
+            if model.num_timesteps > 0:
+                raise
+            StudentManager.has_begun = False
+            for name in ("config.yml", "args.yml", "command.txt"):
+                Path(self.params_path, name).unlink(missing_ok=True)
+            _remove_empty(Path(self.save_path))
+            if isinstance(error, AttributeError) and error.__context__ is not None:
+                raise error.__context__ from None  # RL Zoo also ended a progress bar that had not begun
+            raise
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
         """RL Zoo's files, then ``student.npz``, then ``report.json`` and ``report.md``."""
@@ -157,8 +188,9 @@ class StudentManager(ExperimentManager):
         return value
 
     def _nbytes(self, params: dict[str, Any]) -> int:
-        arch = make_arch(params["student_arch"], params["weight_bits"], params["activation_bits"])
-        student = self._student
+        student = self._student  # of the entry: it has what is not searched
+        size = {name: params.get(name, getattr(student, name)) for name in SIZE}
+        arch = make_arch(**size)
         policy_class: type[QuantActorCriticPolicy] = student.policy_class  # type: ignore[assignment]
         policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
         policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)

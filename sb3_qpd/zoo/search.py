@@ -11,6 +11,7 @@ from sb3_qpd.transitions import TRANSITIONS
 
 ARCHS = tuple(STUDENT_ARCHS)[:3]  # larger ones are no compression of the usual teachers
 SEARCHED_TRANSITIONS = tuple(name for name in TRANSITIONS if name != "none")  # none: it would be quantized untrained
+SIZE = ("student_arch", "weight_bits", "activation_bits")
 BYTES = "bytes"  # user attribute of a trial
 
 
@@ -63,7 +64,7 @@ def front_table(front: Iterable[optuna.trial.FrozenTrial]) -> str:
     """One line for each student of a front."""
     lines = ["Return against size (students that no smaller one beats):", "  trial     bytes      return  student"]
     for trial in front:
-        p = trial.params
-        student = f"{p['student_arch']} W{p['weight_bits']}A{p['activation_bits']} {p['transition']}"
+        arch, weight_bits, activation_bits, transition = (trial.params.get(name, "-") for name in (*SIZE, "transition"))
+        student = f"{arch} W{weight_bits}A{activation_bits} {transition}"  # -: not searched
         lines.append(f"  {trial.number:>5} {trial.user_attrs[BYTES]:>9} {trial.value:>11.2f}  {student}")
     return "\n".join(lines)
