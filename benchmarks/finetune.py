@@ -8,9 +8,10 @@ helps.
     python benchmarks/finetune.py table finetune.jsonl
 
 ``distill`` makes the students, one for each seed. ``run`` lets PPO go on from each, at the precision that is deployed, once
-for each kind of head, and adds a line of JSON: ``kept`` is the distilled value head, ``fresh`` a new one, ``warmed`` the
-distilled one, which learns alone for the first updates. Before and after, the integers play the same test episodes, nothing is
-chosen on them: PPO stops where it was told to. gamma has to be the teacher's, or its values mean something else.
+for each kind of head, and adds a line of JSON: ``kept`` is the distilled value head, ``fresh`` has new weights in the same
+units, ``warmed`` is the distilled one, which learns alone for the first updates. Before and after, the integers play the same
+test episodes, nothing is chosen on them: PPO stops where it was told to. gamma has to be the teacher's, or its values mean
+something else.
 """
 
 import argparse
@@ -82,12 +83,12 @@ def fine_tune(student: QPDDistiller, recipe: EnvRecipe, head: str, args: argpars
     left = int(args.timesteps)
     if head == "warmed":
         alone = args.warm_updates * settings["n_steps"] * args.n_envs
-        learn_alone(ppo, value_net, alone)
         left -= alone
         if left <= 0:
             raise SystemExit(
                 f"Nothing is left after {alone} steps of the value head alone: take more --timesteps or fewer --warm-updates"
             )
+        learn_alone(ppo, value_net, alone)
     ppo.learn(left)
     env.close()
     return ppo
