@@ -78,7 +78,9 @@ class CLayer:
 
     @property
     def chunk(self) -> int:
-        """Rows that are unpacked together: all of them, or as many as fill whole groups and fit."""
+        """Rows that are unpacked together: as many as fill whole groups and fit; all of a layer of 8 bits, which needs none."""
+        if not self.is_packed:
+            return self.n_out
         most = max(1, min(self.n_out, _UNPACKED_BYTES // self.n_in))
         if most == self.n_out:
             return most

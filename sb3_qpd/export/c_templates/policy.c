@@ -294,16 +294,16 @@ static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
     }
 }
 
-/* The rows of a layer from `first` on, as many as are unpacked together. */
+/* The rows of a layer from `first` on: all of a layer of 8 bits, else the chunk that is unpacked together. */
 static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unpacked)
 {
     const uint32_t n_in = layer->n_in, chunk = layer->chunk, bits = layer->bits, rest = layer->n_out - first;
     const uint32_t words_per_chunk = (chunk * n_in + 31) / 32 * bits;
-    const uint32_t *const words = (const uint32_t *)layer->weights + first / chunk * words_per_chunk;
     if (bits == 8) {
-        return (const int8_t *)layer->weights;
+        return (const int8_t *)layer->weights + first * n_in;
     }
-    unpack(unpacked, words, (rest < chunk ? rest : chunk) * n_in, bits);
+    unpack(unpacked, (const uint32_t *)layer->weights + first / chunk * words_per_chunk,
+           (rest < chunk ? rest : chunk) * n_in, bits);
     return unpacked;
 }
 
