@@ -37,6 +37,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "ruff>=0.12",
         "mypy>=1.15",
+        "import-linter>=2.3",  # the order of the folders
         "types-PyYAML",
         "emx-onnx-cgen>=1.4.0",  # an independent reader of the ONNX files
         "gymnasium[mujoco]",
@@ -63,7 +64,7 @@ setup(
     package_dir={"sb3_qpd.hyperparams": "hyperparams"},
     package_data={
         "sb3_qpd": ["py.typed", "version.txt"],
-        "sb3_qpd.export": ["c_templates/*"],
+        "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.hyperparams": ["*.yml"],
     },
     python_requires=">=3.10",

@@ -14,7 +14,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -151,7 +151,7 @@ class IntegerLayer:
 
 
 @dataclass(frozen=True)
-class Part:
+class ObservationPart:
     """
     An observation as the environment gives it, or one value of a Dict observation.
 
@@ -222,7 +222,7 @@ class Part:
         return x.astype(np.float32)
 
 
-def group_parts(parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
+def group_parts(parts: tuple[ObservationPart, ...]) -> list[tuple[ObservationPart, ...]]:
     """What goes into each trunk of a network: all vectors and indices together, each image alone."""
     vectors = tuple(part for part in parts if not part.is_image)
     return [*([vectors] if vectors else []), *((part,) for part in parts if part.is_image)]
@@ -265,10 +265,11 @@ class IntegerModel:
     action_std: np.ndarray | None = None
     requantization: str = "float32"
     metadata: dict[str, Any] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ObservationPart, ...] = ()
     branches: tuple[int, ...] = ()
     action_nvec: tuple[int, ...] = ()
     uses_masks: bool = False
+    takes_raw_observations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.observation_shape = tuple(int(n) for n in self.observation_shape)
@@ -285,8 +286,8 @@ class IntegerModel:
             fraction, exponent = math.frexp(float(self.layers[-1].multiplier[0]) * 256)
             self._nat_multiplier, self._nat_shift = np.uint64(round(fraction * 2**30)), 30 - exponent
 
-    def _default_part(self) -> Part:
-        return Part("image" if self.input_multiplier is None else "vector", self.observation_shape)
+    def _default_part(self) -> ObservationPart:
+        return ObservationPart("image" if self.input_multiplier is None else "vector", self.observation_shape)
 
     def _check_form(self) -> None:
         if (len(self.branches), sum(self.branches)) != (len(self.trunks), len(self.layers) - 1):
@@ -296,7 +297,7 @@ class IntegerModel:
             raise ValueError(f"{n_out} outputs for an action of {self.action_nvec} categories")
 
     @property
-    def trunks(self) -> list[tuple[Part, ...]]:
+    def trunks(self) -> list[tuple[ObservationPart, ...]]:
         """What goes into each trunk."""
         return group_parts(self.parts)
 
@@ -347,7 +348,7 @@ class IntegerModel:
                 total += layer.weight.size * math.prod(shape[1:])
         return total
 
-    def _branches(self) -> Iterator[tuple[tuple[Part, ...], list[IntegerLayer]]]:
+    def _branches(self) -> Iterator[tuple[tuple[ObservationPart, ...], list[IntegerLayer]]]:
         """Each trunk's input and layers."""
         start = 0
         for parts, n_layers in zip(self.trunks, self.branches, strict=True):
@@ -634,7 +635,9 @@ class IntegerModel:
         fields: dict[str, Any] = {name: arrays[name] for name in _FLOAT_FIELDS if name in arrays}
         fields |= {name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")}
         if header["format"] > 1:
-            fields["parts"] = [Part(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]]
+            fields["parts"] = [
+                ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]
+            ]
             fields |= {name: header[name] for name in ("branches", "action_nvec", "uses_masks")}
         return cls(layers=layers, **fields)
 
