@@ -29,7 +29,7 @@ from sb3_qpd.export.c_text import (
     wrapped_list,
 )
 from sb3_qpd.export.c_vectors import fixed_bounds, vectors_text
-from sb3_qpd.integer import _HIGH_TABLE, _LOW_TABLE, IntegerModel
+from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
 
 RESERVED = ("main", "test_vectors")  # the names of the other files
 
@@ -198,8 +198,8 @@ def _arithmetic(model: IntegerModel, layers: list[CLayer], places: list[Place], 
         "tables": "\n".join(_tables(layer, model.requantization) for layer in layers),
         "layer_structs": "\n".join(_struct(layer, layers, model.requantization) for layer in layers),
         "calls": "\n".join(_calls(i, layers, places, model.is_image) for i in range(len(layers))),
-        "exp_high": wrapped_list(_HIGH_TABLE),
-        "exp_low": wrapped_list(_LOW_TABLE),
+        "exp_high": wrapped_list(EXP_HIGH),
+        "exp_low": wrapped_list(EXP_LOW),
     }
     if model.is_box:
         values["lowest"], values["highest"] = map(comma_list, fixed_bounds(model))
@@ -209,11 +209,8 @@ def _arithmetic(model: IntegerModel, layers: list[CLayer], places: list[Place], 
 
 
 def _sampler(model: IntegerModel) -> dict[str, Any]:
-    multiplier, shift = int(model._nat_multiplier), model._nat_shift
-    if shift <= 0:  # a unit of 2^20 nats and more: any difference is beyond the tables
-        multiplier, shift = (8192 if multiplier else 0), 1
-    shift = min(shift, 63)
-    shifts = [16 + max(0, (n - 1).bit_length() - 8) for n in model.action_nvec]
+    multiplier, shift = model.nat_scale
+    shifts = [weight_shift(n) for n in model.action_nvec]
     return {
         "nat_multiplier": multiplier,
         "nat_shift": shift,
@@ -321,7 +318,7 @@ def _memory(model: IntegerModel, layers: list[CLayer]) -> dict[str, Any]:
     if model.is_box:
         total += (8 if fixed else 12) * layers[-1].n_out
     else:
-        total += 4 * _HIGH_TABLE.size + 2 * _LOW_TABLE.size
+        total += 4 * EXP_HIGH.size + 2 * EXP_LOW.size
         total += 5 * len(model.action_nvec) if model.action_shape else 0
     stack = math.prod(model.observation_shape) if model.is_image else 0
     return {"constant_bytes": f"{total:,}", "stack_bytes": f"{stack:,}", "macs": f"{model.macs:,}"}

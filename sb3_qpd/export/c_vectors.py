@@ -81,7 +81,7 @@ def fixed_actions(model: IntegerModel, outputs: np.ndarray) -> np.ndarray:
 
 def _observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> str:
     if model.is_image:
-        batch, _ = model._batch(observations)
+        batch, _ = model.parts[0].batch(observations)
         frames = frames_of(batch, n_frames)
         return array("uint8_t", "test_frames", frames.reshape(*frames.shape[:2], -1))
     if model.parts[0].kind == "one_hot":
