@@ -18,6 +18,7 @@ REQUIRED = [
     "cloudpickle>=1.6",
     "huggingface_hub>=2.0,<3.0",  # what rl_zoo3's sb3-team-hf-integration asks for as well
     "numpy>=1.26,<3.0",
+    "jinja2>=3.1",  # the templates of the C export
     "scipy>=1.11",  # bootstrap intervals
     "pyyaml>=6.0",
     "tqdm>=4.60",  # progress bars

@@ -3,18 +3,28 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gymnasium import spaces
+from jinja2 import UndefinedError
 from students import BOX, DISCRETE, IMAGE, SPACES, TREATMENTS, VECTOR, make_student, some_observations, treat
 
 from sb3_qpd import IntegerModel
-from sb3_qpd.export.c.exporter import export_c
+from sb3_qpd.export.c.exporter import TEMPLATES, export_c
 from sb3_qpd.export.c.layout import bit_planes, lay_out
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler
-from sb3_qpd.export.c.text import float_literal, render
+from sb3_qpd.export.c.text import (
+    block_initializer,
+    float_literal,
+    integer_literal,
+    literals,
+    read_template,
+    unsigned_literal,
+)
 from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
@@ -402,11 +412,35 @@ def test_what_cpolicy_refuses(tmp_path):
 # -- templates --------------------------------------------------------------------------------------------------------
 
 
-def test_render():
-    template = "1\n//: if a\n$x\n//: if b c\n3\n//: else\n4\n//: end\n//: end\n5"
-    assert render(template, {"a", "b", "c"}, {"x": 2}) == "1\n2\n3\n5\n"
-    assert render(template, {"a", "b"}, {"x": 2}) == "1\n2\n4\n5\n"
-    assert render(template, {"b", "c"}, {}) == "1\n5\n"
+def test_statements_and_values_stand_in_c():
+    template = TEMPLATES.from_string("1\n//: if a\n${x}\n//: elif b\n{{0}} << 3\n//: endif\n//#\n${x | integers | inline}")
+    assert template.render(a=True, x=2**31 - 1 - np.arange(2)) == "1\n[2147483647 2147483646]\n\n{2147483647, 2147483646}"
+    assert template.render(a=False, b=True, x=[-(2**31)]) == "1\n{{0}} << 3\n\n{(-2147483647 - 1)}"
+    with pytest.raises(UndefinedError, match="'b' is undefined"):
+        template.render(a=False, x=[])
+
+
+@pytest.mark.parametrize("file", ["README.md", "main.c", "policy.c", "policy.h", "test_vectors.h"])
+def test_no_empty_line_follows_a_statement(file):
+    """Jinja2 would drop it."""
+    lines = read_template(file).splitlines()
+    assert not [number for number, (one, next_) in enumerate(pairwise(lines), 1) if one[:3] == "//:" and not next_]
+    assert any(line.startswith("//: ") for line in lines)
+
+
+def test_arrays_of_several_dimensions():
+    texts = literals(np.arange(4, dtype=np.uint8).reshape(2, 1, 2), unsigned_literal)
+    assert block_initializer(texts) == "{{{\n    0u, 1u\n}}, {{\n    2u, 3u\n}}}"
+    numbers = block_initializer(literals(range(100, 150), integer_literal))
+    assert numbers.startswith("{\n    100, 101,") and numbers.endswith(", 149\n}")
+    assert all(len(line) <= 120 for line in numbers.splitlines())
+
+
+def test_other_targets_do_without_jinja2():
+    modules = ", ".join(f"sb3_qpd.export{name}" for name in ("", ".numpy", ".c.runtime", ".c.emulator"))
+    for imported, is_loaded in ((modules, False), (f"{modules}, sb3_qpd.export.c.exporter", True)):
+        code = f"import sys, {imported}; assert ('jinja2' in sys.modules) is {is_loaded}"
+        subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_every_float_comes_back_from_its_literal():

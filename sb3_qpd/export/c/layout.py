@@ -51,6 +51,14 @@ class CLayer:
     bias: np.ndarray
 
     @property
+    def is_conv(self) -> bool:
+        return self.layer.is_conv
+
+    @property
+    def is_head(self) -> bool:
+        return self.layer.activation_bits == 0
+
+    @property
     def n_in(self) -> int:
         """Weights of a row."""
         return self.rows.shape[1]
@@ -62,7 +70,7 @@ class CLayer:
     @property
     def run(self) -> int:
         """Inputs that lie side by side: a row of a convolution's window, or all."""
-        return self.layer.weight.shape[3] * self.layer.weight.shape[1] if self.layer.is_conv else self.n_in
+        return self.layer.weight.shape[3] * self.layer.weight.shape[1] if self.is_conv else self.n_in
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -70,7 +78,7 @@ class CLayer:
 
     @property
     def output_bytes(self) -> int:
-        return 0 if self.layer.activation_bits == 0 else math.prod(self.output_shape)
+        return 0 if self.is_head else math.prod(self.output_shape)
 
     @property
     def is_packed(self) -> bool:
@@ -78,7 +86,7 @@ class CLayer:
 
     @property
     def chunk(self) -> int:
-        """Rows that are unpacked together: as many as fill whole groups and fit; all of a layer of 8 bits, which needs none."""
+        """Rows that are unpacked together: as many as fill whole groups and fit; all rows of a layer of 8 bits."""
         if not self.is_packed:
             return self.n_out
         most = max(1, min(self.n_out, _UNPACKED_BYTES // self.n_in))
@@ -97,7 +105,7 @@ class CLayer:
 
     @property
     def column_bytes(self) -> int:
-        return 2 * _round_up(self.n_in, 4) * (_COLUMNS if self.layer.is_conv else 1)
+        return 2 * _round_up(self.n_in, 4) * (_COLUMNS if self.is_conv else 1)
 
     @property
     def unpacked_bytes(self) -> int:
@@ -176,3 +184,36 @@ def plan_arena(model: IntegerModel, layers: list[CLayer]) -> tuple[list[Place], 
         ends = (0, total - size_out) if from_low else (total - size_in, 0)
         places.append(Place(*ends, columns=middle, unpacked=middle + columns))
     return places, total
+
+
+def dimensions(layers: list[CLayer]) -> list[list[int]]:
+    """The integers of each layer's ``struct layer``, in the order of its members."""
+    has_hidden, has_packed = len(layers) > 1, any(layer.is_packed for layer in layers)
+    has_conv = any(layer.is_conv for layer in layers)
+    return [
+        [
+            *(layer.n_in, layer.n_out),
+            *([2**layer.layer.activation_bits - 1] if has_hidden else []),
+            *([layer.layer.weight_bits, layer.chunk] if has_packed else []),
+            *(_window(layer) if has_conv else []),
+        ]
+        for layer in layers
+    ]
+
+
+def _window(layer: CLayer) -> list[int]:
+    """How a convolution's window goes over its input; zeros for a fully connected layer."""
+    if not layer.is_conv:
+        return [0] * 7
+    channels, _, width = layer.shape
+    _, high, across = layer.output_shape
+    kernel, stride = layer.layer.weight.shape[2], layer.layer.stride
+    return [
+        high * across,
+        across,
+        stride * channels,
+        stride * width * channels,
+        kernel,
+        layer.run,
+        width * channels,
+    ]

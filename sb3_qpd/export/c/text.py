@@ -1,11 +1,10 @@
-"""Templates that become C, and numbers as C writes them."""
+"""Texts of ``templates/``, and numbers as C writes them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from importlib import resources
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -18,27 +17,6 @@ _LINE = 112
 def read_template(name: str) -> str:
     """A text of ``templates/``."""
     return resources.files("sb3_qpd.export.c").joinpath("templates", name).read_text(encoding="utf-8")
-
-
-def render(template: str, flags: set[str], values: dict[str, Any]) -> str:
-    """
-    Keep the lines between ``//: if a b`` and ``//: end`` where all the named flags are set, and put in the values.
-
-    :param template: text of a file
-    :param flags: what is true of the student
-    :param values: what ``$name`` stands for
-    """
-    kept, stack = [], [True]
-    for line in template.splitlines():
-        if not line.startswith("//:"):
-            kept += [line] * all(stack)
-        elif line.startswith("//: if "):
-            stack.append(set(line.split()[2:]) <= flags)
-        elif line == "//: else":
-            stack[-1] = not stack[-1]
-        else:
-            stack.pop()
-    return Template("\n".join(kept) + "\n").substitute(values)
 
 
 def rename(text: str, name: str) -> str:
@@ -64,23 +42,34 @@ def hex_literal(n: int) -> str:
     return f"{n:#x}u"
 
 
-def comma_list(values: Any, literal: Callable[[Any], str] = integer_literal) -> str:
-    return ", ".join(literal(value) for value in np.asarray(values).reshape(-1).tolist())
+def literals(values: Any, literal: Callable[[Any], str]) -> Any:
+    """
+    Numbers as C writes them.
+
+    :param values: an array, a sequence of numbers or one number
+    :param literal: writes one number
+    :return: text in lists of the same shape
+    """
+
+    def write(part: Any) -> Any:
+        return [write(inner) for inner in part] if isinstance(part, list) else literal(part)
+
+    return write(np.asarray(values).tolist())
 
 
-def wrapped_list(values: Any, literal: Callable[[Any], str] = integer_literal) -> str:
-    """A list in indented lines."""
-    texts = [literal(value) for value in np.asarray(values).reshape(-1).tolist()]
+def inline_initializer(texts: list[str]) -> str:
+    """The initializer of an array on one line."""
+    return "{" + ", ".join(texts) + "}"
+
+
+def block_initializer(texts: list[Any]) -> str:
+    """
+    The initializer of an array in indented lines.
+
+    :param texts: see :func:`literals`, in lists nested as deeply as the array has dimensions
+    """
+    if isinstance(texts[0], list):
+        return inline_initializer([block_initializer(inner) for inner in texts])
     per_line = max(1, _LINE // (max(map(len, texts)) + 2))
-    return ",\n".join("    " + ", ".join(texts[i : i + per_line]) for i in range(0, len(texts), per_line))
-
-
-def array(ctype: str, name: str, values: np.ndarray, literal: Callable[[Any], str] = integer_literal) -> str:
-    """A constant array of as many dimensions as the values have."""
-
-    def braces(part: np.ndarray) -> str:
-        if part.ndim == 1:
-            return f"{{\n{wrapped_list(part, literal)}\n}}"
-        return "{" + ", ".join(braces(inner) for inner in part) + "}"
-
-    return f"static const {ctype} {name}{''.join(f'[{n}]' for n in values.shape)} = {braces(values)};\n"
+    lines = [", ".join(texts[i : i + per_line]) for i in range(0, len(texts), per_line)]
+    return "{\n    " + ",\n    ".join(lines) + "\n}"

@@ -1,10 +1,11 @@
-"""Test vectors: a few observations and what the student makes of them, as C arrays."""
+"""Test vectors: a few observations and what the student makes of them."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from sb3_qpd.export.c.text import array, float_literal, unsigned_literal
 from sb3_qpd.integer import IntegerModel
 
 _N_IMAGES, _N_VECTORS = 2, 32
@@ -34,9 +35,27 @@ def some_observations(model: IntegerModel, n: int) -> np.ndarray:
     return ((grid - model.input_offset) / model.input_multiplier).astype(np.float32).reshape(n, *model.observation_shape)
 
 
-def vectors_text(model: IntegerModel, n_frames: int, observations: np.ndarray | None) -> str:
+class Vectors(NamedTuple):
     """
-    Observations, outputs and actions as C arrays.
+    What ``test_vectors.h`` holds.
+
+    :param observations: as C takes them: frames of shape (batch_size, n_frames, size), or (batch_size, n)
+    :param outputs: the head's accumulators, shape (batch_size, n_out)
+    :param actions: the most probable ones, or the means in the unit of ``policy_act``
+    :param random_bits: 32 for each index of a discrete action; ``None`` for a Box
+    :param samples: the actions that are drawn with them
+    """
+
+    observations: np.ndarray
+    outputs: np.ndarray
+    actions: np.ndarray
+    random_bits: np.ndarray | None = None
+    samples: np.ndarray | None = None
+
+
+def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | None) -> Vectors:
+    """
+    Some observations, and what the student makes of them.
 
     :param model: the student
     :param n_frames: frames of an observation, where it is an image
@@ -48,23 +67,14 @@ def vectors_text(model: IntegerModel, n_frames: int, observations: np.ndarray | 
     else:
         observations = np.asarray(observations)[np.linspace(0, len(observations) - 1, min(n, len(observations))).astype(int)]
     outputs = model.accumulators(observations)  # checks shape and dtype too
-    texts = [f"#define POLICY_N_VECTORS {len(observations)}\n", _observations(model, n_frames, observations)]
-    texts.append(array("int32_t", "test_outputs", outputs))
+    given = _observations(model, n_frames, observations)
+    if model.is_box and model.requantization == "fixed":
+        return Vectors(given, outputs, fixed_actions(model, outputs))
     if model.is_box:
-        fixed = model.requantization == "fixed"
-        actions = model.predict(observations, deterministic=True)[0].reshape(len(outputs), -1)
-        texts.append(
-            array("int32_t", "test_actions", fixed_actions(model, outputs))
-            if fixed
-            else array("float", "test_actions", actions, float_literal)
-        )
-    else:
-        shape = (len(outputs), len(model.action_nvec))[: 2 if model.action_shape else 1]
-        random_bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
-        texts.append(array("int32_t", "test_actions", model.actions(outputs)))
-        texts.append(array("uint32_t", "test_random_bits", random_bits, unsigned_literal))
-        texts.append(array("int32_t", "test_samples", model.sample(outputs, random_bits)))
-    return "\n".join(texts)
+        return Vectors(given, outputs, model.actions(outputs).reshape(len(outputs), -1))
+    shape = (len(outputs), len(model.action_nvec))[: 2 if model.action_shape else 1]
+    random_bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
+    return Vectors(given, outputs, model.actions(outputs), random_bits, model.sample(outputs, random_bits))
 
 
 def fixed_bounds(model: IntegerModel) -> tuple[np.ndarray, np.ndarray]:
@@ -79,14 +89,13 @@ def fixed_actions(model: IntegerModel, outputs: np.ndarray) -> np.ndarray:
     return np.clip(outputs, *fixed_bounds(model))
 
 
-def _observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> str:
+def _observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> np.ndarray:
+    """Raw ones as C takes them."""
     if model.is_image:
-        batch, _ = model._batch(observations)
+        batch, _ = model.parts[0].batch(observations)  # channels first
         frames = frames_of(batch, n_frames)
-        return array("uint8_t", "test_frames", frames.reshape(*frames.shape[:2], -1))
-    if model.parts[0].kind == "one_hot":
-        return array("int32_t", "test_observations", observations.reshape(len(observations), -1))
-    if model.requantization == "fixed":
-        return array("int8_t", "test_observations", model.quantize_input(observations).astype(np.int64))
-    flat = observations.reshape(len(observations), -1).astype(np.float32)
-    return array("float", "test_observations", flat, float_literal)
+        return frames.reshape(*frames.shape[:2], -1)
+    if model.parts[0].kind == "vector" and model.requantization == "fixed":
+        return model.quantize_input(observations).astype(np.int64)
+    flat = observations.reshape(len(observations), -1)
+    return flat.astype(np.float32) if model.parts[0].kind == "vector" else flat

@@ -121,8 +121,8 @@ static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
 }
 
 /*
- * Discrete actions: drawn with `random_bits` (for each index of each), or the most probable ones where it is NULL. Box: the means, in float. `trace`
- * takes the bytes of each step one after the other, `trace_size` in all, or is NULL.
+ * Discrete actions: drawn with `random_bits` (for each index of each), or the most probable ones where it is NULL. Box: the
+ * means, in float. `trace` takes the bytes of each step one after the other, `trace_size` in all, or is NULL.
  */
 int harness_act(const element *observations, int64_t n, const uint32_t *random_bits, int32_t *actions, float *box_actions,
                 uint8_t *trace, int64_t trace_size)

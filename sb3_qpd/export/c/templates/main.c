@@ -1,3 +1,4 @@
+//: set observation_argument = "" if image else "test_observations[vector], "
 /*
  * An example: acts on every test vector and compares. Any C compiler will do:
  *
@@ -20,7 +21,7 @@ static void observe(int vector)
     }
 }
 
-//: end
+//: endif
 int main(void)
 {
     int vector, wrong = 0;
@@ -28,37 +29,29 @@ int main(void)
         int32_t outputs[POLICY_N_OUTPUTS];
 //: if discrete
         int32_t action, sample;
-//: end
-//: if several
+//: elif several
         int32_t action[POLICY_N_ACTIONS], sample[POLICY_N_ACTIONS];
-//: end
-//: if box float32
-        float action[POLICY_N_OUTPUTS];
-//: end
-//: if box fixed
-        int32_t action[POLICY_N_OUTPUTS];
-//: end
+//: else
+        ${action_type} action[POLICY_N_OUTPUTS];
+//: endif
         int same;
 //: if image
         observe(vector);
-//: end
-        same = policy_outputs(${test_observation}outputs) == POLICY_OK;
+//: endif
+        same = policy_outputs(${observation_argument}outputs) == POLICY_OK;
         same = same && memcmp(outputs, test_outputs[vector], sizeof outputs) == 0;
 //: if discrete
-        same = same && policy_act(${test_observation}&action) == POLICY_OK && action == test_actions[vector];
-        same = same && policy_sample(${test_observation}test_random_bits[vector], &sample) == POLICY_OK;
+        same = same && policy_act(${observation_argument}&action) == POLICY_OK && action == test_actions[vector];
+        same = same && policy_sample(${observation_argument}test_random_bits[vector], &sample) == POLICY_OK;
         same = same && sample == test_samples[vector];
-//: end
+//: else
+        same = same && policy_act(${observation_argument}action) == POLICY_OK;
+        same = same && memcmp(action, test_actions[vector], sizeof action) == 0;
+//: endif
 //: if several
-        same = same && policy_act(${test_observation}action) == POLICY_OK;
-        same = same && memcmp(action, test_actions[vector], sizeof action) == 0;
-        same = same && policy_sample(${test_observation}test_random_bits[vector], sample) == POLICY_OK;
+        same = same && policy_sample(${observation_argument}test_random_bits[vector], sample) == POLICY_OK;
         same = same && memcmp(sample, test_samples[vector], sizeof sample) == 0;
-//: end
-//: if box
-        same = same && policy_act(${test_observation}action) == POLICY_OK;
-        same = same && memcmp(action, test_actions[vector], sizeof action) == 0;
-//: end
+//: endif
         wrong += !same;
     }
     printf("%d of %d test vectors differ\n", wrong, POLICY_N_VECTORS);

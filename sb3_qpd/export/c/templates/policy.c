@@ -1,10 +1,22 @@
+//: import "macros.h" as macros with context
+//: set hidden = layers[:-1]
+//: set hidden_dense = hidden | rejectattr("is_conv") | list
+//: set conv = layers | selectattr("is_conv") | list
+//: set packed = layers | selectattr("is_packed") | list
+//: set ragged = layers | rejectattr("run", "divisibleby", 4) | list
+//: set half_eights = layers | rejectattr("run", "divisibleby", 8) | list
+//: set half_eights = half_eights or layers | rejectattr("n_in", "divisibleby", 8) | list
+//: set four_frames = image and n_frames == 4 and model.observation_shape[0] == 4
+//: set unpacked_parameter = ", int8_t *unpacked" if packed else ""
 /*
- * $title
+ * ${macros.title()}
  *
- * Written by sb3_qpd $version. Every layer is integers: sums of weight times input in 32 bits, then a rounded multiplication
+ * Written by sb3_qpd ${version}. Every layer is integers: sums of weight times input in 32 bits, then a rounded multiplication
  * that brings them to the grid of the next layer, 0 to 2^bits - 1; the clamp at zero is the ReLU.
  *
-$summary
+//: for layer in layers
+ *     ${macros.describe(layer)}
+//: endfor
  */
 #include "policy.h"
 
@@ -14,14 +26,14 @@ $summary
 #if defined(__FAST_MATH__) && defined(POLICY_FLOAT_HELPERS)
 //: else
 #if defined(__FAST_MATH__)
-//: end
+//: endif
 #error "Compile without -ffast-math: it changes the policy's results"
 #endif
-//: if float32
+//: if not fixed
 #if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
 #error "This processor computes float in a wider format: export with requantization='fixed', or compile with -mfpmath=sse"
 #endif
-//: end
+//: endif
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "Little-endian processors only"
 #endif
@@ -33,7 +45,7 @@ $summary
 #define POLICY_DSP 0
 #endif
 
-//: if hidden float32
+//: if hidden and not fixed
 /* ARM's FPU rounds half to even in one instruction. */
 #if defined(__arm__) && defined(__ARM_FP) && (__ARM_FP & 4) != 0
 #define POLICY_VFP 1
@@ -41,7 +53,7 @@ $summary
 #define POLICY_VFP 0
 #endif
 
-//: end
+//: endif
 #ifdef __cplusplus
 #define POLICY_RESTRICT __restrict
 #else
@@ -56,39 +68,58 @@ $summary
 /* -- the student ---------------------------------------------------------------------------------------------------- */
 
 struct layer {
-    const void *weights;  /* rows of int8_t${or_planes} */
+    const void *weights;  /* rows of int8_t${", or bit planes in uint32_t" if packed else ""} */
     const int32_t *bias;
-//: if hidden float32
-    const float *multiplier;
-//: end
-//: if hidden fixed
+//: if hidden and fixed
     const uint32_t *multiplier; /* times 2^-(shift + 1) */
     const uint8_t *shift;
-//: end
-    $size_type n_in; /* weights in a row */
-    $size_type n_out;
+//: elif hidden
+    const float *multiplier;
+//: endif
+    ${size_type} n_in; /* weights in a row */
+    ${size_type} n_out;
 //: if hidden
-    $size_type top; /* the largest output */
-//: end
+    ${size_type} top; /* the largest output */
+//: endif
 //: if packed
-    $size_type bits;
-    $size_type chunk; /* rows that are unpacked together */
-//: end
+    ${size_type} bits;
+    ${size_type} chunk; /* rows that are unpacked together */
+//: endif
 //: if conv
-    $size_type n_positions; /* of the window */
-    $size_type n_across;
-    $size_type step_across; /* bytes from one position to the next */
-    $size_type step_down;
-    $size_type window_rows;
-    $size_type window_run; /* bytes of a window's row that lie side by side */
-    $size_type pitch;      /* bytes from one row of the input to the next */
-//: end
+    ${size_type} n_positions; /* of the window */
+    ${size_type} n_across;
+    ${size_type} step_across; /* bytes from one position to the next */
+    ${size_type} step_down;
+    ${size_type} window_rows;
+    ${size_type} window_run; /* bytes of a window's row that lie side by side */
+    ${size_type} pitch;      /* bytes from one row of the input to the next */
+//: endif
 };
 
-$tables
-
-$layer_structs
-
+//: for layer in layers
+//: if layer.is_packed
+${macros.array("uint32_t", layer.name ~ "_weights", layer.stored | hex)}
+//: else
+${macros.array("int8_t", layer.name ~ "_weights", layer.stored | integers)}
+//: endif
+${macros.array("int32_t", layer.name ~ "_bias", layer.bias | integers)}
+//: if fixed and not layer.is_head
+//: set multiplier, shift = layer.fixed()
+${macros.array("uint32_t", layer.name ~ "_multiplier", multiplier | unsigned)}
+${macros.array("uint8_t", layer.name ~ "_shift", (shift - 1) | integers)}
+//: elif not layer.is_head
+${macros.array("float", layer.name ~ "_multiplier", layer.layer.multiplier | floats)}
+//: endif
+//#
+//: endfor
+//#
+//: for layer, sizes in zip(layers, dimensions)
+//: set multiplier = "NULL" if layer.is_head else layer.name ~ "_multiplier"
+//: set shift = "NULL" if layer.is_head else layer.name ~ "_shift"
+//: set scale = [multiplier, shift] if hidden and fixed else [multiplier] if hidden else []
+static const struct layer ${layer.name} = {${layer.name}_weights, ${layer.name}_bias, ${(scale + sizes) | join(", ")}};
+//: endfor
+//#
 /* What the layers hand on, and room to work, at offsets that overlap where they can. 16-bit numbers or bytes. */
 static union {
     int16_t halves[POLICY_ARENA_BYTES / 2];
@@ -100,10 +131,10 @@ static union {
 static uint32_t stack[POLICY_FRAME_SIZE]; /* a word for each pixel, the oldest frame in its lowest byte */
 //: else
 static uint8_t stack[POLICY_STACK_BYTES]; /* pixel after pixel, in each the oldest frame first */
-//: end
+//: endif
 static int has_frame = 0;
 
-//: end
+//: endif
 static uint8_t *at(uint32_t offset)
 {
     return (uint8_t *)arena.halves + offset;
@@ -118,8 +149,8 @@ static uint8_t *at(uint32_t offset)
  */
 //: if conv
 enum { N_COLUMNS = 4 };
-//: end
-
+//: endif
+//#
 #if POLICY_DSP
 
 /* Four bytes at %1 to 16 bits at %0, which goes %2 bytes on. */
@@ -146,7 +177,7 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
         if ((run & 4) != 0) {
             __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
         }
-//: end
+//: endif
 //: if ragged
         if ((run & 3) != 0) {
             uint8_t last[4] = {0, 0, 0, 0};
@@ -157,7 +188,7 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
             row = last;
             __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
         }
-//: end
+//: endif
         from += pitch;
     }
 }
@@ -204,26 +235,17 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
     int32_t sum_0 = sum, sum_1 = sum, sum_2 = sum, sum_3 = sum;
     const int8_t *const end = weights + n / 8 * 8;
     while (weights != end) {
-        __asm__(FOUR_BY_FOUR FOUR_BY_FOUR
-                : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
-                :
-                : "r0", "r1", "r2", "r3", "memory");
+        ${macros.multiply_and_add("FOUR_BY_FOUR FOUR_BY_FOUR") | indent(8)}
     }
 //: if half_eights
     if (n % 8 != 0) {
-        __asm__(FOUR_BY_FOUR
-                : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
-                :
-                : "r0", "r1", "r2", "r3", "memory");
+        ${macros.multiply_and_add("FOUR_BY_FOUR") | indent(8)}
     }
-//: end
-    sums[0] = sum_0;
-    sums[1] = sum_1;
-    sums[2] = sum_2;
-    sums[3] = sum_3;
+//: endif
+    ${macros.store_sums() | indent}
 }
 
-//: end
+//: endif
 #else
 
 /* Plain loops, which a compiler can vectorize. */
@@ -265,13 +287,10 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
         sum_2 += (int32_t)column_2[i] * weight;
         sum_3 += (int32_t)column_3[i] * weight;
     }
-    sums[0] = sum_0;
-    sums[1] = sum_1;
-    sums[2] = sum_2;
-    sums[3] = sum_3;
+    ${macros.store_sums() | indent}
 }
 
-//: end
+//: endif
 #endif
 
 //: if packed
@@ -307,16 +326,16 @@ static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unp
     return unpacked;
 }
 
-//: end
+//: endif
 /* A fully connected layer. */
-static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *column${unpacked_argument})
+static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *column${unpacked_parameter})
 {
     uint32_t row;
 //: if packed
     const int8_t *weights = NULL;
 //: else
     const int8_t *weights = (const int8_t *)layer->weights;
-//: end
+//: endif
 #if POLICY_DSP
     widen(column, 4, in, 1, layer->n_in, 0);
 #else
@@ -327,7 +346,7 @@ static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums,
         if (row % layer->chunk == 0) {
             weights = rows(layer, row, unpacked);
         }
-//: end
+//: endif
         sums[row] = dot(column, weights, layer->n_in, layer->bias[row]);
     }
 }
@@ -335,10 +354,13 @@ static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums,
 //: if hidden
 /* -- to the next grid ----------------------------------------------------------------------------------------------- */
 
-//: end
-//: if hidden float32
 struct scale {
+//: if fixed
+    uint32_t multiplier;
+    uint32_t shift;
+//: else
     float multiplier;
+//: endif
     int32_t top;
 };
 
@@ -346,10 +368,26 @@ static struct scale scale_of(const struct layer *layer, uint32_t channel)
 {
     struct scale scale;
     scale.multiplier = layer->multiplier[channel];
+//: if fixed
+    scale.shift = layer->shift[channel];
+//: endif
     scale.top = layer->top;
     return scale;
 }
 
+//: if fixed
+/* round(sum multiplier 2^-(shift + 1)), half up, clamped to 0 .. top. */
+static int32_t requantize(int32_t sum, struct scale scale)
+{
+    uint64_t product;
+    if (sum <= 0) {
+        return 0;
+    }
+    product = (((uint64_t)(uint32_t)sum * scale.multiplier >> scale.shift) + 1) >> 1;
+    return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
+}
+
+//: else
 /* round(sum multiplier), half to even, clamped to 0 .. top. */
 static int32_t requantize(int32_t sum, struct scale scale)
 {
@@ -374,35 +412,8 @@ static int32_t requantize(int32_t sum, struct scale scale)
     return rounded < scale.top ? rounded : scale.top;
 }
 
-//: end
-//: if hidden fixed
-struct scale {
-    uint32_t multiplier;
-    uint32_t shift;
-    int32_t top;
-};
-
-static struct scale scale_of(const struct layer *layer, uint32_t channel)
-{
-    struct scale scale;
-    scale.multiplier = layer->multiplier[channel];
-    scale.shift = layer->shift[channel];
-    scale.top = layer->top;
-    return scale;
-}
-
-/* round(sum multiplier 2^-(shift + 1)), half up, clamped to 0 .. top. */
-static int32_t requantize(int32_t sum, struct scale scale)
-{
-    uint64_t product;
-    if (sum <= 0) {
-        return 0;
-    }
-    product = (((uint64_t)(uint32_t)sum * scale.multiplier >> scale.shift) + 1) >> 1;
-    return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
-}
-
-//: end
+//: endif
+//: endif
 //: if hidden_dense
 static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT sums, uint8_t *POLICY_RESTRICT out)
 {
@@ -412,7 +423,7 @@ static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT s
     }
 }
 
-//: end
+//: endif
 //: if conv
 /* -- convolutions --------------------------------------------------------------------------------------------------- */
 
@@ -429,7 +440,7 @@ static void gather(const struct layer *layer, const uint8_t *in, uint32_t positi
 }
 
 /* The last position is computed more than once where their number is no multiple of four. */
-static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_argument})
+static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_parameter})
 {
     const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1u;
 //: if packed
@@ -442,7 +453,7 @@ static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out,
     {
         const uint32_t first = 0, end = n_out;
         const int8_t *const all = (const int8_t *)layer->weights;
-//: end
+//: endif
         for (position = 0; position <= last_position; position += N_COLUMNS) {
             const int8_t *weights = all;
             uint8_t *to[N_COLUMNS];
@@ -463,7 +474,7 @@ static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out,
     }
 }
 
-//: end
+//: endif
 //: if image
 /* -- frames --------------------------------------------------------------------------------------------------------- */
 
@@ -480,7 +491,7 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 //: else
     const uint32_t n = POLICY_FRAME_CHANNELS * POLICY_N_FRAMES, kept = n - POLICY_FRAME_CHANNELS;
     uint32_t pixel, channel;
-//: end
+//: endif
     if (frame == NULL) {
         return POLICY_NULL_POINTER;
     }
@@ -491,30 +502,30 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 //: else
     for (pixel = 0; pixel < POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH; pixel++) {
         uint8_t *const frames = stack + pixel * n;
-//: if many_frames
+//: if n_frames > 1
         for (channel = 0; channel < kept; channel++) {
             frames[channel] = has_frame ? frames[channel + POLICY_FRAME_CHANNELS] : 0;
         }
-//: end
+//: endif
         for (channel = 0; channel < POLICY_FRAME_CHANNELS; channel++) {
             frames[kept + channel] = frame[pixel * POLICY_FRAME_CHANNELS + channel];
         }
     }
-//: end
+//: endif
     has_frame = 1;
     return POLICY_OK;
 }
 
-//: end
+//: endif
 //: if vector
 /* -- the observation on the grid of the first layer ------------------------------------------------------------------ */
 
 //: if fixed
 #ifdef POLICY_FLOAT_HELPERS
 
-//: end
-static const float input_multiplier[POLICY_OBSERVATION_SIZE] = {$input_multiplier};
-static const float input_offset[POLICY_OBSERVATION_SIZE] = {$input_offset};
+//: endif
+static const float input_multiplier[POLICY_OBSERVATION_SIZE] = ${model.input_multiplier | floats | inline};
+static const float input_offset[POLICY_OBSERVATION_SIZE] = ${model.input_offset | floats | inline};
 
 static int is_finite(const float *observation)
 {
@@ -571,51 +582,56 @@ int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], in
     return POLICY_OK;
 }
 
-//: end
-//: end
-//: if indices
+//: endif
+//: elif indices
 /* -- the observation on the grid of the first layer ------------------------------------------------------------------ */
 
 /* What a category that is not, or is, the index becomes; 128 more than on the grid. */
-static const uint8_t absent[$n_features] = {$absent};
-static const uint8_t present[$n_features] = {$present};
+static const uint8_t absent[${absent | length}] = ${absent | integers | inline};
+static const uint8_t present[${present | length}] = ${present | integers | inline};
 static const uint32_t categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
 
-//: end
+//: endif
 /* -- the policy ----------------------------------------------------------------------------------------------------- */
 
-int policy_outputs(${observation_argument}int32_t outputs[POLICY_N_OUTPUTS])
+int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPUTS])
 {
 //: if hidden_dense
-    int32_t sums[$max_hidden];
-//: end
+    int32_t sums[${hidden_dense | map(attribute="n_out") | max}];
+//: endif
 //: if vector
     uint32_t i;
-    uint8_t *const in = at($input_at);
+//: elif indices
+    uint32_t i, category, feature = 0;
+//: endif
+//: if image
+    if (outputs == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+    if (!has_frame) {
+        return POLICY_NO_FRAME;
+    }
+    POLICY_TRACE(0, stack, POLICY_STACK_BYTES);
+
+//: else
+    uint8_t *const in = at(${places[0].input});
     if (observation == NULL || outputs == NULL) {
         return POLICY_NULL_POINTER;
     }
-//: if float32
+//: endif
+//: if vector
+//: if not fixed
     if (!is_finite(observation)) {
         return POLICY_NOT_FINITE;
     }
-//: end
+//: endif
     /* 128 more than on the grid, so that inputs are never negative; the first layer's biases take it back */
     for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-//: if float32
-        in[i] = (uint8_t)(to_grid(observation[i], i) + 128);
-//: else
-        in[i] = (uint8_t)(observation[i] + 128);
-//: end
+        in[i] = (uint8_t)(${"observation[i]" if fixed else "to_grid(observation[i], i)"} + 128);
     }
     POLICY_TRACE(0, in, POLICY_OBSERVATION_SIZE);
-//: end
-//: if indices
-    uint32_t i, category, feature = 0;
-    uint8_t *const in = at($input_at);
-    if (observation == NULL || outputs == NULL) {
-        return POLICY_NULL_POINTER;
-    }
+
+//: elif indices
     for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
         if (observation[i] < 0 || (uint32_t)observation[i] >= categories[i]) {
             return POLICY_NO_CATEGORY;
@@ -626,19 +642,27 @@ int policy_outputs(${observation_argument}int32_t outputs[POLICY_N_OUTPUTS])
             in[feature] = category == (uint32_t)observation[i] ? present[feature] : absent[feature];
         }
     }
-    POLICY_TRACE(0, in, $n_features);
-//: end
-//: if image
-    if (outputs == NULL) {
-        return POLICY_NULL_POINTER;
-    }
-    if (!has_frame) {
-        return POLICY_NO_FRAME;
-    }
-    POLICY_TRACE(0, stack, POLICY_STACK_BYTES);
-//: end
+    POLICY_TRACE(0, in, ${absent | length});
 
-$calls
+//: endif
+//: for layer, place in zip(layers, places)
+//: set source = "(const uint8_t *)stack" if image and loop.first else "at(%d)" | format(place.input)
+//: set room = "arena.halves + %d" | format(place.columns // 2)
+//: set room = room ~ ", (int8_t *)at(%d)" | format(place.unpacked) if packed else room
+    /* ${macros.describe(layer)} */
+//: if layer.is_head
+    connect(&${layer.name}, ${source}, outputs, ${room});
+    POLICY_TRACE(${loop.index}, outputs, ${4 * layer.n_out});
+//: else
+//: if layer.is_conv
+    convolve(&${layer.name}, ${source}, at(${place.output}), ${room});
+//: else
+    connect(&${layer.name}, ${source}, sums, ${room});
+    activate(&${layer.name}, sums, at(${place.output}));
+//: endif
+    POLICY_TRACE(${loop.index}, at(${place.output}), ${layer.output_bytes});
+//: endif
+//: endfor
     return POLICY_OK;
 }
 
@@ -646,27 +670,27 @@ $calls
 static const uint32_t action_categories[POLICY_N_ACTIONS] = POLICY_ACTION_CATEGORIES;
 
 /* Of every category of one index after the other. */
-static int all_scores(${observation_argument}int32_t scores[$n_scores])
+static int all_scores(${macros.observation_parameter}int32_t scores[${model.action_nvec | sum}])
 {
-//: if bits
+//: if model.n_bits
     int32_t outputs[POLICY_N_OUTPUTS], i;
-    const int code = policy_outputs(${observation_parameter}outputs);
+    const int code = policy_outputs(${macros.observation_argument}outputs);
     for (i = 0; code == POLICY_OK && i < POLICY_N_OUTPUTS; i++) {
         scores[2 * i] = 0;
         scores[2 * i + 1] = outputs[i];
     }
     return code;
 //: else
-    return policy_outputs(${observation_parameter}scores);
-//: end
+    return policy_outputs(${macros.observation_argument}scores);
+//: endif
 }
 
-int policy_act(${observation_argument}int32_t action[POLICY_N_ACTIONS])
+int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_ACTIONS])
 {
-    int32_t all[$n_scores];
+    int32_t all[${model.action_nvec | sum}];
     const int32_t *scores = all;
     uint32_t index, i;
-    const int code = action == NULL ? POLICY_NULL_POINTER : all_scores(${observation_parameter}all);
+    const int code = action == NULL ? POLICY_NULL_POINTER : all_scores(${macros.observation_argument}all);
     if (code != POLICY_OK) {
         return code;
     }
@@ -680,57 +704,11 @@ int policy_act(${observation_argument}int32_t action[POLICY_N_ACTIONS])
     return POLICY_OK;
 }
 
-/* exp(-d) in integers: d in units of 1/256, its high part (quarters) from one table times its low part from another. */
-static const uint32_t exp_high[64] = {
-$exp_high
-};
-static const uint16_t exp_low[64] = {
-$exp_low
-};
-static const uint8_t weight_shifts[POLICY_N_ACTIONS] = {$weight_shifts};
-
-int policy_sample(
-    ${observation_argument}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS])
-{
-    int32_t all[$n_scores];
-    const int32_t *scores = all;
-    uint32_t index, i;
-    const int code =
-        action == NULL || random_bits == NULL ? POLICY_NULL_POINTER : all_scores(${observation_parameter}all);
-    if (code != POLICY_OK) {
-        return code;
-    }
-    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
-        uint32_t running[$most_categories], total = 0, threshold;
-        int32_t largest = scores[0];
-        for (i = 1; i < action_categories[index]; i++) {
-            largest = scores[i] > largest ? scores[i] : largest;
-        }
-        for (i = 0; i < action_categories[index]; i++) {
-            const uint32_t below = (uint32_t)largest - (uint32_t)scores[i];
-            const uint64_t units =
-                ((uint64_t)below * ${nat_multiplier}u + ((uint64_t)1 << ${nat_shift_minus_1})) >> ${nat_shift};
-            if (units < 4096) { /* beyond 16 nats the weight is zero */
-                total += (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> weight_shifts[index]);
-            }
-            running[i] = total;
-        }
-        threshold = (uint32_t)(((uint64_t)random_bits[index] * total) >> 32);
-        for (i = 0; running[i] <= threshold; i++) {
-        }
-        action[index] = (int32_t)i;
-    }
-    return POLICY_OK;
-}
-//: end
-//: if discrete
-int policy_act(${observation_argument}int32_t *action)
+//: elif discrete
+int policy_act(${macros.observation_parameter}int32_t *action)
 {
     int32_t outputs[POLICY_N_OUTPUTS], i, best = 0;
-    const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs(${observation_parameter}outputs);
-    if (code != POLICY_OK) {
-        return code;
-    }
+    ${macros.compute_outputs() | indent}
     for (i = 1; i < POLICY_N_OUTPUTS; i++) {
         best = outputs[i] > outputs[best] ? i : best;
     }
@@ -738,71 +716,57 @@ int policy_act(${observation_argument}int32_t *action)
     return POLICY_OK;
 }
 
+//: endif
+//: if not box
 /* exp(-d) in integers: d in units of 1/256, its high part (quarters) from one table times its low part from another. */
-static const uint32_t exp_high[64] = {
-$exp_high
-};
-static const uint16_t exp_low[64] = {
-$exp_low
-};
+static const uint32_t exp_high[64] = ${exp_high | integers | block};
+static const uint16_t exp_low[64] = ${exp_low | integers | block};
+//: endif
+//: if several
+static const uint8_t weight_shifts[POLICY_N_ACTIONS] = ${weight_shifts | integers | inline};
 
-int policy_sample(${observation_argument}uint32_t random_bits, int32_t *action)
+int policy_sample(
+    ${macros.observation_parameter}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS])
+{
+    int32_t all[${model.action_nvec | sum}];
+    const int32_t *scores = all;
+    uint32_t index, i;
+    const int code =
+        action == NULL || random_bits == NULL ? POLICY_NULL_POINTER : all_scores(${macros.observation_argument}all);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
+        uint32_t running[${model.action_nvec | max}], total = 0, threshold;
+        int32_t largest = scores[0];
+        ${macros.draw("scores", "action_categories[index]", "random_bits[index]", "weight_shifts[index]", "\n        ")
+           | indent(8)}
+        action[index] = (int32_t)i;
+    }
+    return POLICY_OK;
+}
+//: elif discrete
+//#
+int policy_sample(${macros.observation_parameter}uint32_t random_bits, int32_t *action)
 {
     int32_t outputs[POLICY_N_OUTPUTS], largest, i;
     uint32_t running[POLICY_N_OUTPUTS], total = 0, threshold;
-    const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs(${observation_parameter}outputs);
-    if (code != POLICY_OK) {
-        return code;
-    }
+    ${macros.compute_outputs() | indent}
     largest = outputs[0];
-    for (i = 1; i < POLICY_N_OUTPUTS; i++) {
-        largest = outputs[i] > largest ? outputs[i] : largest;
-    }
-    for (i = 0; i < POLICY_N_OUTPUTS; i++) {
-        const uint32_t below = (uint32_t)largest - (uint32_t)outputs[i];
-        const uint64_t units = ((uint64_t)below * ${nat_multiplier}u + ((uint64_t)1 << ${nat_shift_minus_1})) >> ${nat_shift};
-        if (units < 4096) { /* beyond 16 nats the weight is zero */
-            total += (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> $weight_shift);
-        }
-        running[i] = total;
-    }
-    threshold = (uint32_t)(((uint64_t)random_bits * total) >> 32);
-    for (i = 0; running[i] <= threshold; i++) {
-    }
+    ${macros.draw("outputs", "POLICY_N_OUTPUTS", "random_bits", weight_shifts[0]) | indent}
     *action = i;
     return POLICY_OK;
 }
-//: end
-//: if box float32
-static const float action_scale[POLICY_N_OUTPUTS] = POLICY_ACTION_SCALE;
-static const float action_low[POLICY_N_OUTPUTS] = POLICY_ACTION_LOW;
-static const float action_high[POLICY_N_OUTPUTS] = POLICY_ACTION_HIGH;
+//: endif
+//: if box
+//: if fixed
+static const int32_t lowest[POLICY_N_OUTPUTS] = ${lowest | integers | inline};
+static const int32_t highest[POLICY_N_OUTPUTS] = ${highest | integers | inline};
 
-int policy_act(${observation_argument}float action[POLICY_N_OUTPUTS])
+int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_OUTPUTS])
 {
     int32_t outputs[POLICY_N_OUTPUTS], i;
-    const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs(${observation_parameter}outputs);
-    if (code != POLICY_OK) {
-        return code;
-    }
-    for (i = 0; i < POLICY_N_OUTPUTS; i++) {
-        const float mean = (float)outputs[i] * action_scale[i];
-        action[i] = mean < action_low[i] ? action_low[i] : (mean > action_high[i] ? action_high[i] : mean);
-    }
-    return POLICY_OK;
-}
-//: end
-//: if box fixed
-static const int32_t lowest[POLICY_N_OUTPUTS] = {$lowest};
-static const int32_t highest[POLICY_N_OUTPUTS] = {$highest};
-
-int policy_act(${observation_argument}int32_t action[POLICY_N_OUTPUTS])
-{
-    int32_t outputs[POLICY_N_OUTPUTS], i;
-    const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs(${observation_parameter}outputs);
-    if (code != POLICY_OK) {
-        return code;
-    }
+    ${macros.compute_outputs() | indent}
     for (i = 0; i < POLICY_N_OUTPUTS; i++) {
         action[i] = outputs[i] < lowest[i] ? lowest[i] : (outputs[i] > highest[i] ? highest[i] : outputs[i]);
     }
@@ -811,22 +775,30 @@ int policy_act(${observation_argument}int32_t action[POLICY_N_OUTPUTS])
 
 #ifdef POLICY_FLOAT_HELPERS
 
+//: endif
 static const float action_scale[POLICY_N_OUTPUTS] = POLICY_ACTION_SCALE;
 static const float action_low[POLICY_N_OUTPUTS] = POLICY_ACTION_LOW;
 static const float action_high[POLICY_N_OUTPUTS] = POLICY_ACTION_HIGH;
 
+//: if fixed
 int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS])
 {
     uint32_t i;
     if (action == NULL || result == NULL) {
         return POLICY_NULL_POINTER;
     }
-    for (i = 0; i < POLICY_N_OUTPUTS; i++) {
-        const float mean = (float)action[i] * action_scale[i];
-        result[i] = mean < action_low[i] ? action_low[i] : (mean > action_high[i] ? action_high[i] : mean);
-    }
+    ${macros.clip_mean("action", "result") | indent}
     return POLICY_OK;
 }
 
 #endif
-//: end
+//: else
+int policy_act(${macros.observation_parameter}float action[POLICY_N_OUTPUTS])
+{
+    int32_t outputs[POLICY_N_OUTPUTS], i;
+    ${macros.compute_outputs() | indent}
+    ${macros.clip_mean("outputs", "action") | indent}
+    return POLICY_OK;
+}
+//: endif
+//: endif
