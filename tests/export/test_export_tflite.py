@@ -111,8 +111,8 @@ def test_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
-        ((2, 8), "TFLite has weights of 8 or 4 bits, layer 1 has 2. Export it as onnx, c or numpy"),
-        ((8, 4), "TFLite has activations of 8 bits, layer 0 has 4. Export it as onnx, c or numpy"),
+        ((2, 8), r"weights of 2 bits in layer 1 \(--weight-bits 4 or 8\). Take the target onnx, c or numpy"),
+        ((8, 4), r"activations of 4 bits in layer 0 \(--activation-bits 8\). Take the target onnx, c or numpy"),
     ],
 )
 def test_refused_by_name(bits: tuple[int, int], message: str, tmp_path: Path) -> None:
@@ -129,5 +129,5 @@ def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"The head's accumulators could reach 1\d+, which float32 does not hold exactly"):
         export_tflite(model, tmp_path)
     model.requantization = "fixed"
-    with pytest.raises(ValueError, match="requantizes in float32, this model has requantization='fixed'"):
+    with pytest.raises(ValueError, match="tflite does not support requantization='fixed' .*. Take the target c or numpy"):
         export_tflite(model, tmp_path)

@@ -20,7 +20,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from sb3_qpd.export import check_supported_by
 from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
 from sb3_qpd.export.c.text import (
     block_initializer,
@@ -34,6 +33,8 @@ from sb3_qpd.export.c.text import (
     unsigned_literal,
 )
 from sb3_qpd.export.c.vectors import fixed_bounds, make_vectors
+from sb3_qpd.export.files import write_files
+from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
 from sb3_qpd.version import __version__
 
@@ -84,14 +85,12 @@ def export_c(
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got '{name}'")
-    check_supported_by(model, "c", indices=True, multi_action=True)
+    check_target("c", StudentFacts.of_model(model))
     values = _values(model, lay_out(model), n_frames, observations) | {"name": name}
     files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"} | {f: f for f in ("test_vectors.h", "main.c")}
     files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
     texts = {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
-    for file, text in texts.items():
-        (out_dir / file).write_text(text, encoding="utf-8")
-    return [out_dir / file for file in texts]
+    return write_files(out_dir, {file: text.encode() for file, text in texts.items()})
 
 
 # -- what the templates know ----------------------------------------------------------------------------------------------

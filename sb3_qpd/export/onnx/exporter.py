@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.export import without_paths
+from sb3_qpd.export.files import without_paths, write_files
+from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, pack
 from sb3_qpd.version import __version__
 
@@ -47,9 +48,7 @@ def export_onnx(model: IntegerModel, out_dir: Path, *, form: str = "operators", 
     :return: the file
     """
     proto = make_onnx(model, form=form, channels_last=channels_last)
-    path = Path(out_dir) / "student.onnx"
-    path.write_bytes(proto.SerializeToString())
-    return [path]
+    return write_files(out_dir, {"student.onnx": proto.SerializeToString()})
 
 
 def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bool = False) -> onnx.ModelProto:
@@ -60,11 +59,7 @@ def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bo
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-    if model.requantization != "float32":
-        raise ValueError(
-            f"ONNX requantizes in float32, this model has requantization={model.requantization!r}: "
-            "set model.requantization = 'float32', or take the target c or numpy"
-        )
+    check_target("onnx", StudentFacts.of_model(model))
     if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     graph = _Graph(form == "qdq")

@@ -9,11 +9,10 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from sb3_qpd.export import is_step
+from sb3_qpd.export.files import is_step
 from sb3_qpd.export.onnx.exporter import INPUT, MASKS
 
 
-# --- in ONNX Runtime ---
 class OnnxPolicy:
     """
     An exported file in ONNX Runtime, on the CPU. Images are given channels first, whatever layout the file takes.

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.export import accumulator_bound, check_supported_by, without_paths
+from sb3_qpd.export.files import without_paths, write_files
+from sb3_qpd.export.requirements import StudentFacts, accumulator_bound, check_target
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 from sb3_qpd.version import __version__
 
@@ -49,9 +50,7 @@ def export_tflite(model: IntegerModel, out_dir: Path, *, channels_last: bool = F
     :param channels_last: images of shape (batch_size, height, width, channels), as TFLite's own convolutions take them
     :return: the file
     """
-    path = Path(out_dir) / "student.tflite"
-    path.write_bytes(make_tflite(model, channels_last=channels_last))
-    return [path]
+    return write_files(out_dir, {"student.tflite": make_tflite(model, channels_last=channels_last)})
 
 
 def make_tflite(model: IntegerModel, *, channels_last: bool = False) -> bytes:
@@ -66,15 +65,8 @@ def make_tflite(model: IntegerModel, *, channels_last: bool = False) -> bytes:
 
 
 def _refuse_what_it_lacks(model: IntegerModel, channels_last: bool) -> None:
-    check_supported_by(model, "tflite", indices=False, multi_action=False)
-    instead = "Export it as onnx, c or numpy"
-    if model.requantization != "float32":
-        raise ValueError(f"TFLite requantizes in float32, this model has requantization={model.requantization!r}. {instead}")
-    for i, layer in enumerate(model.layers):
-        if layer.weight_bits not in (4, 8):
-            raise ValueError(f"TFLite has weights of 8 or 4 bits, layer {i} has {layer.weight_bits}. {instead}")
-        if layer.activation_bits not in (0, 8):
-            raise ValueError(f"TFLite has activations of 8 bits, layer {i} has {layer.activation_bits}. {instead}")
+    check_target("tflite", StudentFacts.of_model(model))
+    instead = "Take the target onnx, c or numpy"
     for i, layer in enumerate(model.layers[:-1]):
         if layer.multiplier.min() < MULTIPLIERS[0] or layer.multiplier.max() >= MULTIPLIERS[1]:
             least, most = layer.multiplier.min(), layer.multiplier.max()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from sb3_qpd.export import is_step
+from sb3_qpd.export.files import is_step
 from sb3_qpd.export.tflite.exporter import pack_flatbuffer
 
 
