@@ -1,6 +1,8 @@
 """A TFLite file under XNNPACK gives IntegerModel's bits, for weights of 8 and 4 bits."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +99,19 @@ def test_shapes_of_actions_and_a_free_batch(tmp_path: Path) -> None:
         policy = TflitePolicy(export_tflite(model, tmp_path)[0])
         for n in (1, 7, 2):
             assert policy.run(some_observations(VECTOR, 64)[:n])[0].shape == (n, *shape)
+
+
+def test_stderr_has_no_notice_and_keeps_the_rest(tmp_path: Path) -> None:
+    """The runtime tells once per process that it uses XNNPACK; a broken file is still told of."""
+    (path,) = export_tflite(make_student().to_integer(), tmp_path)
+    code = (
+        "import sys; from sb3_qpd.export.tflite.runtime import TflitePolicy, without_notice\n"
+        f"TflitePolicy({str(path)!r})\n"
+        "with without_notice(): import os; os.write(2, b'kept\\n'); print('this too', file=sys.stderr, flush=True)\n"
+        "print('and this', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.splitlines() == ["kept", "this too", "and this"]
 
 
 def test_metadata(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from sb3_qpd.export.files import is_step
 from sb3_qpd.export.tflite.exporter import pack_flatbuffer
+
+_NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 
 
 class TflitePolicy:
@@ -59,8 +65,9 @@ class TflitePolicy:
 
         kinds = interpreter.OpResolverType
         kind = kinds.AUTO if self._xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        opened = interpreter.Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kind)
-        opened.allocate_tensors()
+        with without_notice():
+            opened = interpreter.Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kind)
+            opened.allocate_tensors()
         return opened
 
     def _invoke(self, opened: Any, observations: np.ndarray) -> list[np.ndarray]:
@@ -74,3 +81,27 @@ class TflitePolicy:
         opened.set_tensor(given["index"], x)
         opened.invoke()
         return [opened.get_tensor(entry["index"]) for entry in opened.get_output_details()]
+
+
+@contextmanager
+def without_notice() -> Iterator[None]:
+    """
+    Drop the runtime's notice that it uses XNNPACK; everything else written to stderr meanwhile is passed on.
+
+    The notice comes from C++, once per process, and Python has no switch for it: TF_CPP_MIN_LOG_LEVEL is not asked
+    (https://github.com/tensorflow/tensorflow/issues/58050).
+    """
+    if sys.stderr is None:  # closed: nothing to keep clean
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            captured.seek(0)
+            os.write(2, captured.read().replace(_NOTICE, b""))
