@@ -21,10 +21,12 @@ _NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 
 class TflitePolicy:
     """
-    An exported file in LiteRT, on the CPU and one thread. Images are given channels first, whatever layout the file takes.
+    An exported file in LiteRT, on one thread of the CPU.
 
-    :param path: what :func:`export_tflite` wrote
-    :param xnnpack: False: TFLite's own kernels, which round twice
+    It takes images channels first, also where the file takes them channels last.
+
+    :param path: file that :func:`~sb3_qpd.export.export_tflite` wrote
+    :param xnnpack: use XNNPACK; without it TFLite's own kernels round twice
     """
 
     def __init__(self, path: str | os.PathLike[str], *, xnnpack: bool = True) -> None:
@@ -34,7 +36,9 @@ class TflitePolicy:
 
     def run(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param observations: raw, shape (batch_size, *observation_shape)
+        Actions and network outputs for a batch.
+
+        :param observations: raw observations, shape (batch_size, *observation_shape)
         :return: actions, and logits or means
         """
         actions, outputs = self._invoke(self._interpreter, observations)[:2]
@@ -42,9 +46,10 @@ class TflitePolicy:
 
     def trace(self, observations: np.ndarray) -> dict[str, np.ndarray]:
         """
-        The integers inside, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``; images channels first.
+        The integers after each step, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
 
-        :param observations: raw, shape (batch_size, *observation_shape)
+        :param observations: raw observations, shape (batch_size, *observation_shape)
+        :return: shape (batch_size, n), or (batch_size, channels, height, width) of images
         """
         model = schema.ModelT.InitFromPackedBuf(self._content)
         graph = model.subgraphs[0]
