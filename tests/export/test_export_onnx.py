@@ -37,7 +37,7 @@ FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMu
 
 
 def nasty_observations(space: spaces.Box, n: int) -> np.ndarray:
-    """Those of the other tests, and the extremes of float32 in every feature."""
+    """The observations of the other tests, with the extremes of float32 in every feature."""
     observations = some_observations(space, n)
     if space.dtype == np.float32:
         largest = np.finfo(np.float32).max
@@ -237,7 +237,7 @@ def test_observations_of_several_axes(tmp_path: Path) -> None:
 
 def test_metadata(tmp_path: Path) -> None:
     model = integer_model(VECTOR, BOX, (8, 8))
-    env = {"env_id": "HalfCheetah-v4", "env_kwargs": {"xml_file": "/home/somebody/cheetah.xml"}, "frame_stack": 1}
+    env = {"env_id": "HalfCheetah-v4", "env_kwargs": {"xml_file": "/home/user/cheetah.xml"}, "frame_stack": 1}
     model.metadata |= {"env": env, "teacher": "ppo/HalfCheetah-v3", "teacher_checksum": "ab" * 32}
     (path,) = export_onnx(model, tmp_path)
     proto = onnx.load(path)

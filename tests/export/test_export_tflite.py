@@ -115,7 +115,7 @@ def test_stderr_has_no_notice_and_keeps_the_rest(tmp_path: Path) -> None:
 
 
 def test_metadata(tmp_path: Path) -> None:
-    model = make_student().to_integer(teacher="ppo/CartPole-v1", env={"env_kwargs": {"path": "/home/somebody/maze.txt"}})
+    model = make_student().to_integer(teacher="ppo/CartPole-v1", env={"env_kwargs": {"path": "/home/user/maze.txt"}})
     content = export_tflite(model, tmp_path)[0].read_bytes()
     proto = schema.ModelT.InitFromPackedBuf(content)
     (entry,) = proto.metadata
