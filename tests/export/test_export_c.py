@@ -192,6 +192,10 @@ def test_the_students_own_number_of_frames(tmp_path):
     export_c(model, tmp_path)
     header = (tmp_path / "policy.h").read_text()
     assert "#define POLICY_N_FRAMES 2" in header and "#define POLICY_FRAME_CHANNELS 3" in header and "Camera-v0" in header
+    for env in ("Camera-v0", {"frame_stack": "2"}, {"frame_stack": None}):  # a file from elsewhere may say anything
+        model.metadata["env"] = env
+        export_c(model, tmp_path)
+        assert "#define POLICY_N_FRAMES 6" in (tmp_path / "policy.h").read_text()
 
 
 def test_null_pointers(tmp_path):

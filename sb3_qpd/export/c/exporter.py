@@ -139,8 +139,9 @@ def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
         return 1
     channels = model.observation_shape[0]
     if n_frames is None:
-        stacked = (model.metadata.get("env") or {}).get("frame_stack", 1)
-        n_frames = stacked if stacked > 1 else (1 if channels == 3 else channels)
+        env = model.metadata.get("env")
+        stacked = env.get("frame_stack") if isinstance(env, dict) else None
+        n_frames = stacked if isinstance(stacked, int) and stacked > 1 else (1 if channels == 3 else channels)
     if n_frames < 1 or channels % n_frames:
         raise ValueError(f"n_frames must divide the {channels} channels of an observation, got {n_frames}")
     return n_frames

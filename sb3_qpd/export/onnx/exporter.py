@@ -26,13 +26,15 @@ from sb3_qpd.version import __version__
 try:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise ImportError("The target onnx needs the packages onnx and onnxruntime: pip install 'sb3_qpd[export]'") from error
+
+    # types of packed weights, the last one since onnx 1.20; weights of other widths are unpacked from a bit stream
+    PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}
+except (ImportError, AttributeError) as error:
+    raise ImportError("The target onnx needs onnx>=1.20 and onnxruntime: pip install 'sb3_qpd[export]'") from error
 
 FORMS = ("operators", "qdq")
 INPUT = "observation"  # for a value of a Dict observation: observation/key
 MASKS = "action_masks"
-PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}  # other widths are unpacked from a bit stream
 OPSETS = {8: 13, 4: 21, 2: 25}  # the first with the type that holds weights of so many bits
 STREAM_OPSET = 18  # the first with BitwiseAnd, for all other widths
 ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # types of inputs; others are floats
