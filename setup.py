@@ -26,7 +26,7 @@ REQUIRED = [
 ]
 
 EXTRAS = {
-    "export": ["onnx>=1.16", "onnxruntime>=1.18"],
+    "export": ["onnx>=1.20", "onnxruntime>=1.18"],  # onnx has UINT2 since 1.20
     "litert": ["ai-edge-litert>=1.0"],
     # imported by rl_zoo3 without being declared: `requests` by enjoy, pandas by -optimize (rl_zoo3 pins it below 3),
     # seaborn by the plots

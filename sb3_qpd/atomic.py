@@ -1,5 +1,6 @@
 """Files that appear together, or not at all."""
 
+import errno
 import os
 import shutil
 import signal
@@ -16,13 +17,14 @@ class AtomicFolder:
 
     :param out: where to
     :param force: files of the same names may be replaced
+    :param argument: the caller's name for ``out``, for error messages
     """
 
-    def __init__(self, out: Path, force: bool) -> None:
+    def __init__(self, out: Path, force: bool, argument: str = "--out") -> None:
         if out.exists() and not out.is_dir():
-            raise ValueError(f"--out {out} is a file. Expected a new or empty folder")
+            raise ValueError(f"{argument} {out} is a file. Expected a new or empty folder")
         if out.is_dir() and any(out.iterdir()) and not force:
-            raise ValueError(f"--out {out} is not empty. Take another folder, or --force to replace what is in the way")
+            raise ValueError(f"{argument} {out} is not empty. Take another folder, or --force to replace what is in the way")
         self.out = out
         base = out.absolute()
         while not base.exists():
@@ -30,7 +32,7 @@ class AtomicFolder:
         try:
             self.path = Path(tempfile.mkdtemp(prefix=".sb3-qpd-", dir=base))
         except OSError as error:
-            raise ValueError(f"--out {out} cannot be written ({error.strerror}). Take another folder") from error
+            raise ValueError(f"{argument} {out} cannot be written ({error.strerror}). Take another folder") from error
 
     def __enter__(self) -> "AtomicFolder":
         return self
@@ -50,6 +52,10 @@ class AtomicFolder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
+        if isinstance(error, OSError):
+            is_unnamed = error.filename is None and error.errno == errno.ENOSPC
+            if is_unnamed or str(error.filename).startswith(str(self.path)):
+                error.filename = str(self.out)  # the hidden folder means nothing to a reader, and is gone
 
 
 @contextmanager

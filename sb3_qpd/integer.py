@@ -2,21 +2,26 @@
 The student as integers: packed weights, int32 accumulators, a numpy interpreter, and a file without pickle.
 
 This module needs numpy and the standard library only. Copied to a device together with an ``.npz`` it is a complete
-installation: ``IntegerModel.load("student.npz").predict(observation)``.
+installation: ``IntegerModel.load("student.npz").predict(observation)``. Devices have older software than the computers that
+train: the module runs under Python 3.8 and numpy 1.17.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # Python 3.8 or newer is needed
 
 import io
 import json
 import math
 import os
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
+
+if sys.version_info < (3, 8):  # noqa: UP036 - a copy of this file has no package that could ask for it
+    raise ImportError("This file needs Python 3.8 and numpy 1.17 or newer, this is Python {}.{}".format(*sys.version_info))
 
 FORMAT_VERSION = 2  # 1: one vector or uint8 image, one Box or Discrete action; such a model is still written as 1
 REQUANTIZATIONS = ("float32", "fixed")
@@ -122,7 +127,7 @@ class IntegerLayer:
         """Shape of the output for one input of ``shape``."""
         if not self.is_conv:
             return (len(self.weight),)
-        side = [(n - k) // self.stride + 1 for n, k in zip(shape[1:], self.weight.shape[2:], strict=True)]
+        side = [(n - k) // self.stride + 1 for n, k in zip(shape[1:], self.weight.shape[2:])]
         return (len(self.weight), *side)
 
     def accumulate(self, x: np.ndarray) -> np.ndarray:
@@ -135,13 +140,26 @@ class IntegerLayer:
         x = x.astype(self._matrix.dtype)
         if not self.is_conv:
             return (x.reshape(len(x), len(self._matrix)) @ self._matrix).astype(np.int64) + self.bias
-        k, s = self.weight.shape[2], self.stride
-        windows = np.lib.stride_tricks.sliding_window_view(x, (k, k), axis=(2, 3))[:, :, ::s, ::s]
-        windows = windows.transpose(0, 2, 3, 1, 4, 5)  # (batch_size, height, width, n_in, k, k)
+        windows = self._windows(x)
         n = max(1, _UNFOLDED // max(1, math.prod(windows.shape[1:])))
         pieces = [windows[i : i + n].reshape(-1, len(self._matrix)) @ self._matrix for i in range(0, max(len(x), 1), n)]
         acc = np.concatenate(pieces).reshape(*windows.shape[:3], len(self.weight))
         return (acc.astype(np.int64) + self.bias).transpose(0, 3, 1, 2)
+
+    def _windows(self, x: np.ndarray) -> np.ndarray:
+        """
+        The inputs under the kernel at each of its positions, as a view: numpy 1.17 has no ``sliding_window_view``.
+
+        :param x: shape (batch_size, n_in, height, width)
+        :return: shape (batch_size, rows, columns, n_in, kernel, kernel)
+        """
+        k, s = self.weight.shape[2], self.stride
+        if not (1 <= k <= min(x.shape[2:]) and s >= 1):  # the view would reach beyond the array
+            raise ValueError(f"A kernel of {k} x {k} with stride {s} does not fit an input of shape {x.shape[1:]}")
+        rows, columns = ((n - k) // s + 1 for n in x.shape[2:])
+        image, channel, down, right = x.strides
+        shape, strides = (len(x), rows, columns, x.shape[1], k, k), (image, s * down, s * right, channel, down, right)
+        return np.lib.stride_tricks.as_strided(x, shape, strides, writeable=False)
 
     def requantize(self, acc: np.ndarray, requantization: str) -> np.ndarray:
         """
@@ -370,7 +388,7 @@ class IntegerModel:
     def _branches(self) -> Iterator[tuple[tuple[ObservationPart, ...], list[IntegerLayer]]]:
         """Each trunk's input and layers."""
         start = 0
-        for parts, n_layers in zip(self.trunks, self.branches, strict=True):
+        for parts, n_layers in zip(self.trunks, self.branches):
             yield parts, self.layers[start : start + n_layers]
             start += n_layers
 
@@ -397,7 +415,7 @@ class IntegerModel:
             if parts[0].kind == "image":
                 yield values[0].astype(np.float64)
                 continue
-            x = np.concatenate([part.features(value) for part, value in zip(parts, values, strict=True)], axis=1)
+            x = np.concatenate([part.features(value) for part, value in zip(parts, values)], axis=1)
             n = 1 if parts[0].is_image else x.shape[1]
             with np.errstate(over="ignore"):  # infinity is clamped like any other large number
                 scaled = x * self.input_multiplier[used : used + n]  # type: ignore[index]
@@ -412,7 +430,7 @@ class IntegerModel:
         :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
         """
         features = []
-        for x, (_, layers) in zip(self.input_grids(observations), self._branches(), strict=True):
+        for x, (_, layers) in zip(self.input_grids(observations), self._branches()):
             yield x
             for layer in layers:
                 x = layer.requantize(layer.accumulate(x), self.requantization)
@@ -518,7 +536,7 @@ class IntegerModel:
         if allowed.size != scores.size:
             raise ValueError(f"Expected action_masks of shape {scores.shape}, got {allowed.shape}")
         ends = np.cumsum(self.action_nvec)[:-1]
-        choices = list(zip(np.split(scores, ends, 1), np.split(allowed.reshape(scores.shape), ends, 1), strict=True))
+        choices = list(zip(np.split(scores, ends, 1), np.split(allowed.reshape(scores.shape), ends, 1)))
         if not all(mask.any(1).all() for _, mask in choices):
             raise ValueError("action_masks allow no action at all for an observation")
         return choices
@@ -592,7 +610,7 @@ class IntegerModel:
         }
         if not self.is_plain:
             header["parts"] = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
-            header |= {name: getattr(self, name) for name in ("branches", "action_nvec", "uses_masks")}
+            header.update({name: getattr(self, name) for name in ("branches", "action_nvec", "uses_masks")})
         floats = {name: getattr(self, name) for name in _FLOAT_FIELDS if getattr(self, name) is not None}
         temporary = f"{target}.{os.getpid()}.tmp"
         try:
@@ -647,12 +665,12 @@ class IntegerModel:
         if (used, channels, units) != tuple(len(arrays[name]) for name in ("weights", "biases", "multipliers")):
             raise ValueError("the header describes other layers than the arrays hold")
         fields: dict[str, Any] = {name: arrays[name] for name in _FLOAT_FIELDS if name in arrays}
-        fields |= {name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")}
+        fields.update({name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")})
         if header["format"] > 1:
             fields["parts"] = [
                 ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]
             ]
-            fields |= {name: header[name] for name in ("branches", "action_nvec", "uses_masks")}
+            fields.update({name: header[name] for name in ("branches", "action_nvec", "uses_masks")})
         return cls(layers=layers, **fields)
 
 
@@ -673,7 +691,8 @@ def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             array = np.lib.format.read_array(content, allow_pickle=False)
             if array.dtype.kind not in "uif":
                 raise ValueError(f"{info.filename} holds {array.dtype} instead of numbers")
-            arrays[info.filename.removesuffix(".npy")] = array
+            name = info.filename
+            arrays[name[:-4] if name.endswith(".npy") else name] = array
     return arrays
 
 

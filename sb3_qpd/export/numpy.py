@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from sb3_qpd import integer
+from sb3_qpd.export.files import disk_space
 from sb3_qpd.integer import IntegerModel
 
 
@@ -16,11 +16,14 @@ def export_numpy(model: IntegerModel, out_dir: Path) -> list[Path]:
         from policy import IntegerModel
         action, _ = IntegerModel.load("student.npz").predict(observation, deterministic=True)
 
+    The device needs Python 3.8 and numpy 1.17, or newer ones.
+
     :param model: in either requantization mode
     :param out_dir: a folder that exists
     :return: both files
     """
-    paths = [Path(out_dir) / "student.npz", Path(out_dir) / "policy.py"]
-    model.save(paths[0])
-    shutil.copyfile(integer.__file__, paths[1])
+    paths, interpreter = [out_dir / "student.npz", out_dir / "policy.py"], Path(integer.__file__).read_bytes()
+    with disk_space(out_dir, model.nbytes + len(interpreter)):
+        model.save(paths[0])
+        paths[1].write_bytes(interpreter)
     return paths

@@ -327,7 +327,7 @@ def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytes
         capsys, "export", "nowhere.zip", "--out", out, "--target", "onnx"
     )
     assert "--target" in mistake(capsys, "export", student_zip, "--out", out)
-    assert "requantizes in float32" in mistake(capsys, *start, "onnx", "--requantization", "fixed")
+    assert "--requantization float32" in mistake(capsys, *start, "onnx", "--requantization", "fixed")
     assert not out.exists()
     for command in ("verify", "benchmark"):
         assert "holds no student.npz" in mistake(capsys, command, tmp_path)

@@ -1,5 +1,8 @@
-"""What all export targets share: they are known by name, a bad model is refused, files appear together or not at all."""
+"""What all targets share: they are known by name, a bad model is refused, files appear together or not at all."""
 
+import ast
+import errno
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +13,8 @@ from students import BITS, DISCRETE, SPACES, VECTOR, assert_same_bits, make_stud
 
 import sb3_qpd.integer
 from sb3_qpd import IntegerModel, QuantActorCriticPolicy, export_numpy, export_onnx
-from sb3_qpd.export import EXPORTERS, accumulator_bound, check_model, export
+from sb3_qpd.export import EXPORTERS, check_model, export
+from sb3_qpd.export.requirements import TARGETS, accumulator_bound
 
 SITE_PACKAGES = Path(np.__file__).parents[1]
 ONLY_NUMPY = f"""
@@ -54,6 +58,38 @@ def test_numpy_alone_plays_it(kind: str, requantization: str, tmp_path: Path) ->
     assert_same_bits(np.load(tmp_path / "actions.npy"), model.predict(observations, deterministic=True)[0])
 
 
+@pytest.mark.parametrize("version", ["3.8", "3.9"])
+def test_old_interpreters_play_it(version: str, tmp_path: Path) -> None:
+    """Raspberry Pi OS Bullseye has Python 3.9, JetPack 5 has Python 3.8."""
+    python = shutil.which(f"python{version}")
+    if python is None or subprocess.run([python, "-c", "import numpy"], capture_output=True).returncode:
+        pytest.skip(f"needs python{version} with numpy")
+    for i, (space, actions) in enumerate(SPACES.values()):
+        model, observations = make_student(space, actions, BITS["W4A8"]).to_integer(), some_observations(space, 100)
+        export_numpy(model, folder := tmp_path / str(i))
+        np.save(folder / "observations.npy", observations)
+        code = "import numpy as np; from policy import IntegerModel; model = IntegerModel.load('student.npz'); " + (
+            "model.predict(np.load('observations.npy')); np.save('logits.npy', model.logits(np.load('observations.npy')))"
+        )
+        subprocess.run([python, "-c", code], cwd=folder, check=True)
+        assert_same_bits(np.load(folder / "logits.npy"), model.logits(observations))
+
+
+def test_the_interpreter_has_nothing_newer_than_python_3_8_and_numpy_1_17() -> None:
+    tree = ast.parse(Path(sb3_qpd.integer.__file__).read_text(encoding="utf-8"), feature_version=(3, 8))
+    newer = {"removeprefix", "removesuffix", "pairwise", "sliding_window_view", "bit_count"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            assert node.attr not in newer, f"line {node.lineno}: {node.attr}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
+            assert not node.keywords, f"line {node.lineno}: zip(strict=)"
+        assert not (isinstance(node, ast.AugAssign) and isinstance(node.op, ast.BitOr)), f"line {node.lineno}: |="
+
+
+def test_every_target_says_what_it_takes() -> None:
+    assert list(TARGETS) == list(EXPORTERS)
+
+
 def test_unknown_target(tmp_path: Path) -> None:
     model = make_student().to_integer()
     with pytest.raises(ValueError, match="Unknown target 'onyx'. Known: onnx, c, tflite, numpy. Did you mean 'onnx'?"):
@@ -95,12 +131,14 @@ def test_no_partial_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """A disk that fills up after the first of two files."""
 
     def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     model = make_student().to_integer()
-    monkeypatch.setattr("shutil.copyfile", full)
-    with pytest.raises(OSError, match="No space left"):
-        export_numpy(model, tmp_path / "out")
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for target in EXPORTERS:
+        with pytest.raises(OSError, match=r"No space left, at least \d{4,} bytes needed: '.*out'$") as error:
+            export(model, target, tmp_path / "out")
+        assert error.value.errno == errno.ENOSPC and error.value.filename == str(tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -114,8 +152,10 @@ def test_files_of_the_same_names_are_replaced_and_others_stay(tmp_path: Path) ->
 
 def test_out_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
-    with pytest.raises(ValueError, match="out is a file. Expected a new or empty folder"):
+    with pytest.raises(ValueError, match="^out_dir .*out is a file. Expected a new or empty folder"):
         export_numpy(make_student().to_integer(), tmp_path / "out")
+    with pytest.raises(ValueError, match="^out_dir .*below cannot be written"):
+        export_numpy(make_student().to_integer(), tmp_path / "out" / "below")
 
 
 @pytest.mark.parametrize(("target", "package", "extra"), [("onnx", "onnx", "export"), ("tflite", "ai_edge_litert", "litert")])

@@ -1,73 +1,24 @@
+"""Compiled C gives IntegerModel's bits: every output, every step before it, and every action."""
+
 import ctypes
-import os
-import platform
 import shutil
-import subprocess
-import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from c_policies import assert_same, assert_same_actions, compiled, integers, linear, needs_compiler
 from gymnasium import spaces
-from jinja2 import UndefinedError
 from students import BOX, DISCRETE, IMAGE, SPACES, TREATMENTS, VECTOR, make_student, some_observations, treat
 
 from sb3_qpd import IntegerModel
-from sb3_qpd.export.c.exporter import TEMPLATES, export_c
+from sb3_qpd.export.c.exporter import export_c
 from sb3_qpd.export.c.layout import bit_planes, lay_out
-from sb3_qpd.export.c.runtime import CPolicy, find_compiler
-from sb3_qpd.export.c.text import (
-    block_initializer,
-    float_literal,
-    integer_literal,
-    literals,
-    read_template,
-    unsigned_literal,
-)
+from sb3_qpd.export.c.runtime import CPolicy
 from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
-WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
-N_FUZZ = os.environ.get("N_FUZZ", "400")  # observations for the sanitizers
 
-pytestmark = pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="needs a C compiler")
-
-
-def integers(observation_space, action_space=DISCRETE, bits=(8, 8), requantization="float32", **kwargs) -> IntegerModel:
-    model = make_student(observation_space, action_space, bits, **kwargs).to_integer()
-    model.requantization = requantization
-    return model
-
-
-def compiled(model: IntegerModel, folder: Path, cflags=("-O2",), **kwargs) -> CPolicy:
-    export_c(model, folder, **kwargs)
-    return CPolicy(folder, cflags, name=kwargs.get("name", "policy"))
-
-
-def linear(n_actions: int, unit: float, seed: int = 0) -> IntegerModel:
-    """A linear policy on two features whose logits are in units of ``unit``."""
-    weight = np.random.default_rng(seed).integers(-90, 90, (n_actions, 2)).astype(np.int8)
-    head = IntegerLayer(weight, np.zeros(n_actions, np.int32), np.array([unit], np.float32), 8, 0)
-    return IntegerModel([head], (2,), np.full(2, 10, np.float32), np.zeros(2, np.float32))
-
-
-def assert_same(c: CPolicy, model: IntegerModel, observations: np.ndarray) -> None:
-    """Outputs, and every step before them, with no tolerance."""
-    outputs = c.outputs(observations)
-    np.testing.assert_array_equal(outputs, model.accumulators(observations))
-    for ours, theirs in zip(c.trace(observations[:64], model)[0], model.trace(observations[:64]), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def assert_same_actions(c: CPolicy, model: IntegerModel, observations: np.ndarray) -> None:
-    actions = c.actions(observations)
-    expected, _ = model.predict(observations, deterministic=True)
-    np.testing.assert_array_equal(actions[:3], [c.act(observation) for observation in observations[:3]])
-    np.testing.assert_array_equal(actions.reshape(expected.shape), expected)
-
-
-# -- the same bits ----------------------------------------------------------------------------------------------------
+pytestmark = needs_compiler
 
 
 @pytest.mark.parametrize("requantization", REQUANTIZATIONS)
@@ -169,9 +120,6 @@ def test_bit_planes_are_what_c_reads():
         assert bits[0] + 2 * bits[1] - 4 * bits[2] == weight
 
 
-# -- sampling ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("n_actions", "unit"), [(2, 0.01), (6, 0.001), (3, 1e-7), (6, 0.3), (300, 2e-4), (4, 1e7), (3, 0.0)])
 def test_sampler(n_actions, unit, tmp_path):
     model, rng = linear(n_actions, unit), np.random.default_rng(0)
@@ -185,115 +133,14 @@ def test_sampler(n_actions, unit, tmp_path):
 
 
 def test_box_has_no_sampler(tmp_path):
-    with pytest.raises(ValueError, match="no integer sampler"):
+    with pytest.raises(ValueError, match="random_bits are for discrete actions"):
         compiled(integers(VECTOR, BOX), tmp_path).act(np.zeros(5, np.float32), 1)
-
-
-# -- what a firmware engineer gets ------------------------------------------------------------------------------------
-
-
-def variants() -> dict[str, IntegerModel]:
-    result = {}
-    for name, (observation_space, action_space) in SPACES.items():
-        for requantization in REQUANTIZATIONS:
-            bits = (4, 8) if requantization == "fixed" else (8, 8)
-            result[f"{name}, {requantization}"] = integers(observation_space, action_space, bits, requantization)
-    result["rgb"] = integers(spaces.Box(0, 255, (3, 36, 36), np.uint8), DISCRETE, (2, 8))
-    result["linear"] = integers(VECTOR, DISCRETE, arch={"hidden": ()})
-    return result
-
-
-@pytest.mark.parametrize("compiler", ["gcc -std=c99", "gcc -std=gnu11", "g++ -xc++", "clang -std=c99", "clang++ -xc++"])
-def test_compiles_without_a_warning(compiler, tmp_path):
-    if shutil.which(compiler.split()[0]) is None:
-        pytest.skip(f"needs {compiler.split()[0]}")
-    for i, model in enumerate(variants().values()):
-        (folder := tmp_path / str(i)).mkdir()
-        export_c(model, folder)
-        command = [*compiler.split(), *WARNINGS, "-fsyntax-only", "policy.c", "main.c"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert not done.returncode and not done.stderr, done.stderr
-        if model.requantization == "fixed":
-            subprocess.run([*command, "-DPOLICY_FLOAT_HELPERS"], cwd=folder, check=True)
-
-
-def test_the_example_checks_its_test_vectors(tmp_path):
-    for i, model in enumerate(variants().values()):
-        (folder := tmp_path / str(i)).mkdir()
-        export_c(model, folder)
-        subprocess.run([*find_compiler(), *WARNINGS, "-O1", "main.c", "policy.c", "-o", "main"], cwd=folder, check=True)
-        done = subprocess.run(["./main"], cwd=folder, capture_output=True, text=True, check=True)
-        assert done.stdout.startswith("0 of ")
-    vectors = (folder / "test_vectors.h").read_text()
-    (folder / "test_vectors.h").write_text(vectors.replace("test_actions[32] = {\n    ", "test_actions[32] = {\n    9"))
-    subprocess.run([*find_compiler(), "main.c", "policy.c", "-o", "main"], cwd=folder, check=True)
-    assert subprocess.run(["./main"], cwd=folder, stdout=subprocess.DEVNULL).returncode == 1
-
-
-def test_given_observations_become_the_test_vectors(tmp_path):
-    model = integers(VECTOR)
-    export_c(model, tmp_path, observations=np.full((3, 5), 0.625, np.float32))
-    text = (tmp_path / "test_vectors.h").read_text()
-    assert "#define POLICY_N_VECTORS 3\n" in text and text.count("0.625f") == 15
-
-
-def test_two_policies_in_one_program(tmp_path):
-    for name, model in (("left", integers(VECTOR)), ("right_2", integers(IMAGE, BOX))):
-        paths = export_c(model, tmp_path, name=name)
-        assert [path.name for path in paths] == [f"{name}.h", f"{name}.c", "test_vectors.h", "main.c", f"{name}_README.md"]
-    main = '#include "left.h"\n#include "right_2.h"\nint main(void) { right_2_reset(); return LEFT_OK; }\n'
-    (tmp_path / "both.c").write_text(main)
-    subprocess.run([*find_compiler(), "both.c", "left.c", "right_2.c", "-o", "both"], cwd=tmp_path, check=True)
-    subprocess.run(["./both"], cwd=tmp_path, check=True)
-    model = integers(IMAGE, BOX)
-    assert_same(CPolicy(tmp_path, name="right_2"), model, some_observations(IMAGE, 10))
-
-
-def test_readme_says_what_it_needs(tmp_path):
-    export_c(integers(IMAGE, DISCRETE, arch="nano"), tmp_path)
-    readme = next(tmp_path.glob("*_README.md")).read_text()
-    assert "| RAM: stack of frames (`POLICY_STACK_BYTES`) | 5,184 |" in readme
-    assert "conv1" in readme and "kernel 8, stride 4, 8-bit weights" in readme
-
-
-@pytest.mark.parametrize("space", [VECTOR, IMAGE], ids=["vector", "image"])
-def test_sanitizers_find_nothing(space, tmp_path):
-    options = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    for i, requantization in enumerate(REQUANTIZATIONS):
-        model = integers(space, [DISCRETE, BOX][i], (3, 8), requantization)
-        export_c(model, tmp_path)
-        command = [*find_compiler(), *options, "-I.", Path(__file__).with_name("c_fuzz.c"), "policy.c", "-o", "fuzz"]
-        if subprocess.run(command, cwd=tmp_path).returncode:
-            pytest.skip("needs the sanitizers' libraries")
-        done = subprocess.run(["./fuzz", N_FUZZ], cwd=tmp_path, capture_output=True, text=True)
-        assert not done.returncode and not done.stderr, done.stderr
-        refused = int(done.stdout.split()[0])
-        assert (refused == 0) == (space is VECTOR and requantization == "fixed"), done.stdout
-
-
-# -- floats -----------------------------------------------------------------------------------------------------------
-
-
-def test_fast_math_is_refused(tmp_path):
-    export_c(integers(VECTOR), tmp_path)
-    with pytest.raises(RuntimeError, match="Compile without -ffast-math"):
-        CPolicy(tmp_path, ("-ffast-math",))
-
-
-@pytest.mark.skipif(platform.machine() != "x86_64" or shutil.which("gcc") is None, reason="needs gcc for x86-64")
-@pytest.mark.parametrize(("observation_space", "action_space"), SPACES.values(), ids=SPACES)
-def test_fixed_mode_has_no_float(observation_space, action_space, tmp_path):
-    command = ["gcc", "-mgeneral-regs-only", "-O2", "-c", "policy.c", "-o", "policy.o"]
-    export_c(integers(observation_space, action_space, requantization="fixed"), tmp_path)
-    subprocess.run([*command, "-ffast-math"], cwd=tmp_path, check=True)
-    export_c(integers(observation_space, action_space), tmp_path)
-    assert subprocess.run(command, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode
 
 
 def test_observations_of_16_bits(tmp_path):
     """Units of 1/256 of a grid step, rounded half up."""
     export_c(integers(VECTOR, DISCRETE, requantization="fixed"), tmp_path)
-    library = CPolicy(tmp_path)._library
+    library = CPolicy(tmp_path).library
     values = np.arange(-(2**15), 2**15, dtype=np.int16)
     grid = np.empty(5, np.int8)
     for start in (0, 100, 32700, 32768, 40000, 65531):
@@ -314,13 +161,10 @@ def test_observations_that_are_not_finite(value, requantization, tmp_path):
     c.act(np.zeros(5, np.float32))
 
 
-# -- frames -----------------------------------------------------------------------------------------------------------
-
-
 def test_frames_come_one_by_one(tmp_path):
     """After a reset the stack is zero, as SB3's VecFrameStack has it; the newest frame is the last channel."""
     model = integers(IMAGE)
-    library = compiled(model, tmp_path)._library
+    library = compiled(model, tmp_path).library
     frames = some_observations(spaces.Box(0, 255, (1, 36, 36), np.uint8), 12)[:, 0]
     outputs = np.empty(6, np.int32)
     pointer = outputs.ctypes.data_as(ctypes.c_void_p)
@@ -348,13 +192,14 @@ def test_the_students_own_number_of_frames(tmp_path):
     export_c(model, tmp_path)
     header = (tmp_path / "policy.h").read_text()
     assert "#define POLICY_N_FRAMES 2" in header and "#define POLICY_FRAME_CHANNELS 3" in header and "Camera-v0" in header
-
-
-# -- bad input --------------------------------------------------------------------------------------------------------
+    for env in ("Camera-v0", {"frame_stack": "2"}, {"frame_stack": None}):  # a file from elsewhere may say anything
+        model.metadata["env"] = env
+        export_c(model, tmp_path)
+        assert "#define POLICY_N_FRAMES 6" in (tmp_path / "policy.h").read_text()
 
 
 def test_null_pointers(tmp_path):
-    library = compiled(integers(VECTOR), tmp_path)._library
+    library = compiled(integers(VECTOR), tmp_path).library
     observation, action = np.zeros(5, np.float32), np.zeros(1, np.int32)
     given, to = (array.ctypes.data_as(ctypes.c_void_p) for array in (observation, action))
     assert library.policy_act(None, to) == library.policy_act(given, None) == -1
@@ -369,7 +214,7 @@ def test_what_cannot_be_exported(tmp_path):
             export_c(model, tmp_path, name=name)
     with pytest.raises(ValueError, match="n_frames is for images"):
         export_c(model, tmp_path, n_frames=2)
-    with pytest.raises(ValueError, match="4 channels are no 3 frames"):
+    with pytest.raises(ValueError, match="n_frames must divide the 4 channels of an observation, got 3"):
         export_c(integers(IMAGE), tmp_path, n_frames=3)
     with pytest.raises(ValueError, match="Expected an observation of shape"):
         export_c(model, tmp_path, observations=np.zeros((3, 4), np.float32))
@@ -409,69 +254,9 @@ def test_what_cpolicy_refuses(tmp_path):
         c.outputs(np.zeros((1, 4, 36, 36), np.float32))
 
 
-# -- templates --------------------------------------------------------------------------------------------------------
-
-
-def test_statements_and_values_stand_in_c():
-    template = TEMPLATES.from_string("1\n//: if a\n${x}\n//: elif b\n{{0}} << 3\n//: endif\n//#\n${x | integers | inline}")
-    assert template.render(a=True, x=2**31 - 1 - np.arange(2)) == "1\n[2147483647 2147483646]\n\n{2147483647, 2147483646}"
-    assert template.render(a=False, b=True, x=[-(2**31)]) == "1\n{{0}} << 3\n\n{(-2147483647 - 1)}"
-    with pytest.raises(UndefinedError, match="'b' is undefined"):
-        template.render(a=False, x=[])
-
-
-@pytest.mark.parametrize("file", ["README.md", "main.c", "policy.c", "policy.h", "test_vectors.h"])
-def test_no_empty_line_follows_a_statement(file):
-    """Jinja2 would drop it."""
-    lines = read_template(file).splitlines()
-    assert not [number for number, (one, next_) in enumerate(pairwise(lines), 1) if one[:3] == "//:" and not next_]
-    assert any(line.startswith("//: ") for line in lines)
-
-
-def test_arrays_of_several_dimensions():
-    texts = literals(np.arange(4, dtype=np.uint8).reshape(2, 1, 2), unsigned_literal)
-    assert block_initializer(texts) == "{{{\n    0u, 1u\n}}, {{\n    2u, 3u\n}}}"
-    numbers = block_initializer(literals(range(100, 150), integer_literal))
-    assert numbers.startswith("{\n    100, 101,") and numbers.endswith(", 149\n}")
-    assert all(len(line) <= 120 for line in numbers.splitlines())
-
-
-def test_other_targets_do_without_jinja2():
-    modules = ", ".join(f"sb3_qpd.export{name}" for name in ("", ".numpy", ".c.runtime", ".c.emulator"))
-    for imported, is_loaded in ((modules, False), (f"{modules}, sb3_qpd.export.c.exporter", True)):
-        code = f"import sys, {imported}; assert ('jinja2' in sys.modules) is {is_loaded}"
-        subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_every_float_comes_back_from_its_literal():
-    rng = np.random.default_rng(0)
-    for x in [*rng.integers(0, 0x7F800000, 2000, np.uint32).view(np.float32), np.float32(0), np.float32(1e-45), np.float32(7)]:
-        literal = float_literal(float(x))
-        assert np.float32(literal.rstrip("f")) == x and ("." in literal or "e" in literal)
-    assert float_literal(-np.inf) == "-3.40282347e+38f"
-
-
 def test_another_students_c_is_refused_instead_of_written_beyond_the_buffer(tmp_path: Path) -> None:
     small, large = (integers(VECTOR, arch={"hidden": hidden}) for hidden in ((8,), (64, 64)))
     for model, other in ((small, large), (large, small)):
         export_c(model, tmp_path)
         with pytest.raises(ValueError, match="other layers"):
             CPolicy(tmp_path).trace(some_observations(VECTOR, 50), other)
-
-
-def test_a_name_cannot_end_the_comment_that_it_stands_in(tmp_path: Path) -> None:
-    model = make_student(VECTOR, DISCRETE, (8, 8)).to_integer(
-        teacher="x */\n#error injected\n/*", env={"env_id": "*/ int evil(void); /*\\"}
-    )
-    export_c(model, tmp_path)
-    CPolicy(tmp_path)  # compiles
-    for file in tmp_path.iterdir():
-        assert "#error injected" not in file.read_text().splitlines()
-        assert "*/ int evil" not in file.read_text()
-
-
-@pytest.mark.parametrize("name", ["main", "test_vectors", "Policy", "a-b"])
-def test_names_that_cannot_be(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="name must be"):
-        export_c(make_student(VECTOR, DISCRETE, (8, 8)).to_integer(), tmp_path, name=name)
-    assert not list(tmp_path.iterdir())

@@ -37,7 +37,7 @@ FLOAT_KERNELS = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMu
 
 
 def nasty_observations(space: spaces.Box, n: int) -> np.ndarray:
-    """Those of the other tests, and the extremes of float32 in every feature."""
+    """The observations of the other tests, with the extremes of float32 in every feature."""
     observations = some_observations(space, n)
     if space.dtype == np.float32:
         largest = np.finfo(np.float32).max
@@ -237,7 +237,7 @@ def test_observations_of_several_axes(tmp_path: Path) -> None:
 
 def test_metadata(tmp_path: Path) -> None:
     model = integer_model(VECTOR, BOX, (8, 8))
-    env = {"env_id": "HalfCheetah-v4", "env_kwargs": {"xml_file": "/home/somebody/cheetah.xml"}, "frame_stack": 1}
+    env = {"env_id": "HalfCheetah-v4", "env_kwargs": {"xml_file": "/home/user/cheetah.xml"}, "frame_stack": 1}
     model.metadata |= {"env": env, "teacher": "ppo/HalfCheetah-v3", "teacher_checksum": "ab" * 32}
     (path,) = export_onnx(model, tmp_path)
     proto = onnx.load(path)
@@ -259,6 +259,8 @@ def test_bad_options(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="channels_last is for images"):
         export_onnx(model, tmp_path, channels_last=True)
     model.requantization = "fixed"
-    with pytest.raises(ValueError, match="requantizes in float32, this model has requantization='fixed'"):
+    with pytest.raises(
+        ValueError, match="onnx does not support requantization='fixed' .set model.req.* --requantization float32"
+    ):
         export_onnx(model, tmp_path)
     assert not list(tmp_path.iterdir())

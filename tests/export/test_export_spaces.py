@@ -1,11 +1,14 @@
 """Exports of students with indices, Dict observations, images of floats, several actions at once, and masks."""
 
+import re
 import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch as th
 from gymnasium import spaces
@@ -14,8 +17,10 @@ from toys import sample
 
 from sb3_qpd import IntegerModel, QuantActorCriticPolicy, export_c, export_numpy, export_onnx, export_tflite
 from sb3_qpd.evaluation.verify import verify
+from sb3_qpd.export import EXPORTERS, StudentFacts, check_target
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
+from sb3_qpd.spaces import action_head, observation_parts
 
 OBSERVATIONS: dict[str, spaces.Space] = {
     "vector": spaces.Box(-1, 1, (3,)),
@@ -87,9 +92,9 @@ def test_masks_in_onnx(action: str, tmp_path: Path) -> None:
 def test_channels_last(tmp_path: Path) -> None:
     model, observations = make_student("Dict", "Discrete", 8).to_integer(), sample(OBSERVATIONS["Dict"], 50)
     (path,) = export_onnx(model, tmp_path, channels_last=True)
-    policy = OnnxPolicy(path)
-    assert [dim.dim_value for dim in policy._inputs["observation/camera"].shape.dim[1:]] == [36, 36, 4]
-    assert_same_bits(policy.run(observations)[1], model.logits(observations))
+    (camera,) = (value for value in onnx.load(path).graph.input if value.name == "observation/camera")
+    assert [dim.dim_value for dim in camera.type.tensor_type.shape.dim[1:]] == [36, 36, 4]
+    assert_same_bits(OnnxPolicy(path).run(observations)[1], model.logits(observations))
 
 
 def test_verify(tmp_path: Path) -> None:
@@ -146,7 +151,7 @@ def test_c_refuses_an_index_that_is_none() -> None:
 @pytest.mark.parametrize(
     "observation, action, masks, what",
     [
-        ("Dict", "Discrete", False, "Dict observations and images of floats"),
+        ("Dict", "Discrete", False, "Dict observations; images of floats"),
         ("float image", "Discrete", False, "images of floats"),
         ("vector", "Discrete", True, "action masks"),
     ],
@@ -161,5 +166,51 @@ def test_what_is_refused_by_name(observation: str, action: str, masks: bool, wha
 
 @pytest.mark.parametrize("observation, action", [("Discrete", "Discrete"), ("vector", "MultiDiscrete")])
 def test_tflite_refuses_more(observation: str, action: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*: take the target onnx or numpy"):
+    with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*. Take the target onnx, c or numpy"):
         export_tflite(make_student(observation, action, 8).to_integer(), tmp_path)
+
+
+def test_tflite_refuses_one_index_in_an_array(tmp_path: Path) -> None:
+    """MultiDiscrete([3]): the action is an array of one index, TFLite's would be a scalar."""
+    policy = QuantActorCriticPolicy(OBSERVATIONS["vector"], spaces.MultiDiscrete([3]), lambda _: 0.0, "nano")
+    policy.calibrate(policy.obs_to_tensor(sample(OBSERVATIONS["vector"], 64))[0])
+    with pytest.raises(ValueError, match="tflite does not support MultiDiscrete"):
+        export_tflite(policy.to_integer(), tmp_path)
+
+
+@pytest.mark.parametrize("target", EXPORTERS)
+@pytest.mark.parametrize("observation, action", CASES)
+def test_a_target_is_refused_before_training_by_the_same_words(
+    observation: str, action: str, target: str, tmp_path: Path
+) -> None:
+    """From spaces and bits alone, and from a student that has learned nothing, as from the trained one."""
+    model = make_student(observation, action, 4).to_integer()
+    options = {"weight_bits": 4, "activation_bits": 4, "normalized_image": True}
+    new = QuantActorCriticPolicy(OBSERVATIONS[observation], ACTIONS[action], lambda _: 0.0, "nano", **options)
+    assert StudentFacts.of_model(new.to_integer()) == StudentFacts.of_model(model)
+    head, bits = action_head(ACTIONS[action]), [layer.weight_bits for layer in model.layers]
+    facts = StudentFacts(
+        parts=observation_parts(OBSERVATIONS[observation], normalized_image=True),
+        is_box=head.is_box,
+        action_shape=head.shape,
+        weight_bits=tuple(bits),
+        activation_bits=(4,) * (len(bits) - 1),
+    )
+    try:
+        check_target(target, facts)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=f"^{re.escape(str(error))}$"):
+            EXPORTERS[target](model, tmp_path)
+    else:
+        assert EXPORTERS[target](model, tmp_path)
+
+
+def test_no_torch_for_what_is_known_beforehand() -> None:
+    code = (
+        "import sys; from sb3_qpd.export import StudentFacts, check_target; from sb3_qpd.integer import ObservationPart; "
+        "check_target('c', StudentFacts((ObservationPart('vector', (4,)),), is_box=False)); "
+        "assert not {'torch', 'gymnasium', 'onnx', 'ai_edge_litert', 'jinja2'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(ValueError, match="Unknown target 'onxx'. Known: onnx, c, tflite, numpy. Did you mean 'onnx'"):
+        check_target("onxx", StudentFacts.of_model(make_student("vector", "Box", 8).to_integer()))

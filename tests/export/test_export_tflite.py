@@ -1,6 +1,8 @@
 """A TFLite file under XNNPACK gives IntegerModel's bits, for weights of 8 and 4 bits."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,8 +101,21 @@ def test_shapes_of_actions_and_a_free_batch(tmp_path: Path) -> None:
             assert policy.run(some_observations(VECTOR, 64)[:n])[0].shape == (n, *shape)
 
 
+def test_stderr_has_no_notice_and_keeps_the_rest(tmp_path: Path) -> None:
+    """The runtime tells once per process that it uses XNNPACK; a broken file is still told of."""
+    (path,) = export_tflite(make_student().to_integer(), tmp_path)
+    code = (
+        "import sys; from sb3_qpd.export.tflite.runtime import TflitePolicy, without_notice\n"
+        f"TflitePolicy({str(path)!r})\n"
+        "with without_notice(): import os; os.write(2, b'kept\\n'); print('this too', file=sys.stderr, flush=True)\n"
+        "print('and this', file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stderr.splitlines() == ["kept", "this too", "and this"]
+
+
 def test_metadata(tmp_path: Path) -> None:
-    model = make_student().to_integer(teacher="ppo/CartPole-v1", env={"env_kwargs": {"path": "/home/somebody/maze.txt"}})
+    model = make_student().to_integer(teacher="ppo/CartPole-v1", env={"env_kwargs": {"path": "/home/user/maze.txt"}})
     content = export_tflite(model, tmp_path)[0].read_bytes()
     proto = schema.ModelT.InitFromPackedBuf(content)
     (entry,) = proto.metadata
@@ -111,8 +126,8 @@ def test_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
-        ((2, 8), "TFLite has weights of 8 or 4 bits, layer 1 has 2. Export it as onnx, c or numpy"),
-        ((8, 4), "TFLite has activations of 8 bits, layer 0 has 4. Export it as onnx, c or numpy"),
+        ((2, 8), r"weights of 2 bits in layer 1 \(--weight-bits 4 or 8\). Take the target onnx, c or numpy"),
+        ((8, 4), r"activations of 4 bits in layer 0 \(--activation-bits 8\). Take the target onnx, c or numpy"),
     ],
 )
 def test_refused_by_name(bits: tuple[int, int], message: str, tmp_path: Path) -> None:
@@ -129,5 +144,5 @@ def test_other_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"The head's accumulators could reach 1\d+, which float32 does not hold exactly"):
         export_tflite(model, tmp_path)
     model.requantization = "fixed"
-    with pytest.raises(ValueError, match="requantizes in float32, this model has requantization='fixed'"):
+    with pytest.raises(ValueError, match="tflite does not support requantization='fixed' .*. Take the target c or numpy"):
         export_tflite(model, tmp_path)

@@ -1,4 +1,4 @@
-"""The target ``c``: C99 sources, compiled for this computer or run on emulated microcontrollers."""
+"""The target ``c``: the exporter of C99 sources, which are compiled for this computer or run on emulated microcontrollers."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

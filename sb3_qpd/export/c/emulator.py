@@ -1,7 +1,7 @@
 """
-The exported C on emulated microcontrollers: the same bits? How much flash and RAM, how many instructions for an action?
+The exported C on emulated microcontrollers: its outputs, flash and RAM, and the instructions that an action takes.
 
-Instructions are counted, not cycles: wait states of the flash, and loads and branches that take longer, are not in them.
+Instructions are counted, not cycles. Wait states of the flash, and loads and branches of several cycles, are not included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from sb3_qpd.export.c.runtime import run_compiler
 from sb3_qpd.export.c.text import read_template, rename
-from sb3_qpd.export.c.vectors import frames_of
+from sb3_qpd.export.c.vectors import c_observations
 from sb3_qpd.integer import IntegerModel
 
 _SEMIHOSTING = "-nographic -monitor none -serial none -semihosting-config enable=on,target=native -icount shift=0 -kernel"
@@ -29,13 +29,13 @@ _SEMIHOSTING = "-nographic -monitor none -serial none -semihosting-config enable
 @dataclass(frozen=True)
 class Microcontroller:
     """
-    A processor, and the tools that build for it and emulate it.
+    A processor, with the tools that build programs for it and emulate it.
 
-    :param tools: prefix of the compiler and of ``size``
-    :param flags: for compiler and linker
-    :param emulator: command up to the program's name
-    :param origin: address of its memory
-    :param packages: Debian's names of all that
+    :param tools: prefix of the names of ``gcc`` and ``size``
+    :param flags: options for compiler and linker
+    :param emulator: command of the emulator, up to the name of the program
+    :param origin: address of the memory
+    :param packages: Debian packages with these tools
     """
 
     tools: str
@@ -45,22 +45,20 @@ class Microcontroller:
     packages: str
 
 
-_ARM_PACKAGES = "gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
+def _cortex_m(board: str, flags: str) -> Microcontroller:
+    """An ARM processor on one of the MPS2 boards that QEMU emulates."""
+    return Microcontroller(
+        tools="arm-none-eabi-",
+        flags=f"-mthumb {flags}",
+        emulator=f"qemu-system-arm -M {board} {_SEMIHOSTING}",
+        origin=0,
+        packages="gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm",
+    )
+
+
 MICROCONTROLLERS = {
-    "cortex-m4f": Microcontroller(
-        tools="arm-none-eabi-",
-        flags="-mthumb -mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard",
-        emulator=f"qemu-system-arm -M mps2-an386 {_SEMIHOSTING}",
-        origin=0,
-        packages=_ARM_PACKAGES,
-    ),
-    "cortex-m3": Microcontroller(
-        tools="arm-none-eabi-",
-        flags="-mthumb -mcpu=cortex-m3",
-        emulator=f"qemu-system-arm -M mps2-an385 {_SEMIHOSTING}",
-        origin=0,
-        packages=_ARM_PACKAGES,
-    ),
+    "cortex-m4f": _cortex_m("mps2-an386", "-mcpu=cortex-m4 -mfpu=fpv4-sp-d16 -mfloat-abi=hard"),
+    "cortex-m3": _cortex_m("mps2-an385", "-mcpu=cortex-m3"),
     "rv32imc": Microcontroller(
         tools="riscv64-unknown-elf-",
         flags="-march=rv32imc -mabi=ilp32 --specs=picolibc.specs",
@@ -74,14 +72,14 @@ MICROCONTROLLERS = {
 @dataclass
 class Emulation:
     """
-    What came out.
+    Results of an emulation.
 
-    :param outputs: int32, shape (batch_size, n_out): the head's accumulators
-    :param actions: shape (batch_size,) for discrete actions, else (batch_size, action_dim)
-    :param instructions: for each action, to within 40 on Cortex-M; with images, taking in the newest frame included
-    :param flash: bytes of code, constants and the library functions that they call
-    :param ram: static bytes, a stack of frames included
-    :param call_stack: bytes
+    :param outputs: the head's accumulators, int32, shape (batch_size, n_out)
+    :param actions: shape (batch_size,) for Discrete actions, else (batch_size, action_dim)
+    :param instructions: instructions of each action, to within 40 on Cortex-M; pushing the newest frame is included
+    :param flash: bytes of code, of constants and of the library functions that are called
+    :param ram: bytes of static memory, the stack of frames included
+    :param call_stack: bytes of call stack
     """
 
     outputs: np.ndarray
@@ -93,15 +91,20 @@ class Emulation:
 
     def milliseconds(self, mhz: float) -> float:
         """
-        Time of the median action if every instruction took one cycle.
+        Time of the median action in milliseconds, if every instruction took one cycle.
 
-        :param mhz: clock of the processor
+        :param mhz: clock of the processor in MHz
         """
         return float(np.median(self.instructions)) / (1000 * mhz)
 
 
 def missing_tools(microcontroller: str) -> str:
-    """What has to be installed to emulate it; nothing if all is there."""
+    """
+    The tools that are missing to emulate a microcontroller, and the command that installs them.
+
+    :param microcontroller: a key of ``MICROCONTROLLERS``
+    :return: empty if nothing is missing
+    """
     chip = MICROCONTROLLERS[microcontroller]
     tools = (f"{chip.tools}gcc", f"{chip.tools}size", chip.emulator.split()[0])
     missing = [tool for tool in tools if shutil.which(tool) is None]
@@ -118,21 +121,23 @@ def emulate(
     name: str = "policy",
 ) -> Emulation:
     """
-    Build the C of a folder for a microcontroller and let it act.
+    Build exported C for a microcontroller and run it on observations.
 
-    :param folder: that ``export_c`` wrote into
-    :param model: the student: brings raw observations to the form that its C takes
-    :param observations: raw, shape (batch_size, *observation_shape)
+    :param folder: folder that ``export_c`` wrote into
+    :param model: the student, which brings raw observations to the form that its C takes
+    :param observations: raw observations, shape (batch_size, *observation_shape)
     :param microcontroller: a key of ``MICROCONTROLLERS``
-    :param cflags: for the compiler
-    :param name: see :func:`sb3_qpd.export.c.exporter.export_c`
+    :param cflags: options for the compiler of the policy
+    :param name: name that was given to ``export_c``
+    :raises RuntimeError: if tools are missing, or the build or the emulator fails
     """
     if problem := missing_tools(microcontroller):
         raise RuntimeError(problem)
     chip = MICROCONTROLLERS[microcontroller]
     with tempfile.TemporaryDirectory() as build:
         program = _build(Path(folder).resolve(), Path(build), chip, cflags, name)
-        _elements(model, observations, Path(folder, f"{name}.h")).tofile(Path(build, "observations.bin"))
+        n_frames = _n_frames(Path(folder, f"{name}.h"))
+        c_observations(model, n_frames, observations).tofile(Path(build, "observations.bin"))
         done = subprocess.run([*shlex.split(chip.emulator), program], cwd=build, capture_output=True, text=True)
         results = Path(build, "results.bin")
         if done.returncode or not results.exists():
@@ -158,7 +163,7 @@ def _build(folder: Path, build: Path, chip: Microcontroller, cflags: Sequence[st
     script = read_template("device.ld").replace("ORIGIN_ADDRESS", hex(chip.origin))
     (build / "device.ld").write_text(script, encoding="utf-8")
     compiler = [f"{chip.tools}gcc", *chip.flags.split(), "-std=c99"]
-    # a harness that calls no library function, so that what the program has of them is the policy's
+    # the harness calls no library function: those in the program are called by the policy, and counted as its flash
     harness = [*compiler, "-O1", "-fno-tree-loop-distribute-patterns", "-I", str(folder), "-c"]
     run_compiler([*harness, build / "device.c", "-o", build / "device.o"])
     run_compiler([*compiler, *cflags, "-c", folder / f"{name}.c", "-o", build / "policy.o"])
@@ -168,7 +173,7 @@ def _build(folder: Path, build: Path, chip: Microcontroller, cflags: Sequence[st
 
 
 def _memory(build: Path, chip: Microcontroller) -> tuple[int, int]:
-    """Flash and static RAM of the policy and what it calls: the program without the harness."""
+    """Bytes of flash and static RAM of the policy and of what it calls: the program without the harness."""
 
     def sizes(name: str) -> tuple[int, ...]:
         done = subprocess.run([f"{chip.tools}size", build / name], capture_output=True, text=True, check=True)
@@ -178,14 +183,7 @@ def _memory(build: Path, chip: Microcontroller) -> tuple[int, int]:
     return program[0] + program[1] - harness[0] - harness[1], policy[1] + policy[2]
 
 
-def _elements(model: IntegerModel, observations: np.ndarray, header: Path) -> np.ndarray:
-    """Observations as the C takes them."""
-    if model.is_image:
-        frames = re.search(r"_N_FRAMES (\d+)", header.read_text(encoding="utf-8"))
-        assert frames is not None
-        return np.ascontiguousarray(frames_of(observations, int(frames[1])))
-    if model.parts[0].kind == "one_hot":
-        return observations.reshape(len(observations), -1).astype(np.int32)
-    if model.requantization == "fixed":
-        return model.quantize_input(observations).astype(np.int8)
-    return observations.reshape(len(observations), -1).astype(np.float32)
+def _n_frames(header: Path) -> int:
+    """The number of frames in an observation that a C header was written for; 1 for vectors."""
+    frames = re.search(r"_N_FRAMES (\d+)", header.read_text(encoding="utf-8"))
+    return 1 if frames is None else int(frames[1])

@@ -1,12 +1,15 @@
 """
-The student as C99: integers, no heap, no library but ``<string.h>``, the same bits whatever the compiler and its flags.
+The target ``c``: the student as C99 sources, with the same bits for every compiler and its flags.
 
-The sources are written from the templates in ``templates/``, which are C and three additions of Jinja2. A line that begins
-with ``//:`` is a statement. An editor for C takes it for a comment. ``${name}`` is a value: C has no ``$``, whereas Jinja2's
-usual ``{{ name }}`` could be an initializer, ``<<`` a shift and ``[[`` an attribute of C23. ``//#`` begins a comment.
-The templates call the files ``policy``.
+The sources use integers, no heap, and no library but ``<string.h>``. They are written from ``templates/``: C with three
+additions of Jinja2.
+
+- A line that begins with ``//:`` is a statement. An editor for C takes it for a comment.
+- ``${name}`` is a value. C has no ``$``; Jinja2's usual ``{{ name }}`` could be an initializer.
+- ``//#`` begins a comment of the template.
 
 Jinja2 drops the empty lines that follow a statement. Put them before the statement, or write ``//#``: its empty line remains.
+The templates call the files ``policy``; :func:`~sb3_qpd.export.c.text.rename` gives them another name.
 """
 
 from __future__ import annotations
@@ -20,7 +23,6 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from sb3_qpd.export import check_supported_by
 from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
 from sb3_qpd.export.c.text import (
     block_initializer,
@@ -34,10 +36,12 @@ from sb3_qpd.export.c.text import (
     unsigned_literal,
 )
 from sb3_qpd.export.c.vectors import fixed_bounds, make_vectors
+from sb3_qpd.export.files import write_files
+from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
 from sb3_qpd.version import __version__
 
-RESERVED = ("main", "test_vectors")  # the names of the other files
+RESERVED = ("main", "test_vectors")  # names of files that are written too
 
 TEMPLATES = jinja2.Environment(
     line_statement_prefix="//:",
@@ -50,7 +54,7 @@ TEMPLATES = jinja2.Environment(
     loader=jinja2.FunctionLoader(read_template),
 )
 TEMPLATES.globals["zip"] = zip
-# numbers to the literals of C, literals to an initializer
+# the first four write numbers as literals of C, the last two write literals as an initializer
 TEMPLATES.filters |= {
     "floats": partial(literals, literal=float_literal),
     "integers": partial(literals, literal=integer_literal),
@@ -71,35 +75,36 @@ def export_c(
     observations: np.ndarray | None = None,
 ) -> list[Path]:
     """
-    Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` (an example that checks the test vectors) and
-    ``policy_README.md``. The C computes what ``model`` computes, with its requantization.
+    Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` and ``policy_README.md``.
+
+    The C computes what ``model`` computes, with the model's requantization. ``main.c`` is an example that checks the test
+    vectors.
 
     :param model: the student
     :param out_dir: a folder that exists
-    :param name: of the files, and the prefix of every public name in them
-    :param n_frames: for images: frames that make an observation, each with an equal share of its channels. The default is
-        what the student was trained with, else a frame for each channel, or one frame of three channels
-    :param observations: raw ones for the test vectors, a few are taken; the default draws some
+    :param name: name of the files, and prefix of every public name in them
+    :param n_frames: number of frames in an image observation, each with an equal share of the channels. By default the
+        ``frame_stack`` that the student was trained with. Without one, three channels are one frame, and other numbers of
+        channels are as many frames
+    :param observations: raw observations for the test vectors, of which at most 32 (images: 2) are used. By default random
+        ones
     :return: the files
+    :raises ValueError: if C cannot take the student, or an argument does not fit it
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
-        raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got '{name}'")
-    check_supported_by(model, "c", indices=True, multi_action=True)
+        raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
+    check_target("c", StudentFacts.of_model(model))
     values = _values(model, lay_out(model), n_frames, observations) | {"name": name}
     files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"} | {f: f for f in ("test_vectors.h", "main.c")}
     files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
     texts = {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
-    for file, text in texts.items():
-        (out_dir / file).write_text(text, encoding="utf-8")
-    return [out_dir / file for file in texts]
-
-
-# -- what the templates know ----------------------------------------------------------------------------------------------
+    return write_files(out_dir, {file: text.encode() for file, text in texts.items()})
 
 
 def _values(
     model: IntegerModel, layers: list[CLayer], n_frames: int | None, observations: np.ndarray | None
 ) -> dict[str, Any]:
+    """Everything that the templates refer to, but for ``name``."""
     places, arena_bytes = plan_arena(model, layers)
     n_frames, env = _n_frames(model, n_frames), model.metadata.get("env")
     return {
@@ -122,25 +127,28 @@ def _values(
 
 
 def _plain(text: Any) -> str:
-    """What is safe in a comment of C: a teacher's file says how it is called, and could end the comment."""
+    """Text that is safe in a comment of C. Names come from files, and ``*/`` in a name would end the comment."""
     return re.sub(r"[^A-Za-z0-9_.: @/+-]", "_", text)[:100] if isinstance(text, str) else ""
 
 
 def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
+    """The number of frames in an observation, see :func:`export_c`; 1 for vectors."""
     if not model.is_image:
         if n_frames is not None:
-            raise ValueError("n_frames is for images; this student takes vectors")
+            raise ValueError(f"n_frames is for images, got {n_frames} for a student of {model.parts[0].kind} observations")
         return 1
     channels = model.observation_shape[0]
     if n_frames is None:
-        stacked = (model.metadata.get("env") or {}).get("frame_stack", 1)
-        n_frames = stacked if stacked > 1 else (1 if channels == 3 else channels)
+        env = model.metadata.get("env")
+        stacked = env.get("frame_stack") if isinstance(env, dict) else None
+        n_frames = stacked if isinstance(stacked, int) and stacked > 1 else (1 if channels == 3 else channels)
     if n_frames < 1 or channels % n_frames:
-        raise ValueError(f"{channels} channels are no {n_frames} frames of equal size: give n_frames=")
+        raise ValueError(f"n_frames must divide the {channels} channels of an observation, got {n_frames}")
     return n_frames
 
 
 def _observation(model: IntegerModel) -> dict[str, Any]:
+    """Kind, C type and size of an observation; for indices the bytes that stand for a category in the first layer's input."""
     kind, is_fixed = model.parts[0].kind, model.requantization == "fixed"
     types = {"image": "uint8_t", "one_hot": "int32_t", "vector": "int8_t" if is_fixed else "float"}
     values = {
@@ -150,7 +158,7 @@ def _observation(model: IntegerModel) -> dict[str, Any]:
         "observation_type": types[kind],
         "observation_size": math.prod(model.observation_shape),
     }
-    if kind == "one_hot":  # a category on the first layer's grid, 128 higher: of other indices, and of its own index
+    if kind == "one_hot":  # a category on the first layer's grid, 128 higher: where it is not the index, and where it is
         assert model.input_multiplier is not None and model.input_offset is not None
         grid = {"absent": model.input_offset, "present": model.input_multiplier + model.input_offset}
         values |= {name: (np.clip(np.rint(x), -128, 127) + 128).astype(int) for name, x in grid.items()}
@@ -158,6 +166,7 @@ def _observation(model: IntegerModel) -> dict[str, Any]:
 
 
 def _action(model: IntegerModel) -> dict[str, Any]:
+    """Kind and C type of an action, and its bounds or the tables of the sampler."""
     values = {
         "box": model.is_box,
         "several": not model.is_box and bool(model.action_shape),
@@ -172,12 +181,12 @@ def _action(model: IntegerModel) -> dict[str, Any]:
 
 
 def _size_type(layers: list[CLayer]) -> str:
-    """Wide enough for every dimension."""
+    """The smallest C type that holds every dimension of every layer."""
     return "uint16_t" if max(map(max, dimensions(layers))) < 2**16 else "uint32_t"
 
 
 def _constant_bytes(model: IntegerModel, layers: list[CLayer]) -> int:
-    """Bytes of constants in flash."""
+    """Bytes of constants in flash: weights, biases, multipliers, pointers, dimensions and tables."""
     fixed, total, size = model.requantization == "fixed", 0, int(_size_type(layers)[4:6]) // 8
     for layer, sizes in zip(layers, dimensions(layers), strict=True):
         scales = 0 if layer.is_head else 5 if fixed else 4

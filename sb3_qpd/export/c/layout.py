@@ -1,4 +1,4 @@
-"""What the C files hold: every layer's numbers in the order in which C reads them, and the plan of the memory they share."""
+"""Each layer's numbers in the order in which C reads them, and the plan of the memory that layers share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sb3_qpd.export.requirements import LARGEST_INPUT
 from sb3_qpd.integer import IntegerLayer, IntegerModel, fixed_point
 
-_UNPACKED_BYTES = 2560  # of weights below 8 bits that are unpacked together: enough to unpack most convolutions only once
-_GROUP = 32  # packed weights: as many words as they have bits
-_COLUMNS = 4  # positions of a window that share a weight
+_UNPACKED_BYTES = 2560  # room for unpacked weights: most convolutions fit, and are unpacked only once
+_GROUP = 32  # weights that are packed together, into as many words as a weight has bits
+_COLUMNS = 4  # positions of a window that share each weight that is read
 
 
 def _round_up(n: int, step: int) -> int:
@@ -20,10 +21,11 @@ def _round_up(n: int, step: int) -> int:
 
 def bit_planes(weights: np.ndarray, bits: int) -> np.ndarray:
     """
-    Groups of 32 weights as one word for each bit: bit ``8 i + j`` of a word belongs to weight ``4 j + i``.
+    Pack groups of 32 weights into one word for each bit: bit ``8 i + j`` of a word belongs to weight ``4 j + i``.
 
-    :param weights: integers of ``bits`` bits, flat; zeros fill up the last group
-    :return: uint32, ``bits`` words for each group
+    :param weights: signed integers, shape (n,); zeros fill up the last group
+    :param bits: bits of a weight
+    :return: uint32, shape (bits * ceil(n / 32),)
     """
     groups = np.zeros((_round_up(len(weights), _GROUP) // _GROUP, 8, 4), np.int64)  # (group, j, i)
     groups.reshape(-1)[: len(weights)] = weights
@@ -38,9 +40,9 @@ class CLayer:
     A layer as C computes it: channels last, inputs never negative.
 
     :param name: ``conv1``, ``fc1``, ``head``
-    :param layer: the layer itself
-    :param shape: of its input, channels first
-    :param rows: int8, shape (n_out, n_in): weights in the order of the columns that C gathers
+    :param layer: the layer of the integer model
+    :param shape: shape of its input, channels first
+    :param rows: weights in the order of the inputs that C gathers: int8, shape (n_out, n_in)
     :param bias: int32, shape (n_out,)
     """
 
@@ -69,7 +71,7 @@ class CLayer:
 
     @property
     def run(self) -> int:
-        """Inputs that lie side by side: a row of a convolution's window, or all."""
+        """Number of inputs that lie side by side in memory: a row of a convolution's window, or all inputs."""
         return self.layer.weight.shape[3] * self.layer.weight.shape[1] if self.is_conv else self.n_in
 
     @property
@@ -86,7 +88,11 @@ class CLayer:
 
     @property
     def chunk(self) -> int:
-        """Rows that are unpacked together: as many as fill whole groups and fit; all rows of a layer of 8 bits."""
+        """
+        Number of rows that are unpacked together: the largest that fits and fills whole groups.
+
+        A layer of 8 bits is not packed: all of its rows.
+        """
         if not self.is_packed:
             return self.n_out
         most = max(1, min(self.n_out, _UNPACKED_BYTES // self.n_in))
@@ -96,9 +102,9 @@ class CLayer:
 
     @property
     def stored(self) -> np.ndarray:
-        """The weights as they stand in memory: int8, or uint32 bit planes chunk by chunk."""
+        """The weights as they lie in flash: int8, or uint32 bit planes chunk by chunk."""
         if not self.is_packed:
-            # a row that ends within a block of four is read on into what follows, to meet zeros
+            # C reads whole blocks of four: behind the last row there must be something to read, which zero inputs cancel
             return np.append(self.rows.reshape(-1), np.zeros(-self.n_in % 4, np.int8))
         chunks = [self.rows[i : i + self.chunk].reshape(-1) for i in range(0, self.n_out, self.chunk)]
         return np.concatenate([bit_planes(chunk, self.layer.weight_bits) for chunk in chunks])
@@ -112,12 +118,16 @@ class CLayer:
         return _round_up(self.chunk * self.n_in, _GROUP) + 4 if self.is_packed else 0
 
     def fixed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Integer multipliers and shifts."""
+        """Multipliers and shifts of the fixed requantization, see :func:`~sb3_qpd.integer.fixed_point`."""
         return fixed_point(self.layer.multiplier)
 
 
 def _rows(layer: IntegerLayer, shape: tuple[int, ...]) -> np.ndarray:
-    """Weights with channels last; a convolution's kernel rows are filled up with zeros to a multiple of four."""
+    """
+    Weights with channels last, shape (n_out, n_in). Zeros fill a convolution's kernel rows up to a multiple of four.
+
+    :param shape: shape of the layer's input, channels first
+    """
     if layer.is_conv:
         rows = layer.weight.transpose(0, 2, 3, 1).reshape(len(layer.weight), layer.weight.shape[2], -1)
         return np.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % 4))).reshape(len(rows), -1)
@@ -130,7 +140,10 @@ def lay_out(model: IntegerModel) -> list[CLayer]:
     """
     The layers of a model in C's order.
 
-    Vectors come to the first layer 128 higher than on their grid, and its biases take that back.
+    C adds 128 to the input grid of vectors, so that inputs are never negative. The biases of the first layer take it back.
+
+    :param model: one that :func:`~sb3_qpd.export.requirements.check_target` lets through
+    :raises ValueError: if a sum could leave int32
     """
     result: list[CLayer] = []
     shape = model.observation_shape if model.is_image else (model.parts[0].n_features,)
@@ -148,15 +161,22 @@ def lay_out(model: IntegerModel) -> list[CLayer]:
 
 
 def _check_sums(name: str, rows: np.ndarray, bias: np.ndarray) -> None:
-    """No partial sum of any input of 0 to 255 leaves int32."""
-    bound = int((np.abs(bias) + 255 * np.abs(rows.astype(np.int64)).sum(1)).max())
+    """Refuse a layer in which inputs of 0 to 255 could bring a partial sum beyond int32."""
+    bound = int((np.abs(bias) + LARGEST_INPUT * np.abs(rows.astype(np.int64)).sum(1)).max())
     if bound >= 2**31:
-        raise ValueError(f"A sum in layer '{name}' could reach {bound}, which does not fit int32: the layer is too wide")
+        raise ValueError(f"A sum in layer '{name}' could reach {bound}, which does not fit int32. Make the layer narrower")
 
 
 @dataclass
 class Place:
-    """Offsets in bytes of what a layer reads, writes and works with."""
+    """
+    Offsets of a layer's memory in the arena, in bytes.
+
+    :param input: its input
+    :param output: its output
+    :param columns: inputs widened to 16 bits
+    :param unpacked: weights unpacked to 8 bits
+    """
 
     input: int
     output: int
@@ -166,11 +186,13 @@ class Place:
 
 def plan_arena(model: IntegerModel, layers: list[CLayer]) -> tuple[list[Place], int]:
     """
-    Inputs and outputs stand at opposite ends of the arena, the room to work between them.
+    Plan the memory that all layers share. Input and output lie at opposite ends, and the working memory between them.
 
+    :param model: the student
+    :param layers: its layers, see :func:`lay_out`
     :return: a place for each layer, and the size of the arena in bytes
     """
-    before = 0 if model.is_image else model.parts[0].n_features  # frames have a place of their own
+    before = 0 if model.is_image else model.parts[0].n_features  # frames lie in a stack of their own
     sizes = []
     for layer in layers:
         ends = (_round_up(before, 4), _round_up(layer.output_bytes, 4))
@@ -187,7 +209,11 @@ def plan_arena(model: IntegerModel, layers: list[CLayer]) -> tuple[list[Place], 
 
 
 def dimensions(layers: list[CLayer]) -> list[list[int]]:
-    """The integers of each layer's ``struct layer``, in the order of its members."""
+    """
+    The integers of each layer's ``struct layer``, in the order of its members.
+
+    :param layers: all layers of a student: together they decide which members there are
+    """
     has_hidden, has_packed = len(layers) > 1, any(layer.is_packed for layer in layers)
     has_conv = any(layer.is_conv for layer in layers)
     return [
@@ -202,7 +228,7 @@ def dimensions(layers: list[CLayer]) -> list[list[int]]:
 
 
 def _window(layer: CLayer) -> list[int]:
-    """How a convolution's window goes over its input; zeros for a fully connected layer."""
+    """How a convolution's window moves over its input; zeros for a fully connected layer."""
     if not layer.is_conv:
         return [0] * 7
     channels, _, width = layer.shape

@@ -1,4 +1,4 @@
-"""The exported C, compiled for this machine and called from Python."""
+"""The exported C, compiled for this computer and called from Python."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from sb3_qpd.integer import IntegerModel
 
 
 def find_compiler() -> list[str]:
-    """The C compiler's command: ``$CC``, or the first of cc, gcc and clang that is installed."""
+    """
+    The command of the C compiler: ``$CC``, or the first of cc, gcc and clang that is installed.
+
+    :raises RuntimeError: if there is none
+    """
     given = shlex.split(os.environ.get("CC", ""))
     for command in [given] if given else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
@@ -30,7 +34,12 @@ def find_compiler() -> list[str]:
 
 
 def run_compiler(command: Sequence[str | os.PathLike[str]]) -> None:
-    """Run a compiler; what it complains about becomes the error's message."""
+    """
+    Run a compiler.
+
+    :param command: the compiler and its arguments
+    :raises RuntimeError: if it fails, with its messages
+    """
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(map(str, command))} failed:\n{done.stderr or done.stdout}")
@@ -38,14 +47,17 @@ def run_compiler(command: Sequence[str | os.PathLike[str]]) -> None:
 
 class CPolicy:
     """
-    A student's C, compiled into a shared library. All that it knows comes from the folder.
+    A student's C, compiled into a shared library.
 
-    It holds one observation at a time, as the C does: not for several threads.
+    Like the C it has static memory, so it must not be used from several threads at once. ``library`` is the loaded library,
+    for functions of the C that have no method here.
 
-    :param folder: that ``export_c`` wrote into
-    :param cflags: for the compiler
-    :param name: see :func:`sb3_qpd.export.c.exporter.export_c`
-    :param compiler: its command; the default is found by :func:`find_compiler`
+    :param folder: folder that ``export_c`` wrote into
+    :param cflags: options for the compiler
+    :param name: name that was given to ``export_c``
+    :param compiler: command of the compiler; by default :func:`find_compiler` finds it
+    :raises FileNotFoundError: if the folder has no such C file
+    :raises RuntimeError: if there is no compiler, or it fails
     """
 
     def __init__(
@@ -63,18 +75,18 @@ class CPolicy:
             source, library = Path(build, "harness.c"), Path(build, "harness.so")
             source.write_text(rename(read_template("harness.c"), name), encoding="utf-8")
             run_compiler([*command, *cflags, "-fPIC", "-shared", "-I", folder, source, "-o", library])
-            self._library = ctypes.CDLL(str(library))  # stays mapped when its file is gone
+            self.library = ctypes.CDLL(str(library))  # stays mapped when its file is gone
         four, six = ctypes.c_int32 * 4, ctypes.c_int32 * 6
-        kind = six.in_dll(self._library, "harness_kind")
+        kind = six.in_dll(self.library, "harness_kind")
         self.is_image, self.is_box, self.is_fixed, self.n_outputs, self.is_indices, self.n_actions = kind
-        self.ram = ctypes.c_int32.in_dll(self._library, "harness_ram").value  # static bytes, a stack of frames included
-        self._observation = tuple(four.in_dll(self._library, "harness_observation"))  # frames, height, width, channels
+        self.ram = ctypes.c_int32.in_dll(self.library, "harness_ram").value  # static bytes, the stack of frames included
+        self._observation = tuple(four.in_dll(self.library, "harness_observation"))  # frames, height, width, channels
 
     def outputs(self, observations: np.ndarray) -> np.ndarray:
         """
-        The head's accumulators, that is :meth:`IntegerModel.accumulators`.
+        The head's accumulators, as :meth:`IntegerModel.accumulators` computes them.
 
-        :param observations: raw, shape (batch_size, *observation_shape)
+        :param observations: raw observations, shape (batch_size, *observation_shape)
         :return: int32, shape (batch_size, n_out)
         """
         batch = self._prepare(observations)
@@ -84,11 +96,12 @@ class CPolicy:
 
     def trace(self, observations: np.ndarray, model: IntegerModel) -> tuple[list[np.ndarray], np.ndarray]:
         """
-        What :meth:`IntegerModel.trace` yields: the input grid, each layer's output, at last the head's accumulators; and the
-        actions that came of it.
+        The integers after each step, as :meth:`IntegerModel.trace` yields them, and the actions.
 
-        :param observations: raw, shape (batch_size, *observation_shape)
-        :param model: tells the shapes of the layers
+        :param observations: raw observations, shape (batch_size, *observation_shape)
+        :param model: the integer model, for the shapes of its layers
+        :return: input grid, outputs of each layer and accumulators of the head; and the most probable (or mean) actions
+        :raises ValueError: if the C was exported from a model with other layers
         """
         n = len(observations)
         shapes = [model.observation_shape if model.is_image else (model.parts[0].n_features,)]
@@ -109,25 +122,25 @@ class CPolicy:
         """
         The action for one observation, in units of the environment.
 
-        :param observation: raw, shape ``observation_shape``
-        :param random_bits: 32 bits to draw a discrete action with, for each index of it; ``None`` takes the most probable one
-        :return: an index, several, or a flat vector
+        :param observation: raw observation, shape ``observation_shape``
+        :param random_bits: a uint32 for each index of a discrete action, to draw it with; ``None`` takes the most probable one
+        :return: an index, an array of indices, or the mean of a Box action as a flat array
         """
         return self.actions(observation[None], None if random_bits is None else np.array([random_bits]))[0]
 
     def actions(self, observations: np.ndarray, random_bits: np.ndarray | None = None) -> np.ndarray:
         """
-        :meth:`act` for each of a batch.
+        The actions for a batch of observations, see :meth:`act`.
 
-        :param observations: raw, shape (batch_size, *observation_shape)
-        :param random_bits: 32 bits for each, shape (batch_size,) or, for each index of an action, (batch_size, n)
+        :param observations: raw observations, shape (batch_size, *observation_shape)
+        :param random_bits: uint32, shape (batch_size,) or, for an action of n indices, (batch_size, n)
         :return: shape (batch_size,), (batch_size, n) or (batch_size, action_dim)
         """
         return self._act(observations, random_bits, None)
 
     def _act(self, observations: np.ndarray, random_bits: np.ndarray | None, trace: np.ndarray | None) -> np.ndarray:
         if self.is_box and random_bits is not None:
-            raise ValueError("Box actions have no integer sampler: act(observation) gives the mean")
+            raise ValueError("random_bits are for discrete actions, this student has a Box: act(observation) gives its mean")
         batch = self._prepare(observations)
         shape = (len(batch), self.n_actions) if self.n_actions else (len(batch),)
         bits = None if random_bits is None else np.ascontiguousarray(np.reshape(random_bits, shape), np.uint32)
@@ -138,7 +151,7 @@ class CPolicy:
         return box_actions if self.is_box else actions.astype(np.int64)
 
     def _prepare(self, observations: np.ndarray) -> np.ndarray:
-        """A batch in C's layout; of the values C takes care itself."""
+        """A batch in C's layout. C checks the values itself."""
         n_frames, height, width, channels = self._observation
         expected = (n_frames * channels, height, width) if self.is_image else (width,)
         flat = observations if self.is_image else observations.reshape(len(observations), -1)
@@ -151,7 +164,7 @@ class CPolicy:
         return np.ascontiguousarray(frames_of(flat, n_frames))
 
     def _call(self, function: str, *arguments: object) -> None:
-        if code := getattr(self._library, function)(*arguments):
+        if code := getattr(self.library, function)(*arguments):
             reason = _REASONS.get(code, "see the codes in the header")
             raise ValueError(f"The C policy returned {code}: {reason}")
 
@@ -159,7 +172,7 @@ class CPolicy:
 _REASONS = {
     -2: "the observation holds NaN or infinity",
     -4: "the observation holds a number that is none of its categories",
-    -100: "it has other layers than this model, of which it was not exported",
+    -100: "it was exported from a model with other layers",
 }
 
 

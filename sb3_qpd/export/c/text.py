@@ -1,4 +1,4 @@
-"""Texts of ``templates/``, and numbers as C writes them."""
+"""The texts of ``templates/``, and numbers as literals of C."""
 
 from __future__ import annotations
 
@@ -15,40 +15,69 @@ _LINE = 112
 
 
 def read_template(name: str) -> str:
-    """A text of ``templates/``."""
+    """
+    Read a template.
+
+    :param name: name of a file in ``templates/``
+    """
     return resources.files("sb3_qpd.export.c").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def rename(text: str, name: str) -> str:
-    """Another name than ``policy`` for the files and everything public in them."""
+    """
+    Replace ``policy`` in the names of files and in public names.
+
+    :param text: a C file or the README
+    :param name: a lower-case C identifier
+    """
     text = re.sub(r"\bpolicy(?=_[a-z]|\.[ch]\b)", name, text)
     return re.sub(r"\bPOLICY(?=_)", name.upper(), text)
 
 
 def float_literal(x: float) -> str:
-    text = f"{np.clip(np.float32(x), -_FLOAT32_MAX, _FLOAT32_MAX):.9g}"  # nine digits name every float32
+    """
+    A float32 in C, with the nine digits that give the same number back. Infinities become the largest float32.
+
+    :param x: its value
+    """
+    text = f"{np.clip(np.float32(x), -_FLOAT32_MAX, _FLOAT32_MAX):.9g}"
     return text + ("f" if "." in text or "e" in text else ".0f")
 
 
 def integer_literal(n: int) -> str:
-    return f"({n + 1} - 1)" if n == _INT32_MIN else str(n)  # C has no negative literals
+    """
+    An int32 in C. Its least value is written as a difference: ``2147483648`` is no int, and ``-`` is an operator.
+
+    :param n: its value
+    """
+    return f"({n + 1} - 1)" if n == _INT32_MIN else str(n)
 
 
 def unsigned_literal(n: int) -> str:
+    """
+    A uint32 in C, decimal.
+
+    :param n: its value
+    """
     return f"{n}u"
 
 
 def hex_literal(n: int) -> str:
+    """
+    A uint32 in C, hexadecimal.
+
+    :param n: its value
+    """
     return f"{n:#x}u"
 
 
 def literals(values: Any, literal: Callable[[Any], str]) -> Any:
     """
-    Numbers as C writes them.
+    Write numbers as literals of C.
 
     :param values: an array, a sequence of numbers or one number
     :param literal: writes one number
-    :return: text in lists of the same shape
+    :return: strings in lists of the same shape as ``values``
     """
 
     def write(part: Any) -> Any:
@@ -58,7 +87,11 @@ def literals(values: Any, literal: Callable[[Any], str]) -> Any:
 
 
 def inline_initializer(texts: list[str]) -> str:
-    """The initializer of an array on one line."""
+    """
+    The initializer of an array on one line.
+
+    :param texts: literals, see :func:`literals`
+    """
     return "{" + ", ".join(texts) + "}"
 
 
@@ -66,7 +99,7 @@ def block_initializer(texts: list[Any]) -> str:
     """
     The initializer of an array in indented lines.
 
-    :param texts: see :func:`literals`, in lists nested as deeply as the array has dimensions
+    :param texts: literals, see :func:`literals`, in lists nested as deeply as the array has dimensions
     """
     if isinstance(texts[0], list):
         return inline_initializer([block_initializer(inner) for inner in texts])

@@ -1,4 +1,4 @@
-"""Test vectors: a few observations and what the student makes of them."""
+"""Test vectors: a few observations, with the outputs and actions of the student."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ _N_IMAGES, _N_VECTORS = 2, 32
 
 def frames_of(observations: np.ndarray, n_frames: int) -> np.ndarray:
     """
-    Stacked images as the frames that a device gets one by one, the oldest first.
+    Split stacked images into frames, as a device gets them one by one, the oldest first.
 
     :param observations: uint8, shape (batch_size, channels, height, width)
-    :param n_frames: frames of an observation
-    :return: channels last, shape (batch_size, n_frames, height, width, channels // n_frames)
+    :param n_frames: number of frames in an observation
+    :return: uint8, channels last: shape (batch_size, n_frames, height, width, channels // n_frames)
     """
     n, channels, height, width = observations.shape
     return observations.reshape(n, n_frames, channels // n_frames, height, width).transpose(0, 1, 3, 4, 2)
 
 
 def some_observations(model: IntegerModel, n: int) -> np.ndarray:
-    """Raw observations all over the input grid and a little beyond, the same ones each time."""
+    """
+    Random raw observations all over the input grid and a little beyond, the same ones each time.
+
+    :param model: the student
+    :param n: number of observations
+    """
     rng = np.random.default_rng(0)
     if model.is_image:
         return rng.integers(0, 256, (n, *model.observation_shape), np.uint8)
@@ -37,13 +42,13 @@ def some_observations(model: IntegerModel, n: int) -> np.ndarray:
 
 class Vectors(NamedTuple):
     """
-    What ``test_vectors.h`` holds.
+    The content of ``test_vectors.h``.
 
-    :param observations: as C takes them: frames of shape (batch_size, n_frames, size), or (batch_size, n)
+    :param observations: observations as C takes them, shape (batch_size, n); frames (batch_size, n_frames, size)
     :param outputs: the head's accumulators, shape (batch_size, n_out)
-    :param actions: the most probable ones, or the means in the unit of ``policy_act``
-    :param random_bits: 32 for each index of a discrete action; ``None`` for a Box
-    :param samples: the actions that are drawn with them
+    :param actions: the most probable actions; means of a Box in the unit of ``policy_act``
+    :param random_bits: uint32 for each index of a discrete action; ``None`` for a Box
+    :param samples: the actions that are drawn with ``random_bits``; ``None`` for a Box
     """
 
     observations: np.ndarray
@@ -55,11 +60,11 @@ class Vectors(NamedTuple):
 
 def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | None) -> Vectors:
     """
-    Some observations, and what the student makes of them.
+    Some observations, with the outputs and actions of the student.
 
     :param model: the student
-    :param n_frames: frames of an observation, where it is an image
-    :param observations: raw; evenly spaced ones are taken
+    :param n_frames: number of frames in an observation; 1 for vectors
+    :param observations: raw observations, of which evenly spaced ones are taken; ``None`` draws some
     """
     n = _N_IMAGES if model.is_image else _N_VECTORS
     if observations is None:
@@ -67,7 +72,7 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | 
     else:
         observations = np.asarray(observations)[np.linspace(0, len(observations) - 1, min(n, len(observations))).astype(int)]
     outputs = model.accumulators(observations)  # checks shape and dtype too
-    given = _observations(model, n_frames, observations)
+    given = c_observations(model, n_frames, observations)
     if model.is_box and model.requantization == "fixed":
         return Vectors(given, outputs, fixed_actions(model, outputs))
     if model.is_box:
@@ -85,17 +90,28 @@ def fixed_bounds(model: IntegerModel) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fixed_actions(model: IntegerModel, outputs: np.ndarray) -> np.ndarray:
-    """Mean actions in units of the head, clipped there."""
+    """
+    Mean actions in units of the head, clipped to the bounds of the action space.
+
+    :param model: a student with a Box action
+    :param outputs: the head's accumulators, shape (batch_size, n_out)
+    """
     return np.clip(outputs, *fixed_bounds(model))
 
 
-def _observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> np.ndarray:
-    """Raw ones as C takes them."""
+def c_observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> np.ndarray:
+    """
+    Raw observations in the form that C takes: uint8 frames, int32 indices, float32, or the int8 grid of fixed mode.
+
+    :param model: the student
+    :param n_frames: number of frames in an observation; 1 for vectors
+    :param observations: raw observations, shape (batch_size, *observation_shape)
+    :return: shape (batch_size, n); frames (batch_size, n_frames, size)
+    """
     if model.is_image:
         batch, _ = model.parts[0].batch(observations)  # channels first
         frames = frames_of(batch, n_frames)
         return frames.reshape(*frames.shape[:2], -1)
     if model.parts[0].kind == "vector" and model.requantization == "fixed":
-        return model.quantize_input(observations).astype(np.int64)
-    flat = observations.reshape(len(observations), -1)
-    return flat.astype(np.float32) if model.parts[0].kind == "vector" else flat
+        return model.quantize_input(observations).astype(np.int8)
+    return observations.reshape(len(observations), -1).astype(np.float32 if model.parts[0].kind == "vector" else np.int32)

@@ -1,4 +1,4 @@
-"""The target ``onnx``: one file of standard operators, and its runtime."""
+"""The target ``onnx``: the exporter of one file, and the policy that runs it."""
 
 from sb3_qpd.export.onnx.exporter import export_onnx
 from sb3_qpd.export.onnx.runtime import OnnxPolicy

@@ -1,10 +1,12 @@
 """
-One ONNX file of standard operators: a raw observation in, the action and the logits (or mean) out.
+The target ``onnx``: one file of standard operators that maps raw observations to actions and logits (or means).
 
-Right on every processor: all operands are unsigned (weights with zero point 2^(bits - 1), a vector's grid with 128), since
-the usual kernels for unsigned times signed bytes saturate on x86 without VNNI. Requantization, by ``QLinearConv`` with steps
-of 1, M and 1, or by ``Cast``, ``Mul`` and ``QuantizeLinear`` after ``MatMulInteger``, is the rule of
-:class:`~sb3_qpd.integer.IntegerLayer`: ``clamp(round_half_even(float32(acc) M))``.
+All operands are unsigned: weights with zero point 2^(bits - 1), the grid of a vector with 128. On x86 without VNNI the usual
+kernels for unsigned times signed bytes saturate.
+
+Requantization follows the rule of :class:`~sb3_qpd.integer.IntegerLayer`, ``clamp(round_half_even(float32(acc) M))``. A
+convolution is a ``QLinearConv`` with scales of 1, M and 1. In a fully connected layer ``Cast``, ``Mul`` and
+``QuantizeLinear`` follow the ``MatMulInteger``.
 """
 
 from __future__ import annotations
@@ -16,55 +18,57 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.export import without_paths
+from sb3_qpd.export.files import without_paths, write_files
+from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, pack
 from sb3_qpd.version import __version__
 
 try:
     import onnx
     from onnx import TensorProto, helper, numpy_helper
-except ImportError as error:
-    raise ImportError("The target onnx needs the packages onnx and onnxruntime: pip install 'sb3_qpd[export]'") from error
+
+    # types of packed weights, the last one since onnx 1.20; weights of other widths are unpacked from a bit stream
+    PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}
+except (ImportError, AttributeError) as error:
+    raise ImportError("The target onnx needs onnx>=1.20 and onnxruntime: pip install 'sb3_qpd[export]'") from error
 
 FORMS = ("operators", "qdq")
-INPUT = "observation"  # of a Dict: observation/key
+INPUT = "observation"  # for a value of a Dict observation: observation/key
 MASKS = "action_masks"
-PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}  # other widths are unpacked from a bit stream
-OPSETS = {8: 13, 4: 21, 2: 25}  # the first that has what a width needs
-STREAM_OPSET = 18
+OPSETS = {8: 13, 4: 21, 2: 25}  # the first with the type that holds weights of so many bits
+STREAM_OPSET = 18  # the first with BitwiseAnd, for all other widths
+ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # types of inputs; others are floats
 
 
 def export_onnx(model: IntegerModel, out_dir: Path, *, form: str = "operators", channels_last: bool = False) -> list[Path]:
     """
-    Write the file.
+    Write ``student.onnx``.
 
-    :param model: with float32 requantization
+    :param model: a student with float32 requantization
     :param out_dir: a folder that exists
-    :param form: ``"operators"``: QLinearConv and MatMulInteger, exact in any runtime that rounds as the standard says.
-        ``"qdq"``: float operators between QuantizeLinear and DequantizeLinear, for runtimes that want to fuse them; exact
-        where all of them are fused
+    :param form: ``"operators"`` uses QLinearConv and MatMulInteger: exact in every runtime that rounds as the standard says.
+        ``"qdq"`` uses float operators between QuantizeLinear and DequantizeLinear: exact in runtimes that fuse all of them
     :param channels_last: the graph takes images of shape (batch_size, height, width, channels)
     :return: the file
+    :raises ValueError: if ONNX cannot take the student, or an option does not fit it
     """
     proto = make_onnx(model, form=form, channels_last=channels_last)
-    path = Path(out_dir) / "student.onnx"
-    path.write_bytes(proto.SerializeToString())
-    return [path]
+    return write_files(out_dir, {"student.onnx": proto.SerializeToString()})
 
 
 def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bool = False) -> onnx.ModelProto:
     """
-    The student as an ONNX model; for the parameters see :func:`export_onnx`.
+    The student as an ONNX model.
 
     Tensors inside: ``input_grid`` (with zero point 128 for vectors), ``layer0``, ``layer1``, ..., ``accumulators``.
+
+    :param model: see :func:`export_onnx`
+    :param form: see :func:`export_onnx`
+    :param channels_last: see :func:`export_onnx`
     """
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-    if model.requantization != "float32":
-        raise ValueError(
-            f"ONNX requantizes in float32, this model has requantization={model.requantization!r}: "
-            "set model.requantization = 'float32', or take the target c or numpy"
-        )
+    check_target("onnx", StudentFacts.of_model(model))
     if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     graph = _Graph(form == "qdq")
@@ -85,41 +89,40 @@ def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bo
 
 class _Graph:
     """
-    Nodes and initializers in the making.
+    Nodes and initializers of the graph that is being built.
 
-    :param is_qdq: float operators between QuantizeLinear and DequantizeLinear
+    :param is_qdq: write float operators between QuantizeLinear and DequantizeLinear
     """
 
     def __init__(self, is_qdq: bool) -> None:
         self.is_qdq = is_qdq
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.zero_point = 0  # of what flows at the moment
-        self.is_flat = False
+        self.zero_point = 0  # of the layers' latest output
+        self.is_flat = False  # whether that output has two axes
         self.n_flattened = 0
 
     def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        """Append a node; its output."""
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
 
     def constant(self, name: str, value: Any) -> str:
-        """An initializer; one of the same name is the same."""
+        """The initializer of this name, which is added at its first use."""
         if all(known.name != name for known in self.initializers):
             self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
         return name
 
     def integer(self, value: int) -> str:
-        """A scalar of the type that flows."""
+        """A uint8 scalar, such as a zero point."""
         return self.constant(f"u{value}", np.uint8(value))
 
     @property
     def one(self) -> str:
         return self.constant("one", np.float32(1))
 
-    # -- input --------------------------------------------------------------------------------------------------------
-
     def trunks(self, model: IntegerModel, channels_last: bool) -> str:
-        """Raw observations to what the head takes."""
+        """Raw observations to the input of the head: all trunks, and their outputs side by side."""
         features, i, used = [], 0, 0
         for number, (parts, n_layers) in enumerate(zip(model.trunks, model.branches, strict=True)):
             self.zero_point, self.is_flat = 0, False
@@ -147,14 +150,14 @@ class _Graph:
         m, a = (np.asarray(values)[features] for values in (model.input_multiplier, model.input_offset))
         x = self.node("Mul", [x, self.constant(f"input_multiplier{number}", m)], f"scaled_input{number}")
         x = self.node("Add", [x, self.constant(f"input_offset{number}", a)], f"shifted_input{number}")
-        # kernels differ in what they make of NaN: it becomes the grid's zero
+        # NaN becomes the zero of the grid: kernels of QuantizeLinear differ in how they convert it
         nan = self.node("IsNaN", [x], f"nan{number}")
         x = self.node("Where", [nan, self.constant("zero", np.float32(0)), x], f"finite{number}")
         self.zero_point = 128
         return self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"input_grid{number}")
 
     def _vector(self, parts: tuple[ObservationPart, ...]) -> str:
-        """One vector of floats, shape (batch_size, n_features)."""
+        """All vectors and indices of a trunk as one vector of floats, shape (batch_size, n_features)."""
         vectors = [self._one_hot(part) if part.kind == "one_hot" else self._flat_input(part) for part in parts]
         return vectors[0] if len(vectors) == 1 else self.node("Concat", vectors, "vector", axis=1)
 
@@ -162,7 +165,7 @@ class _Graph:
         return self.node("Flatten", [input_name(part)], f"flat_{input_name(part)}")
 
     def _one_hot(self, part: ObservationPart) -> str:
-        """Each index beside all of its categories: equal or not."""
+        """Indices as zeros and ones: each index is compared with all of its categories."""
         name = input_name(part)
         column = self.constant(f"index_of_{name}", np.repeat(np.arange(len(part.nvec)), part.nvec))
         category = self.constant(f"category_of_{name}", np.concatenate([np.arange(n) for n in part.nvec]))
@@ -170,10 +173,8 @@ class _Graph:
         x = self.node("Equal", [x, category], f"is_{name}")
         return self.node("Cast", [x], f"one_hot_{name}", to=TensorProto.FLOAT)
 
-    # -- layers -------------------------------------------------------------------------------------------------------
-
     def layer(self, x: str, layer: IntegerLayer, i: int) -> str:
-        """A convolution or fully connected layer with requantization, uint8 to uint8."""
+        """A convolution or fully connected layer with its requantization, uint8 to uint8."""
         top = 2**layer.activation_bits - 1
         out = f"layer{i}" if top == 255 else f"unclipped{i}"
         if not layer.is_conv:
@@ -224,7 +225,11 @@ class _Graph:
         return self.node("Flatten", [x], "features" if self.n_flattened == 1 else f"features_{self.n_flattened}")
 
     def _weight(self, weight: np.ndarray, bits: int, i: int) -> tuple[str, str]:
-        """Packed weights, unpacked to uint8 by what a runtime folds when it loads the file; and their zero point."""
+        """
+        The names of uint8 weights and of their zero point.
+
+        Weights are stored packed. A runtime folds the nodes that unpack them when it loads the file.
+        """
         name, zero_point = f"weight{i}", self.integer(2 ** (bits - 1))
         if bits not in PACKED:
             return self._bit_stream(weight, bits, name), zero_point
@@ -234,8 +239,8 @@ class _Graph:
         return self.node("Cast", [name], f"{name}_u8", to=TensorProto.UINT8), zero_point
 
     def _bit_stream(self, weight: np.ndarray, bits: int, name: str) -> str:
-        """3, 5, 6 and 7 bits: every bit of the stream is brought out, and weighed by its power of two."""
-        flat = np.zeros(8 * math.ceil(weight.size / 8), np.int8)  # whole bytes hold whole weights
+        """Unpack weights of 3, 5, 6 or 7 bits: isolate every bit of the stream, and weigh it by its power of two."""
+        flat = np.zeros(8 * math.ceil(weight.size / 8), np.int8)  # eight weights fill whole bytes
         flat[: weight.size] = weight.reshape(-1)
         stream = self.constant(name, pack(flat, bits)[:, None])
         shifts = self.constant("shifts", np.arange(8, dtype=np.uint8))
@@ -249,10 +254,8 @@ class _Graph:
             x = self.node("Slice", [x, *ends], f"{name}_cut")
         return self.node("Reshape", [x, self.constant(f"{name}_shape", np.array(weight.shape))], f"{name}_u8")
 
-    # -- head ---------------------------------------------------------------------------------------------------------
-
     def head(self, x: str, model: IntegerModel) -> None:
-        """Accumulators, then the logits and their argmax, or the mean and the clipped action."""
+        """The head's accumulators, the logits and their argmax, or the mean and the clipped action."""
         layer, i = model.layers[-1], len(model.layers) - 1
         x = self._flatten(x)
         if self.is_qdq:
@@ -269,7 +272,7 @@ class _Graph:
         self.node("Reshape", [x, self.constant("action_shape", np.array([-1, *model.action_shape]))], "action")
 
     def _choose(self, acc: str, model: IntegerModel) -> None:
-        """The largest of the allowed scores of each dimension."""
+        """The index of the largest allowed score in each dimension of a discrete action."""
         if model.n_bits:  # the logit of 0 is 0
             zero = self.node("Sub", [acc, acc], "zeros")
             last = self.constant("last", np.array([2]))
@@ -294,7 +297,7 @@ class _Graph:
             self.node("Concat", best, "action", axis=1)
 
     def _qdq_accumulate(self, x: str, layer: IntegerLayer, i: int) -> str:
-        """With steps of 1: the accumulators themselves, exact in float32 up to 2^24."""
+        """The head's accumulators in float operators with scales of 1: exact up to 2^24."""
         x = self.node("DequantizeLinear", [x, self.one, self.integer(self.zero_point)], f"input{i}")
         weight, zero_point = self._weight(layer.weight, layer.weight_bits, i)
         weight = self.node("DequantizeLinear", [weight, self.one, zero_point], f"real_weight{i}")
@@ -303,18 +306,22 @@ class _Graph:
         return self.node("Gemm", [x, weight, bias_name], "accumulators", transB=1)
 
 
-# --- what the file says of itself ---
 def output_name(model: IntegerModel) -> str:
-    """The second output: a Box action's mean, or the logits."""
+    """
+    Name of the second output: the mean of a Box action, or the logits.
+
+    :param model: the student
+    """
     return "mean" if model.is_box else "logits"
 
 
 def input_name(part: ObservationPart) -> str:
-    """Of the graph's input that takes it."""
+    """
+    Name of the graph's input for an observation, or for one value of a Dict observation.
+
+    :param part: the observation or value
+    """
     return INPUT if part.key is None else f"{INPUT}/{part.key}"
-
-
-ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # others are floats
 
 
 def _input_infos(model: IntegerModel, channels_last: bool) -> list[onnx.ValueInfoProto]:
@@ -335,7 +342,7 @@ def _output_infos(model: IntegerModel) -> list[onnx.ValueInfoProto]:
 
 
 def _properties(model: IntegerModel, channels_last: bool) -> dict[str, str]:
-    """``metadata_props``: the model's own, spaces and versions."""
+    """``metadata_props`` of the file: metadata of the model, spaces and versions, each as a string or JSON."""
     action: dict[str, Any] = {"n": model.action_nvec[0]} if len(model.action_nvec) == 1 else {"nvec": model.action_nvec}
     if model.is_box:
         bounds = {"low": model.action_low, "high": model.action_high, "std": model.action_std}

@@ -9,18 +9,20 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from sb3_qpd.export import is_step
+from sb3_qpd.export.files import is_step
 from sb3_qpd.export.onnx.exporter import INPUT, MASKS
 
 
-# --- in ONNX Runtime ---
 class OnnxPolicy:
     """
-    An exported file in ONNX Runtime, on the CPU. Images are given channels first, whatever layout the file takes.
+    An exported file in ONNX Runtime on the CPU.
 
-    :param path: what :func:`export_onnx` wrote
+    It takes images channels first, also where the file takes them channels last.
+
+    :param path: file that :func:`~sb3_qpd.export.export_onnx` wrote
     :param optimize: let the runtime optimize the graph
-    :param n_threads: for one operator
+    :param n_threads: number of threads for one operator
+    :raises ImportError: if ONNX Runtime is not installed
     """
 
     def __init__(self, path: str | os.PathLike[str], *, optimize: bool = True, n_threads: int = 1) -> None:
@@ -32,23 +34,25 @@ class OnnxPolicy:
         self.form = "qdq" if any(node.op_type == "DequantizeLinear" for node in nodes) else "operators"
         self._inputs = {one.name: one.type.tensor_type for one in self._proto.graph.input}
         self._channels_last = {node.input[0] for node in nodes if node.op_type == "Transpose"}
-        # the input grids of vectors, which are 128 higher in the file
+        # input grids of vectors: in the file they are 128 higher than in the integer model
         quantized = [node.output[0] for node in nodes if node.op_type == "QuantizeLinear"]
         self._shifted = [name for name in quantized if name.startswith("input_grid")]
 
     def run(self, observations: Any, action_masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
-        :param action_masks: what is allowed, where the student was taught with masks; ``None``: everything
+        Actions and network outputs for a batch.
+
+        :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param action_masks: bool, shape (batch_size, n): allowed actions of a student with masks; ``None`` allows all
         :return: actions, and logits or means
         """
         return tuple(self._session.run(None, self._prepare(observations, action_masks)))
 
     def trace(self, observations: Any) -> dict[str, np.ndarray]:
         """
-        The integers inside, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
+        The integers after each step, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
 
-        :param observations: raw, shape (batch_size, *observation_shape)
+        :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         """
         names = [name for node in self._proto.graph.node for name in node.output if is_step(name)]
         if self._tracing is None:
@@ -72,7 +76,7 @@ class OnnxPolicy:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
     def _prepare(self, observations: Any, action_masks: np.ndarray | None = None) -> dict[str, np.ndarray]:
-        """What the graph's inputs take."""
+        """The graph's inputs by name, in the types and layouts that it takes."""
         given: dict[str, np.ndarray] = {}
         for name, tensor in self._inputs.items():
             if name == MASKS:

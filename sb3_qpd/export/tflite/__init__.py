@@ -1,4 +1,4 @@
-"""The target ``tflite``: one file, and its runtime."""
+"""The target ``tflite``: the exporter of one file, and the policy that runs it."""
 
 from sb3_qpd.export.tflite.exporter import export_tflite
 from sb3_qpd.export.tflite.runtime import TflitePolicy

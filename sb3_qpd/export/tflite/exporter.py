@@ -1,9 +1,9 @@
 """
-One TFLite file: a raw observation in, the action and the logits (or mean) out; 8-bit activations, weights of 8 or 4 bits.
+The target ``tflite``: one file that maps raw observations to actions and logits (or means).
 
-The hidden layers are int8 with steps of 1, M and 1, for which XNNPACK (the interpreter's default on a CPU) requantizes by the
-rule of :class:`~sb3_qpd.integer.IntegerLayer`; TFLite's own kernels round twice. The head, a few hundred weights, is computed
-in float32 on integers, so that its accumulators are exact as well.
+Hidden layers are int8 with scales of 1, M and 1. For these XNNPACK, the interpreter's default on a CPU, requantizes by the
+rule of :class:`~sb3_qpd.integer.IntegerLayer`. TFLite's own kernels round twice. The head has a few hundred weights, and is
+computed in float32 on integers, so that its accumulators are exact too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.export import accumulator_bound, check_supported_by, without_paths
+from sb3_qpd.export.files import without_paths, write_files
+from sb3_qpd.export.requirements import StudentFacts, accumulator_bound, check_target
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 from sb3_qpd.version import __version__
 
@@ -25,9 +26,9 @@ except ImportError as error:
     raise ImportError("The target tflite needs the package ai-edge-litert: pip install 'sb3_qpd[litert]'") from error
 
 SCHEMA_VERSION = 3
-ZERO_POINT = -128  # of activations: the grids of 0 to 255 in int8
-FLOAT32_EXACT = 2**24
-MULTIPLIERS = 2.0**-32, 256.0  # that XNNPACK takes
+ZERO_POINT = -128  # of activations: the grid of 0 to 255 in int8
+FLOAT32_EXACT = 2**24  # float32 holds all integers up to here
+MULTIPLIERS = 2.0**-32, 256.0  # XNNPACK takes them from the first to below the second
 TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.int32): schema.TensorType.INT32,
@@ -35,28 +36,36 @@ TYPES = {
     np.dtype(np.uint8): schema.TensorType.UINT8,
     np.dtype(np.int8): schema.TensorType.INT8,
 }
-# versions of the operators that have what is used here
+# versions of operators with the types used here; others have version 1
 VERSIONS = {"CONV_2D": 3, "FULLY_CONNECTED": 5, "QUANTIZE": 2, "DEQUANTIZE": 2, "ARG_MAX": 2}
-INT4_VERSION = 10  # of FULLY_CONNECTED
+INT4_VERSION = 10  # of FULLY_CONNECTED with packed weights
 
 
 def export_tflite(model: IntegerModel, out_dir: Path, *, channels_last: bool = False) -> list[Path]:
     """
-    Write the file.
+    Write ``student.tflite``.
 
-    :param model: with 8-bit activations, weights of 8 or 4 bits, and float32 requantization
+    :param model: a student with activations of 8 bits, weights of 8 or 4 bits, and float32 requantization
     :param out_dir: a folder that exists
-    :param channels_last: images of shape (batch_size, height, width, channels), as TFLite's own convolutions take them
+    :param channels_last: the graph takes images of shape (batch_size, height, width, channels), the layout of TFLite's own
+        convolutions
     :return: the file
+    :raises ValueError: if TFLite cannot take the student, or an option does not fit it
     """
-    path = Path(out_dir) / "student.tflite"
-    path.write_bytes(make_tflite(model, channels_last=channels_last))
-    return [path]
+    return write_files(out_dir, {"student.tflite": make_tflite(model, channels_last=channels_last)})
 
 
 def make_tflite(model: IntegerModel, *, channels_last: bool = False) -> bytes:
-    """The student as a TFLite model; for the parameters see :func:`export_tflite`."""
-    _refuse_what_it_lacks(model, channels_last)
+    """
+    The student as the content of a TFLite file.
+
+    :param model: see :func:`export_tflite`
+    :param channels_last: see :func:`export_tflite`
+    """
+    check_target("tflite", StudentFacts.of_model(model))
+    _check_weights(model)
+    if channels_last and not model.is_image:
+        raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     graph = _Graph()
     x = graph.input_grid(model, channels_last)
     for i, layer in enumerate(model.layers[:-1]):
@@ -65,16 +74,9 @@ def make_tflite(model: IntegerModel, *, channels_last: bool = False) -> bytes:
     return graph.serialize(outputs, {"sb3_qpd": __version__, **without_paths(model.metadata)})
 
 
-def _refuse_what_it_lacks(model: IntegerModel, channels_last: bool) -> None:
-    check_supported_by(model, "tflite", indices=False, multi_action=False)
-    instead = "Export it as onnx, c or numpy"
-    if model.requantization != "float32":
-        raise ValueError(f"TFLite requantizes in float32, this model has requantization={model.requantization!r}. {instead}")
-    for i, layer in enumerate(model.layers):
-        if layer.weight_bits not in (4, 8):
-            raise ValueError(f"TFLite has weights of 8 or 4 bits, layer {i} has {layer.weight_bits}. {instead}")
-        if layer.activation_bits not in (0, 8):
-            raise ValueError(f"TFLite has activations of 8 bits, layer {i} has {layer.activation_bits}. {instead}")
+def _check_weights(model: IntegerModel) -> None:
+    """Refuse multipliers and accumulators that TFLite cannot take; they are known after training only."""
+    instead = "Take the target onnx, c or numpy"
     for i, layer in enumerate(model.layers[:-1]):
         if layer.multiplier.min() < MULTIPLIERS[0] or layer.multiplier.max() >= MULTIPLIERS[1]:
             least, most = layer.multiplier.min(), layer.multiplier.max()
@@ -83,24 +85,29 @@ def _refuse_what_it_lacks(model: IntegerModel, channels_last: bool) -> None:
             )
     if (bound := accumulator_bound(model.layers[-1])) > FLOAT32_EXACT:
         raise ValueError(f"The head's accumulators could reach {bound}, which float32 does not hold exactly. {instead}")
-    if channels_last and not model.is_image:
-        raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
 
 
 class _Graph:
-    """Tensors, buffers and operators in the making."""
+    """Tensors, buffers and operators of the graph that is being built."""
 
     def __init__(self) -> None:
         self.tensors: list[Any] = []
         self.buffers = [schema.BufferT()]  # the first one is empty by convention
         self.operators: list[Any] = []
         self.codes: dict[tuple[str, int], int] = {}
-        self.shape: tuple[int, ...] = ()  # of what flows, without the batch; images channels last
-
-    # -- writing ------------------------------------------------------------------------------------------------------
+        self.shape: tuple[int, ...] = ()  # of the latest output, without the batch; images channels last
 
     def tensor(self, name: str, dtype: Any, shape: tuple[int, ...], scale: Any = None, zero_point: int = 0) -> int:
-        """What flows: the batch is the first axis, and free."""
+        """
+        Add a tensor that the graph computes. Its first axis is the batch, of any size.
+
+        :param name: its name
+        :param dtype: its numpy dtype
+        :param shape: its shape without the batch
+        :param scale: scale of a quantized tensor
+        :param zero_point: zero point of a quantized tensor
+        :return: its index
+        """
         tensor = schema.TensorT()
         tensor.name, tensor.type, tensor.buffer = name, TYPES[np.dtype(dtype)], 0
         tensor.shape, tensor.shapeSignature = [1, *shape], [-1, *shape]
@@ -108,9 +115,13 @@ class _Graph:
 
     def constant(self, name: str, values: np.ndarray, scale: Any = None, bits: int = 8) -> int:
         """
-        :param values: of the type that is stored; weights of 4 bits come as int8
-        :param scale: one step, or one for each entry of the first axis
-        :param bits: 4 packs them
+        Add a tensor with fixed values.
+
+        :param name: its name
+        :param values: its values in the dtype that is stored; weights of 4 bits as int8
+        :param scale: scale of a quantized tensor, or one scale for each entry of the first axis
+        :param bits: 4 packs two weights into a byte
+        :return: its index
         """
         tensor, buffer = schema.TensorT(), schema.BufferT()
         tensor.name, tensor.shape, tensor.buffer = name, list(values.shape), len(self.buffers)
@@ -132,8 +143,14 @@ class _Graph:
 
     def operator(self, name: str, inputs: list[int], output: int, options: Any = None, version: int | None = None) -> int:
         """
-        :param name: of a builtin operator
-        :param options: its options, whose type is called ``<Name>OptionsT``
+        Add a builtin operator.
+
+        :param name: its name in ``BuiltinOperator``
+        :param inputs: indices of tensors
+        :param output: index of a tensor
+        :param options: its options, an object of the type ``<Name>OptionsT``
+        :param version: its version, by default the one in ``VERSIONS``
+        :return: ``output``
         """
         key = name, version or VERSIONS.get(name, 1)
         operator = schema.OperatorT()
@@ -144,8 +161,6 @@ class _Graph:
             operator.builtinOptions = options
         self.operators.append(operator)
         return output
-
-    # -- the student --------------------------------------------------------------------------------------------------
 
     def input_grid(self, model: IntegerModel, channels_last: bool) -> int:
         """Raw observations to the input grid, in int8."""
@@ -173,7 +188,7 @@ class _Graph:
         return self.operator("QUANTIZE", [x], self.tensor("input_grid", np.int8, self.shape, 1, 0), schema.QuantizeOptionsT())
 
     def layer(self, x: int, layer: IntegerLayer, i: int) -> int:
-        """A convolution or fully connected layer with requantization, int8 to int8; the clamp at the bottom is the ReLU."""
+        """A convolution or fully connected layer with requantization, int8 to int8. The lower clamp is the ReLU."""
         name = "CONV_2D" if layer.is_conv else "FULLY_CONNECTED"
         is_packed = layer.weight_bits == 4 and not layer.is_conv  # XNNPACK has no convolution with packed weights
         if layer.is_conv:
@@ -195,7 +210,7 @@ class _Graph:
         return self.operator(name, inputs, out, options, INT4_VERSION if is_packed else None)
 
     def head(self, x: int, model: IntegerModel) -> list[int]:
-        """Exact accumulators in float32, then the logits and their argmax, or the mean and the clipped action."""
+        """The head's accumulators in float32, the logits and their argmax, or the mean and the clipped action."""
         layer, n = model.layers[-1], (len(model.layers[-1].bias),)
         weight, x = self._weight_of_flat(layer), self._flatten(x, self.shape, np.int8)
         x = self.operator("DEQUANTIZE", [x], self.tensor("features", np.float32, self.shape), schema.DequantizeOptionsT())
@@ -225,7 +240,7 @@ class _Graph:
         return self.operator("RESHAPE", [x, shape], self.tensor("action", np.float32, model.action_shape))
 
     def _weight_of_flat(self, layer: IntegerLayer) -> np.ndarray:
-        """Weights in the order in which what flows is flattened here: channels last."""
+        """Weights of a fully connected layer for images that are flattened channels last."""
         if len(self.shape) != 3:
             return layer.weight
         height, width, channels = self.shape
@@ -241,8 +256,10 @@ class _Graph:
 
     def serialize(self, outputs: list[int], metadata: dict[str, Any]) -> bytes:
         """
-        :param outputs: tensors
-        :param metadata: JSON values
+        The content of the file.
+
+        :param outputs: indices of the tensors that the graph returns
+        :param metadata: JSON values, stored under the name ``sb3_qpd``
         """
         graph, model, entry, buffer = schema.SubGraphT(), schema.ModelT(), schema.MetadataT(), schema.BufferT()
         graph.name, graph.tensors, graph.operators = "policy", self.tensors, self.operators
@@ -261,6 +278,11 @@ class _Graph:
 
 
 def pack_flatbuffer(model: Any) -> bytes:
+    """
+    A TFLite model as the content of a file.
+
+    :param model: a ``ModelT``
+    """
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from sb3_qpd.export import is_step
+from sb3_qpd.export.files import is_step
 from sb3_qpd.export.tflite.exporter import pack_flatbuffer
+
+_NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 
 
 class TflitePolicy:
     """
-    An exported file in LiteRT, on the CPU and one thread. Images are given channels first, whatever layout the file takes.
+    An exported file in LiteRT, on one thread of the CPU.
 
-    :param path: what :func:`export_tflite` wrote
-    :param xnnpack: False: TFLite's own kernels, which round twice
+    It takes images channels first, also where the file takes them channels last.
+
+    :param path: file that :func:`~sb3_qpd.export.export_tflite` wrote
+    :param xnnpack: use XNNPACK; without it TFLite's own kernels round twice
     """
 
     def __init__(self, path: str | os.PathLike[str], *, xnnpack: bool = True) -> None:
@@ -28,7 +36,9 @@ class TflitePolicy:
 
     def run(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
-        :param observations: raw, shape (batch_size, *observation_shape)
+        Actions and network outputs for a batch.
+
+        :param observations: raw observations, shape (batch_size, *observation_shape)
         :return: actions, and logits or means
         """
         actions, outputs = self._invoke(self._interpreter, observations)[:2]
@@ -36,9 +46,10 @@ class TflitePolicy:
 
     def trace(self, observations: np.ndarray) -> dict[str, np.ndarray]:
         """
-        The integers inside, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``; images channels first.
+        The integers after each step, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
 
-        :param observations: raw, shape (batch_size, *observation_shape)
+        :param observations: raw observations, shape (batch_size, *observation_shape)
+        :return: shape (batch_size, n), or (batch_size, channels, height, width) of images
         """
         model = schema.ModelT.InitFromPackedBuf(self._content)
         graph = model.subgraphs[0]
@@ -59,8 +70,9 @@ class TflitePolicy:
 
         kinds = interpreter.OpResolverType
         kind = kinds.AUTO if self._xnnpack else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        opened = interpreter.Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kind)
-        opened.allocate_tensors()
+        with without_notice():
+            opened = interpreter.Interpreter(model_content=content, num_threads=1, experimental_op_resolver_type=kind)
+            opened.allocate_tensors()
         return opened
 
     def _invoke(self, opened: Any, observations: np.ndarray) -> list[np.ndarray]:
@@ -74,3 +86,27 @@ class TflitePolicy:
         opened.set_tensor(given["index"], x)
         opened.invoke()
         return [opened.get_tensor(entry["index"]) for entry in opened.get_output_details()]
+
+
+@contextmanager
+def without_notice() -> Iterator[None]:
+    """
+    Drop the runtime's notice that it uses XNNPACK; everything else written to stderr meanwhile is passed on.
+
+    The notice comes from C++, once per process, and Python has no switch for it: TF_CPP_MIN_LOG_LEVEL is not asked
+    (https://github.com/tensorflow/tensorflow/issues/58050).
+    """
+    if sys.stderr is None:  # closed: nothing to keep clean
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as captured:
+        os.dup2(captured.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            captured.seek(0)
+            os.write(2, captured.read().replace(_NOTICE, b""))

@@ -1,7 +1,7 @@
 /*
- * Recorded observations through the policy on an emulated microcontroller, with no operating system: files of the host are
- * reached by semihosting. Per observation it writes the outputs, the action and the instructions that the action took, at
- * the end the bytes of call stack.
+ * Runs the policy on recorded observations on an emulated microcontroller without operating system. It reads and writes
+ * files of the host by semihosting. For each observation it writes outputs, action and the number of instructions that the
+ * action took; at the end it writes the bytes of call stack.
  */
 #include <stdint.h>
 
@@ -48,7 +48,7 @@ static struct {
 
 int main(void);
 
-/* -- what differs between processors -------------------------------------------------------------------------------- */
+/* -- processors ----------------------------------------------------------------------------------------------------- */
 
 #ifdef __arm__
 
@@ -60,7 +60,7 @@ static int semihost(int operation, const void *argument)
     return r0;
 }
 
-/* Timer 0 of the MPS2 boards counts down at 25 MHz; the emulator lets an instruction take a nanosecond. */
+/* Timer 0 of the MPS2 boards counts down at 25 MHz. In the emulator an instruction takes one nanosecond. */
 static volatile uint32_t *const timer = (volatile uint32_t *)0x40000000;
 
 static uint32_t instructions(void)
@@ -71,7 +71,7 @@ static uint32_t instructions(void)
 void reset(void)
 {
 #ifdef __ARM_FP
-    *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20; /* switch on the FPU */
+    *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20; /* enable the FPU */
     __asm__ volatile("dsb\n\tisb");
 #endif
     timer[2] = timer[1] = 0xffffffffu;
@@ -119,7 +119,7 @@ static int open_file(const char *name, uint32_t length, uint32_t mode)
     return semihost(SYS_OPEN, arguments);
 }
 
-/* Both return the number of bytes that are missing. */
+/* Read or write a file. Returns the number of bytes that were not transferred. */
 static int transfer(int operation, int file, const void *data, uint32_t n_bytes)
 {
     const uint32_t arguments[3] = {(uint32_t)file, (uint32_t)(uintptr_t)data, n_bytes};
@@ -139,7 +139,7 @@ static void observe(void)
 #endif
 }
 
-/* The part that counts: with images, the newest frame comes in and the policy acts. */
+/* The instructions of this function are counted: push the newest frame (images only), then act. */
 static void act(void)
 {
     const uint32_t start = instructions();

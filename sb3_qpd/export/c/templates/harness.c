@@ -1,4 +1,4 @@
-/* Batches of raw observations through the policy, for the host: what CPolicy compiles into a shared library. */
+/* Runs the policy on batches of raw observations on the host. CPolicy compiles it into a shared library. */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -9,7 +9,7 @@ static size_t trace_left = 0;
 #define POLICY_TRACE(step, values, n_bytes)                                                                                  \
     do {                                                                                                                     \
         if (trace_to != NULL && (size_t)(n_bytes) > trace_left) {                                                            \
-            trace_to = NULL; /* other layers than the caller expects */                                                      \
+            trace_to = NULL; /* the layers are not those that the caller expects */                                          \
         } else if (trace_to != NULL) {                                                                                       \
             memcpy(trace_to, (values), (n_bytes));                                                                           \
             trace_to += (n_bytes);                                                                                           \
@@ -59,7 +59,7 @@ const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_STACK_BYTES;
 #define N_INDICES 1
 #endif
 
-/* images?, Box?, fixed?, outputs, indices?, indices of an action or 0 */
+/* is image, is Box, is fixed, number of outputs, is indices, number of indices of an action or 0 */
 const int32_t harness_kind[6] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS, IS_INDICES, N_ACTIONS};
 
 #if IS_IMAGE
@@ -121,8 +121,8 @@ static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
 }
 
 /*
- * Discrete actions: drawn with `random_bits` (for each index of each), or the most probable ones where it is NULL. Box: the
- * means, in float. `trace` takes the bytes of each step one after the other, `trace_size` in all, or is NULL.
+ * Discrete actions are drawn with `random_bits`, one for each index of each action; NULL takes the most probable ones. Box
+ * actions are means, in float. `trace`, if not NULL, receives the bytes of all steps one after the other, `trace_size` in all.
  */
 int harness_act(const element *observations, int64_t n, const uint32_t *random_bits, int32_t *actions, float *box_actions,
                 uint8_t *trace, int64_t trace_size)

@@ -1,4 +1,4 @@
-//# What stands in more than one place of the C files. A macro ends without the end of its last line.
+//# Macros for the C files. The last line of a macro ends without a newline.
 
 //: macro title()
 //: set of_teacher = " of " ~ teacher if teacher else ""
@@ -10,20 +10,20 @@ ${name}: a student${of_teacher}${for_env}, ${model.requantization} requantizatio
 //: set integers = layer.layer
 //: set shapes = "%12s -> %-12s" | format(layer.shape | join(" x "), layer.output_shape | join(" x "))
 //: set kernel = "kernel %d, stride %d, " | format(integers.weight.shape[2], integers.stride) if layer.is_conv else ""
-//: set output = "sums of 32 bits" if layer.is_head else "%d-bit outputs" | format(integers.activation_bits)
+//: set output = "32-bit sums" if layer.is_head else "%d-bit outputs" | format(integers.activation_bits)
 ${"%-6s" | format(layer.name)} ${shapes} ${kernel}${integers.weight_bits}-bit weights, ${output}
 //:- endmacro
 
-//# The first parameter of a function that takes an observation; an image has been pushed frame by frame before.
+//# The first parameter of functions that take an observation. Images were pushed frame by frame before, and are not passed.
 //: set observation_parameter = "" if image else "const " ~ observation_type ~ " observation[POLICY_OBSERVATION_SIZE], "
 //: set observation_argument = "" if image else "observation, "
 
-//# A constant array of as many dimensions as the lists of its literals.
+//# A constant array. Its dimensions are those of the nested lists of literals.
 //: macro array(type, name, texts)
 static const ${type} ${name}[${texts | shape | join("][")}] = ${texts | block};
 //:- endmacro
 
-//# Four or eight weights times four columns.
+//# Adds four or eight weights times four columns to the sums.
 //: macro multiply_and_add(fours)
 __asm__(${fours}
         : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
@@ -46,7 +46,7 @@ if (code != POLICY_OK) {
 }
 //:- endmacro
 
-//# Leaves in `i` an index that is drawn: each weighs exp(-(largest score - its score)).
+//# Draws an index and leaves it in `i`. Its probability is proportional to exp(score - largest score).
 //: macro draw(scores, n, random_bits, weight_shift, line_break=" ")
 //: set multiplier, shift = model.nat_scale
 for (i = 1; i < ${n}; i++) {
@@ -55,7 +55,7 @@ for (i = 1; i < ${n}; i++) {
 for (i = 0; i < ${n}; i++) {
     const uint32_t below = (uint32_t)largest - (uint32_t)${scores}[i];
     const uint64_t units =${line_break}((uint64_t)below * ${multiplier}u + ((uint64_t)1 << ${shift - 1})) >> ${shift};
-    if (units < 4096) { /* beyond 16 nats the weight is zero */
+    if (units < 4096) { /* from 16 nats on the weight is zero */
         total += (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> ${weight_shift});
     }
     running[i] = total;
@@ -65,7 +65,7 @@ for (i = 0; running[i] <= threshold; i++) {
 }
 //:- endmacro
 
-//# A Box action in units of the environment.
+//# Converts outputs to a Box action in units of the environment, clipped to its bounds.
 //: macro clip_mean(outputs, result)
 for (i = 0; i < POLICY_N_OUTPUTS; i++) {
     const float mean = (float)${outputs}[i] * action_scale[i];

@@ -1,6 +1,6 @@
 //: set observation_argument = "" if image else "test_observations[vector], "
 /*
- * An example: acts on every test vector and compares. Any C compiler will do:
+ * An example: computes the action of every test vector and compares it. Compile it with any C compiler:
  *
  *     cc -O3 main.c policy.c -o policy && ./policy
  */
@@ -11,7 +11,7 @@
 #include "test_vectors.h"
 
 //: if image
-/* In an episode: policy_reset() once, then policy_push_frame() and policy_act() for each new frame. */
+/* In an episode call policy_reset() once, then policy_push_frame() and policy_act() for each new frame. */
 static void observe(int vector)
 {
     int frame;

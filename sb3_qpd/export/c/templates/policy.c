@@ -11,8 +11,8 @@
 /*
  * ${macros.title()}
  *
- * Written by sb3_qpd ${version}. Every layer is integers: sums of weight times input in 32 bits, then a rounded multiplication
- * that brings them to the grid of the next layer, 0 to 2^bits - 1; the clamp at zero is the ReLU.
+ * Written by sb3_qpd ${version}. Each layer sums weight times input in 32 bits. A rounded multiplication and a clamp bring the
+ * sums to the grid of the next layer, 0 to 2^bits - 1; the clamp at zero is the ReLU.
  *
 //: for layer in layers
  *     ${macros.describe(layer)}
@@ -38,7 +38,7 @@
 #error "Little-endian processors only"
 #endif
 
-/* ARM's instructions for pairs of 16 bits; unoptimized code has too few registers left for them. */
+/* ARM's instructions for pairs of 16-bit numbers. Without optimization the assembler finds too few free registers. */
 #if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__)
 #define POLICY_DSP 1
 #else
@@ -60,38 +60,38 @@
 #define POLICY_RESTRICT restrict
 #endif
 
-/* A test harness may look at what each layer computes. */
+/* A test harness defines this macro to read the output of each layer. */
 #ifndef POLICY_TRACE
 #define POLICY_TRACE(step, values, n_bytes) ((void)0)
 #endif
 
-/* -- the student ---------------------------------------------------------------------------------------------------- */
+/* -- layers --------------------------------------------------------------------------------------------------------- */
 
 struct layer {
     const void *weights;  /* rows of int8_t${", or bit planes in uint32_t" if packed else ""} */
     const int32_t *bias;
 //: if hidden and fixed
-    const uint32_t *multiplier; /* times 2^-(shift + 1) */
+    const uint32_t *multiplier; /* is multiplied by 2^-(shift + 1) */
     const uint8_t *shift;
 //: elif hidden
     const float *multiplier;
 //: endif
-    ${size_type} n_in; /* weights in a row */
+    ${size_type} n_in; /* weights of one output */
     ${size_type} n_out;
 //: if hidden
-    ${size_type} top; /* the largest output */
+    ${size_type} top; /* largest output, 2^bits - 1 */
 //: endif
 //: if packed
     ${size_type} bits;
-    ${size_type} chunk; /* rows that are unpacked together */
+    ${size_type} chunk; /* rows of weights that are unpacked together */
 //: endif
 //: if conv
-    ${size_type} n_positions; /* of the window */
+    ${size_type} n_positions; /* positions of the kernel on the input */
     ${size_type} n_across;
-    ${size_type} step_across; /* bytes from one position to the next */
+    ${size_type} step_across; /* bytes from one position to the next in a row */
     ${size_type} step_down;
     ${size_type} window_rows;
-    ${size_type} window_run; /* bytes of a window's row that lie side by side */
+    ${size_type} window_run; /* bytes of a row under the kernel */
     ${size_type} pitch;      /* bytes from one row of the input to the next */
 //: endif
 };
@@ -120,7 +120,7 @@ ${macros.array("float", layer.name ~ "_multiplier", layer.layer.multiplier | flo
 static const struct layer ${layer.name} = {${layer.name}_weights, ${layer.name}_bias, ${(scale + sizes) | join(", ")}};
 //: endfor
 //#
-/* What the layers hand on, and room to work, at offsets that overlap where they can. 16-bit numbers or bytes. */
+/* Outputs of layers and working memory: bytes and 16-bit numbers, at offsets that overlap where lifetimes allow it. */
 static union {
     int16_t halves[POLICY_ARENA_BYTES / 2];
     uint32_t aligned;
@@ -128,9 +128,9 @@ static union {
 
 //: if image
 //: if four_frames
-static uint32_t stack[POLICY_FRAME_SIZE]; /* a word for each pixel, the oldest frame in its lowest byte */
+static uint32_t stack[POLICY_FRAME_SIZE]; /* one word per pixel, the oldest frame in the lowest byte */
 //: else
-static uint8_t stack[POLICY_STACK_BYTES]; /* pixel after pixel, in each the oldest frame first */
+static uint8_t stack[POLICY_STACK_BYTES]; /* pixel after pixel; within a pixel the oldest frame first */
 //: endif
 static int has_frame = 0;
 
@@ -143,9 +143,9 @@ static uint8_t *at(uint32_t offset)
 /* -- sums ----------------------------------------------------------------------------------------------------------- */
 
 /*
- * The inputs of a layer are widened to columns of 16 bits, one for each position of the window; four positions share each
- * weight that is read. With the DSP extension, which multiplies and adds two pairs of 16 bits at once, elements stand in
- * blocks of four, in the order 0 2 1 3 that the widening instructions give, and the blocks of four columns alternate.
+ * The inputs under each position of a kernel are widened to a column of 16-bit numbers. Four columns share each weight that
+ * is read. The DSP extension multiplies and adds two pairs of 16-bit numbers at once. For it, elements are in blocks of four,
+ * in the order 0 2 1 3 that the widening instructions produce, and the blocks of four columns alternate.
  */
 //: if conv
 enum { N_COLUMNS = 4 };
@@ -153,7 +153,7 @@ enum { N_COLUMNS = 4 };
 //#
 #if POLICY_DSP
 
-/* Four bytes at %1 to 16 bits at %0, which goes %2 bytes on. */
+/* Widen four bytes at %1 to 16 bits at %0, then advance %0 by %2 bytes. */
 #define WIDEN_FOUR                                                                                                           \
     "ldr r0, [%1], #4\n\t"                                                                                                   \
     "uxtb16 r2, r0\n\t"                                                                                                      \
@@ -193,7 +193,7 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
     }
 }
 
-/* A row of weights that ends within a block of four goes on into what follows, and meets zeros. */
+/* If a row of weights ends within a block of four, the weights read behind it are multiplied by zeros. */
 static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
 {
     const int8_t *const end = weights + n;
@@ -212,7 +212,7 @@ static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int
 }
 
 //: if conv
-/* Four weights times four columns: %0 to %3 are the sums, %4 the weights, %5 the columns. */
+/* Add four weights times four columns. %0 to %3: sums; %4: weights; %5: columns. */
 #define FOUR_BY_FOUR                                                                                                         \
     "ldr r0, [%4], #4\n\t"                                                                                                   \
     "sxtb16 r1, r0\n\t"                                                                                                      \
@@ -248,7 +248,7 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
 //: endif
 #else
 
-/* Plain loops, which a compiler can vectorize. */
+/* Plain loops that compilers vectorize. */
 static void widen(
     int16_t *POLICY_RESTRICT to, const uint8_t *POLICY_RESTRICT from, uint32_t n_rows, uint32_t run, uint32_t pitch)
 {
@@ -295,8 +295,8 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
 
 //: if packed
 /*
- * Weights of fewer than 8 bits: 32 of them are as many words as they have bits, one word for each bit. Of weight 4 j + i,
- * that bit is bit 8 i + j of the word; the highest one is the sign.
+ * Unpack weights of fewer than 8 bits. A group of 32 weights has one word for each bit of a weight, the sign last. Bit
+ * 8 i + j of a word belongs to weight 4 j + i.
  */
 static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
 {
@@ -313,7 +313,7 @@ static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
     }
 }
 
-/* The rows of a layer from `first` on: all of a layer of 8 bits, else the chunk that is unpacked together. */
+/* The weights of a layer from row `first` on. With fewer than 8 bits these are the rows of one chunk, unpacked. */
 static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unpacked)
 {
     const uint32_t n_in = layer->n_in, chunk = layer->chunk, bits = layer->bits, rest = layer->n_out - first;
@@ -327,7 +327,7 @@ static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unp
 }
 
 //: endif
-/* A fully connected layer. */
+/* The sums of a fully connected layer. */
 static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *column${unpacked_parameter})
 {
     uint32_t row;
@@ -352,7 +352,7 @@ static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums,
 }
 
 //: if hidden
-/* -- to the next grid ----------------------------------------------------------------------------------------------- */
+/* -- requantization ------------------------------------------------------------------------------------------------- */
 
 struct scale {
 //: if fixed
@@ -399,12 +399,12 @@ static int32_t requantize(int32_t sum, struct scale scale)
     memcpy(&rounded, &register_of_fpu, 4);
     rounded = rounded > 0 ? rounded : 0;
 #else
-    /* By hand, from the bits of the product: with no addition near it, no compiler can fuse it into one and change it. */
+    /* Round the bits of the product as integers. A float addition here could be fused with the multiplication. */
     int32_t bits, shift, mantissa;
     memcpy(&bits, &product, 4);
-    bits = bits > 0 ? bits : 0; /* floats are in the order of their bits, and a negative one has the highest bit */
-    bits = bits < 0x437f0000 ? bits : 0x437f0000; /* 255 */
-    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift; with 25 or more it is below 1/2 */
+    bits = bits > 0 ? bits : 0; /* floats are ordered as their bits are; negative ones have the highest bit set */
+    bits = bits < 0x437f0000 ? bits : 0x437f0000; /* 255.0 */
+    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift, below 1/2 for shifts from 25 on */
     shift = shift < 25 ? shift : 25;
     mantissa = (bits & 0x7fffff) | 0x800000;
     rounded = (mantissa + ((int32_t)1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)) >> shift;
@@ -427,7 +427,7 @@ static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT s
 //: if conv
 /* -- convolutions --------------------------------------------------------------------------------------------------- */
 
-/* The window at one position as column number `column`. */
+/* Widen the inputs under the kernel at one position to the given column. */
 static void gather(const struct layer *layer, const uint8_t *in, uint32_t position, int16_t *columns, uint32_t column)
 {
     const uint8_t *const window =
@@ -439,7 +439,7 @@ static void gather(const struct layer *layer, const uint8_t *in, uint32_t positi
 #endif
 }
 
-/* The last position is computed more than once where their number is no multiple of four. */
+/* Four positions at a time. If their number is no multiple of four, the last one is computed again. */
 static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_parameter})
 {
     const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1u;
@@ -518,7 +518,7 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 
 //: endif
 //: if vector
-/* -- the observation on the grid of the first layer ------------------------------------------------------------------ */
+/* -- observations ---------------------------------------------------------------------------------------------------- */
 
 //: if fixed
 #ifdef POLICY_FLOAT_HELPERS
@@ -539,13 +539,13 @@ static int is_finite(const float *observation)
     return 1;
 }
 
-/* clamp(round(x m + a), -128, 127), half to even; `volatile` keeps compilers from fusing x m + a into one rounding. */
+/* clamp(round(x m + a), -128, 127), half to even. `volatile` prevents a fused x m + a, which would round only once. */
 static int32_t to_grid(float x, uint32_t feature)
 {
     const volatile float scaled = x * input_multiplier[feature];
     const float shifted = scaled + input_offset[feature];
     const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
-    const float rounded = clamped + 12582912.0f; /* 1.5 2^23: the last bit of the mantissa is worth 1 */
+    const float rounded = clamped + 12582912.0f; /* 1.5 2^23: the last bit of the mantissa counts 1 */
     int32_t bits;
     memcpy(&bits, &rounded, 4);
     return bits - 0x4b400000;
@@ -584,9 +584,9 @@ int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], in
 
 //: endif
 //: elif indices
-/* -- the observation on the grid of the first layer ------------------------------------------------------------------ */
+/* -- observations ---------------------------------------------------------------------------------------------------- */
 
-/* What a category that is not, or is, the index becomes; 128 more than on the grid. */
+/* A category on the input grid plus 128: where it is not the index, and where it is. */
 static const uint8_t absent[${absent | length}] = ${absent | integers | inline};
 static const uint8_t present[${present | length}] = ${present | integers | inline};
 static const uint32_t categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
@@ -625,7 +625,7 @@ int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPU
         return POLICY_NOT_FINITE;
     }
 //: endif
-    /* 128 more than on the grid, so that inputs are never negative; the first layer's biases take it back */
+    /* 128 is added to the grid, so that inputs are never negative; the biases of the first layer subtract it. */
     for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
         in[i] = (uint8_t)(${"observation[i]" if fixed else "to_grid(observation[i], i)"} + 128);
     }
@@ -669,7 +669,7 @@ int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPU
 //: if several
 static const uint32_t action_categories[POLICY_N_ACTIONS] = POLICY_ACTION_CATEGORIES;
 
-/* Of every category of one index after the other. */
+/* Scores of all categories of the first index, then of the second, and so on. */
 static int all_scores(${macros.observation_parameter}int32_t scores[${model.action_nvec | sum}])
 {
 //: if model.n_bits
@@ -718,7 +718,7 @@ int policy_act(${macros.observation_parameter}int32_t *action)
 
 //: endif
 //: if not box
-/* exp(-d) in integers: d in units of 1/256, its high part (quarters) from one table times its low part from another. */
+/* exp(-d) in integers, for d in units of 1/256: one table for its quarters times one table for the rest. */
 static const uint32_t exp_high[64] = ${exp_high | integers | block};
 static const uint16_t exp_low[64] = ${exp_low | integers | block};
 //: endif

@@ -2,7 +2,7 @@
 /*
  * ${macros.title()}
  *
- * Written by sb3_qpd ${version}. C99, no heap, no library but <string.h>. Nothing here may be called from two threads at once.
+ * Written by sb3_qpd ${version}. C99, no heap, no library but <string.h>. Not thread-safe: the layers share static memory.
  */
 #ifndef POLICY_H
 #define POLICY_H
@@ -19,9 +19,9 @@ enum {
 //: if vector
     POLICY_NOT_FINITE = -2 /* the observation holds NaN or infinity */
 //: elif indices
-    POLICY_NO_CATEGORY = -4 /* the observation holds a number that is none of its categories */
+    POLICY_NO_CATEGORY = -4 /* an index of the observation is negative, or not below its number of categories */
 //: else
-    POLICY_NO_FRAME = -3 /* no frame was pushed since the last policy_reset */
+    POLICY_NO_FRAME = -3 /* no frame was pushed after the last policy_reset */
 //: endif
 };
 
@@ -31,77 +31,78 @@ enum {
 #define POLICY_FRAME_WIDTH ${width}
 #define POLICY_FRAME_CHANNELS ${channels // n_frames} /* interleaved: R G B R G B ... */
 #define POLICY_FRAME_SIZE (POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH * POLICY_FRAME_CHANNELS)
-#define POLICY_N_FRAMES ${n_frames} /* that make an observation */
-#define POLICY_STACK_BYTES (POLICY_FRAME_SIZE * POLICY_N_FRAMES) /* static RAM of the frames */
+#define POLICY_N_FRAMES ${n_frames} /* frames in an observation */
+#define POLICY_STACK_BYTES (POLICY_FRAME_SIZE * POLICY_N_FRAMES) /* static RAM that holds these frames */
 //: else
 #define POLICY_OBSERVATION_SIZE ${observation_size}
 //: endif
 //: if indices
 //: set categories = model.parts[0].nvec | integers | inline
-#define POLICY_CATEGORIES ${categories} /* an observation is indices, each of 0 to its number of categories - 1 */
+#define POLICY_CATEGORIES ${categories} /* of each index of an observation; indices start at 0 */
 //: endif
 #define POLICY_N_OUTPUTS ${layers[-1].n_out}
 //: if fixed
-#define POLICY_IS_FIXED 1 /* no floating point, but for helpers that have to be asked for */
+#define POLICY_IS_FIXED 1 /* integers only, except for the functions under POLICY_FLOAT_HELPERS */
 //: else
-#define POLICY_IS_FIXED 0 /* float32 where sums are brought to the next layer's grid */
+#define POLICY_IS_FIXED 0 /* sums are rescaled for the next layer in float32 */
 //: endif
 //: set head = model.layers[-1]
-#define POLICY_ARENA_BYTES ${arena_bytes} /* static RAM that the layers share */
+#define POLICY_ARENA_BYTES ${arena_bytes} /* static RAM shared by the layers */
 
 //: if discrete
-/* Outputs are logits in this unit. */
+/* logit = output * POLICY_OUTPUT_SCALE */
 #define POLICY_OUTPUT_SCALE ${head.multiplier[0] | floats}
 
 //: elif several
-#define POLICY_N_ACTIONS ${model.action_nvec | length} /* indices that make an action */
+#define POLICY_N_ACTIONS ${model.action_nvec | length} /* indices in an action */
 #define POLICY_ACTION_CATEGORIES ${model.action_nvec | integers | inline}
 //: if model.n_bits
-/* Outputs are the logits of 1, in this unit; those of 0 are 0. */
+/* logit of 1 = output * POLICY_OUTPUT_SCALE; the logit of 0 is 0 */
 //: else
-/* Outputs are the logits of every category of one index after the other, in this unit. */
+/* logit = output * POLICY_OUTPUT_SCALE: all categories of the first index, then all of the second, and so on */
 //: endif
 #define POLICY_OUTPUT_SCALE ${head.multiplier[0] | floats}
 
 //: else
-/* Outputs are the mean action in these units, before it is clipped to the bounds. */
+/* mean action = output * POLICY_ACTION_SCALE, clipped to LOW and HIGH; in units of the environment */
 #define POLICY_ACTION_SCALE ${head.multiplier | floats | inline}
 #define POLICY_ACTION_LOW ${model.action_low | floats | inline}
 #define POLICY_ACTION_HIGH ${model.action_high | floats | inline}
-/* Standard deviation of the policy that was trained; policy_act returns the mean. */
+/* Standard deviation of the trained policy, for sampling; policy_act returns the mean. */
 #define POLICY_ACTION_STD ${model.action_std | floats | inline}
 
 //: endif
 //: if image
-/* Forget all frames: the stack is zero, as at the start of an episode under SB3's VecFrameStack. */
+/* Call it at the start of an episode: it forgets all frames. Missing ones count as zeros, as in SB3's VecFrameStack. */
 void policy_reset(void);
 
 /*
- * Make a frame the newest of the stack; the oldest one is dropped.
- * (An environment that repeats its first frame: push it POLICY_N_FRAMES times after policy_reset.)
+ * Add the newest frame and drop the oldest one.
+ *
+ * If the environment repeats the first frame of an episode, push that frame POLICY_N_FRAMES times after policy_reset.
  */
 int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE]);
 
 //: elif vector and fixed
 /*
- * Observations are on the grid of the first layer, 8 bits for each feature:
+ * An observation has 8 bits for each feature, the input grid of the first layer:
  *
  *     q = clamp(round(x m + a), -128, 127)
  *
- * with x in units of the environment and these numbers for each feature.
+ * x is the feature in units of the environment, m its multiplier and a its offset.
  */
 #define POLICY_OBSERVATION_MULTIPLIER ${model.input_multiplier | floats | inline}
 #define POLICY_OBSERVATION_OFFSET ${model.input_offset | floats | inline}
 
 /*
- * To the grid from 16-bit numbers in units of 1/256 of a grid step: n = 256 (x m + a), that is x = (n / 256 - a) / m.
- * q = (n + 128) / 256, rounded down.
+ * Convert features of 16 bits to the grid: q = (n + 128) / 256, rounded down. A feature counts 1/256 of a grid step:
+ * n = 256 (x m + a), or x = (n / 256 - a) / m.
  */
 int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
 
 //: endif
 //: if fixed and (vector or box)
-/* For those who have floats; policy.c has to be compiled with -DPOLICY_FLOAT_HELPERS. Nothing else uses floating point. */
+/* Conversions from and to float. Compile policy.c with -DPOLICY_FLOAT_HELPERS; nothing else uses floating point. */
 #ifdef POLICY_FLOAT_HELPERS
 //: if vector
 int policy_quantize(const float observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
@@ -113,9 +114,9 @@ int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[
 
 //: endif
 /*
- * The integers of the last layer.
+ * The outputs of the last layer, which are integers.
  *
- * Every function returns POLICY_OK, or a negative code and leaves its results as they were.
+ * Functions return POLICY_OK, or a negative code; in that case they write no result.
  */
 int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPUTS]);
 
@@ -123,19 +124,19 @@ int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPU
 /* The most probable action: the index of the largest output. */
 int policy_act(${macros.observation_parameter}int32_t *action);
 
-/* An action drawn from the policy's distribution, in integers alone. random_bits: 32 uniform bits, new ones for each call. */
+/* An action drawn from the policy's distribution, without floating point. random_bits: 32 random bits, new for each call. */
 int policy_sample(${macros.observation_parameter}uint32_t random_bits, int32_t *action);
 
 //: elif several
-/* The most probable action. */
+/* The most probable action: for each index the category with the largest output. */
 int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_ACTIONS]);
 
-/* An action drawn from the policy's distribution, in integers alone. random_bits: 32 uniform bits for each index. */
+/* An action drawn from the policy's distribution, without floating point. random_bits: 32 random bits for each index. */
 int policy_sample(
     ${macros.observation_parameter}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS]);
 
 //: else
-/* The mean action in units of ${"POLICY_ACTION_SCALE" if fixed else "the environment"}, within its bounds. */
+/* The mean action in units of ${"POLICY_ACTION_SCALE" if fixed else "the environment"}, clipped to its bounds. */
 int policy_act(${macros.observation_parameter}${action_type} action[POLICY_N_OUTPUTS]);
 
 //: endif

@@ -1,5 +1,5 @@
 //: import "macros.h" as macros with context
-/* Observations and what the student makes of them: written by sb3_qpd ${version}. */
+/* Observations, with the outputs and actions of the student. Written by sb3_qpd ${version}. */
 #ifndef POLICY_TEST_VECTORS_H
 #define POLICY_TEST_VECTORS_H
 

@@ -1,0 +1,198 @@
+"""
+What each target can take of a student.
+
+Most of it follows from spaces, bits and masks, so :func:`check_target` can refuse a target before a student is trained. Only
+what depends on the trained weights is left to the exporters: multipliers and accumulators outside a target's range.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer, IntegerModel, ObservationPart
+
+LARGEST_INPUT = 255  # of any layer: no grid has more than 8 bits
+ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """
+    What decides which targets can take a student.
+
+    :param parts: what an observation consists of, see :func:`sb3_qpd.spaces.observation_parts`
+    :param is_box: the action is a Box
+    :param action_shape: shape of one action, ``()`` for a Discrete one
+    :param uses_masks: the student takes action masks
+    :param weight_bits: bits of the weights, one number for each layer, head included
+    :param activation_bits: bits of the outputs, one number for each hidden layer
+    :param requantization: ``"float32"`` or ``"fixed"``, see :class:`~sb3_qpd.integer.IntegerLayer`
+    """
+
+    parts: tuple[ObservationPart, ...]
+    is_box: bool
+    action_shape: tuple[int, ...] = ()
+    uses_masks: bool = False
+    weight_bits: tuple[int, ...] = (8,)
+    activation_bits: tuple[int, ...] = (8,)
+    requantization: str = "float32"
+
+    @classmethod
+    def of_model(cls, model: IntegerModel) -> StudentFacts:
+        """
+        Facts of an integer model.
+
+        :param model: trained or not: ``policy.to_integer()`` of a new policy will do
+        """
+        return cls(
+            parts=model.parts,
+            is_box=model.is_box,
+            action_shape=model.action_shape,
+            uses_masks=model.uses_masks,
+            weight_bits=tuple(layer.weight_bits for layer in model.layers),
+            activation_bits=tuple(layer.activation_bits for layer in model.layers[:-1]),
+            requantization=model.requantization,
+        )
+
+
+@dataclass(frozen=True)
+class Target:
+    """
+    What a target supports.
+
+    :param dicts: Dict observations
+    :param float_images: images of floats
+    :param indices: Discrete and MultiDiscrete observations
+    :param several_actions: MultiDiscrete and MultiBinary actions
+    :param masks: action masks
+    :param weight_bits: bits that weights may have
+    :param activation_bits: bits that outputs of hidden layers may have
+    :param requantizations: modes of requantization
+    """
+
+    dicts: bool = True
+    float_images: bool = True
+    indices: bool = True
+    several_actions: bool = True
+    masks: bool = True
+    weight_bits: tuple[int, ...] = ALL_BITS
+    activation_bits: tuple[int, ...] = ALL_BITS
+    requantizations: tuple[str, ...] = REQUANTIZATIONS
+
+    def lacks(self, student: StudentFacts) -> Iterator[str]:
+        """
+        What the student has and the target does not support, in words.
+
+        :param student: facts of the student
+        """
+        kinds = {part.kind for part in student.parts}
+        if student.parts[0].key is not None and not self.dicts:
+            yield "Dict observations"
+        if "float_image" in kinds and not self.float_images:
+            yield "images of floats"
+        if "one_hot" in kinds and not self.indices:
+            yield "Discrete and MultiDiscrete observations"
+        if not student.is_box and student.action_shape and not self.several_actions:
+            yield "MultiDiscrete and MultiBinary actions"
+        if student.uses_masks and not self.masks:
+            yield "action masks"
+        yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
+        yield from _other_bits("activations", student.activation_bits, self.activation_bits, "--activation-bits")
+        if student.requantization not in self.requantizations:
+            (mode,) = self.requantizations
+            change = f"set model.requantization = {mode!r}, or --requantization {mode}"
+            yield f"requantization={student.requantization!r} ({change})"
+
+
+def _other_bits(what: str, bits: tuple[int, ...], supported: tuple[int, ...], flag: str) -> Iterator[str]:
+    """The first layer whose bits a target does not have."""
+    for i, n in enumerate(bits):
+        if n not in supported:
+            yield f"{what} of {n} bits in layer {i} ({flag} {_either(supported)})"
+            return
+
+
+def _either(choices: tuple[object, ...]) -> str:
+    """``a, b or c``."""
+    *others, last = map(str, choices)
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+TARGETS = {
+    "onnx": Target(requantizations=("float32",)),
+    "c": Target(dicts=False, float_images=False, masks=False),
+    "tflite": Target(
+        dicts=False,
+        float_images=False,
+        indices=False,
+        several_actions=False,
+        masks=False,
+        weight_bits=(4, 8),
+        activation_bits=(8,),
+        requantizations=("float32",),
+    ),
+    "numpy": Target(),  # takes every student
+}
+
+
+def find_target(name: str) -> Target:
+    """
+    What a target supports.
+
+    :param name: a key of ``TARGETS``
+    :raises ValueError: if there is no such target
+    """
+    if name not in TARGETS:
+        near = difflib.get_close_matches(name, TARGETS, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise ValueError(f"Unknown target '{name}'. Known: {', '.join(TARGETS)}.{hint}")
+    return TARGETS[name]
+
+
+def check_target(target: str, student: StudentFacts) -> None:
+    """
+    Refuse a target that cannot take a student, with what it does not support and the targets that do.
+
+    Needs neither a trained student nor the packages of the target.
+
+    :param target: a key of ``TARGETS``
+    :param student: facts of the student
+    :raises ValueError: if the target is unknown, or cannot take the student
+    """
+    if lacks := list(find_target(target).lacks(student)):
+        fit = tuple(name for name, other in TARGETS.items() if not any(other.lacks(student)))
+        raise ValueError(f"The target {target} does not support {'; '.join(lacks)}. Take the target {_either(fit)}")
+
+
+def check_model(model: IntegerModel) -> None:
+    """
+    Refuse a student that no target should be given: one without ranges, or one whose accumulators could overflow.
+
+    :param model: about to be written
+    :raises TypeError: if it is no integer model
+    :raises ValueError: if it has no ranges, or an accumulator could leave int32
+    """
+    if not isinstance(model, IntegerModel):
+        raise TypeError(f"Expected an IntegerModel (policy.to_integer() makes one), got {type(model).__name__}")
+    if not model.metadata.get("calibrated", True):
+        raise ValueError(
+            "This student has never seen an observation: its ranges are a guess. Let it learn, or call policy.calibrate("
+            "observations), and export it then"
+        )
+    for i, layer in enumerate(model.layers):
+        if (bound := accumulator_bound(layer)) >= 2**31:
+            raise ValueError(f"An accumulator of layer {i} could reach {bound}, which does not fit int32")
+
+
+def accumulator_bound(layer: IntegerLayer) -> int:
+    """
+    The largest absolute value that an accumulator, or a partial sum in any order, could reach with any input.
+
+    :param layer: its inputs are 0 to 255 or -128 to 127
+    """
+    weight, bias = np.abs(layer.weight.astype(np.int64)), np.abs(layer.bias.astype(np.int64))
+    return int((weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias).max())
