@@ -123,7 +123,7 @@ def check_spaces(model: IntegerModel, target: str, *, indices: bool, multi_actio
         "Dict observations": model.is_dict,
         "images of floats": "float_image" in kinds,
         "Discrete and MultiDiscrete observations": "one_hot" in kinds and not indices,
-        "MultiDiscrete and MultiBinary actions": (len(model.action_nvec) > 1 or model.n_bits > 0) and not multi_action,
+        "MultiDiscrete and MultiBinary actions": not model.is_box and bool(model.action_shape) and not multi_action,
         "action masks": model.uses_masks,
     }
     if names := [name for name, is_refused in refused.items() if is_refused]:
