@@ -28,7 +28,7 @@ from sb3_qpd.export.c_text import (
     unsigned_literal,
     wrapped_list,
 )
-from sb3_qpd.export.c_vectors import fixed_bounds, vectors_text
+from sb3_qpd.export.c_vectors import vectors_text
 from sb3_qpd.integer import _HIGH_TABLE, _LOW_TABLE, IntegerModel
 
 RESERVED = ("main", "test_vectors")  # the names of the other files
@@ -202,7 +202,7 @@ def _arithmetic(model: IntegerModel, layers: list[CLayer], places: list[Place], 
         "exp_low": wrapped_list(_LOW_TABLE),
     }
     if model.is_box:
-        values["lowest"], values["highest"] = map(comma_list, fixed_bounds(model))
+        values["lowest"], values["highest"] = map(comma_list, model.bounds_in_units())
     else:
         values |= _sampler(model)
     return values

@@ -78,7 +78,7 @@ class CLayer:
 
     @property
     def chunk(self) -> int:
-        """Rows that are unpacked together: as many as fill whole groups and fit; all of a layer of 8 bits, which needs none."""
+        """Rows that are unpacked together: as many as fill whole groups and fit. A layer of 8 bits unpacks none: all rows."""
         if not self.is_packed:
             return self.n_out
         most = max(1, min(self.n_out, _UNPACKED_BYTES // self.n_in))

@@ -30,8 +30,10 @@ def some_observations(model: IntegerModel, n: int) -> np.ndarray:
     if model.parts[0].kind == "one_hot":
         return rng.integers(0, np.array(model.parts[0].nvec).reshape(model.observation_shape), (n, *model.observation_shape))
     assert model.input_multiplier is not None and model.input_offset is not None
-    grid = rng.uniform(-140, 140, (n, model.input_multiplier.size))
-    return ((grid - model.input_offset) / model.input_multiplier).astype(np.float32).reshape(n, *model.observation_shape)
+    grid, largest = rng.uniform(-140, 140, (n, model.input_multiplier.size)), np.finfo(np.float32).max
+    with np.errstate(divide="ignore", invalid="ignore"):  # a feature whose multiplier is zero or nearly zero
+        x = (grid - model.input_offset) / model.input_multiplier
+    return np.clip(np.nan_to_num(x), -largest, largest).astype(np.float32).reshape(n, *model.observation_shape)
 
 
 def vectors_text(model: IntegerModel, n_frames: int, observations: np.ndarray | None) -> str:
@@ -54,7 +56,7 @@ def vectors_text(model: IntegerModel, n_frames: int, observations: np.ndarray | 
         fixed = model.requantization == "fixed"
         actions = model.predict(observations, deterministic=True)[0].reshape(len(outputs), -1)
         texts.append(
-            array("int32_t", "test_actions", fixed_actions(model, outputs))
+            array("int32_t", "test_actions", np.clip(outputs, *model.bounds_in_units()))
             if fixed
             else array("float", "test_actions", actions, float_literal)
         )
@@ -65,18 +67,6 @@ def vectors_text(model: IntegerModel, n_frames: int, observations: np.ndarray | 
         texts.append(array("uint32_t", "test_random_bits", random_bits, unsigned_literal))
         texts.append(array("int32_t", "test_samples", model.sample(outputs, random_bits)))
     return "\n".join(texts)
-
-
-def fixed_bounds(model: IntegerModel) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds of a Box action in units of the head, within int32."""
-    limits, unit = np.iinfo(np.int32), model.layers[-1].multiplier
-    low, high = (np.rint(np.asarray(bound, np.float64) / unit) for bound in (model.action_low, model.action_high))
-    return tuple(np.clip(bound, limits.min, limits.max).astype(np.int64) for bound in (low, high))
-
-
-def fixed_actions(model: IntegerModel, outputs: np.ndarray) -> np.ndarray:
-    """Mean actions in units of the head, clipped there."""
-    return np.clip(outputs, *fixed_bounds(model))
 
 
 def _observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> str:

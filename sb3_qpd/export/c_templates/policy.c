@@ -787,7 +787,8 @@ int policy_act(${observation_argument}float action[POLICY_N_OUTPUTS])
     }
     for (i = 0; i < POLICY_N_OUTPUTS; i++) {
         const float mean = (float)outputs[i] * action_scale[i];
-        action[i] = mean < action_low[i] ? action_low[i] : (mean > action_high[i] ? action_high[i] : mean);
+        const float raised = mean > action_low[i] ? mean : action_low[i]; /* of -0 and 0 the bound, as numpy has it */
+        action[i] = raised < action_high[i] ? raised : action_high[i];
     }
     return POLICY_OK;
 }
@@ -823,7 +824,8 @@ int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[
     }
     for (i = 0; i < POLICY_N_OUTPUTS; i++) {
         const float mean = (float)action[i] * action_scale[i];
-        result[i] = mean < action_low[i] ? action_low[i] : (mean > action_high[i] ? action_high[i] : mean);
+        const float raised = mean > action_low[i] ? mean : action_low[i]; /* of -0 and 0 the bound, as numpy has it */
+        result[i] = raised < action_high[i] ? raised : action_high[i];
     }
     return POLICY_OK;
 }
