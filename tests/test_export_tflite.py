@@ -156,3 +156,16 @@ def test_numbers_that_tflite_would_take_for_zero_are_refused(tmp_path: Path) -> 
     model.input_multiplier = np.full(5, 1e30, np.float32)
     with pytest.raises(ValueError, match="TFLite takes input multipliers up to 2\\^96, this model has 1e\\+30"):
         export_tflite(model, tmp_path)
+
+
+@pytest.mark.parametrize("space", [VECTOR, IMAGE], ids=["vector", "image"])
+def test_products_below_int32_are_refused(space: spaces.Box, tmp_path: Path) -> None:
+    """Below -2^31 XNNPACK's kernels for some processors give 255 where 0 is right."""
+    model = make_student(space, DISCRETE).to_integer()
+    layer, observations = model.layers[0], some_observations(space, 50)
+    layer.multiplier, layer.bias = np.full_like(layer.multiplier, 100), np.full_like(layer.bias, -(2**20))
+    (path,) = export_tflite(model, tmp_path)
+    assert_same_policy(model, path, observations)
+    layer.bias = np.full_like(layer.bias, -(2**26))
+    with pytest.raises(ValueError, match="products of accumulator and multiplier below 2\\^31, layer 0 could reach 6.*e\\+09"):
+        export_tflite(model, tmp_path)

@@ -100,8 +100,13 @@ def check_model(model: IntegerModel) -> None:
 
 def accumulator_bound(layer: IntegerLayer) -> int:
     """The largest absolute value that an accumulator, or a partial sum in any order, could reach with any input."""
+    return int(accumulator_bounds(layer).max())
+
+
+def accumulator_bounds(layer: IntegerLayer) -> np.ndarray:
+    """:func:`accumulator_bound` of each output channel, int64."""
     weight, bias = np.abs(layer.weight.astype(np.int64)), np.abs(layer.bias.astype(np.int64))
-    return int((weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias).max())
+    return weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias
 
 
 def is_step(name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd import __version__
-from sb3_qpd.export import accumulator_bound, check_spaces, is_step, without_paths
+from sb3_qpd.export import accumulator_bound, accumulator_bounds, check_spaces, is_step, without_paths
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 
 try:
@@ -29,6 +29,7 @@ SCHEMA_VERSION = 3
 ZERO_POINT = -128  # of activations: the grids of 0 to 255 in int8
 FLOAT32_EXACT = 2**24
 MULTIPLIERS = 2.0**-32, 256.0  # that XNNPACK takes
+LARGEST_PRODUCT = 2.0**31  # of accumulator and multiplier: below -2^31, some kernels give 255 instead of 0
 # TFLite takes denormal numbers for zero; with a larger input multiplier, a denormal observation would matter
 SMALLEST_NUMBER, LARGEST_INPUT_MULTIPLIER = 2.0**-126, 2.0**96
 TYPES = {
@@ -83,6 +84,11 @@ def _refuse_what_it_lacks(model: IntegerModel, channels_last: bool) -> None:
             least, most = layer.multiplier.min(), layer.multiplier.max()
             raise ValueError(
                 f"XNNPACK takes multipliers from 2^-32 to below 256, layer {i} has {least:.3g} to {most:.3g}. {instead}"
+            )
+        if (product := (accumulator_bounds(layer) * layer.multiplier.astype(np.float64)).max()) >= LARGEST_PRODUCT:
+            raise ValueError(
+                "XNNPACK takes products of accumulator and multiplier below 2^31, "
+                f"layer {i} could reach {product:.3g}. {instead}"
             )
     if (bound := accumulator_bound(model.layers[-1])) > FLOAT32_EXACT:
         raise ValueError(f"The head's accumulators could reach {bound}, which float32 does not hold exactly. {instead}")
