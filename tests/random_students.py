@@ -266,16 +266,13 @@ def _layer(rng: np.random.Generator, shape: tuple[int, ...], style: Style, strid
     # what an accumulator has room for, most of the time with the 128 that C adds to a vector
     room = 2**31 - 1 - (255 + (0 if rng.random() < 0.1 else 128)) * sums
     size = rng.choice([0, 10, 1000, 2**23, 2**30, 2**31])
-    bias = np.clip(
-        rng.integers(-size, size + 1, n_out) if rng.random() < 0.7 else rng.choice([-size, size], n_out), -room, room
-    )
+    bias = rng.integers(-size, size + 1, n_out) if rng.random() < 0.7 else rng.choice([-size, size], n_out)
     activation_bits = 0 if n_units else 8 if len(style.widths) < 3 else int(rng.integers(2, 9))
     typical = 2 + 100 * np.sqrt(sums.mean()) + rng.choice([0, size])
     ordinary = 2.0**activation_bits / typical * rng.lognormal(size=n_units or n_out)
     multiplier = style.numbers(rng, ordinary)
-    return IntegerLayer(
-        weight.astype(np.int8), np.clip(bias, -room, room).astype(np.int32), multiplier, bits, activation_bits, stride
-    )
+    bias = np.clip(bias, -room, room).astype(np.int32)
+    return IntegerLayer(weight.astype(np.int8), bias, multiplier, bits, activation_bits, stride)
 
 
 # -- observations -----------------------------------------------------------------------------------------------------
