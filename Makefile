@@ -39,6 +39,7 @@ format: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 
 type: $(READY)
 	$(BIN)/mypy sb3_qpd

@@ -18,6 +18,7 @@ REQUIRED = [
     "cloudpickle>=1.6",
     "huggingface_hub>=2.0,<3.0",  # what rl_zoo3's sb3-team-hf-integration asks for as well
     "numpy>=1.26,<3.0",
+    "jinja2>=3.1",  # the templates of the C export
     "scipy>=1.11",  # bootstrap intervals
     "pyyaml>=6.0",
     "tqdm>=4.60",  # progress bars
@@ -37,6 +38,7 @@ EXTRAS = {
         "hypothesis>=6.100",
         "ruff>=0.12",
         "mypy>=1.15",
+        "import-linter>=2.3",  # the order of the folders
         "types-PyYAML",
         "emx-onnx-cgen>=1.4.0",  # an independent reader of the ONNX files
         "gymnasium[mujoco]",
@@ -63,7 +65,7 @@ setup(
     package_dir={"sb3_qpd.hyperparams": "hyperparams"},
     package_data={
         "sb3_qpd": ["py.typed", "version.txt"],
-        "sb3_qpd.export": ["c_templates/*"],
+        "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.hyperparams": ["*.yml"],
     },
     python_requires=">=3.10",

@@ -26,8 +26,10 @@ from tables import add_rows, read_rows, table_head
 from torch import nn
 
 from sb3_qpd import EnvRecipe, QPDDistiller, evaluate, load_teacher, make_recipe
-from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
-from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.envs.recipe import ATARI_WRAPPER
+from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
+from sb3_qpd.evaluation.statistics import bootstrap_over_seeds
+from sb3_qpd.students.policies import QuantActorCriticPolicy
 
 # RL Zoo's PPO for LunarLander and for Atari, but for the learning rate
 VECTORS = {"n_steps": 1024, "batch_size": 64, "n_epochs": 4, "gamma": 0.999, "gae_lambda": 0.98, "ent_coef": 0.0}
@@ -57,11 +59,8 @@ def distill(args: argparse.Namespace) -> None:
 
 def make_env(recipe: EnvRecipe, n_envs: int, seed: int) -> VecEnv:
     """For Atari with the reward and the episodes that its teachers learned from."""
-    if recipe.is_atari and not recipe.env_wrappers:
-        wrapper = (
-            "stable_baselines3.common.atari_wrappers.AtariWrapper",
-            {"terminal_on_life_loss": True, "clip_reward": True},
-        )
+    if recipe.has_pixels and not recipe.env_wrappers:
+        wrapper = (ATARI_WRAPPER, {"terminal_on_life_loss": True, "clip_reward": True})
         recipe = EnvRecipe(recipe.env_id, recipe.env_kwargs, (wrapper,), recipe.frame_stack)
     return recipe.make_vec_env(n_envs, seed)
 

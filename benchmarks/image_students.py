@@ -21,13 +21,13 @@ from tables import table_head
 from torch.nn import functional as F
 
 from sb3_qpd import QPDDistiller, QuantActorCriticCnnPolicy, load_teacher
-from sb3_qpd.architectures import make_arch
-from sb3_qpd.buffers import DistillationSamples
-from sb3_qpd.objective import descend, distillation_loss
-from sb3_qpd.quantizers import FLOAT_BITS
-from sb3_qpd.schedules import CosineSchedule, share_passed
-from sb3_qpd.teachers import TeacherOutput
-from sb3_qpd.transitions import get_transition
+from sb3_qpd.distillation.buffers import DistillationSamples
+from sb3_qpd.distillation.objective import descend, distillation_loss
+from sb3_qpd.distillation.schedules import CosineSchedule, stage_progress
+from sb3_qpd.students.architectures import make_arch
+from sb3_qpd.students.quantizers import FLOAT_BITS
+from sb3_qpd.students.transitions import get_transition
+from sb3_qpd.teachers.teacher import TeacherOutput
 
 WARM_UP = 100
 BATCH_SIZE = 128
@@ -80,7 +80,7 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
         if width and i == int(BLEND[0] * updates):
             policy.calibrate(rows_of(samples, kept[rng.integers(0, len(kept), 1024)]).observations)
             policy.set_training_mode(True)
-        progress = share_passed(i / updates, *BLEND) if width else 0.0
+        progress = stage_progress(i / updates, *BLEND) if width else 0.0
         policy.set_precision(get_transition("blend"), progress)
         loss, _ = distillation_loss(policy, batch)
         descend(policy.optimizer, loss, max_grad_norm=10.0)

@@ -20,7 +20,8 @@ from tables import add_rows
 from torch import nn
 
 from sb3_qpd import Teacher, compare, evaluate, load_teacher
-from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, ObservationRecorder
+from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
+from sb3_qpd.players import ObservationRecorder
 
 N_CALIBRATION = 2_000
 
@@ -77,7 +78,7 @@ def main() -> None:
     args = parser.parse_args()
     for path in args.teachers:
         teacher, in_float = load_teacher(path, device="cpu"), load_teacher(path, device="cpu")
-        deterministic = not teacher.recipe.is_atari
+        deterministic = teacher.recipe.deterministic
         recorder = ObservationRecorder(in_float, N_CALIBRATION)
         evaluate(recorder, teacher.recipe, n_episodes=8, deterministic=deterministic, seed=VALIDATION_SEED)
         quantize(teacher, recorder.observations)

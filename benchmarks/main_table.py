@@ -19,13 +19,14 @@ import numpy as np
 from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
-from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED, bootstrap_over_seeds
+from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
+from sb3_qpd.evaluation.statistics import bootstrap_over_seeds
 
 
 def run(args: argparse.Namespace) -> None:
     teacher = load_teacher(args.teacher)
     arch: Any = ast.literal_eval(args.arch) if args.arch.startswith("{") else args.arch
-    mode = {"deterministic": not teacher.recipe.is_atari, "n_episodes": args.episodes}
+    mode = {"deterministic": teacher.recipe.deterministic, "n_episodes": args.episodes}
     mode["seed"] = VALIDATION_SEED if args.validation else TEST_SEED
     theirs, chance = (_cached(args.cache, who, teacher, mode) for who in (teacher, "random"))
     for seed in args.seeds:

@@ -17,11 +17,12 @@ import numpy as np
 import torch as th
 from tables import add_rows, read_rows, table_head
 
-from sb3_qpd import QPDDistiller, evaluate, load_teacher, losses
-from sb3_qpd.buffers import DistillationSamples
-from sb3_qpd.evaluation import VALIDATION_SEED
-from sb3_qpd.schedules import CosineSchedule
-from sb3_qpd.verdicts import bootstrap_means, interval95
+from sb3_qpd import QPDDistiller, evaluate, load_teacher
+from sb3_qpd.distillation import losses
+from sb3_qpd.distillation.buffers import DistillationSamples
+from sb3_qpd.distillation.schedules import CosineSchedule
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.evaluation.statistics import bootstrap_means, interval95
 
 RATE, BATCH_SIZE = 4e-3, 256  # the better rate of short runs (benchmarks/transitions.py)
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -17,9 +17,9 @@ import numpy as np
 from tables import table_head
 
 from sb3_qpd import IntegerModel
-from sb3_qpd.envs import EnvRecipe
-from sb3_qpd.export.c import export_c
-from sb3_qpd.export.emulate import MICROCONTROLLERS, emulate, missing_tools
+from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.export.c.emulator import MICROCONTROLLERS, emulate, missing_tools
+from sb3_qpd.export.c.exporter import export_c
 from sb3_qpd.integer import REQUANTIZATIONS
 
 COLUMNS = (
@@ -30,7 +30,7 @@ COLUMNS = (
 
 def real_observations(model: IntegerModel, n: int) -> np.ndarray:
     """The student plays; evenly spaced observations of 2,000 steps are taken."""
-    env = EnvRecipe(**model.metadata["env"]).make_vec_env(1, seed=3_000_000)
+    env = EnvRecipe.from_json(model.metadata["env"]).make_vec_env(1, seed=3_000_000)
     observation, seen = env.reset(), []
     for _ in range(2000):
         seen.append(observation.copy())

@@ -28,10 +28,10 @@ import torch as th
 from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import QPDDistiller, Teacher, export_c, export_onnx, load_teacher
-from sb3_qpd.contest import describe_env
-from sb3_qpd.policies import QuantActorCriticPolicy
-from sb3_qpd.replay import Jitter, pieces, replay
-from sb3_qpd.verify import Difference, Verification, find_contenders, looking_at
+from sb3_qpd.evaluation.own_episodes import Jitter, replay
+from sb3_qpd.evaluation.verify import Difference, Verification, find_implementations, recorded_intermediates
+from sb3_qpd.observations import pieces
+from sb3_qpd.students.policies import QuantActorCriticPolicy
 
 BITS = ((8, 8), (4, 8), (4, 4), (2, 8))
 SEED = 3_000_000  # of the environments; part k takes SEED + 1000 k
@@ -48,7 +48,7 @@ class Width:
     """
 
     def __init__(self, policy: QuantActorCriticPolicy, env: dict[str, Any], folder: Path) -> None:
-        self.policy, self.models, self.contenders = policy, {}, {}
+        self.policy, self.models, self.implementations = policy, {}, {}
         for mode in ("float32", "fixed"):
             model = self.models[mode] = policy.to_integer(env=env)
             model.requantization = mode
@@ -56,7 +56,7 @@ class Width:
             export_c(model, out)
             if mode == "float32":
                 export_onnx(model, out)
-            self.contenders[mode] = [c for c in find_contenders(out, model, policy) if c.is_exact]
+            self.implementations[mode] = [c for c in find_implementations(out, model, policy) if c.is_exact]
         self.start()
 
     def start(self) -> None:
@@ -65,7 +65,9 @@ class Width:
         self.n_actions, self.training = 0, Difference("training forward", "layers", is_exact=False)
 
     def add(self, observations: np.ndarray) -> None:
-        seen = {mode: self.results[mode].add(self.models[mode], self.contenders[mode], observations) for mode in self.models}
+        seen = {
+            mode: self.results[mode].add(self.models[mode], self.implementations[mode], observations) for mode in self.models
+        }
         a, b = (seen[mode]["action"].reshape(len(observations), -1) for mode in ("float32", "fixed"))
         model = self.models["float32"]
         allowed = 0.01 * (model.action_high - model.action_low) if model.is_box else 0
@@ -77,7 +79,7 @@ class Width:
     @th.no_grad()
     def _training_forward(self, observations: np.ndarray) -> dict[str, np.ndarray]:
         self.policy.set_training_mode(True)
-        with looking_at(self.policy) as steps:
+        with recorded_intermediates(self.policy) as steps:
             self.policy.extract_features(th.as_tensor(observations))
         self.policy.set_training_mode(False)
         return steps
@@ -86,7 +88,7 @@ class Width:
         values: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for mode, result in self.results.items():
             for difference in result.differences:
-                name = difference.contender if mode == "float32" else f"{difference.contender}, fixed"
+                name = difference.implementation if mode == "float32" else f"{difference.implementation}, fixed"
                 values[name][0] += difference.n_differing
                 values[name][1] += difference.n_values
         return {
@@ -140,7 +142,7 @@ def measure(
 ) -> None:
     player, recipe = policy.to_integer(), teacher.recipe
     calibration = np.concatenate([x.copy() for x in replay(player, recipe, N_CALIBRATION, CALIBRATION_SEED, Jitter())])
-    env = describe_env(recipe)
+    env = recipe.to_json()
     widths = {bits: Width(at_bits(policy, bits, calibration), env, folder / f"W{bits[0]}A{bits[1]}") for bits in BITS}
     versions = {"numpy": np.__version__, "torch": th.__version__, "onnxruntime": onnxruntime.__version__}
     versions |= {"cpu": f"{platform.machine()} {th.backends.cpu.get_cpu_capability()}"}

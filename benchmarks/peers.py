@@ -46,11 +46,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTranspose
 from tables import add_rows, read_rows, table_head
 from torch import nn
 
-from sb3_qpd import QPDDistiller, evaluate, load_teacher, losses
-from sb3_qpd.architectures import StudentArch, make_arch
-from sb3_qpd.evaluation import VALIDATION_SEED
-from sb3_qpd.objective import descend
-from sb3_qpd.teachers import Teacher
+from sb3_qpd import QPDDistiller, evaluate, load_teacher
+from sb3_qpd.distillation import losses
+from sb3_qpd.distillation.objective import descend
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.students.architectures import StudentArch, make_arch
+from sb3_qpd.teachers.teacher import Teacher
 
 N_ENVS, ROLLOUT, SAMPLES_PER_STEP = 16, 128, 16
 # batch and learning rate: imitation's own, and the batch of qpd with four times the rate (not tuned)
@@ -189,7 +190,7 @@ def run(teacher: Teacher, who: str, timesteps: float, seed: int, args: argparse.
         else:
             student = loop(teacher, int(timesteps), seed, SAMPLES_PER_STEP if who == "loop16" else 1, args)
         measured = {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
-    mode = {"deterministic": not teacher.recipe.is_atari, "seed": VALIDATION_SEED}
+    mode = {"deterministic": teacher.recipe.deterministic, "seed": VALIDATION_SEED}
     returns = evaluate(student, teacher.recipe, n_episodes=args.episodes, **mode).returns if args.episodes else []
     row = {"teacher": teacher.name, "who": who, "seed": seed, "timesteps": timesteps, "threads": args.threads}
     if who.startswith("loop"):

@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 
 from sb3_qpd import IntegerModel, export_numpy, export_onnx
-from sb3_qpd.envs import EnvRecipe
+from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.evaluation.own_episodes import Jitter, replay
 from sb3_qpd.integer import REQUANTIZATIONS
-from sb3_qpd.replay import Jitter, replay
 
 SEED = 3_000_000
 
@@ -60,7 +60,7 @@ print(json.dumps([platform.machine(), np.__version__, ort.__version__, counts]))
 def prepare(path: Path, n: int, folder: Path) -> None:
     """What the other side needs."""
     model = IntegerModel.load(path)
-    recipe = EnvRecipe(**model.metadata["env"])
+    recipe = EnvRecipe.from_json(model.metadata["env"])
     played = [step.copy() for step in replay(model, recipe, 20 * n, SEED, Jitter())]
     observations = np.concatenate(played)[::20]
     export_onnx(model, folder)

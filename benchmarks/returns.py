@@ -20,9 +20,9 @@ import numpy as np
 from tables import add_rows, table_head
 
 from sb3_qpd import IntegerModel, QPDDistiller, evaluate, export_c, export_onnx, load_teacher
-from sb3_qpd.evaluation import VALIDATION_SEED
-from sb3_qpd.export.c_policy import CPolicy
-from sb3_qpd.export.onnx import OnnxPolicy
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.export.c.runtime import CPolicy
+from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
 # observations, and 32 random bits for each or nothing, to actions
 Act = Callable[[np.ndarray, np.ndarray | None], np.ndarray]

@@ -24,7 +24,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import nn
 
 from sb3_qpd import Teacher, load_teacher
-from sb3_qpd.losses import categorical_kl
+from sb3_qpd.distillation.losses import categorical_kl
 
 Labeller = Callable[[np.ndarray], th.Tensor]
 BATCH = 16

@@ -24,8 +24,8 @@ import torch as th
 from timing import add_device, now
 
 from sb3_qpd import QPDDistiller, load_teacher
-from sb3_qpd.teachers import Teacher
-from sb3_qpd.transitions import get_transition
+from sb3_qpd.students.transitions import get_transition
+from sb3_qpd.teachers.teacher import Teacher
 
 
 def measure(parts: dict[str, Callable[[], Any]], calls: int, device: str) -> dict[str, float]:
@@ -48,13 +48,13 @@ def learned(teacher: Teacher, args: argparse.Namespace, **options: Any) -> tuple
     return distiller.learn(args.timesteps), now(args.device) - start
 
 
-def parts_of(distiller: QPDDistiller) -> dict[str, Callable[[], Any]]:
+def observation_parts(distiller: QPDDistiller) -> dict[str, Callable[[], Any]]:
     """What ``learn`` does, one by one, on what it has collected."""
     env, teacher, policy = distiller.env, distiller.teacher, distiller.policy
     observations, rng = distiller._last_obs, np.random.default_rng(0)
     actions = [np.array([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(16)]
     targets = teacher(observations)
-    distiller._turns.of_teacher = lambda: np.zeros(env.num_envs, bool)
+    distiller._turns.teacher_acts = lambda: np.zeros(env.num_envs, bool)
 
     def update(progress: float) -> None:
         policy.set_precision(get_transition(distiller.transition), progress)
@@ -121,8 +121,8 @@ def main() -> None:
     th.set_num_threads(args.threads)
     teacher = load_teacher(args.teacher, device=args.device)
     (distiller, _), (as_float, _) = learned(teacher, args), learned(teacher, args, weight_bits=32, activation_bits=32)
-    parts = parts_of(distiller)
-    parts["update, a float student"] = parts_of(as_float)["update, half way"]
+    parts = observation_parts(distiller)
+    parts["update, a float student"] = observation_parts(as_float)["update, half way"]
     one_sample = {"gradient_steps": 1 / int(distiller.batch_size)}
     rounds = []
     for _ in range(args.repeats):

@@ -17,8 +17,8 @@ import torch as th
 from timing import add_device, now
 
 from sb3_qpd import QPDDistiller, compare, evaluate, load_teacher
-from sb3_qpd.evaluation import VALIDATION_SEED
-from sb3_qpd.teachers import Teacher
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.teachers.teacher import Teacher
 
 
 def bound(teacher: Teacher, device: str, n_steps: int = 200) -> float:
@@ -47,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     teacher = load_teacher(args.teacher, device=args.device)
     th.set_num_threads(args.threads if teacher.recipe.is_atari else 1)  # as learn does: vectors want one
-    mode = {"n_episodes": args.episodes, "deterministic": not teacher.recipe.is_atari, "seed": VALIDATION_SEED}
+    mode = {"n_episodes": args.episodes, "deterministic": teacher.recipe.deterministic, "seed": VALIDATION_SEED}
     theirs, chance = evaluate(teacher, teacher.recipe, **mode), evaluate("random", teacher.recipe, **mode)
     print(f"stepping and teacher alone, 1e6 steps: {bound(teacher, args.device):.0f} s", flush=True)
     for steps in args.steps:

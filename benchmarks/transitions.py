@@ -34,8 +34,8 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     import torch as th
 
     from sb3_qpd import QPDDistiller, evaluate, load_teacher
-    from sb3_qpd.evaluation import TEST_SEED, VALIDATION_SEED
-    from sb3_qpd.schedules import CosineSchedule
+    from sb3_qpd.distillation.schedules import CosineSchedule
+    from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
 
     th.set_num_threads(1)
     teacher = load_teacher(job["teacher"])
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
 
 def table(args: argparse.Namespace) -> None:
     from sb3_qpd import evaluate, load_teacher
-    from sb3_qpd.verdicts import bootstrap_means, interval95
+    from sb3_qpd.evaluation.statistics import bootstrap_means, interval95
 
     rows = read_rows(args.out)
     best = best_rates(rows)

@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PolicyPredictor
 
 from sb3_qpd import EnvRecipe, IntegerModel, load_teacher
 from sb3_qpd.cli import main as sb3_qpd
-from sb3_qpd.evaluation import VALIDATION_SEED
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 
 TEACHERS = Path(__file__).parent / "teachers" / "ppo"
 LUNAR_LANDER = ("LunarLander-v3", ["--timesteps", "6e4", "--episodes", "100"])

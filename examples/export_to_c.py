@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sb3_qpd import IntegerModel, export_c
-from sb3_qpd.export.c_policy import CPolicy
+from sb3_qpd.export.c.runtime import CPolicy
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("student", help="student.npz of sb3-qpd compress or sb3-qpd zoo train")

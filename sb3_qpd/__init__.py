@@ -7,30 +7,36 @@ and ``from sb3_qpd.integer import IntegerModel`` needs nothing but numpy.
 
 from difflib import get_close_matches
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sb3_qpd.version import __version__
+
 if TYPE_CHECKING:
-    from sb3_qpd.architectures import STUDENT_ARCHS, StudentArch
-    from sb3_qpd.distiller import QPDDistiller
-    from sb3_qpd.envs import AtariVecEnv, EnvRecipe, make_recipe
-    from sb3_qpd.evaluation import Evaluation, compare, evaluate
+    from sb3_qpd.distillation.distiller import QPDDistiller
+    from sb3_qpd.distillation.schedules import CosineSchedule
+    from sb3_qpd.distillation.student_zip import load_student
+    from sb3_qpd.envs.atari import AtariVecEnv
+    from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+    from sb3_qpd.evaluation.episodes import evaluate
+    from sb3_qpd.evaluation.statistics import Evaluation, compare
     from sb3_qpd.export import export_c, export_numpy, export_onnx, export_tflite
     from sb3_qpd.integer import IntegerModel
-    from sb3_qpd.loading import load_teacher
-    from sb3_qpd.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
-    from sb3_qpd.publishing import push_to_hub
-    from sb3_qpd.reader import TeacherError
-    from sb3_qpd.teachers import ObsNormalization, Teacher, TeacherOutput
-    from sb3_qpd.transitions import TRANSITIONS
-    from sb3_qpd.wrappers import TeacherLabels
+    from sb3_qpd.publishing.push import push_to_hub
+    from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch
+    from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
+    from sb3_qpd.students.transitions import TRANSITIONS
+    from sb3_qpd.teachers.files.archive import TeacherError
+    from sb3_qpd.teachers.labels import TeacherLabels
+    from sb3_qpd.teachers.loading import load_teacher
+    from sb3_qpd.teachers.normalization import ObsNormalization
+    from sb3_qpd.teachers.teacher import Teacher, TeacherOutput
 
-__version__ = Path(__file__).with_name("version.txt").read_text(encoding="utf-8").strip()
 
 __all__ = [
     "STUDENT_ARCHS",
     "TRANSITIONS",
     "AtariVecEnv",
+    "CosineSchedule",
     "EnvRecipe",
     "Evaluation",
     "IntegerModel",
@@ -51,37 +57,40 @@ __all__ = [
     "export_numpy",
     "export_onnx",
     "export_tflite",
+    "load_student",
     "load_teacher",
     "make_recipe",
     "push_to_hub",
 ]
 
 _MODULE_OF = {
-    "STUDENT_ARCHS": "architectures",
-    "StudentArch": "architectures",
-    "QPDDistiller": "distiller",
-    "AtariVecEnv": "envs",
-    "EnvRecipe": "envs",
-    "make_recipe": "envs",
-    "Evaluation": "evaluation",
-    "compare": "evaluation",
-    "evaluate": "evaluation",
+    "QPDDistiller": "distillation.distiller",
+    "CosineSchedule": "distillation.schedules",
+    "load_student": "distillation.student_zip",
+    "AtariVecEnv": "envs.atari",
+    "EnvRecipe": "envs.recipe",
+    "make_recipe": "envs.recipe",
+    "evaluate": "evaluation.episodes",
+    "Evaluation": "evaluation.statistics",
+    "compare": "evaluation.statistics",
     "export_c": "export",
     "export_numpy": "export",
     "export_onnx": "export",
     "export_tflite": "export",
     "IntegerModel": "integer",
-    "load_teacher": "loading",
-    "QuantActorCriticCnnPolicy": "policies",
-    "QuantActorCriticPolicy": "policies",
-    "QuantMultiInputActorCriticPolicy": "policies",
-    "push_to_hub": "publishing",
-    "TeacherError": "reader",
-    "ObsNormalization": "teachers",
-    "Teacher": "teachers",
-    "TeacherOutput": "teachers",
-    "TRANSITIONS": "transitions",
-    "TeacherLabels": "wrappers",
+    "push_to_hub": "publishing.push",
+    "STUDENT_ARCHS": "students.architectures",
+    "StudentArch": "students.architectures",
+    "QuantActorCriticCnnPolicy": "students.policies",
+    "QuantActorCriticPolicy": "students.policies",
+    "QuantMultiInputActorCriticPolicy": "students.policies",
+    "TRANSITIONS": "students.transitions",
+    "TeacherError": "teachers.files.archive",
+    "TeacherLabels": "teachers.labels",
+    "load_teacher": "teachers.loading",
+    "ObsNormalization": "teachers.normalization",
+    "Teacher": "teachers.teacher",
+    "TeacherOutput": "teachers.teacher",
 }
 
 

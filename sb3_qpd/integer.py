@@ -14,7 +14,7 @@ import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -24,8 +24,8 @@ MAX_BYTES = 64 * 2**20  # of a file's arrays together: unpacked they are several
 _PIECE = 256  # observations that go through the network at once
 _UNFOLDED = 2**20  # numbers of an unfolded convolution's input: what stays in a processor's cache
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
-_HIGH_TABLE = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
-_LOW_TABLE = np.array([round(65535 * math.exp(-i / 256)) for i in range(64)], dtype=np.uint64)
+EXP_HIGH = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
+EXP_LOW = np.array([round(65535 * math.exp(-i / 256)) for i in range(64)], dtype=np.uint64)
 
 
 def pack(weight: np.ndarray, bits: int) -> np.ndarray:
@@ -63,6 +63,16 @@ def fixed_point(multiplier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     m = np.rint(fraction * 2.0**31).astype(np.int64)  # a float32 has 24 bits: exact, and below 2^31
     shift = 31 - exponent.astype(np.int64)
     return np.where(shift > 62, 0, m), np.clip(shift, 1, 62)
+
+
+def weight_shift(n_actions: int) -> int:
+    """
+    Bits that the sampler drops from the product of two table entries, so that the sum of all weights stays below 2^32.
+
+    :param n_actions: categories to choose from
+    :return: 16, which leaves 24 bits, for up to 256 categories; more beyond
+    """
+    return 16 + max(0, (n_actions - 1).bit_length() - 8)
 
 
 @dataclass
@@ -152,7 +162,7 @@ class IntegerLayer:
 
 
 @dataclass(frozen=True)
-class Part:
+class ObservationPart:
     """
     An observation as the environment gives it, or one value of a Dict observation.
 
@@ -223,7 +233,7 @@ class Part:
         return x.astype(np.float32)
 
 
-def group_parts(parts: tuple[Part, ...]) -> list[tuple[Part, ...]]:
+def group_parts(parts: tuple[ObservationPart, ...]) -> list[tuple[ObservationPart, ...]]:
     """What goes into each trunk of a network: all vectors and indices together, each image alone."""
     vectors = tuple(part for part in parts if not part.is_image)
     return [*([vectors] if vectors else []), *((part,) for part in parts if part.is_image)]
@@ -266,10 +276,11 @@ class IntegerModel:
     action_std: np.ndarray | None = None
     requantization: str = "float32"
     metadata: dict[str, Any] = field(default_factory=dict)
-    parts: tuple[Part, ...] = ()
+    parts: tuple[ObservationPart, ...] = ()
     branches: tuple[int, ...] = ()
     action_nvec: tuple[int, ...] = ()
     uses_masks: bool = False
+    takes_raw_observations: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         self.observation_shape = tuple(int(n) for n in self.observation_shape)
@@ -282,13 +293,9 @@ class IntegerModel:
         if self.requantization not in REQUANTIZATIONS:
             raise ValueError(f"requantization must be one of {REQUANTIZATIONS}, got '{self.requantization}'")
         self._rng = np.random.default_rng()
-        if not self.is_box:
-            # the logits' unit in 1/256 nat, as an integer and a shift
-            fraction, exponent = math.frexp(float(self.layers[-1].multiplier[0]) * 256)
-            self._nat_multiplier, self._nat_shift = np.uint64(round(fraction * 2**30)), 30 - exponent
 
-    def _default_part(self) -> Part:
-        return Part("image" if self.input_multiplier is None else "vector", self.observation_shape)
+    def _default_part(self) -> ObservationPart:
+        return ObservationPart("image" if self.input_multiplier is None else "vector", self.observation_shape)
 
     def _check_form(self) -> None:
         if (len(self.branches), sum(self.branches)) != (len(self.trunks), len(self.layers) - 1):
@@ -307,7 +314,7 @@ class IntegerModel:
             raise ValueError(f"action_low must not be above action_high, got {self.action_low} and {self.action_high}")
 
     @property
-    def trunks(self) -> list[tuple[Part, ...]]:
+    def trunks(self) -> list[tuple[ObservationPart, ...]]:
         """What goes into each trunk."""
         return group_parts(self.parts)
 
@@ -337,6 +344,19 @@ class IntegerModel:
         return len(nvec) if set(nvec) == {2} and self.layers[-1].bias.size == len(nvec) else 0
 
     @property
+    def nat_scale(self) -> tuple[int, int]:
+        """
+        The unit of the logits in 1/256 nat, as a multiplier m and a shift s of 1 to 63.
+
+        A difference d of accumulators is ``(d m + 2^(s - 1)) >> s`` units: what :meth:`sample` looks up in its tables.
+        """
+        fraction, exponent = math.frexp(float(self.layers[-1].multiplier[0]) * 256)
+        multiplier, shift = round(fraction * 2**30), 30 - exponent
+        if shift < 1:  # 2^20 nats and more: any difference is beyond the tables
+            return (8192 if multiplier else 0), 1
+        return multiplier, min(shift, 63)
+
+    @property
     def nbytes(self) -> int:
         """Bytes that a device holds: packed weights, biases, multipliers, input grid, action bounds and deviation."""
         extras = (self.input_multiplier, self.input_offset, self.action_low, self.action_high, self.action_std)
@@ -358,7 +378,7 @@ class IntegerModel:
                 total += layer.weight.size * math.prod(shape[1:])
         return total
 
-    def _branches(self) -> Iterator[tuple[tuple[Part, ...], list[IntegerLayer]]]:
+    def _branches(self) -> Iterator[tuple[tuple[ObservationPart, ...], list[IntegerLayer]]]:
         """Each trunk's input and layers."""
         start = 0
         for parts, n_layers in zip(self.trunks, self.branches, strict=True):
@@ -522,9 +542,7 @@ class IntegerModel:
         largest = np.where(allowed, scores, np.iinfo(np.int64).min).max(1, keepdims=True)
         units = self._in_units(np.where(allowed, largest - scores, 0).astype(np.uint64))
         high, low = np.minimum(units >> np.uint64(6), 63), units & np.uint64(63)
-        # 24 bits for up to 256 actions, fewer beyond: their sum stays below 2^32
-        shift = 16 + max(0, (scores.shape[1] - 1).bit_length() - 8)
-        weights = (_HIGH_TABLE[high] * _LOW_TABLE[low]) >> np.uint64(shift)
+        weights = (EXP_HIGH[high] * EXP_LOW[low]) >> np.uint64(weight_shift(scores.shape[1]))
         weights[(units >= 4096) | ~allowed] = 0
         running = weights.cumsum(1)
         threshold = (random_bits.astype(np.uint64) * running[:, -1]) >> np.uint64(32)
@@ -534,11 +552,8 @@ class IntegerModel:
         """Differences of accumulators in 1/256 nat, rounded half up."""
         # beyond 16 nats the weight is zero: cap before the product could overflow
         difference = np.minimum(difference, np.uint64(2**32 - 1))
-        product, shift = difference * self._nat_multiplier, self._nat_shift
-        if shift <= 0:
-            return np.where(product > 0, np.uint64(4096), np.uint64(0))
-        shift = min(shift, 63)
-        return (product + (np.uint64(1) << np.uint64(shift - 1))) >> np.uint64(shift)
+        multiplier, shift = self.nat_scale
+        return (difference * np.uint64(multiplier) + np.uint64(2 ** (shift - 1))) >> np.uint64(shift)
 
     def _box_actions(self, acc: np.ndarray, deterministic: bool) -> np.ndarray:
         unit = self.layers[-1].multiplier
@@ -659,7 +674,9 @@ class IntegerModel:
         fields: dict[str, Any] = {name: arrays[name] for name in _FLOAT_FIELDS if name in arrays}
         fields |= {name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")}
         if header["format"] > 1:
-            fields["parts"] = [Part(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]]
+            fields["parts"] = [
+                ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]
+            ]
             fields |= {name: header[name] for name in ("branches", "action_nvec", "uses_masks")}
         return cls(layers=layers, **fields)
 

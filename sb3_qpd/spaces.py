@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
-from sb3_qpd.integer import Part
+from sb3_qpd.integer import ObservationPart
 
 MASKED = -1e8  # the logit of an action that is not allowed, as in sb3-contrib: finite, so that nothing becomes NaN
 OBSERVATIONS = (
@@ -23,7 +23,9 @@ OBSERVATIONS = (
 ACTIONS = "Discrete, MultiDiscrete with one axis (both counted from 0), MultiBinary with one axis, and Box with finite bounds"
 
 
-def parts_of(space: spaces.Space, normalized_image: bool = False, key: str | None = None) -> tuple[Part, ...]:
+def observation_parts(
+    space: spaces.Space, normalized_image: bool = False, key: str | None = None
+) -> tuple[ObservationPart, ...]:
     """
     What an observation consists of, in SB3's order of keys; an error lists what is supported.
 
@@ -32,16 +34,16 @@ def parts_of(space: spaces.Space, normalized_image: bool = False, key: str | Non
     :param key: the space's own, in a Dict
     """
     if isinstance(space, spaces.Dict) and key is None and space.spaces:
-        return tuple(part for name, one in space.spaces.items() for part in parts_of(one, normalized_image, name))
+        return tuple(part for name, one in space.spaces.items() for part in observation_parts(one, normalized_image, name))
     if isinstance(space, spaces.Box):
         kind = "image" if is_image_space(space) else "vector"
         if kind == "vector" and normalized_image and len(space.shape) == 3:
             kind = "float_image"
-        return (Part(kind, space.shape, key=key),)
+        return (ObservationPart(kind, space.shape, key=key),)
     if isinstance(space, spaces.MultiBinary):
-        return (Part("vector", space.shape, key=key),)
+        return (ObservationPart("vector", space.shape, key=key),)
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete) and (nvec := _categories(space)):
-        return (Part("one_hot", space.shape, nvec, key),)  # type: ignore[arg-type]
+        return (ObservationPart("one_hot", space.shape, nvec, key),)  # type: ignore[arg-type]
     raise ValueError(f"Observations of {_one_line(space)} are not supported. Supported: {OBSERVATIONS}")
 
 
@@ -141,7 +143,7 @@ def float32_bounds(space: spaces.Box) -> tuple[np.ndarray, np.ndarray]:
     return low, np.where(high > space.high, np.nextafter(high, np.float32(-np.inf)), high)
 
 
-def head_of(space: spaces.Space) -> ActionHead:
+def action_head(space: spaces.Space) -> ActionHead:
     """What actions come from; an error lists what is supported."""
     if isinstance(space, spaces.Box):
         if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):

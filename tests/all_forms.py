@@ -24,9 +24,9 @@ from random_students import RandomStudent, draw
 from students import assert_same_bits
 
 from sb3_qpd import IntegerModel, export_c, export_onnx, export_tflite
-from sb3_qpd.export.c_policy import CPolicy, find_compiler, run_compiler
-from sb3_qpd.export.onnx import OnnxPolicy
-from sb3_qpd.export.tflite import TflitePolicy
+from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
+from sb3_qpd.export.onnx.runtime import OnnxPolicy
+from sb3_qpd.export.tflite.runtime import TflitePolicy
 from sb3_qpd.integer import IntegerLayer
 
 FLAGS = {"-O3": ["-O3"], "-O0": ["-O0"], "native": ["-O3", "-march=native", "-ffp-contract=fast"]}
@@ -58,7 +58,7 @@ def _equal(got: np.ndarray, expected: np.ndarray, what: str) -> None:
 
 
 def _steps(student: RandomStudent, model: IntegerModel) -> dict[str, np.ndarray]:
-    return dict(zip(model.step_names(), model.trace(model._batch(student.observations)[0]), strict=True))
+    return dict(zip(model.step_names(), model.trace(student.observations), strict=True))
 
 
 def _expected(student: RandomStudent, model: IntegerModel) -> tuple[np.ndarray, np.ndarray]:

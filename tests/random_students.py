@@ -13,8 +13,8 @@ from gymnasium import spaces
 from students import TREATMENTS, quant_layers, treat
 
 from sb3_qpd import IntegerModel, QuantActorCriticPolicy
-from sb3_qpd.integer import IntegerLayer, Part, group_parts
-from sb3_qpd.spaces import parts_of
+from sb3_qpd.integer import IntegerLayer, ObservationPart, group_parts
+from sb3_qpd.spaces import observation_parts
 
 MOST_WEIGHTS, MOST_MACS = 100_000, 2_000_000  # of a student: compilers take their time over more
 FLOAT32_MAX = np.finfo(np.float32).max
@@ -85,7 +85,7 @@ def _policy_and_model(rng: np.random.Generator) -> tuple[QuantActorCriticPolicy,
 @th.no_grad()
 def _policy(rng: np.random.Generator) -> QuantActorCriticPolicy:
     observation_space, action_space = _observation_space(rng), _action_space(rng)
-    options = _architecture(rng, group_parts(parts_of(observation_space, normalized_image=True)))
+    options = _architecture(rng, group_parts(observation_parts(observation_space, normalized_image=True)))
     uses_masks = not isinstance(action_space, spaces.Box) and bool(rng.random() < 0.15)
     th.manual_seed(int(rng.integers(2**31)))
     policy = QuantActorCriticPolicy(
@@ -141,7 +141,7 @@ def _action_space(rng: np.random.Generator) -> spaces.Space:
     return spaces.Box(low, high, shape)
 
 
-def _architecture(rng: np.random.Generator, groups: list[tuple[Part, ...]]) -> dict[str, Any]:
+def _architecture(rng: np.random.Generator, groups: list[tuple[ObservationPart, ...]]) -> dict[str, Any]:
     """Sizes and bits; TFLite takes the half of them."""
     images = [group[0].shape for group in groups if group[0].is_image]
     conv, side = [], min((min(shape[1:]) for shape in images), default=0)
@@ -217,14 +217,14 @@ def _model_by_hand(rng: np.random.Generator) -> IntegerModel:
             return model
 
 
-def _part(rng: np.random.Generator) -> Part:
+def _part(rng: np.random.Generator) -> ObservationPart:
     kind = str(rng.choice(["vector", "vector", "image", "one_hot", "float_image"]))
     if kind == "vector":
-        return Part(kind, (_size(rng, 700),))
+        return ObservationPart(kind, (_size(rng, 700),))
     if kind == "one_hot":
         nvec = tuple(_size(rng, 60) for _ in range(_size(rng, 6)))
-        return Part(kind, (len(nvec),), nvec)
-    return Part(kind, (_size(rng, 5), *(int(side) for side in rng.integers(3, 30, 2))))
+        return ObservationPart(kind, (len(nvec),), nvec)
+    return ObservationPart(kind, (_size(rng, 5), *(int(side) for side in rng.integers(3, 30, 2))))
 
 
 def _action(rng: np.random.Generator) -> dict[str, Any]:

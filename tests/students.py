@@ -8,9 +8,9 @@ import torch as th
 from gymnasium import spaces
 from torch import nn
 
-from sb3_qpd.architectures import StudentArch
-from sb3_qpd.layers import QuantLayer
-from sb3_qpd.policies import QuantActorCriticPolicy
+from sb3_qpd.students.architectures import StudentArch
+from sb3_qpd.students.layers import QuantLayer
+from sb3_qpd.students.policies import QuantActorCriticPolicy
 
 VECTOR = spaces.Box(-np.inf, np.inf, (5,), np.float32)
 IMAGE = spaces.Box(0, 255, (4, 36, 36), np.uint8)

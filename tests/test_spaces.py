@@ -29,13 +29,13 @@ from sb3_qpd import (
     TeacherLabels,
     evaluate,
     load_teacher,
-    losses,
 )
-from sb3_qpd.contest import agreement, make_report, plan_arena
-from sb3_qpd.evaluation import ObservationRecorder
-from sb3_qpd.matching import pipeline_of, stacks_frames
-from sb3_qpd.objective import distillation_loss
-from sb3_qpd.wrappers import channels_first
+from sb3_qpd.distillation import losses
+from sb3_qpd.distillation.objective import distillation_loss
+from sb3_qpd.envs.inspection import pipeline_of, stacks_frames
+from sb3_qpd.evaluation.comparison import agreement, make_report, plan_evaluation
+from sb3_qpd.players import ObservationRecorder
+from sb3_qpd.teachers.labels import channels_first
 
 IMAGE = spaces.Box(0, 255, (36, 36, 3), np.uint8)
 OBSERVATIONS: dict[str, spaces.Space] = {
@@ -219,7 +219,7 @@ def test_whether_masks_are_used_is_saved(masked, tmp_path):
 
 def test_a_report_of_a_student_with_masks(masked):
     env = Strict(masked.observation_space, masked.action_space)
-    report = make_report(masked, plan_arena(masked.teacher, env, n_episodes=3))
+    report = make_report(masked, plan_evaluation(masked.teacher, env, n_episodes=3))
     assert report["parity"] == 1.0 and 0 <= report["teacher_agreement"] <= 1
 
 

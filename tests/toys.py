@@ -17,7 +17,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_qpd import IntegerModel, QPDDistiller, QuantActorCriticPolicy
-from sb3_qpd.spaces import head_of
+from sb3_qpd.spaces import action_head
 
 # a small student on the CPU that always comes out the same
 QUICK: dict[str, Any] = {"student_arch": "nano", "device": "cpu", "seed": 0, "check_teacher": False}
@@ -138,7 +138,7 @@ class Strict(Anything):
     """Some actions are not allowed, others in each state: to take one is an error."""
 
     def _observe(self) -> Any:
-        self.masks = [self.np_random.random(n) < 0.5 for n in head_of(self.action_space).nvec]
+        self.masks = [self.np_random.random(n) < 0.5 for n in action_head(self.action_space).nvec]
         for mask in self.masks:
             mask[self.np_random.integers(len(mask))] = True
         return super()._observe()

@@ -1,4 +1,4 @@
-"""What the commands share: arguments, and mistakes that are one line."""
+"""What the commands share: arguments, and one-line messages for user errors."""
 
 import argparse
 import ast
@@ -82,12 +82,12 @@ def _is_float(text: str) -> bool:
     return True
 
 
-# --- mistakes ---
+# --- user errors ---
 def one_line(message: object) -> str:
     return " ".join(str(message).split()) or type(message).__name__
 
 
-def is_mistake(error: BaseException) -> bool:
+def is_user_error(error: BaseException) -> bool:
     """Whether a user can mend what went wrong, so that one line says it; anything else is a bug, with its traceback."""
     # of a mistyped id, and of a YAML file that RL Zoo reads; neither is imported for a command that needs it not
     is_theirs = type(error).__module__.startswith(("gymnasium.error", "yaml."))
@@ -95,7 +95,7 @@ def is_mistake(error: BaseException) -> bool:
 
 
 @contextmanager
-def mistakes(command: str, applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def user_errors(command: str, applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """
     What goes wrong inside is the user's to mend: one line on stderr, exit code 2.
 
@@ -105,7 +105,7 @@ def mistakes(command: str, applies: Callable[[], bool] = lambda: True) -> Iterat
     try:
         yield
     except Exception as error:
-        if not (applies() and is_mistake(error)):
+        if not (applies() and is_user_error(error)):
             raise
         print(f"sb3-qpd {command}: error: {one_line(error)}", file=sys.stderr)
         raise SystemExit(EXIT_MISTAKE) from error

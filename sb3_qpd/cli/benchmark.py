@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from sb3_qpd.cli.arguments import add_environment, add_folder, mistakes
+from sb3_qpd.cli.arguments import add_environment, add_folder, user_errors
 from sb3_qpd.cli.deploy import open_folder
 
 
@@ -24,9 +24,9 @@ def add_benchmark(commands: Any) -> None:
 
 def benchmark(args: argparse.Namespace) -> int:
     """Measure, and print the table."""
-    with mistakes("benchmark"):
-        from sb3_qpd.benchmark import benchmark as measure
-        from sb3_qpd.benchmark import microcontroller_table, microcontrollers, table
+    with user_errors("benchmark"):
+        from sb3_qpd.evaluation.benchmark import benchmark as measure
+        from sb3_qpd.evaluation.benchmark import microcontroller_table, microcontrollers, table
 
         recipe, given = open_folder(args)
         rows = measure(args.folder, recipe, given, args.seconds)

@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, is_mistake, mistakes, one_line, positive, timesteps
+from sb3_qpd.atomic import AtomicFolder, uninterrupted
+from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, is_user_error, one_line, positive, timesteps, user_errors
 from sb3_qpd.cli.models import load_teacher
-from sb3_qpd.staging import Staging, uninterrupted
 
 if TYPE_CHECKING:
-    from sb3_qpd.contest import Arena
-    from sb3_qpd.distiller import QPDDistiller
-    from sb3_qpd.envs import EnvRecipe
-    from sb3_qpd.teachers import Teacher
+    from sb3_qpd.distillation.distiller import QPDDistiller
+    from sb3_qpd.envs.recipe import EnvRecipe
+    from sb3_qpd.evaluation.comparison import EvaluationPlan
+    from sb3_qpd.teachers.teacher import Teacher
 
 DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
 
@@ -91,42 +91,42 @@ def add_compress(commands: Any) -> None:
 
 def compress(args: argparse.Namespace) -> int:
     """Load, check, distill, make integers, evaluate."""
-    with mistakes("compress"):
-        staging = Staging(args.out, args.force)
+    with user_errors("compress"):
+        staging = AtomicFolder(args.out, args.force)
     with staging:
-        with mistakes("compress"):
-            from sb3_qpd.contest import plan_arena
+        with user_errors("compress"):
+            from sb3_qpd.evaluation.comparison import plan_evaluation
             from sb3_qpd.export import find_exporter
 
             for target in args.target:
                 find_exporter(target)
             teacher, recipe = load_teacher(args.teacher, args)
-            _fill_in(args, recipe)
+            _defaults_from_zoo(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
             _check_bits(distiller)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
-            arena = plan_arena(teacher, recipe, args.episodes, progress_bar=args.progress)
-        _compress(distiller, baseline, arena, args.timesteps, staging, args.progress)
+            plan = plan_evaluation(teacher, recipe, args.episodes, progress_bar=args.progress)
+        _compress(distiller, baseline, plan, args.timesteps, staging, args.progress)
     return _deploy(distiller, recipe, args) if args.target else 0
 
 
 def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
     """Export and verify; the student is saved by now, whatever comes of it."""
-    with mistakes("compress"):
+    with user_errors("compress"):
+        from sb3_qpd.evaluation.verify import load_model, verify
         from sb3_qpd.export import export
-        from sb3_qpd.verify import load_model, verify
 
         model = load_model(args.out)
-        with Staging(args.out, force=True) as staging:
+        with AtomicFolder(args.out, force=True) as staging:
             for target in dict.fromkeys(args.target):
                 export(model, target, staging.path)
-            names = staging.publish()
+            names = staging.commit()
         result = verify(args.out, recipe, policy=distiller.policy)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
 
 
-def _fill_in(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
+def _defaults_from_zoo(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
     """How long to learn, and from how much, is what RL Zoo's entry of the environment says, where nobody said it."""
     from sb3_qpd.zoo.entries import read_entries
 
@@ -136,7 +136,7 @@ def _fill_in(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
 
 
 def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
-    from sb3_qpd.distiller import QPDDistiller
+    from sb3_qpd.distillation.distiller import QPDDistiller
 
     given = {name: getattr(args, name) for name in HYPERPARAMETERS if getattr(args, name) is not None}
     same = ("n_envs", "vec_env", "seed", "device", "check_teacher")
@@ -145,7 +145,7 @@ def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Name
 
 
 def _check_bits(distiller: "QPDDistiller") -> None:
-    from sb3_qpd.quantizers import FLOAT_BITS
+    from sb3_qpd.students.quantizers import FLOAT_BITS
 
     if distiller.policy.arch.activation_bits == FLOAT_BITS:  # and so are the weights
         raise ValueError(
@@ -157,17 +157,17 @@ def _check_bits(distiller: "QPDDistiller") -> None:
 def _compress(
     distiller: "QPDDistiller",
     baseline: "QPDDistiller | None",
-    arena: "Arena",
+    plan: "EvaluationPlan",
     timesteps: int,
-    staging: Staging,
+    staging: AtomicFolder,
     progress_bar: bool,
 ) -> None:
-    from sb3_qpd.contest import make_report
-    from sb3_qpd.report import table, verdict_line, write_report
+    from sb3_qpd.evaluation.comparison import make_report
+    from sb3_qpd.evaluation.report import table, verdict_line, write_report
 
     options = dict[str, Any](log_interval=None, progress_bar=progress_bar)
     try:
-        with mistakes("compress", applies=lambda: distiller.num_timesteps == 0):
+        with user_errors("compress", applies=lambda: distiller.num_timesteps == 0):
             distiller.learn(timesteps, **options)
         baselines = {}
         if baseline is not None:
@@ -175,42 +175,37 @@ def _compress(
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
-        report = make_report(distiller, arena, baselines)
+        report = make_report(distiller, plan, baselines)
         write_report(report, staging.path)
     except BaseException as error:
         if isinstance(error, SystemExit) and distiller.num_timesteps == 0:
             raise  # a mistake that was told already
         # hours of learning are not thrown away because somebody, or something, stopped the rest
-        _rescue(distiller, arena, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
-        if is_mistake(error):
+        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
+        if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
-    files = _publish(distiller, arena, staging)
+    files = _publish(distiller, plan, staging)
     print(f"\n{table(report)}\n\n{verdict_line(report)}\n\nWrote {', '.join(files)} into {staging.out}")
 
 
-def _publish(distiller: "QPDDistiller", arena: "Arena", staging: Staging) -> list[str]:
-    from sb3_qpd.contest import describe_env
-
+def _publish(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder) -> list[str]:
     distiller.save(staging.path / "student.zip")
     if (float_student := distiller.float_student()) is not None:
         float_student.save(staging.path / "student_float.zip")
     try:
-        model = distiller.policy.to_integer(
-            env=describe_env(arena.env), teacher=distiller.teacher_name, teacher_checksum=distiller.teacher_checksum
-        )
-        model.save(staging.path / "student.npz")
+        distiller.to_integer(plan.env).save(staging.path / "student.npz")
     except ValueError as error:  # of weights that are NaN: the zips show how far it came
         print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
-    return staging.publish(instead_of=OUTPUTS)
+    return staging.commit(replacing=OUTPUTS)
 
 
-def _rescue(distiller: "QPDDistiller", arena: "Arena", staging: Staging, reason: str) -> None:
+def _rescue(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str) -> None:
     """Save an unfinished student, and say where."""
     if distiller.num_timesteps == 0:
         print(f"sb3-qpd compress: {reason}stopped before anything was learned, nothing was written", file=sys.stderr)
         return
     with uninterrupted():
-        files = _publish(distiller, arena, staging)
+        files = _publish(distiller, plan, staging)
     steps = f"after {distiller.num_timesteps} steps"
     print(f"sb3-qpd compress: {reason}stopped {steps}; wrote {', '.join(files)} into {staging.out}", file=sys.stderr)

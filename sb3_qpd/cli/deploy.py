@@ -4,13 +4,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, add_folder, mistakes, positive
+from sb3_qpd.atomic import AtomicFolder
+from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, add_folder, positive, user_errors
 from sb3_qpd.cli.models import load_teacher, open_student, student_recipe
-from sb3_qpd.staging import Staging
 
 if TYPE_CHECKING:
-    from sb3_qpd.benchmark import Networks
-    from sb3_qpd.envs import EnvRecipe
+    from sb3_qpd.envs.recipe import EnvRecipe
+    from sb3_qpd.evaluation.benchmark import Networks
     from sb3_qpd.integer import IntegerModel
 
 ZIPS = ("student.zip", "student_float.zip")
@@ -53,18 +53,18 @@ def add_verify(commands: Any) -> None:
 
 def export(args: argparse.Namespace) -> int:
     """All targets, or none."""
-    with mistakes("export"):
+    with user_errors("export"):
         from sb3_qpd.export import export as write
 
         _check_options(args)
         model = _integer_model(args)
         model.requantization = args.requantization or model.requantization
-        with Staging(args.out, force=True) as staging:
+        with AtomicFolder(args.out, force=True) as staging:
             for target in dict.fromkeys(args.target):
                 write(model, target, staging.path, **_options(target, args))
             model.save(staging.path / "student.npz")
             sizes = {name: (staging.path / name).stat().st_size for name in sorted(p.name for p in staging.path.iterdir())}
-            staging.publish()
+            staging.commit()
     print(f"the student is {model.nbytes} bytes of weights, biases and multipliers")
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
@@ -87,7 +87,6 @@ def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _integer_model(args: argparse.Namespace) -> "IntegerModel":
-    from sb3_qpd.contest import describe_env
     from sb3_qpd.integer import IntegerModel
 
     path = args.student
@@ -96,14 +95,13 @@ def _integer_model(args: argparse.Namespace) -> "IntegerModel":
     if (student := open_student(path, args)) is None:
         raise ValueError(f"{path} is not a student's zip or .npz: expected what sb3-qpd compress writes")
     distiller, recipe = student
-    names = {"teacher": distiller.teacher_name, "teacher_checksum": distiller.teacher_checksum}
-    return distiller.policy.to_integer(env=describe_env(recipe), **names)
+    return distiller.to_integer(recipe)
 
 
 def verify(args: argparse.Namespace) -> int:
     """Compare, and say whether it holds."""
-    with mistakes("verify"):
-        from sb3_qpd.verify import verify as compare
+    with user_errors("verify"):
+        from sb3_qpd.evaluation.verify import verify as compare
 
         recipe, given = open_folder(args)
         result = compare(args.folder, recipe, args.observations, policy=given.policy, teacher=given.teacher)
@@ -113,8 +111,8 @@ def verify(args: argparse.Namespace) -> int:
 
 def open_folder(args: argparse.Namespace) -> "tuple[EnvRecipe, Networks]":
     """Where the student of ``args.folder`` plays, and its policies: those of the zips that there are, and --teacher."""
-    from sb3_qpd.benchmark import Networks
-    from sb3_qpd.verify import load_model
+    from sb3_qpd.evaluation.benchmark import Networks
+    from sb3_qpd.evaluation.verify import load_model
 
     recipe = student_recipe(args.folder, load_model(args.folder).metadata.get("env"), args)
     args.env, args.env_kwargs = recipe, {}  # the zips' and the teacher's too

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sb3_qpd.cli.arguments import add_environment, mistakes, positive
+from sb3_qpd.cli.arguments import add_environment, positive, user_errors
 from sb3_qpd.cli.models import open_player
 
 
@@ -31,13 +31,14 @@ def add_evaluate(commands: Any) -> None:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Play, and print what came of it."""
-    from sb3_qpd.evaluation import TEST_SEED, ObservationRecorder, microseconds_per_action
-    from sb3_qpd.evaluation import evaluate as play
+    from sb3_qpd.evaluation.episodes import TEST_SEED, microseconds_per_action
+    from sb3_qpd.evaluation.episodes import evaluate as play
+    from sb3_qpd.players import ObservationRecorder
 
     seed = TEST_SEED if args.seed is None else args.seed
-    with mistakes("evaluate"):
+    with user_errors("evaluate"):
         policy, recipe, size = open_player(args.model, args)
-        deterministic = args.deterministic if args.deterministic is not None else not recipe.is_atari
+        deterministic = args.deterministic if args.deterministic is not None else recipe.deterministic
         recorder = ObservationRecorder(policy)
         result = play(
             recorder,

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sb3_qpd.cli.arguments import mistakes
+from sb3_qpd.cli.arguments import user_errors
 
 
 def add_push(commands: Any) -> None:
@@ -25,8 +25,8 @@ def add_push(commands: Any) -> None:
 
 def push(args: argparse.Namespace) -> int:
     """Publish, and print where."""
-    with mistakes("push"):
-        from sb3_qpd.publishing import push_to_hub
+    with user_errors("push"):
+        from sb3_qpd.publishing.push import push_to_hub
 
         options = {name: getattr(args, name) for name in ("private", "branch", "message", "replay")}
         url, remarks = push_to_hub(args.folder, args.repo_id, **options)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from sb3_qpd.cli.arguments import mistakes
+from sb3_qpd.cli.arguments import user_errors
 from sb3_qpd.zoo import PROGRAMS, has_begun, run
 
 
@@ -20,6 +20,6 @@ def add_zoo(commands: Any) -> None:
 
 
 def zoo(args: argparse.Namespace) -> int:
-    with mistakes(f"zoo {args.program}", applies=lambda: not has_begun()):
+    with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
         run(args.program, args.arguments)
     return 0

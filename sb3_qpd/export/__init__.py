@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.integer import IntegerLayer, IntegerModel
-from sb3_qpd.staging import Staging
 
 LARGEST_INPUT = 255  # of any layer: no grid has more than 8 bits
 
@@ -52,17 +52,17 @@ def find_exporter(target: str) -> Callable[..., list[Path]]:
 
 
 def export_onnx(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write ``student.onnx``; see :func:`export` and, for the options, :func:`sb3_qpd.export.onnx.export_onnx`."""
+    """Write ``student.onnx``; see :func:`export` and, for the options, :func:`sb3_qpd.export.onnx.exporter.export_onnx`."""
     return _export("onnx", model, out_dir, options)
 
 
 def export_c(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write C99 sources; see :func:`export` and, for the options, :func:`sb3_qpd.export.c.export_c`."""
+    """Write C99 sources; see :func:`export` and, for the options, :func:`sb3_qpd.export.c.exporter.export_c`."""
     return _export("c", model, out_dir, options)
 
 
 def export_tflite(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write ``student.tflite``; see :func:`export` and, for the options, :func:`sb3_qpd.export.tflite.export_tflite`."""
+    """Write ``student.tflite``; see :func:`export` and, for the options, :func:`sb3_qpd.export.tflite.exporter.export_tflite`."""
     return _export("tflite", model, out_dir, options)
 
 
@@ -114,7 +114,7 @@ def is_step(name: str) -> bool:
     return re.fullmatch(r"input_grid\d*|layer\d+|accumulators", name) is not None
 
 
-def check_spaces(model: IntegerModel, target: str, *, indices: bool, multi_action: bool) -> None:
+def check_supported_by(model: IntegerModel, target: str, *, indices: bool, multi_action: bool) -> None:
     """
     Refuse by name what a target cannot do.
 
@@ -151,7 +151,7 @@ def _export(target: str, model: IntegerModel, out_dir: str | os.PathLike[str], o
     check_model(model)
     out_dir = Path(out_dir)
     write = getattr(import_module(f"sb3_qpd.export.{target}"), f"export_{target}")
-    with Staging(out_dir, force=True) as staging:
+    with AtomicFolder(out_dir, force=True) as staging:
         paths = write(model, staging.path, **options)
-        staging.publish()
+        staging.commit()
     return [out_dir / path.name for path in paths]

@@ -7,7 +7,7 @@ RL Zoo's own programs, with ``qpd`` among their algorithms.
 Arguments, files and folders are RL Zoo's, and so is its code: it runs as it is installed. What this package adds: the
 algorithm and its search space (:mod:`~sb3_qpd.zoo.search`), the entries of ``hyperparams/qpd.yml`` and what is checked in
 them (:mod:`~sb3_qpd.zoo.entries`), the student's own files in the run folder (:mod:`~sb3_qpd.zoo.manager`), and bridges over
-defects of today's packages (:mod:`~sb3_qpd.zoo.bridges`). In a script of one's own ``register()`` does all of that.
+defects of today's packages (:mod:`~sb3_qpd.zoo.compat`). In a script of one's own ``register()`` does all of that.
 """
 
 import importlib
@@ -37,8 +37,8 @@ def register() -> None:
     import rl_zoo3
     from rl_zoo3 import exp_manager, hyperparams_opt
 
-    from sb3_qpd.distiller import QPDDistiller
-    from sb3_qpd.zoo import bridges
+    from sb3_qpd.distillation.distiller import QPDDistiller
+    from sb3_qpd.zoo import compat as bridges
     from sb3_qpd.zoo.manager import StudentManager
     from sb3_qpd.zoo.search import convert_qpd_params, sample_qpd_params
 

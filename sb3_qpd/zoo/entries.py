@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from sb3_qpd.distiller import QPDDistiller
-from sb3_qpd.envs import ATARI_WRAPPER, NATIVE_WRAPPER_KWARGS, EnvRecipe
-from sb3_qpd.run_folder import named_wrappers, running_id
-from sb3_qpd.teachers import Teacher
+from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.envs.atari import NATIVE_WRAPPER_KWARGS
+from sb3_qpd.envs.recipe import ATARI_WRAPPER, EnvRecipe
+from sb3_qpd.envs.registry import running_id
+from sb3_qpd.envs.zoo_config import named_wrappers
+from sb3_qpd.teachers.teacher import Teacher
 
 NEEDED = {
     "policy": "MlpPolicy, or CnnPolicy for images",
@@ -99,26 +101,9 @@ def _check_learning_rate(rate: Any) -> None:
         ) from error
 
 
-def fill_in(teacher: Any, env_name: str) -> Any:
+def expand_env_id(teacher: Any, env_name: str) -> Any:
     """``sb3/ppo-{env_id}`` with the environment's name as the Hub writes it; anything but a string stays as it is."""
     return teacher.replace("{env_id}", env_name) if isinstance(teacher, str) else teacher
-
-
-def recipe_of(entry: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, Any]) -> EnvRecipe | None:
-    """
-    The environment that RL Zoo builds from an entry, ``None`` where its wrappers are not public ones.
-
-    :param entry: with RL Zoo's ``frame_stack``, ``env_wrapper`` and ``vec_env_wrapper``
-    :param env_id: a registered id
-    :param env_kwargs: for ``gym.make``
-    """
-    if entry.get("vec_env_wrapper"):
-        return None
-    try:
-        wrappers = named_wrappers(entry.get("env_wrapper"))
-        return EnvRecipe(env_id, dict(env_kwargs), wrappers, int(entry.get("frame_stack") or 1))
-    except ValueError:
-        return None
 
 
 def check_environment(teacher: Teacher, entry: Mapping[str, Any], env_id: str) -> None:
@@ -147,8 +132,8 @@ def check_environment(teacher: Teacher, entry: Mapping[str, Any], env_id: str) -
         )
     for key in ("env_wrapper", "vec_env_wrapper"):
         expected, came = list(named_wrappers(theirs.get(key))), list(named_wrappers(entry.get(key)))
-        if key == "env_wrapper" and not expected and frames > 1 and EnvRecipe(env_id, frame_stack=1).is_atari:
-            expected = [(ATARI_WRAPPER, {})]  # old configurations leave the usual one out
+        if key == "env_wrapper" and not expected and frames > 1:
+            expected = list(EnvRecipe(env_id, frame_stack=frames).effective_wrappers)  # old configurations leave it out
         if _seen_through(expected) != _seen_through(came):
             raise ValueError(
                 f"The teacher {teacher.name} was trained with {key}: {_as_text(expected)}, this entry has {_as_text(came)}. "

@@ -10,15 +10,16 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_qpd.architectures import make_arch
-from sb3_qpd.contest import describe_env, make_report, plan_arena
-from sb3_qpd.distiller import QPDDistiller
-from sb3_qpd.envs import EnvRecipe
-from sb3_qpd.loading import load_teacher
-from sb3_qpd.policies import QuantActorCriticPolicy
-from sb3_qpd.report import table, verdict_line, write_report
+from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.envs.zoo_config import from_zoo_entry
+from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
+from sb3_qpd.evaluation.report import table, verdict_line, write_report
+from sb3_qpd.students.architectures import make_arch
+from sb3_qpd.students.policies import QuantActorCriticPolicy
+from sb3_qpd.teachers.loading import load_teacher
 from sb3_qpd.zoo import ALGO
-from sb3_qpd.zoo.entries import REPORT_EPISODES, check_entry, check_environment, fill_in, recipe_of
+from sb3_qpd.zoo.entries import REPORT_EPISODES, check_entry, check_environment, expand_env_id
 from sb3_qpd.zoo.search import BYTES, SIZE, front_table, pareto_front
 
 N_REPORT_EPISODES = 100
@@ -59,11 +60,11 @@ class StudentManager(ExperimentManager):
             ) from error
         check_entry(hyperparams)
         self.report_episodes = hyperparams.pop(REPORT_EPISODES, N_REPORT_EPISODES)
-        saved["teacher"] = fill_in(hyperparams["teacher"], self.env_name)
+        saved["teacher"] = expand_env_id(hyperparams["teacher"], self.env_name)
         teacher = load_teacher(saved["teacher"], device=self.device, needs_env=False)  # RL Zoo builds it from the entry
         check_environment(teacher, hyperparams, self.env_name.gym_id)
         env_kwargs = {**(hyperparams.get("env_kwargs") or self.env_kwargs), **(self._eval_env_kwargs_args or {})}
-        self.recipe = recipe_of(hyperparams, self.env_name.gym_id, env_kwargs)
+        self.recipe = from_zoo_entry(hyperparams, self.env_name.gym_id, env_kwargs)
         return {**hyperparams, "teacher": teacher}, saved
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
@@ -145,9 +146,7 @@ class StudentManager(ExperimentManager):
         if not isinstance(model, QPDDistiller):
             return
         folder = Path(self.save_path)
-        env = {"env_id": self.env_name.gym_id} if self.recipe is None else describe_env(self.recipe)
-        integer = model.policy.to_integer(env=env, teacher=model.teacher_name, teacher_checksum=model.teacher_checksum)
-        integer.save(folder / "student.npz")
+        model.to_integer(self.recipe or {"env_id": self.env_name.gym_id}).save(folder / "student.npz")
         if self.report_episodes > 0:
             self._report(model, folder)
 
@@ -156,10 +155,10 @@ class StudentManager(ExperimentManager):
         env: EnvRecipe | VecEnv = self.recipe or self.create_envs(1, eval_env=True)
         if isinstance(env, VecEnv):
             env.spec = gym.spec(self.env_name.gym_id)  # type: ignore[attr-defined]  # the report names it
-        arena = plan_arena(
+        plan = plan_evaluation(
             model.teacher, env, self.report_episodes, deterministic=self.deterministic_eval, progress_bar=self.show_progress
         )
-        report = make_report(model, arena)
+        report = make_report(model, plan)
         write_report(report, folder)
         if isinstance(env, VecEnv):
             env.close()

@@ -6,8 +6,8 @@ from typing import Any
 import optuna
 from rl_zoo3 import linear_schedule
 
-from sb3_qpd.architectures import STUDENT_ARCHS
-from sb3_qpd.transitions import TRANSITIONS
+from sb3_qpd.students.architectures import STUDENT_ARCHS
+from sb3_qpd.students.transitions import TRANSITIONS
 
 ARCHS = tuple(STUDENT_ARCHS)[:3]  # larger ones are no compression of the usual teachers
 SEARCHED_TRANSITIONS = tuple(name for name in TRANSITIONS if name != "none")  # none: it would be quantized untrained

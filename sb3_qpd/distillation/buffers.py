@@ -1,0 +1,241 @@
+"""A ring of labelled observations, where frames that stacked ones share are stored once; and its batches as float pixels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_qpd.teachers.teacher import TeacherOutput
+
+
+class DistillationSamples(NamedTuple):
+    """
+    A batch: raw observations of shape (batch_size, *observation_shape), a dict of such tensors for Dict observations, and
+    what the teacher said of them.
+    """
+
+    observations: th.Tensor | dict[str, th.Tensor]
+    targets: TeacherOutput
+
+
+class VectorStore:
+    """
+    Observations kept as they are, vectors in float32.
+
+    :param capacity: number of observations
+    :param shape: shape of one observation
+    :param dtype: dtype of the environment's observations
+    """
+
+    def __init__(self, capacity: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self._data = np.zeros((capacity, *shape), dtype if dtype == np.uint8 else np.float32)
+
+    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
+        self._data[slots] = observations
+
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        return self._data[slots]
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        return np.ones(len(slots), bool)
+
+    @property
+    def nbytes(self) -> int:
+        return self._data.nbytes
+
+
+class DictStore:
+    """
+    The values of Dict observations side by side.
+
+    :param capacity: number of observations
+    :param space: of one observation
+    """
+
+    def __init__(self, capacity: int, space: spaces.Dict) -> None:
+        self._stores = {key: VectorStore(capacity, one.shape, np.dtype(one.dtype)) for key, one in space.items()}  # type: ignore[arg-type]
+
+    def add(self, slots: np.ndarray, observations: dict[str, np.ndarray]) -> None:
+        for key, store in self._stores.items():
+            store.add(slots, observations[key])
+
+    def get(self, slots: np.ndarray) -> dict[str, np.ndarray]:
+        return {key: store.get(slots) for key, store in self._stores.items()}
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        return np.ones(len(slots), bool)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(store.nbytes for store in self._stores.values())
+
+
+class FrameStore:
+    """
+    Stacked images, channels first, as indices into a ring of single frames.
+
+    An environment's observation that continues its previous one (its older frames are the previous one's newer ones) adds one
+    frame; any other adds its whole stack. Each observation comes back bit for bit; one whose frames were overwritten (possible
+    only where episodes are very short) is marked invalid.
+
+    :param capacity: number of observations
+    :param shape: (n_frames, height, width)
+    :param n_envs: number of environments that add in turn
+    """
+
+    def __init__(self, capacity: int, shape: tuple[int, ...], n_envs: int) -> None:
+        self._depth = shape[0]
+        # room for some ends of episodes, and whatever happens for all frames of the newest step
+        self._n_frames = capacity + capacity // 9 + n_envs * self._depth**2
+        self._frames = np.zeros((self._n_frames, *shape[1:]), np.uint8)
+        self._index = np.full((capacity, self._depth), -1, np.int64)
+        self._last = np.zeros((n_envs, *shape), np.uint8)
+        self._last_index = np.full((n_envs, self._depth), -1, np.int64)
+        self._next = 0
+
+    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
+        for env, (slot, stack) in enumerate(zip(slots, observations, strict=True)):
+            known = self._last_index[env, 1:]
+            continues = known[0] >= 0 and np.array_equal(stack[:-1], self._last[env, 1:])
+            new = stack[-1:] if continues else stack
+            ids = np.arange(self._next, self._next + len(new))
+            self._frames[ids % self._n_frames] = new
+            self._next += len(new)
+            self._last_index[env] = np.concatenate([known, ids])[-self._depth :]
+            self._index[slot] = self._last_index[env]
+        self._last[:] = observations
+
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        # channels last in memory, as convolutions like it, channels first by its shape
+        ids = self._index[slots] % self._n_frames
+        batch = np.empty((len(slots), *self._frames.shape[1:], self._depth), np.uint8)
+        for i in range(self._depth):
+            batch[..., i] = self._frames[ids[:, i]]
+        return np.moveaxis(batch, -1, 1)
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        return self._index[slots].min(1) >= self._next - self._n_frames
+
+    @property
+    def nbytes(self) -> int:
+        return self._frames.nbytes + self._index.nbytes + self._last.nbytes + self._last_index.nbytes
+
+
+class DistillationBuffer:
+    """
+    Ring of (observation, teacher's targets). Distillation is supervised: old observations stay valid, each is labelled once.
+
+    :param buffer_size: number of observations, rounded up to a multiple of ``n_envs``
+    :param observation_space: of one raw observation
+    :param n_envs: environments that add at each step
+    :param device: where batches go, on a GPU through pinned memory
+    :param seed: of the sampling
+    :param stacked: observations are stacked frames, channels first: each frame is stored once
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        n_envs: int,
+        *,
+        device: th.device | str = "cpu",
+        seed: int | None = None,
+        stacked: bool = False,
+    ) -> None:
+        self.capacity = -(-buffer_size // n_envs) * n_envs
+        self.n_envs, self.device = n_envs, th.device(device)
+        self._store = _make_store(self.capacity, observation_space, n_envs, stacked)
+        self._targets: dict[str, np.ndarray] = {}  # a ring for each field of TeacherOutput that the teacher has
+        self._added = 0
+        self._rng = np.random.default_rng(seed)
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of observations and targets, when full."""
+        return self._store.nbytes + sum(ring.nbytes for ring in self._targets.values())
+
+    def add(self, observations: Any, targets: TeacherOutput) -> None:
+        """
+        Store one step of every environment.
+
+        :param observations: raw, shape (n_envs, *observation_shape); a dict of such arrays
+        :param targets: what the teacher said of them
+        """
+        arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
+        if not self._targets:
+            self._targets = {name: np.zeros((self.capacity, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
+        slots = (self._added + np.arange(self.n_envs)) % self.capacity
+        self._store.add(slots, observations)
+        for name, ring in self._targets.items():
+            ring[slots] = arrays[name]
+        self._added += self.n_envs
+
+    def sample(self, batch_size: int, rng: np.random.Generator | None = None) -> DistillationSamples:
+        """
+        Uniform with replacement.
+
+        :param batch_size: number of samples
+        :param rng: where the draws come from; ``None`` is the buffer's own, which learning goes on with
+        """
+        rng = self._rng if rng is None else rng
+        if not len(self):
+            raise ValueError("The buffer is empty: add observations before you sample")
+        slots = rng.integers(0, len(self), batch_size)
+        valid = self._store.is_valid(slots)
+        while not valid.all():
+            slots[~valid] = rng.integers(0, len(self), (~valid).sum())
+            valid = self._store.is_valid(slots)
+        return self._samples(slots, self.device)
+
+    def newest(self, n: int) -> DistillationSamples:
+        """
+        The ``n`` observations stored last, or all there are (where episodes are very short, fewer), for statistics: on the
+        CPU, where they lie, so that a GPU need not hold thousands of images, and every device fits the same numbers.
+        """
+        n = min(n, len(self))
+        slots = (self._added - n + np.arange(n)) % self.capacity
+        return self._samples(slots[self._store.is_valid(slots)], th.device("cpu"))
+
+    def _samples(self, slots: np.ndarray, device: th.device) -> DistillationSamples:
+        targets = {name: _sent(ring[slots], device) for name, ring in self._targets.items()}
+        stored = self._store.get(slots)
+        if isinstance(stored, dict):
+            observations: Any = {key: _sent(value, device) for key, value in stored.items()}
+        else:
+            observations = _sent(stored, device)
+        return DistillationSamples(observations, TeacherOutput(**targets))
+
+
+def _sent(array: np.ndarray, device: th.device) -> th.Tensor:
+    """On the device; to a GPU without waiting: torch keeps the pinned memory until the copy is done."""
+    tensor = th.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class FloatPixels:
+    """Batches of images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
+
+    def __init__(self) -> None:
+        self._memory: th.Tensor | None = None
+
+    def __call__(self, observations: th.Tensor | dict[str, th.Tensor]) -> th.Tensor | dict[str, th.Tensor]:
+        if isinstance(observations, dict) or observations.dtype != th.uint8:
+            return observations
+        if self._memory is None or self._memory.shape != observations.shape:
+            self._memory = th.empty_like(observations, dtype=th.float32)
+        return self._memory.copy_(observations)
+
+
+def _make_store(capacity: int, space: spaces.Space, n_envs: int, stacked: bool) -> Any:
+    if isinstance(space, spaces.Dict):
+        return DictStore(capacity, space)
+    if stacked:
+        return FrameStore(capacity, space.shape, n_envs)  # type: ignore[arg-type]
+    return VectorStore(capacity, space.shape, np.dtype(space.dtype))  # type: ignore[arg-type]

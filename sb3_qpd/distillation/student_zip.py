@@ -1,0 +1,123 @@
+"""A student's zip from elsewhere, opened without executing anything in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch as th
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.students.policies import QuantActorCriticPolicy
+from sb3_qpd.teachers.files.archive import Archive, TeacherError, read_file
+from sb3_qpd.teachers.files.sb3_zip import read_json, read_spaces
+from sb3_qpd.teachers.files.weights import read_weights
+
+EXPECTED = "a student's zip, which QPDDistiller.save() writes"
+
+
+def load_student(
+    path: str | Path, env: str | EnvRecipe | gym.Env | VecEnv | None = None, device: th.device | str = "auto"
+) -> QPDDistiller:
+    """
+    Open a student's zip, and execute nothing in it.
+
+    SB3's own loader unpickles what the zip holds, so that a zip can run any code. This function takes plain values, spaces
+    and weights only: the two spaces are read as data, and the weights by ``torch.load(weights_only=True)``. The teacher is
+    not looked for; give one to :meth:`~sb3_qpd.QPDDistiller.learn` by ``student.teacher = ...``.
+
+    :param path: a zip that ``QPDDistiller.save()``, ``sb3-qpd compress`` or ``sb3-qpd zoo train`` wrote
+    :param env: environment to go on learning in, as in the constructor; not needed to predict
+    :param device: device of the student
+    :return: the student, in the state in which it was saved, with a new optimizer
+    :raises ValueError: the file is not a student's, or contradicts itself
+    """
+    path = Path(path)
+    archive = _open(path)
+    data = read_json(archive, path)
+    if not _names_student(data):
+        raise ValueError(f"{path} holds no student of sb3_qpd. Expected {EXPECTED}. A teacher is opened by load_teacher")
+    policy_kwargs = data.get("policy_kwargs")
+    if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs or "student_arch" not in policy_kwargs:
+        raise ValueError(f"{path} does not describe its network in plain values. Expected {EXPECTED}")
+    observation_space, action_space = read_spaces(data, path)
+    make = partial(QuantActorCriticPolicy, observation_space, action_space, lambda _: 0.0, **policy_kwargs)
+    weights = _read_matching_weights(archive, path, policy_kwargs, make)
+    known = {
+        **{"policy_class": QuantActorCriticPolicy, "learning_rate": 0.0, "n_envs": 1},
+        **{"observation_space": observation_space, "action_space": action_space},
+        "student_arch": policy_kwargs["student_arch"],
+    }
+    return QPDDistiller.load(_write_anew(data, known, weights, make), env=env, device=device, custom_objects=known)
+
+
+def is_student(path: Path) -> bool:
+    """
+    Whether a file is a zip whose policy is a class of this package. Anything else is left to the reader of teachers.
+
+    :param path: any file
+    """
+    try:
+        return _names_student(read_json(_open(path), path))
+    except (TeacherError, OSError):
+        return False
+
+
+def _open(path: Path) -> Archive:
+    return Archive(read_file(path, EXPECTED), str(path), f"Expected {EXPECTED}")
+
+
+def _names_student(data: dict[str, Any]) -> bool:
+    policy_class = data.get("policy_class")
+    return isinstance(policy_class, dict) and str(policy_class.get("__module__")).partition(".")[0] == "sb3_qpd"
+
+
+def _read_matching_weights(
+    archive: Archive, path: Path, policy_kwargs: dict[str, Any], make: Callable[[], QuantActorCriticPolicy]
+) -> dict[str, th.Tensor]:
+    """The weights, after a comparison with the network that the file describes. It is laid out without memory for that."""
+    if "policy.pth" not in archive.names:
+        raise ValueError(f"{path} has no weights: expected a member policy.pth")
+    weights = read_weights(archive.read("policy.pth"), f"policy.pth of {path}")
+    if len(json.dumps(policy_kwargs)) > 2_000 + 20 * len(weights):  # a million small layers take long even to lay out
+        raise ValueError(f"{path} describes a network of more layers than its weights have")
+    try:
+        with th.device("meta"):
+            policy = make()
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
+    for name, expected in policy.state_dict().items():
+        shape = tuple(weights[name].shape) if name in weights else "nothing"
+        if shape != tuple(expected.shape):
+            raise ValueError(
+                f"{path} describes another network than its weights are: {name} has {shape}, not {expected.shape}"
+            )
+    return weights
+
+
+def _write_anew(
+    data: dict[str, Any],
+    known: dict[str, Any],
+    weights: dict[str, th.Tensor],
+    make: Callable[[], QuantActorCriticPolicy],
+) -> io.BytesIO:
+    """A zip for SB3's loader, which holds the plain values and the checked weights alone."""
+    model = QPDDistiller(_init_setup_model=False)
+    settings = vars(model).keys() - {*model._excluded_save_params(), *known}
+    plain = {key: data[key] for key in settings & data.keys() if ":serialized:" not in json.dumps(data[key])}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data", json.dumps({**plain, **dict.fromkeys(known)}))
+        for name, state in (("policy", weights), ("policy.optimizer", make().optimizer.state_dict())):
+            with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
+                th.save(state, member)
+    buffer.seek(0)
+    return buffer

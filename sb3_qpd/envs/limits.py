@@ -1,0 +1,88 @@
+"""What a file from elsewhere may ask of an environment."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+from sb3_qpd.envs.recipe import EnvRecipe
+
+# What a file may say of an environment. Sizes multiply memory, repetitions multiply each other; a limit of steps does neither
+MAX_NUMBER = 1_000
+MAX_STEPS = 1_000_000
+MAX_ITEMS = 64
+MAX_PIXELS = 2**24  # of all the frames of an observation that wrappers resize
+_STEPS = re.compile(r"max_(episode_)?steps|max_num_frames_per_episode|horizon|episode_length|time_limit")
+_SKIPS = re.compile(r"frame_?skip|skip")
+_REPETITIONS = re.compile(r"frame_?skip|skip|horizon|num_repeats|stack_size|delay")  # of wrappers
+_PLACES = re.compile(r"(^|_)(log)?(dir|directory|file|folder|path|url)(_?names?|s)?$", re.IGNORECASE)  # what lies outside
+_WORDS = re.compile(r"[\w +-]{0,100}")  # no paths, addresses, or modules
+
+
+def check_untrusted_recipe(recipe: EnvRecipe) -> None:
+    """
+    Refuse what a file must not ask of an environment: to take memory or time without bound, to open files, to import modules.
+    Environments trust their caller, who is a stranger here; what a user passes himself is not looked at.
+
+    :param recipe: from a file
+    """
+    if ":" in recipe.env_id:
+        raise ValueError(f"The environment {_shown(recipe.env_id)} would import a module: a file may name a plain id.")
+    settings = [recipe.env_kwargs, *(kwargs for _, kwargs in recipe.env_wrappers)]
+    if not all(isinstance(kwargs, dict) for kwargs in settings):
+        raise ValueError("Expected settings by keyword for the environment and its wrappers.")
+    if len(settings) > MAX_ITEMS or max(map(len, settings)) > MAX_ITEMS:
+        raise ValueError(f"A file may name {MAX_ITEMS - 1} wrappers with {MAX_ITEMS} settings each: it names more.")
+    of_env, *of_wrappers = ([*kwargs.items()] for kwargs in settings)
+    in_wrappers = [pair for pairs in of_wrappers for pair in pairs]
+    for name, value in (*of_env, *in_wrappers):
+        items = value if isinstance(value, list | tuple) else [value]
+        if len(items) > MAX_ITEMS or not all(_is_harmless(name, one) for one in items):
+            raise ValueError(
+                f"The setting {_shown(name)}: {_shown(value)} of the environment is not taken from a file. Expected numbers "
+                f"up to {MAX_NUMBER} (of steps 1 to {MAX_STEPS}), words that name no file, lists of {MAX_ITEMS} of these, and "
+                "no window."
+            )
+    repetitions = [value for name, value in of_env if _SKIPS.fullmatch(name)]
+    repetitions += [value for name, value in in_wrappers if _REPETITIONS.fullmatch(name)]
+    numbers = [value for value in repetitions if isinstance(value, int | float)]
+    if (product := recipe.frame_stack * math.prod(max(1, value) for value in numbers)) > MAX_NUMBER:
+        raise ValueError(f"Frames, skips and horizons of a file multiply to {product}: expected at most {MAX_NUMBER}.")
+    largest = max((_pixels(name, value) for name, value in in_wrappers), default=1)
+    if product * largest > MAX_PIXELS:
+        raise ValueError(
+            f"{product} frames of {largest} pixels are not taken from a file: expected {MAX_PIXELS} pixels at most."
+        )
+
+
+def _is_harmless(name: Any, value: Any) -> bool:
+    if not isinstance(name, str) or (name == "render_mode" and value not in (None, "rgb_array")):
+        return False
+    if isinstance(value, str):
+        return _WORDS.fullmatch(value) is not None and _PLACES.search(name) is None
+    if isinstance(value, int | float):
+        if _STEPS.fullmatch(name):
+            return 1 <= value <= MAX_STEPS
+        if name == "seed":
+            return 0 <= value < 2**32
+        return abs(value) <= MAX_NUMBER or value in (math.inf, -math.inf)  # an honest end of a range
+    return value is None
+
+
+def _pixels(name: str, value: Any) -> int:
+    """Of a picture that a wrapper makes, by its setting."""
+    sides = [int(side) for side in (value if isinstance(value, list | tuple) else [value, value]) if _is_size(side)]
+    return max(1, math.prod(sides)) if name in ("shape", "screen_size") else 1
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value <= MAX_NUMBER
+
+
+def _shown(value: Any) -> str:
+    """A number may have more digits than Python writes."""
+    try:
+        return repr(value)[:80]
+    except ValueError:
+        return "a number of thousands of digits"

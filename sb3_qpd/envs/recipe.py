@@ -1,0 +1,224 @@
+"""Environments: how to build the one that a teacher was trained on, and ALE's native vector environment for SB3."""
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import ale_py
+import gymnasium as gym
+from stable_baselines3.common.atari_wrappers import AtariWrapper
+from stable_baselines3.common.env_util import make_atari_env, make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+
+from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
+from sb3_qpd.envs.registry import find_spec
+
+gym.register_envs(ale_py)
+
+MAX_FRAME_STACK = 64
+# Modules, and the wrappers in them that a recipe may name. A recipe can come from somebody else's file: what writes files,
+# renders or takes a function (Monitor, RecordVideo, HumanRendering, TransformReward) is not among them
+WRAPPERS: tuple[tuple[str, str], ...] = (
+    (
+        r"gymnasium\.wrappers(\.\w+)?",
+        "AtariPreprocessing|(Delay|Discretize|Dtype|Filter|Flatten|FrameStack|Grayscale|MaxAndSkip|Normalize|Rescale|Reshape"
+        "|Resize|TimeAware)Observation|(Clip|Discretize|Repeat|Rescale|Sticky)Action|(Clip|Normalize)Reward"
+        "|OrderEnforcing|PassiveEnvChecker|RecordEpisodeStatistics|TimeLimit",
+    ),
+    (
+        r"stable_baselines3\.common\.atari_wrappers",
+        "AtariWrapper|ClipRewardEnv|EpisodicLifeEnv|FireResetEnv|MaxAndSkipEnv|NoopResetEnv|StickyActionEnv|WarpFrame",
+    ),
+    (r"sb3_contrib\.common\.wrappers(\.time_feature)?", "TimeFeatureWrapper"),
+    (
+        r"rl_zoo3\.wrappers",
+        "ActionNoiseWrapper|ActionSmoothingWrapper|DelayedRewardWrapper|FrameSkip|HistoryWrapper|HistoryWrapperObsDict"
+        "|MaskVelocityWrapper|TimeFeatureWrapper|TruncatedOnSuccessWrapper|YAMLCompatResizeObservation",
+    ),
+)
+VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}
+
+ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
+
+
+@dataclass(frozen=True)
+class EnvRecipe:
+    """
+    How to build the environment that a teacher was trained on.
+
+    :param env_id: a registered id that runs today
+    :param env_kwargs: for ``gym.make``
+    :param env_wrappers: dotted names and keyword arguments, the innermost first; only those of ``WRAPPERS``
+    :param frame_stack: how many frames make an observation; 0 takes the usual number, 4 for Atari's pixels and else 1
+    """
+
+    env_id: str
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    env_wrappers: tuple[tuple[str, dict[str, Any]], ...] = ()
+    frame_stack: int = 0
+
+    def __post_init__(self) -> None:
+        for name, _ in self.env_wrappers:
+            _check_wrapper_name(name)
+        if not isinstance(self.frame_stack, int) or not 0 <= self.frame_stack <= MAX_FRAME_STACK:
+            raise ValueError(f"frame_stack must be 0 (the usual number) to {MAX_FRAME_STACK}, got {self.frame_stack}.")
+        if self.frame_stack == 0:
+            object.__setattr__(self, "frame_stack", 4 if self.has_pixels else 1)
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values: what it takes to build the environment again."""
+        return {**asdict(self), "env_wrappers": [[name, dict(kwargs)] for name, kwargs in self.env_wrappers]}
+
+    @classmethod
+    def from_json(cls, recorded: Mapping[str, Any]) -> "EnvRecipe":
+        """
+        A recipe from what :meth:`to_json` gave. One from an untrusted file goes through
+        :func:`~sb3_qpd.envs.limits.check_untrusted_recipe` next.
+
+        :param recorded: the fields as plain JSON values
+        :raises TypeError: unknown fields, or other types
+        :raises ValueError: values that no environment has
+        """
+        wrappers = tuple((name, dict(kwargs)) for name, kwargs in recorded.get("env_wrappers", ()))
+        return cls(**{**recorded, "env_wrappers": wrappers})
+
+    @property
+    def is_atari(self) -> bool:
+        """Whether it is a game of the Arcade Learning Environment."""
+        spec = gym.registry.get(self.env_id)
+        return spec is not None and "AtariEnv" in str(spec.entry_point)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether RL Zoo scores a teacher's most probable actions here: everywhere but in Atari, where it samples."""
+        return not self.is_atari
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether it is a game whose observations are its screen, not its memory."""
+        return self.is_atari and self.env_kwargs.get("obs_type", "rgb") != "ram"
+
+    @property
+    def effective_wrappers(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """The wrappers that are really there: ``AtariWrapper`` around a game's pixels where the recipe names none."""
+        return self.env_wrappers or (((ATARI_WRAPPER, {}),) if self.has_pixels else ())
+
+    @property
+    def is_native(self) -> bool:
+        """Whether :class:`AtariVecEnv` plays it: a game with SB3's ``AtariWrapper`` or none, at the usual settings."""
+        return (
+            is_native_id(self.env_id)
+            and set(self.env_kwargs) <= set(NATIVE_ENV_KWARGS)
+            and self._has_usual_wrappers
+            and all(NATIVE_WRAPPER_KWARGS.get(key, "no") in (None, value) for key, value in self._wrapper_kwargs.items())
+        )
+
+    def make_env(self) -> gym.Env:
+        """One environment with a ``Monitor`` and the wrappers around it; frames are stacked by :meth:`make_vec_env` only."""
+        return self._wrap(Monitor(gym.make(find_spec(self.env_id), **self.env_kwargs)))
+
+    def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
+        """
+        A vectorized environment, with a monitor, stacked frames, and images channels first.
+
+        :class:`AtariVecEnv` plays whole games for raw rewards, unless the recipe's ``AtariWrapper`` says otherwise by name and
+        the environment is for training. Other Atari environments have SB3's wrappers as they are.
+
+        :param n_envs: number of sub-environments
+        :param seed: of the first one; the others count on from it
+        :param vec_env: "dummy" or "subproc"; of no effect on :class:`AtariVecEnv`, which has threads of its own
+        :param training: False for evaluation
+        """
+        if vec_env not in VEC_ENVS:
+            raise ValueError(f"vec_env must be one of {sorted(VEC_ENVS)}, got {vec_env!r}.")
+        if self.is_native:
+            return self._make_native(n_envs, seed, training)
+        if vec_env == "subproc":
+            self.make_env().close()  # what is wrong with it is told here: a subprocess just breaks the connection
+        make = partial(gym.make, find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
+        if self.has_pixels and self._has_usual_wrappers:
+            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
+        else:
+            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=VEC_ENVS[vec_env])
+        if self.frame_stack > 1:
+            venv = VecFrameStack(venv, self.frame_stack)
+        space = venv.observation_space
+        images = [one for one in (space.values() if isinstance(space, gym.spaces.Dict) else [space]) if is_image_space(one)]
+        if images and not any(is_image_space_channels_first(one) for one in images):  # type: ignore[arg-type]
+            venv = VecTransposeImage(venv)
+        return venv
+
+    @property
+    def wrapper_names(self) -> list[str]:
+        """Classes around one environment, the innermost first."""
+        return [name.rpartition(".")[2] for name, _ in self.effective_wrappers]
+
+    @property
+    def _has_usual_wrappers(self) -> bool:
+        return [name for name, _ in self.env_wrappers] in ([], [ATARI_WRAPPER])
+
+    @property
+    def _wrapper_kwargs(self) -> dict[str, Any]:
+        return self.env_wrappers[0][1] if self.env_wrappers else {}
+
+    def _make_native(self, n_envs: int, seed: int | None, training: bool) -> "AtariVecEnv":
+        options = {key: value for key, value in self._wrapper_kwargs.items() if NATIVE_WRAPPER_KWARGS[key] is None}
+        if not training:
+            options |= {"terminal_on_life_loss": False, "clip_reward": False}
+        return AtariVecEnv(self.env_id, n_envs, frame_stack=self.frame_stack, seed=seed, **options, **self.env_kwargs)
+
+    def _wrap(self, env: gym.Env) -> gym.Env:
+        for name, kwargs in self.env_wrappers:
+            env = _load_wrapper(name)(env, **kwargs)
+        return env
+
+
+def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = None) -> EnvRecipe:
+    """
+    :param env: a registered id (``"package:Id-v0"`` imports the package first), or a recipe
+    :param env_kwargs: for ``gym.make``, added to those of a recipe
+    :return: the recipe, of an environment that exists
+    """
+    find_spec(env.env_id if isinstance(env, EnvRecipe) else env)
+    if isinstance(env, EnvRecipe):
+        return replace(env, env_kwargs={**env.env_kwargs, **(env_kwargs or {})})
+    return EnvRecipe(env, dict(env_kwargs or {}))
+
+
+def describe_env(env: str | EnvRecipe | gym.Env | VecEnv | Mapping[str, Any]) -> dict[str, Any]:
+    """
+    An environment as plain JSON values: its recipe, or the id of one that is there already.
+
+    :param env: id, recipe, environment, or such values
+    """
+    if isinstance(env, Mapping):
+        return dict(env)
+    if not isinstance(env, gym.Env | VecEnv):
+        return make_recipe(env).to_json()
+    spec = getattr(env, "spec", None)
+    return {"env_id": spec.id if spec is not None else type(env).__name__}
+
+
+def _check_wrapper_name(name: str) -> None:
+    module, _, class_name = name.rpartition(".")
+    if not any(re.fullmatch(known, module) and re.fullmatch(names, class_name) for known, names in WRAPPERS):
+        raise ValueError(
+            f"The wrapper {name!r} is not among those that may be named: gymnasium's, stable_baselines3's, sb3_contrib's and "
+            "rl_zoo3's that neither write files nor render. Build the environment with it yourself and pass that as env=."
+        )
+
+
+def _load_wrapper(name: str) -> Callable[..., gym.Env]:
+    module, _, class_name = name.rpartition(".")
+    try:
+        wrapper = getattr(importlib.import_module(module), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"There is no wrapper {name!r}: {error}.") from error
+    if not (isinstance(wrapper, type) and issubclass(wrapper, gym.Wrapper)):
+        raise ValueError(f"{name!r} is not a gymnasium.Wrapper.")
+    return wrapper

@@ -1,0 +1,195 @@
+"""
+The student as C99: integers, no heap, no library but ``<string.h>``, the same bits whatever the compiler and its flags.
+
+The sources are written from the templates in ``templates/``, which are C and three additions of Jinja2. A line that begins
+with ``//:`` is a statement. An editor for C takes it for a comment. ``${name}`` is a value: C has no ``$``, whereas Jinja2's
+usual ``{{ name }}`` could be an initializer, ``<<`` a shift and ``[[`` an attribute of C23. ``//#`` begins a comment.
+The templates call the files ``policy``.
+
+Jinja2 drops the empty lines that follow a statement. Put them before the statement, or write ``//#``: its empty line remains.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from sb3_qpd.export import check_supported_by
+from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
+from sb3_qpd.export.c.text import (
+    block_initializer,
+    float_literal,
+    hex_literal,
+    inline_initializer,
+    integer_literal,
+    literals,
+    read_template,
+    rename,
+    unsigned_literal,
+)
+from sb3_qpd.export.c.vectors import make_vectors
+from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
+from sb3_qpd.version import __version__
+
+RESERVED = ("main", "test_vectors")  # the names of the other files
+
+TEMPLATES = jinja2.Environment(
+    line_statement_prefix="//:",
+    line_comment_prefix="//#",
+    variable_start_string="${",
+    variable_end_string="}",
+    keep_trailing_newline=True,
+    undefined=jinja2.StrictUndefined,
+    autoescape=False,  # C, not HTML
+    loader=jinja2.FunctionLoader(read_template),
+)
+TEMPLATES.globals["zip"] = zip
+# numbers to the literals of C, literals to an initializer
+TEMPLATES.filters |= {
+    "floats": partial(literals, literal=float_literal),
+    "integers": partial(literals, literal=integer_literal),
+    "unsigned": partial(literals, literal=unsigned_literal),
+    "hex": partial(literals, literal=hex_literal),
+    "shape": np.shape,
+    "inline": inline_initializer,
+    "block": block_initializer,
+}
+
+
+def export_c(
+    model: IntegerModel,
+    out_dir: Path,
+    *,
+    name: str = "policy",
+    n_frames: int | None = None,
+    observations: np.ndarray | None = None,
+) -> list[Path]:
+    """
+    Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` (an example that checks the test vectors) and
+    ``policy_README.md``. The C computes what ``model`` computes, with its requantization.
+
+    :param model: the student
+    :param out_dir: a folder that exists
+    :param name: of the files, and the prefix of every public name in them
+    :param n_frames: for images: frames that make an observation, each with an equal share of its channels. The default is
+        what the student was trained with, else a frame for each channel, or one frame of three channels
+    :param observations: raw ones for the test vectors, a few are taken; the default draws some
+    :return: the files
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
+        raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got '{name}'")
+    check_supported_by(model, "c", indices=True, multi_action=True)
+    values = _values(model, lay_out(model), n_frames, observations) | {"name": name}
+    files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"} | {f: f for f in ("test_vectors.h", "main.c")}
+    files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
+    texts = {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
+    for file, text in texts.items():
+        (out_dir / file).write_text(text, encoding="utf-8")
+    return [out_dir / file for file in texts]
+
+
+# -- what the templates know ----------------------------------------------------------------------------------------------
+
+
+def _values(
+    model: IntegerModel, layers: list[CLayer], n_frames: int | None, observations: np.ndarray | None
+) -> dict[str, Any]:
+    places, arena_bytes = plan_arena(model, layers)
+    n_frames, env = _n_frames(model, n_frames), model.metadata.get("env")
+    return {
+        "model": model,
+        "layers": layers,
+        "places": places,
+        "dimensions": dimensions(layers),
+        "size_type": _size_type(layers),
+        "arena_bytes": arena_bytes,
+        "constant_bytes": _constant_bytes(model, layers),
+        "n_frames": n_frames,
+        "vectors": make_vectors(model, n_frames, observations),
+        "version": __version__,
+        "teacher": _plain(model.metadata.get("teacher")),
+        "env_id": _plain(env.get("env_id")) if isinstance(env, dict) else "",
+        **_observation(model),
+        **_action(model),
+        "fixed": model.requantization == "fixed",
+    }
+
+
+def _plain(text: Any) -> str:
+    """What is safe in a comment of C: a teacher's file says how it is called, and could end the comment."""
+    return re.sub(r"[^A-Za-z0-9_.: @/+-]", "_", text)[:100] if isinstance(text, str) else ""
+
+
+def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
+    if not model.is_image:
+        if n_frames is not None:
+            raise ValueError("n_frames is for images; this student takes vectors")
+        return 1
+    channels = model.observation_shape[0]
+    if n_frames is None:
+        stacked = (model.metadata.get("env") or {}).get("frame_stack", 1)
+        n_frames = stacked if stacked > 1 else (1 if channels == 3 else channels)
+    if n_frames < 1 or channels % n_frames:
+        raise ValueError(f"{channels} channels are no {n_frames} frames of equal size: give n_frames=")
+    return n_frames
+
+
+def _observation(model: IntegerModel) -> dict[str, Any]:
+    kind, is_fixed = model.parts[0].kind, model.requantization == "fixed"
+    types = {"image": "uint8_t", "one_hot": "int32_t", "vector": "int8_t" if is_fixed else "float"}
+    values = {
+        "image": kind == "image",
+        "vector": kind == "vector",
+        "indices": kind == "one_hot",
+        "observation_type": types[kind],
+        "observation_size": math.prod(model.observation_shape),
+    }
+    if kind == "one_hot":  # a category on the first layer's grid, 128 higher: of other indices, and of its own index
+        assert model.input_multiplier is not None and model.input_offset is not None
+        grid = {"absent": model.input_offset, "present": model.input_multiplier + model.input_offset}
+        values |= {name: (np.clip(np.rint(x), -128, 127) + 128).astype(int) for name, x in grid.items()}
+    return values
+
+
+def _action(model: IntegerModel) -> dict[str, Any]:
+    values = {
+        "box": model.is_box,
+        "several": not model.is_box and bool(model.action_shape),
+        "discrete": not model.is_box and not model.action_shape,
+        "action_type": "float" if model.is_box and model.requantization == "float32" else "int32_t",
+    }
+    if model.is_box:
+        lowest, highest = model.bounds_in_units()
+        return values | {"lowest": lowest, "highest": highest}
+    shifts = [weight_shift(n) for n in model.action_nvec]
+    return values | {"exp_high": EXP_HIGH, "exp_low": EXP_LOW, "weight_shifts": shifts}
+
+
+def _size_type(layers: list[CLayer]) -> str:
+    """Wide enough for every dimension."""
+    return "uint16_t" if max(map(max, dimensions(layers))) < 2**16 else "uint32_t"
+
+
+def _constant_bytes(model: IntegerModel, layers: list[CLayer]) -> int:
+    """Bytes of constants in flash."""
+    fixed, total, size = model.requantization == "fixed", 0, int(_size_type(layers)[4:6]) // 8
+    for layer, sizes in zip(layers, dimensions(layers), strict=True):
+        scales = 0 if layer.is_head else 5 if fixed else 4
+        pointers = 2 + min(1, scales) + fixed
+        total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * pointers + len(sizes) * size
+    if model.parts[0].kind == "vector" and not fixed:
+        total += 8 * math.prod(model.observation_shape)
+    elif model.parts[0].kind == "one_hot":
+        total += 2 * model.parts[0].n_features + 4 * len(model.parts[0].nvec)
+    if model.is_box:
+        total += (8 if fixed else 12) * layers[-1].n_out
+    else:
+        total += 4 * EXP_HIGH.size + 2 * EXP_LOW.size
+        total += 5 * len(model.action_nvec) if model.action_shape else 0
+    return total

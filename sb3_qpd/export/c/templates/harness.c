@@ -1,0 +1,144 @@
+/* Batches of raw observations through the policy, for the host: what CPolicy compiles into a shared library. */
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define POLICY_FLOAT_HELPERS
+static uint8_t *trace_to = NULL;
+static size_t trace_left = 0;
+#define POLICY_TRACE(step, values, n_bytes)                                                                                  \
+    do {                                                                                                                     \
+        if (trace_to != NULL && (size_t)(n_bytes) > trace_left) {                                                            \
+            trace_to = NULL; /* other layers than the caller expects */                                                      \
+        } else if (trace_to != NULL) {                                                                                       \
+            memcpy(trace_to, (values), (n_bytes));                                                                           \
+            trace_to += (n_bytes);                                                                                           \
+            trace_left -= (size_t)(n_bytes);                                                                                 \
+        }                                                                                                                    \
+    } while (0)
+
+#include "policy.c"
+
+#ifdef POLICY_FRAME_SIZE
+#define IS_IMAGE 1
+#define OBSERVATION_SIZE POLICY_STACK_BYTES
+#define OBSERVED
+#define IS_INDICES 0
+typedef uint8_t element;
+const int32_t harness_observation[4] = {POLICY_N_FRAMES, POLICY_FRAME_HEIGHT, POLICY_FRAME_WIDTH, POLICY_FRAME_CHANNELS};
+#else
+#define IS_IMAGE 0
+#define OBSERVATION_SIZE POLICY_OBSERVATION_SIZE
+#define OBSERVED grid,
+#ifdef POLICY_CATEGORIES
+#define IS_INDICES 1
+typedef int32_t element;
+#else
+#define IS_INDICES 0
+typedef float element;
+#endif
+const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
+#endif
+
+#ifdef POLICY_ACTION_SCALE
+#define IS_BOX 1
+#else
+#define IS_BOX 0
+#endif
+
+#ifndef POLICY_STACK_BYTES
+#define POLICY_STACK_BYTES 0
+#endif
+const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_STACK_BYTES;
+
+#ifdef POLICY_N_ACTIONS
+#define N_ACTIONS POLICY_N_ACTIONS
+#define N_INDICES N_ACTIONS
+#else
+#define N_ACTIONS 0
+#define N_INDICES 1
+#endif
+
+/* images?, Box?, fixed?, outputs, indices?, indices of an action or 0 */
+const int32_t harness_kind[6] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS, IS_INDICES, N_ACTIONS};
+
+#if IS_IMAGE
+static int observe(const element *observation)
+{
+    int frame, code = POLICY_OK;
+    policy_reset();
+    for (frame = 0; frame < POLICY_N_FRAMES && code == POLICY_OK; frame++) {
+        code = policy_push_frame(observation + frame * POLICY_FRAME_SIZE);
+    }
+    return code;
+}
+#elif POLICY_IS_FIXED && !IS_INDICES
+static int8_t grid[POLICY_OBSERVATION_SIZE];
+
+static int observe(const element *observation)
+{
+    return policy_quantize(observation, grid);
+}
+#else
+static const element *grid;
+
+static int observe(const element *observation)
+{
+    grid = observation;
+    return POLICY_OK;
+}
+#endif
+
+#define HARNESS_OTHER_LAYERS (-100)
+
+int harness_outputs(const element *observations, int64_t n, int32_t *outputs)
+{
+    int64_t i;
+    int code = POLICY_OK;
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, outputs += POLICY_N_OUTPUTS) {
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_outputs(OBSERVED outputs) : code;
+    }
+    return code;
+}
+
+static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
+{
+    (void)random_bits, (void)action, (void)box_action;
+#if N_ACTIONS
+    return random_bits != NULL ? policy_sample(OBSERVED random_bits, action) : policy_act(OBSERVED action);
+#elif !IS_BOX
+    return random_bits != NULL ? policy_sample(OBSERVED *random_bits, action) : policy_act(OBSERVED action);
+#elif POLICY_IS_FIXED
+    {
+        int32_t integers[POLICY_N_OUTPUTS];
+        const int code = policy_act(OBSERVED integers);
+        return code == POLICY_OK ? policy_action_to_float(integers, box_action) : code;
+    }
+#else
+    return policy_act(OBSERVED box_action);
+#endif
+}
+
+/*
+ * Discrete actions: drawn with `random_bits` (for each index of each), or the most probable ones where it is NULL. Box: the
+ * means, in float. `trace` takes the bytes of each step one after the other, `trace_size` in all, or is NULL.
+ */
+int harness_act(const element *observations, int64_t n, const uint32_t *random_bits, int32_t *actions, float *box_actions,
+                uint8_t *trace, int64_t trace_size)
+{
+    int64_t i;
+    int code = POLICY_OK;
+    trace_to = trace;
+    trace_left = (size_t)trace_size;
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
+        const uint32_t *const bits = random_bits == NULL ? NULL : random_bits + i * N_INDICES;
+        code = observe(observations);
+        code = code == POLICY_OK ? act(bits, actions + i * N_INDICES, box_actions + i * POLICY_N_OUTPUTS) : code;
+    }
+    if (code == POLICY_OK && trace != NULL && (trace_to == NULL || trace_left != 0)) {
+        code = HARNESS_OTHER_LAYERS;
+    }
+    trace_to = NULL;
+    return code;
+}

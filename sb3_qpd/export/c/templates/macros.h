@@ -1,0 +1,75 @@
+//# What stands in more than one place of the C files. A macro ends without the end of its last line.
+
+//: macro title()
+//: set of_teacher = " of " ~ teacher if teacher else ""
+//: set for_env = " for " ~ env_id if env_id else ""
+${name}: a student${of_teacher}${for_env}, ${model.requantization} requantization
+//:- endmacro
+
+//: macro describe(layer)
+//: set integers = layer.layer
+//: set shapes = "%12s -> %-12s" | format(layer.shape | join(" x "), layer.output_shape | join(" x "))
+//: set kernel = "kernel %d, stride %d, " | format(integers.weight.shape[2], integers.stride) if layer.is_conv else ""
+//: set output = "sums of 32 bits" if layer.is_head else "%d-bit outputs" | format(integers.activation_bits)
+${"%-6s" | format(layer.name)} ${shapes} ${kernel}${integers.weight_bits}-bit weights, ${output}
+//:- endmacro
+
+//# The first parameter of a function that takes an observation; an image has been pushed frame by frame before.
+//: set observation_parameter = "" if image else "const " ~ observation_type ~ " observation[POLICY_OBSERVATION_SIZE], "
+//: set observation_argument = "" if image else "observation, "
+
+//# A constant array of as many dimensions as the lists of its literals.
+//: macro array(type, name, texts)
+static const ${type} ${name}[${texts | shape | join("][")}] = ${texts | block};
+//:- endmacro
+
+//# Four or eight weights times four columns.
+//: macro multiply_and_add(fours)
+__asm__(${fours}
+        : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
+        :
+        : "r0", "r1", "r2", "r3", "memory");
+//:- endmacro
+
+//: macro store_sums()
+sums[0] = sum_0;
+sums[1] = sum_1;
+sums[2] = sum_2;
+sums[3] = sum_3;
+//:- endmacro
+
+//# The first statements of a function that writes an action.
+//: macro compute_outputs()
+const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs(${observation_argument}outputs);
+if (code != POLICY_OK) {
+    return code;
+}
+//:- endmacro
+
+//# Leaves in `i` an index that is drawn: each weighs exp(-(largest score - its score)).
+//: macro draw(scores, n, random_bits, weight_shift, line_break=" ")
+//: set multiplier, shift = model.nat_scale
+for (i = 1; i < ${n}; i++) {
+    largest = ${scores}[i] > largest ? ${scores}[i] : largest;
+}
+for (i = 0; i < ${n}; i++) {
+    const uint32_t below = (uint32_t)largest - (uint32_t)${scores}[i];
+    const uint64_t units =${line_break}((uint64_t)below * ${multiplier}u + ((uint64_t)1 << ${shift - 1})) >> ${shift};
+    if (units < 4096) { /* beyond 16 nats the weight is zero */
+        total += (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> ${weight_shift});
+    }
+    running[i] = total;
+}
+threshold = (uint32_t)(((uint64_t)${random_bits} * total) >> 32);
+for (i = 0; running[i] <= threshold; i++) {
+}
+//:- endmacro
+
+//# A Box action in units of the environment.
+//: macro clip_mean(outputs, result)
+for (i = 0; i < POLICY_N_OUTPUTS; i++) {
+    const float mean = (float)${outputs}[i] * action_scale[i];
+    const float raised = mean > action_low[i] ? mean : action_low[i]; /* of -0 and 0 the bound, as numpy has it */
+    ${result}[i] = raised < action_high[i] ? raised : action_high[i];
+}
+//:- endmacro

@@ -1,0 +1,59 @@
+//: set observation_argument = "" if image else "test_observations[vector], "
+/*
+ * An example: acts on every test vector and compares. Any C compiler will do:
+ *
+ *     cc -O3 main.c policy.c -o policy && ./policy
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "policy.h"
+#include "test_vectors.h"
+
+//: if image
+/* In an episode: policy_reset() once, then policy_push_frame() and policy_act() for each new frame. */
+static void observe(int vector)
+{
+    int frame;
+    policy_reset();
+    for (frame = 0; frame < POLICY_N_FRAMES; frame++) {
+        (void)policy_push_frame(test_frames[vector][frame]);
+    }
+}
+
+//: endif
+int main(void)
+{
+    int vector, wrong = 0;
+    for (vector = 0; vector < POLICY_N_VECTORS; vector++) {
+        int32_t outputs[POLICY_N_OUTPUTS];
+//: if discrete
+        int32_t action, sample;
+//: elif several
+        int32_t action[POLICY_N_ACTIONS], sample[POLICY_N_ACTIONS];
+//: else
+        ${action_type} action[POLICY_N_OUTPUTS];
+//: endif
+        int same;
+//: if image
+        observe(vector);
+//: endif
+        same = policy_outputs(${observation_argument}outputs) == POLICY_OK;
+        same = same && memcmp(outputs, test_outputs[vector], sizeof outputs) == 0;
+//: if discrete
+        same = same && policy_act(${observation_argument}&action) == POLICY_OK && action == test_actions[vector];
+        same = same && policy_sample(${observation_argument}test_random_bits[vector], &sample) == POLICY_OK;
+        same = same && sample == test_samples[vector];
+//: else
+        same = same && policy_act(${observation_argument}action) == POLICY_OK;
+        same = same && memcmp(action, test_actions[vector], sizeof action) == 0;
+//: endif
+//: if several
+        same = same && policy_sample(${observation_argument}test_random_bits[vector], sample) == POLICY_OK;
+        same = same && memcmp(sample, test_samples[vector], sizeof sample) == 0;
+//: endif
+        wrong += !same;
+    }
+    printf("%d of %d test vectors differ\n", wrong, POLICY_N_VECTORS);
+    return wrong != 0;
+}

@@ -1,0 +1,804 @@
+//: import "macros.h" as macros with context
+//: set hidden = layers[:-1]
+//: set hidden_dense = hidden | rejectattr("is_conv") | list
+//: set conv = layers | selectattr("is_conv") | list
+//: set packed = layers | selectattr("is_packed") | list
+//: set ragged = layers | rejectattr("run", "divisibleby", 4) | list
+//: set half_eights = layers | rejectattr("run", "divisibleby", 8) | list
+//: set half_eights = half_eights or layers | rejectattr("n_in", "divisibleby", 8) | list
+//: set four_frames = image and n_frames == 4 and model.observation_shape[0] == 4
+//: set unpacked_parameter = ", int8_t *unpacked" if packed else ""
+/*
+ * ${macros.title()}
+ *
+ * Written by sb3_qpd ${version}. Every layer is integers: sums of weight times input in 32 bits, then a rounded multiplication
+ * that brings them to the grid of the next layer, 0 to 2^bits - 1; the clamp at zero is the ReLU.
+ *
+//: for layer in layers
+ *     ${macros.describe(layer)}
+//: endfor
+ */
+#include "policy.h"
+
+#include <string.h>
+
+//: if fixed
+#if defined(__FAST_MATH__) && defined(POLICY_FLOAT_HELPERS)
+//: else
+#if defined(__FAST_MATH__)
+//: endif
+#error "Compile without -ffast-math: it changes the policy's results"
+#endif
+//: if not fixed
+#if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
+#error "This processor computes float in a wider format: export with requantization='fixed', or compile with -mfpmath=sse"
+#endif
+//: endif
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "Little-endian processors only"
+#endif
+
+/* ARM's instructions for pairs of 16 bits; unoptimized code has too few registers left for them. */
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__)
+#define POLICY_DSP 1
+#else
+#define POLICY_DSP 0
+#endif
+
+//: if hidden and not fixed
+/* ARM's FPU rounds half to even in one instruction. */
+#if defined(__arm__) && defined(__ARM_FP) && (__ARM_FP & 4) != 0
+#define POLICY_VFP 1
+#else
+#define POLICY_VFP 0
+#endif
+
+//: endif
+#ifdef __cplusplus
+#define POLICY_RESTRICT __restrict
+#else
+#define POLICY_RESTRICT restrict
+#endif
+
+/* A test harness may look at what each layer computes. */
+#ifndef POLICY_TRACE
+#define POLICY_TRACE(step, values, n_bytes) ((void)0)
+#endif
+
+/* -- the student ---------------------------------------------------------------------------------------------------- */
+
+struct layer {
+    const void *weights;  /* rows of int8_t${", or bit planes in uint32_t" if packed else ""} */
+    const int32_t *bias;
+//: if hidden and fixed
+    const uint32_t *multiplier; /* times 2^-(shift + 1) */
+    const uint8_t *shift;
+//: elif hidden
+    const float *multiplier;
+//: endif
+    ${size_type} n_in; /* weights in a row */
+    ${size_type} n_out;
+//: if hidden
+    ${size_type} top; /* the largest output */
+//: endif
+//: if packed
+    ${size_type} bits;
+    ${size_type} chunk; /* rows that are unpacked together */
+//: endif
+//: if conv
+    ${size_type} n_positions; /* of the window */
+    ${size_type} n_across;
+    ${size_type} step_across; /* bytes from one position to the next */
+    ${size_type} step_down;
+    ${size_type} window_rows;
+    ${size_type} window_run; /* bytes of a window's row that lie side by side */
+    ${size_type} pitch;      /* bytes from one row of the input to the next */
+//: endif
+};
+
+//: for layer in layers
+//: if layer.is_packed
+${macros.array("uint32_t", layer.name ~ "_weights", layer.stored | hex)}
+//: else
+${macros.array("int8_t", layer.name ~ "_weights", layer.stored | integers)}
+//: endif
+${macros.array("int32_t", layer.name ~ "_bias", layer.bias | integers)}
+//: if fixed and not layer.is_head
+//: set multiplier, shift = layer.fixed()
+${macros.array("uint32_t", layer.name ~ "_multiplier", multiplier | unsigned)}
+${macros.array("uint8_t", layer.name ~ "_shift", (shift - 1) | integers)}
+//: elif not layer.is_head
+${macros.array("float", layer.name ~ "_multiplier", layer.layer.multiplier | floats)}
+//: endif
+//#
+//: endfor
+//#
+//: for layer, sizes in zip(layers, dimensions)
+//: set multiplier = "NULL" if layer.is_head else layer.name ~ "_multiplier"
+//: set shift = "NULL" if layer.is_head else layer.name ~ "_shift"
+//: set scale = [multiplier, shift] if hidden and fixed else [multiplier] if hidden else []
+static const struct layer ${layer.name} = {${layer.name}_weights, ${layer.name}_bias, ${(scale + sizes) | join(", ")}};
+//: endfor
+//#
+/* What the layers hand on, and room to work, at offsets that overlap where they can. 16-bit numbers or bytes. */
+static union {
+    int16_t halves[POLICY_ARENA_BYTES / 2];
+    uint32_t aligned;
+} arena;
+
+//: if image
+//: if four_frames
+static uint32_t stack[POLICY_FRAME_SIZE]; /* a word for each pixel, the oldest frame in its lowest byte */
+//: else
+static uint8_t stack[POLICY_STACK_BYTES]; /* pixel after pixel, in each the oldest frame first */
+//: endif
+static int has_frame = 0;
+
+//: endif
+static uint8_t *at(uint32_t offset)
+{
+    return (uint8_t *)arena.halves + offset;
+}
+
+/* -- sums ----------------------------------------------------------------------------------------------------------- */
+
+/*
+ * The inputs of a layer are widened to columns of 16 bits, one for each position of the window; four positions share each
+ * weight that is read. With the DSP extension, which multiplies and adds two pairs of 16 bits at once, elements stand in
+ * blocks of four, in the order 0 2 1 3 that the widening instructions give, and the blocks of four columns alternate.
+ */
+//: if conv
+enum { N_COLUMNS = 4 };
+//: endif
+//#
+#if POLICY_DSP
+
+/* Four bytes at %1 to 16 bits at %0, which goes %2 bytes on. */
+#define WIDEN_FOUR                                                                                                           \
+    "ldr r0, [%1], #4\n\t"                                                                                                   \
+    "uxtb16 r2, r0\n\t"                                                                                                      \
+    "uxtb16 r3, r0, ror #8\n\t"                                                                                              \
+    "strd r2, r3, [%0]\n\t"                                                                                                  \
+    "add %0, %2\n\t"
+
+static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t n_rows, uint32_t run, uint32_t pitch)
+{
+    const uint32_t distance_in_bytes = 2 * distance, eights = run / 8 * 8;
+    for (; n_rows > 0; n_rows--) {
+        const uint8_t *row = from;
+        const uint8_t *const end = row + eights;
+        while (row != end) {
+            __asm__ volatile(WIDEN_FOUR WIDEN_FOUR
+                             : "+r"(to), "+r"(row)
+                             : "r"(distance_in_bytes)
+                             : "r0", "r2", "r3", "memory", "cc");
+        }
+//: if half_eights
+        if ((run & 4) != 0) {
+            __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
+        }
+//: endif
+//: if ragged
+        if ((run & 3) != 0) {
+            uint8_t last[4] = {0, 0, 0, 0};
+            uint32_t i;
+            for (i = 0; i < (run & 3); i++) {
+                last[i] = row[i];
+            }
+            row = last;
+            __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
+        }
+//: endif
+        from += pitch;
+    }
+}
+
+/* A row of weights that ends within a block of four goes on into what follows, and meets zeros. */
+static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
+{
+    const int8_t *const end = weights + n;
+    while (weights < end) {
+        __asm__("ldr r0, [%1], #4\n\t"
+                "sxtb16 r1, r0\n\t"
+                "sxtb16 r0, r0, ror #8\n\t"
+                "ldrd r2, r3, [%2], #8\n\t"
+                "smlad %0, r2, r1, %0\n\t"
+                "smlad %0, r3, r0, %0"
+                : "+r"(sum), "+r"(weights), "+r"(column)
+                :
+                : "r0", "r1", "r2", "r3", "memory");
+    }
+    return sum;
+}
+
+//: if conv
+/* Four weights times four columns: %0 to %3 are the sums, %4 the weights, %5 the columns. */
+#define FOUR_BY_FOUR                                                                                                         \
+    "ldr r0, [%4], #4\n\t"                                                                                                   \
+    "sxtb16 r1, r0\n\t"                                                                                                      \
+    "sxtb16 r0, r0, ror #8\n\t"                                                                                              \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %0, r2, r1, %0\n\t"                                                                                               \
+    "smlad %0, r3, r0, %0\n\t"                                                                                               \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %1, r2, r1, %1\n\t"                                                                                               \
+    "smlad %1, r3, r0, %1\n\t"                                                                                               \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %2, r2, r1, %2\n\t"                                                                                               \
+    "smlad %2, r3, r0, %2\n\t"                                                                                               \
+    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
+    "smlad %3, r2, r1, %3\n\t"                                                                                               \
+    "smlad %3, r3, r0, %3\n\t"
+
+static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int32_t sum, int32_t sums[N_COLUMNS])
+{
+    int32_t sum_0 = sum, sum_1 = sum, sum_2 = sum, sum_3 = sum;
+    const int8_t *const end = weights + n / 8 * 8;
+    while (weights != end) {
+        ${macros.multiply_and_add("FOUR_BY_FOUR FOUR_BY_FOUR") | indent(8)}
+    }
+//: if half_eights
+    if (n % 8 != 0) {
+        ${macros.multiply_and_add("FOUR_BY_FOUR") | indent(8)}
+    }
+//: endif
+    ${macros.store_sums() | indent}
+}
+
+//: endif
+#else
+
+/* Plain loops, which a compiler can vectorize. */
+static void widen(
+    int16_t *POLICY_RESTRICT to, const uint8_t *POLICY_RESTRICT from, uint32_t n_rows, uint32_t run, uint32_t pitch)
+{
+    uint32_t i;
+    for (; n_rows > 0; n_rows--, from += pitch) {
+        for (i = 0; i < run; i++) {
+            to[i] = from[i];
+        }
+        for (; i % 4 != 0; i++) {
+            to[i] = 0;
+        }
+        to += i;
+    }
+}
+
+static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
+{
+    uint32_t i;
+    for (i = 0; i < n; i++) {
+        const int16_t weight = weights[i];
+        sum += (int32_t)column[i] * weight;
+    }
+    return sum;
+}
+
+//: if conv
+static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int32_t sum, int32_t sums[N_COLUMNS])
+{
+    int32_t sum_0 = sum, sum_1 = sum, sum_2 = sum, sum_3 = sum;
+    const int16_t *const column_1 = columns + n, *const column_2 = column_1 + n, *const column_3 = column_2 + n;
+    uint32_t i;
+    for (i = 0; i < n; i++) {
+        const int16_t weight = weights[i];
+        sum_0 += (int32_t)columns[i] * weight;
+        sum_1 += (int32_t)column_1[i] * weight;
+        sum_2 += (int32_t)column_2[i] * weight;
+        sum_3 += (int32_t)column_3[i] * weight;
+    }
+    ${macros.store_sums() | indent}
+}
+
+//: endif
+#endif
+
+//: if packed
+/*
+ * Weights of fewer than 8 bits: 32 of them are as many words as they have bits, one word for each bit. Of weight 4 j + i,
+ * that bit is bit 8 i + j of the word; the highest one is the sign.
+ */
+static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
+{
+    const uint32_t sign = 256u - (1u << (bits - 1));
+    uint32_t i, j, bit;
+    for (i = 0; i < n; i += 32, words += bits) {
+        for (j = 0; j < 8; j++, to += 4) {
+            uint32_t four = ((words[bits - 1] >> j) & 0x01010101u) * sign;
+            for (bit = 0; bit < bits - 1; bit++) {
+                four |= ((words[bit] >> j) & 0x01010101u) << bit;
+            }
+            memcpy(to, &four, 4);
+        }
+    }
+}
+
+/* The rows of a layer from `first` on: all of a layer of 8 bits, else the chunk that is unpacked together. */
+static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unpacked)
+{
+    const uint32_t n_in = layer->n_in, chunk = layer->chunk, bits = layer->bits, rest = layer->n_out - first;
+    const uint32_t words_per_chunk = (chunk * n_in + 31) / 32 * bits;
+    if (bits == 8) {
+        return (const int8_t *)layer->weights + first * n_in;
+    }
+    unpack(unpacked, (const uint32_t *)layer->weights + first / chunk * words_per_chunk,
+           (rest < chunk ? rest : chunk) * n_in, bits);
+    return unpacked;
+}
+
+//: endif
+/* A fully connected layer. */
+static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *column${unpacked_parameter})
+{
+    uint32_t row;
+//: if packed
+    const int8_t *weights = NULL;
+//: else
+    const int8_t *weights = (const int8_t *)layer->weights;
+//: endif
+#if POLICY_DSP
+    widen(column, 4, in, 1, layer->n_in, 0);
+#else
+    widen(column, in, 1, layer->n_in, 0);
+#endif
+    for (row = 0; row < layer->n_out; row++, weights += layer->n_in) {
+//: if packed
+        if (row % layer->chunk == 0) {
+            weights = rows(layer, row, unpacked);
+        }
+//: endif
+        sums[row] = dot(column, weights, layer->n_in, layer->bias[row]);
+    }
+}
+
+//: if hidden
+/* -- to the next grid ----------------------------------------------------------------------------------------------- */
+
+struct scale {
+//: if fixed
+    uint32_t multiplier;
+    uint32_t shift;
+//: else
+    float multiplier;
+//: endif
+    int32_t top;
+};
+
+static struct scale scale_of(const struct layer *layer, uint32_t channel)
+{
+    struct scale scale;
+    scale.multiplier = layer->multiplier[channel];
+//: if fixed
+    scale.shift = layer->shift[channel];
+//: endif
+    scale.top = layer->top;
+    return scale;
+}
+
+//: if fixed
+/* round(sum multiplier 2^-(shift + 1)), half up, clamped to 0 .. top. */
+static int32_t requantize(int32_t sum, struct scale scale)
+{
+    uint64_t product;
+    if (sum <= 0) {
+        return 0;
+    }
+    product = (((uint64_t)(uint32_t)sum * scale.multiplier >> scale.shift) + 1) >> 1;
+    return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
+}
+
+//: else
+/* round(sum multiplier), half to even, clamped to 0 .. top. */
+static int32_t requantize(int32_t sum, struct scale scale)
+{
+    const float product = (float)sum * scale.multiplier;
+    int32_t rounded;
+#if POLICY_VFP
+    float register_of_fpu;
+    __asm__("vcvtr.s32.f32 %0, %1" : "=t"(register_of_fpu) : "t"(product));
+    memcpy(&rounded, &register_of_fpu, 4);
+    rounded = rounded > 0 ? rounded : 0;
+#else
+    /* By hand, from the bits of the product: with no addition near it, no compiler can fuse it into one and change it. */
+    int32_t bits, shift, mantissa;
+    memcpy(&bits, &product, 4);
+    bits = bits > 0 ? bits : 0; /* floats are in the order of their bits, and a negative one has the highest bit */
+    bits = bits < 0x437f0000 ? bits : 0x437f0000; /* 255 */
+    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift; with 25 or more it is below 1/2 */
+    shift = shift < 25 ? shift : 25;
+    mantissa = (bits & 0x7fffff) | 0x800000;
+    rounded = (mantissa + ((int32_t)1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)) >> shift;
+#endif
+    return rounded < scale.top ? rounded : scale.top;
+}
+
+//: endif
+//: endif
+//: if hidden_dense
+static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT sums, uint8_t *POLICY_RESTRICT out)
+{
+    uint32_t channel;
+    for (channel = 0; channel < layer->n_out; channel++) {
+        out[channel] = (uint8_t)requantize(sums[channel], scale_of(layer, channel));
+    }
+}
+
+//: endif
+//: if conv
+/* -- convolutions --------------------------------------------------------------------------------------------------- */
+
+/* The window at one position as column number `column`. */
+static void gather(const struct layer *layer, const uint8_t *in, uint32_t position, int16_t *columns, uint32_t column)
+{
+    const uint8_t *const window =
+        in + position / layer->n_across * layer->step_down + position % layer->n_across * layer->step_across;
+#if POLICY_DSP
+    widen(columns + column * 4, 4 * N_COLUMNS, window, layer->window_rows, layer->window_run, layer->pitch);
+#else
+    widen(columns + column * layer->n_in, window, layer->window_rows, layer->window_run, layer->pitch);
+#endif
+}
+
+/* The last position is computed more than once where their number is no multiple of four. */
+static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_parameter})
+{
+    const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1u;
+//: if packed
+    uint32_t first, position, channel, i;
+    for (first = 0; first < n_out; first += layer->chunk) {
+        const int8_t *const all = rows(layer, first, unpacked);
+        const uint32_t end = n_out - first < layer->chunk ? n_out : first + layer->chunk;
+//: else
+    uint32_t position, channel, i;
+    {
+        const uint32_t first = 0, end = n_out;
+        const int8_t *const all = (const int8_t *)layer->weights;
+//: endif
+        for (position = 0; position <= last_position; position += N_COLUMNS) {
+            const int8_t *weights = all;
+            uint8_t *to[N_COLUMNS];
+            for (i = 0; i < N_COLUMNS; i++) {
+                const uint32_t each = position + i < last_position ? position + i : last_position;
+                gather(layer, in, each, columns, i);
+                to[i] = out + each * n_out;
+            }
+            for (channel = first; channel < end; channel++, weights += n_in) {
+                const struct scale scale = scale_of(layer, channel);
+                int32_t sums[N_COLUMNS];
+                dot_4(columns, weights, n_in, layer->bias[channel], sums);
+                for (i = 0; i < N_COLUMNS; i++) {
+                    to[i][channel] = (uint8_t)requantize(sums[i], scale);
+                }
+            }
+        }
+    }
+}
+
+//: endif
+//: if image
+/* -- frames --------------------------------------------------------------------------------------------------------- */
+
+void policy_reset(void)
+{
+    has_frame = 0;
+}
+
+int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
+{
+//: if four_frames
+    const uint32_t kept = has_frame ? 0xffffffffu : 0;
+    uint32_t pixel;
+//: else
+    const uint32_t n = POLICY_FRAME_CHANNELS * POLICY_N_FRAMES, kept = n - POLICY_FRAME_CHANNELS;
+    uint32_t pixel, channel;
+//: endif
+    if (frame == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+//: if four_frames
+    for (pixel = 0; pixel < POLICY_FRAME_SIZE; pixel++) {
+        stack[pixel] = (stack[pixel] >> 8 & kept) | (uint32_t)frame[pixel] << 24;
+    }
+//: else
+    for (pixel = 0; pixel < POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH; pixel++) {
+        uint8_t *const frames = stack + pixel * n;
+//: if n_frames > 1
+        for (channel = 0; channel < kept; channel++) {
+            frames[channel] = has_frame ? frames[channel + POLICY_FRAME_CHANNELS] : 0;
+        }
+//: endif
+        for (channel = 0; channel < POLICY_FRAME_CHANNELS; channel++) {
+            frames[kept + channel] = frame[pixel * POLICY_FRAME_CHANNELS + channel];
+        }
+    }
+//: endif
+    has_frame = 1;
+    return POLICY_OK;
+}
+
+//: endif
+//: if vector
+/* -- the observation on the grid of the first layer ------------------------------------------------------------------ */
+
+//: if fixed
+#ifdef POLICY_FLOAT_HELPERS
+
+//: endif
+static const float input_multiplier[POLICY_OBSERVATION_SIZE] = ${model.input_multiplier | floats | inline};
+static const float input_offset[POLICY_OBSERVATION_SIZE] = ${model.input_offset | floats | inline};
+
+static int is_finite(const float *observation)
+{
+    uint32_t i, bits;
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        memcpy(&bits, observation + i, 4);
+        if ((bits & 0x7f800000u) == 0x7f800000u) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* clamp(round(x m + a), -128, 127), half to even; `volatile` keeps compilers from fusing x m + a into one rounding. */
+static int32_t to_grid(float x, uint32_t feature)
+{
+    const volatile float scaled = x * input_multiplier[feature];
+    const float shifted = scaled + input_offset[feature];
+    const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
+    const float rounded = clamped + 12582912.0f; /* 1.5 2^23: the last bit of the mantissa is worth 1 */
+    int32_t bits;
+    memcpy(&bits, &rounded, 4);
+    return bits - 0x4b400000;
+}
+
+//: if fixed
+int policy_quantize(const float observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE])
+{
+    uint32_t i;
+    if (observation == NULL || grid == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+    if (!is_finite(observation)) {
+        return POLICY_NOT_FINITE;
+    }
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        grid[i] = (int8_t)to_grid(observation[i], i);
+    }
+    return POLICY_OK;
+}
+
+#endif
+
+int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE])
+{
+    uint32_t i;
+    if (observation == NULL || grid == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        const int32_t rounded = (observation[i] + 32768 + 128) / 256 - 128;
+        grid[i] = (int8_t)(rounded < 127 ? rounded : 127);
+    }
+    return POLICY_OK;
+}
+
+//: endif
+//: elif indices
+/* -- the observation on the grid of the first layer ------------------------------------------------------------------ */
+
+/* What a category that is not, or is, the index becomes; 128 more than on the grid. */
+static const uint8_t absent[${absent | length}] = ${absent | integers | inline};
+static const uint8_t present[${present | length}] = ${present | integers | inline};
+static const uint32_t categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
+
+//: endif
+/* -- the policy ----------------------------------------------------------------------------------------------------- */
+
+int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPUTS])
+{
+//: if hidden_dense
+    int32_t sums[${hidden_dense | map(attribute="n_out") | max}];
+//: endif
+//: if vector
+    uint32_t i;
+//: elif indices
+    uint32_t i, category, feature = 0;
+//: endif
+//: if image
+    if (outputs == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+    if (!has_frame) {
+        return POLICY_NO_FRAME;
+    }
+    POLICY_TRACE(0, stack, POLICY_STACK_BYTES);
+
+//: else
+    uint8_t *const in = at(${places[0].input});
+    if (observation == NULL || outputs == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+//: endif
+//: if vector
+//: if not fixed
+    if (!is_finite(observation)) {
+        return POLICY_NOT_FINITE;
+    }
+//: endif
+    /* 128 more than on the grid, so that inputs are never negative; the first layer's biases take it back */
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        in[i] = (uint8_t)(${"observation[i]" if fixed else "to_grid(observation[i], i)"} + 128);
+    }
+    POLICY_TRACE(0, in, POLICY_OBSERVATION_SIZE);
+
+//: elif indices
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        if (observation[i] < 0 || (uint32_t)observation[i] >= categories[i]) {
+            return POLICY_NO_CATEGORY;
+        }
+    }
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        for (category = 0; category < categories[i]; category++, feature++) {
+            in[feature] = category == (uint32_t)observation[i] ? present[feature] : absent[feature];
+        }
+    }
+    POLICY_TRACE(0, in, ${absent | length});
+
+//: endif
+//: for layer, place in zip(layers, places)
+//: set source = "(const uint8_t *)stack" if image and loop.first else "at(%d)" | format(place.input)
+//: set room = "arena.halves + %d" | format(place.columns // 2)
+//: set room = room ~ ", (int8_t *)at(%d)" | format(place.unpacked) if packed else room
+    /* ${macros.describe(layer)} */
+//: if layer.is_head
+    connect(&${layer.name}, ${source}, outputs, ${room});
+    POLICY_TRACE(${loop.index}, outputs, ${4 * layer.n_out});
+//: else
+//: if layer.is_conv
+    convolve(&${layer.name}, ${source}, at(${place.output}), ${room});
+//: else
+    connect(&${layer.name}, ${source}, sums, ${room});
+    activate(&${layer.name}, sums, at(${place.output}));
+//: endif
+    POLICY_TRACE(${loop.index}, at(${place.output}), ${layer.output_bytes});
+//: endif
+//: endfor
+    return POLICY_OK;
+}
+
+//: if several
+static const uint32_t action_categories[POLICY_N_ACTIONS] = POLICY_ACTION_CATEGORIES;
+
+/* Of every category of one index after the other. */
+static int all_scores(${macros.observation_parameter}int32_t scores[${model.action_nvec | sum}])
+{
+//: if model.n_bits
+    int32_t outputs[POLICY_N_OUTPUTS], i;
+    const int code = policy_outputs(${macros.observation_argument}outputs);
+    for (i = 0; code == POLICY_OK && i < POLICY_N_OUTPUTS; i++) {
+        scores[2 * i] = 0;
+        scores[2 * i + 1] = outputs[i];
+    }
+    return code;
+//: else
+    return policy_outputs(${macros.observation_argument}scores);
+//: endif
+}
+
+int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_ACTIONS])
+{
+    int32_t all[${model.action_nvec | sum}];
+    const int32_t *scores = all;
+    uint32_t index, i;
+    const int code = action == NULL ? POLICY_NULL_POINTER : all_scores(${macros.observation_argument}all);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
+        uint32_t best = 0;
+        for (i = 1; i < action_categories[index]; i++) {
+            best = scores[i] > scores[best] ? i : best;
+        }
+        action[index] = (int32_t)best;
+    }
+    return POLICY_OK;
+}
+
+//: elif discrete
+int policy_act(${macros.observation_parameter}int32_t *action)
+{
+    int32_t outputs[POLICY_N_OUTPUTS], i, best = 0;
+    ${macros.compute_outputs() | indent}
+    for (i = 1; i < POLICY_N_OUTPUTS; i++) {
+        best = outputs[i] > outputs[best] ? i : best;
+    }
+    *action = best;
+    return POLICY_OK;
+}
+
+//: endif
+//: if not box
+/* exp(-d) in integers: d in units of 1/256, its high part (quarters) from one table times its low part from another. */
+static const uint32_t exp_high[64] = ${exp_high | integers | block};
+static const uint16_t exp_low[64] = ${exp_low | integers | block};
+//: endif
+//: if several
+static const uint8_t weight_shifts[POLICY_N_ACTIONS] = ${weight_shifts | integers | inline};
+
+int policy_sample(
+    ${macros.observation_parameter}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS])
+{
+    int32_t all[${model.action_nvec | sum}];
+    const int32_t *scores = all;
+    uint32_t index, i;
+    const int code =
+        action == NULL || random_bits == NULL ? POLICY_NULL_POINTER : all_scores(${macros.observation_argument}all);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
+        uint32_t running[${model.action_nvec | max}], total = 0, threshold;
+        int32_t largest = scores[0];
+        ${macros.draw("scores", "action_categories[index]", "random_bits[index]", "weight_shifts[index]", "\n        ")
+           | indent(8)}
+        action[index] = (int32_t)i;
+    }
+    return POLICY_OK;
+}
+//: elif discrete
+//#
+int policy_sample(${macros.observation_parameter}uint32_t random_bits, int32_t *action)
+{
+    int32_t outputs[POLICY_N_OUTPUTS], largest, i;
+    uint32_t running[POLICY_N_OUTPUTS], total = 0, threshold;
+    ${macros.compute_outputs() | indent}
+    largest = outputs[0];
+    ${macros.draw("outputs", "POLICY_N_OUTPUTS", "random_bits", weight_shifts[0]) | indent}
+    *action = i;
+    return POLICY_OK;
+}
+//: endif
+//: if box
+//: if fixed
+static const int32_t lowest[POLICY_N_OUTPUTS] = ${lowest | integers | inline};
+static const int32_t highest[POLICY_N_OUTPUTS] = ${highest | integers | inline};
+
+int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_OUTPUTS])
+{
+    int32_t outputs[POLICY_N_OUTPUTS], i;
+    ${macros.compute_outputs() | indent}
+    for (i = 0; i < POLICY_N_OUTPUTS; i++) {
+        action[i] = outputs[i] < lowest[i] ? lowest[i] : (outputs[i] > highest[i] ? highest[i] : outputs[i]);
+    }
+    return POLICY_OK;
+}
+
+#ifdef POLICY_FLOAT_HELPERS
+
+//: endif
+static const float action_scale[POLICY_N_OUTPUTS] = POLICY_ACTION_SCALE;
+static const float action_low[POLICY_N_OUTPUTS] = POLICY_ACTION_LOW;
+static const float action_high[POLICY_N_OUTPUTS] = POLICY_ACTION_HIGH;
+
+//: if fixed
+int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS])
+{
+    uint32_t i;
+    if (action == NULL || result == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+    ${macros.clip_mean("action", "result") | indent}
+    return POLICY_OK;
+}
+
+#endif
+//: else
+int policy_act(${macros.observation_parameter}float action[POLICY_N_OUTPUTS])
+{
+    int32_t outputs[POLICY_N_OUTPUTS], i;
+    ${macros.compute_outputs() | indent}
+    ${macros.clip_mean("outputs", "action") | indent}
+    return POLICY_OK;
+}
+//: endif
+//: endif

@@ -1,0 +1,361 @@
+"""
+One ONNX file of standard operators: a raw observation in, the action and the logits (or mean) out.
+
+Right on every processor: all operands are unsigned (weights with zero point 2^(bits - 1), a vector's grid with 128), since
+the usual kernels for unsigned times signed bytes saturate on x86 without VNNI. Requantization, by ``QLinearConv`` with steps
+of 1, M and 1, or by ``Cast``, ``Mul`` and ``QuantizeLinear`` after ``MatMulInteger``, is the rule of
+:class:`~sb3_qpd.integer.IntegerLayer`: ``clamp(round_half_even(float32(acc) M))``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_qpd.export import without_paths
+from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, pack
+from sb3_qpd.version import __version__
+
+try:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise ImportError("The target onnx needs the packages onnx and onnxruntime: pip install 'sb3_qpd[export]'") from error
+
+FORMS = ("operators", "qdq")
+INPUT = "observation"  # of a Dict: observation/key
+MASKS = "action_masks"
+PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}  # other widths are unpacked from a bit stream
+OPSETS = {8: 13, 4: 21, 2: 25}  # the first that has what a width needs
+STREAM_OPSET = 18
+
+
+def export_onnx(model: IntegerModel, out_dir: Path, *, form: str = "operators", channels_last: bool = False) -> list[Path]:
+    """
+    Write the file.
+
+    :param model: with float32 requantization
+    :param out_dir: a folder that exists
+    :param form: ``"operators"``: QLinearConv and MatMulInteger, exact in any runtime that rounds as the standard says.
+        ``"qdq"``: float operators between QuantizeLinear and DequantizeLinear, for runtimes that want to fuse them; exact
+        where all of them are fused
+    :param channels_last: the graph takes images of shape (batch_size, height, width, channels)
+    :return: the file
+    """
+    proto = make_onnx(model, form=form, channels_last=channels_last)
+    path = Path(out_dir) / "student.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return [path]
+
+
+def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bool = False) -> onnx.ModelProto:
+    """
+    The student as an ONNX model; for the parameters see :func:`export_onnx`.
+
+    Tensors inside: ``input_grid`` (with zero point 128 for vectors), ``layer0``, ``layer1``, ..., ``accumulators``.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    if model.requantization != "float32":
+        raise ValueError(
+            f"ONNX requantizes in float32, this model has requantization={model.requantization!r}: "
+            "set model.requantization = 'float32', or take the target c or numpy"
+        )
+    if channels_last and not any(part.kind == "image" for part in model.parts):
+        raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
+    graph = _Graph(form == "qdq")
+    graph.head(graph.trunks(model, channels_last), model)
+    opset = max(OPSETS.get(layer.weight_bits, STREAM_OPSET) for layer in model.layers)
+    imports = [helper.make_opsetid("", opset)]
+    proto = helper.make_model(
+        helper.make_graph(graph.nodes, "policy", _input_infos(model, channels_last), _output_infos(model), graph.initializers),
+        opset_imports=imports,
+        ir_version=helper.find_min_ir_version_for(imports),
+        producer_name="sb3_qpd",
+        producer_version=__version__,
+    )
+    helper.set_model_props(proto, _properties(model, channels_last))
+    onnx.checker.check_model(proto, full_check=True)
+    return proto
+
+
+class _Graph:
+    """
+    Nodes and initializers in the making.
+
+    :param is_qdq: float operators between QuantizeLinear and DequantizeLinear
+    """
+
+    def __init__(self, is_qdq: bool) -> None:
+        self.is_qdq = is_qdq
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+        self.zero_point = 0  # of what flows at the moment
+        self.is_flat = False
+        self.n_flattened = 0
+
+    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def constant(self, name: str, value: Any) -> str:
+        """An initializer; one of the same name is the same."""
+        if all(known.name != name for known in self.initializers):
+            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def integer(self, value: int) -> str:
+        """A scalar of the type that flows."""
+        return self.constant(f"u{value}", np.uint8(value))
+
+    @property
+    def one(self) -> str:
+        return self.constant("one", np.float32(1))
+
+    # -- input --------------------------------------------------------------------------------------------------------
+
+    def trunks(self, model: IntegerModel, channels_last: bool) -> str:
+        """Raw observations to what the head takes."""
+        features, i, used = [], 0, 0
+        for number, (parts, n_layers) in enumerate(zip(model.trunks, model.branches, strict=True)):
+            self.zero_point, self.is_flat = 0, False
+            end = used + (0 if parts[0].kind == "image" else 1 if parts[0].is_image else sum(p.n_features for p in parts))
+            x = self._input_grid(model, parts, slice(used, end), str(number or ""), channels_last)
+            for layer in model.layers[i : i + n_layers]:
+                x = self.layer(x, layer, i)
+                i += 1
+            features.append(x if len(model.branches) == 1 else self._flatten(x))
+            used = end
+        return features[0] if len(features) == 1 else self.node("Concat", features, "all_features", axis=1)
+
+    def _input_grid(
+        self, model: IntegerModel, parts: tuple[ObservationPart, ...], features: slice, number: str, channels_last: bool
+    ) -> str:
+        """Raw observations to the input grid of one trunk, in uint8."""
+        if parts[0].kind == "image":
+            name = input_name(parts[0])
+            return self.node("Transpose", [name], f"input_grid{number}", perm=[0, 3, 1, 2]) if channels_last else name
+        self.is_flat = not parts[0].is_image
+        if self.is_flat:
+            x = self._vector(parts)
+        else:
+            x = input_name(parts[0])
+        m, a = (np.asarray(values)[features] for values in (model.input_multiplier, model.input_offset))
+        x = self.node("Mul", [x, self.constant(f"input_multiplier{number}", m)], f"scaled_input{number}")
+        x = self.node("Add", [x, self.constant(f"input_offset{number}", a)], f"shifted_input{number}")
+        # kernels differ in what they make of NaN: it becomes the grid's zero
+        nan = self.node("IsNaN", [x], f"nan{number}")
+        x = self.node("Where", [nan, self.constant("zero", np.float32(0)), x], f"finite{number}")
+        self.zero_point = 128
+        return self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"input_grid{number}")
+
+    def _vector(self, parts: tuple[ObservationPart, ...]) -> str:
+        """One vector of floats, shape (batch_size, n_features)."""
+        vectors = [self._one_hot(part) if part.kind == "one_hot" else self._flat_input(part) for part in parts]
+        return vectors[0] if len(vectors) == 1 else self.node("Concat", vectors, "vector", axis=1)
+
+    def _flat_input(self, part: ObservationPart) -> str:
+        return self.node("Flatten", [input_name(part)], f"flat_{input_name(part)}")
+
+    def _one_hot(self, part: ObservationPart) -> str:
+        """Each index beside all of its categories: equal or not."""
+        name = input_name(part)
+        column = self.constant(f"index_of_{name}", np.repeat(np.arange(len(part.nvec)), part.nvec))
+        category = self.constant(f"category_of_{name}", np.concatenate([np.arange(n) for n in part.nvec]))
+        x = self.node("Gather", [self._flat_input(part), column], f"indices_of_{name}", axis=1)
+        x = self.node("Equal", [x, category], f"is_{name}")
+        return self.node("Cast", [x], f"one_hot_{name}", to=TensorProto.FLOAT)
+
+    # -- layers -------------------------------------------------------------------------------------------------------
+
+    def layer(self, x: str, layer: IntegerLayer, i: int) -> str:
+        """A convolution or fully connected layer with requantization, uint8 to uint8."""
+        top = 2**layer.activation_bits - 1
+        out = f"layer{i}" if top == 255 else f"unclipped{i}"
+        if not layer.is_conv:
+            x = self._flatten(x)
+        write = self._qdq if self.is_qdq else self._conv if layer.is_conv else self._linear
+        y = write(x, layer, i, out)
+        self.zero_point = 0
+        return y if top == 255 else self.node("Clip", [y, "", self.integer(top)], f"layer{i}")
+
+    def _conv(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
+        weight, zero_point = self._weight(layer.weight, layer.weight_bits, i)
+        inputs = [x, self.one, self.integer(self.zero_point), weight, self._multiplier(layer, i), zero_point]
+        inputs += [self.one, self.integer(0), self.constant(f"bias{i}", layer.bias)]
+        return self.node("QLinearConv", inputs, out, strides=[layer.stride] * 2)
+
+    def _linear(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
+        acc = self.node("Cast", [self._accumulate(x, layer, i, f"acc{i}")], f"float{i}", to=TensorProto.FLOAT)
+        acc = self.node("Mul", [acc, self._multiplier(layer, i)], f"scaled{i}")
+        return self.node("QuantizeLinear", [acc, self.one, self.integer(0)], out)
+
+    def _accumulate(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
+        weight, zero_point = self._weight(layer.weight.T, layer.weight_bits, i)
+        product = self.node("MatMulInteger", [x, weight, self.integer(self.zero_point), zero_point], f"product{i}")
+        return self.node("Add", [product, self.constant(f"bias{i}", layer.bias)], out)
+
+    def _qdq(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
+        multiplier, zero = self._multiplier(layer, i), np.zeros(len(layer.bias), np.int32)
+        x = self.node("DequantizeLinear", [x, self.one, self.integer(self.zero_point)], f"input{i}")
+        weight, _ = self._weight(layer.weight, layer.weight_bits, i)
+        zero_points = self.constant(f"zero_points{i}", np.full(len(layer.bias), 2 ** (layer.weight_bits - 1), np.uint8))
+        weight = self.node("DequantizeLinear", [weight, multiplier, zero_points], f"real_weight{i}", axis=0)
+        bias = [self.constant(f"bias{i}", layer.bias), multiplier, self.constant(f"bias_zero{i}", zero)]
+        bias_name = self.node("DequantizeLinear", bias, f"real_bias{i}", axis=0)
+        if layer.is_conv:
+            y = self.node("Conv", [x, weight, bias_name], f"real{i}", strides=[layer.stride] * 2)
+        else:
+            y = self.node("Gemm", [x, weight, bias_name], f"real{i}", transB=1)
+        return self.node("QuantizeLinear", [y, self.one, self.integer(0)], out)
+
+    def _multiplier(self, layer: IntegerLayer, i: int) -> str:
+        return self.constant(f"multiplier{i}", layer.multiplier)
+
+    def _flatten(self, x: str) -> str:
+        if self.is_flat:
+            return x
+        self.is_flat = True
+        self.n_flattened += 1
+        return self.node("Flatten", [x], "features" if self.n_flattened == 1 else f"features_{self.n_flattened}")
+
+    def _weight(self, weight: np.ndarray, bits: int, i: int) -> tuple[str, str]:
+        """Packed weights, unpacked to uint8 by what a runtime folds when it loads the file; and their zero point."""
+        name, zero_point = f"weight{i}", self.integer(2 ** (bits - 1))
+        if bits not in PACKED:
+            return self._bit_stream(weight, bits, name), zero_point
+        self.initializers.append(helper.make_tensor(name, PACKED[bits], weight.shape, pack(weight, bits).tobytes(), raw=True))
+        if bits == 8:
+            return name, zero_point
+        return self.node("Cast", [name], f"{name}_u8", to=TensorProto.UINT8), zero_point
+
+    def _bit_stream(self, weight: np.ndarray, bits: int, name: str) -> str:
+        """3, 5, 6 and 7 bits: every bit of the stream is brought out, and weighed by its power of two."""
+        flat = np.zeros(8 * math.ceil(weight.size / 8), np.int8)  # whole bytes hold whole weights
+        flat[: weight.size] = weight.reshape(-1)
+        stream = self.constant(name, pack(flat, bits)[:, None])
+        shifts = self.constant("shifts", np.arange(8, dtype=np.uint8))
+        x = self.node("BitShift", [stream, shifts], f"{name}_shifted", direction="RIGHT")
+        x = self.node("BitwiseAnd", [x, self.integer(1)], f"{name}_bits")
+        x = self.node("Reshape", [x, self.constant(f"rows_of_{bits}", np.array([-1, bits]))], f"{name}_rows")
+        powers = self.constant(f"powers_of_{bits}", 2 ** np.arange(bits, dtype=np.uint8)[:, None])
+        x = self.node("Cast", [self.node("MatMulInteger", [x, powers], f"{name}_i32")], f"{name}_column", to=TensorProto.UINT8)
+        if flat.size != weight.size:
+            ends = [self.constant(f"{name}_start", np.array([0])), self.constant(f"{name}_size", np.array([weight.size]))]
+            x = self.node("Slice", [x, *ends], f"{name}_cut")
+        return self.node("Reshape", [x, self.constant(f"{name}_shape", np.array(weight.shape))], f"{name}_u8")
+
+    # -- head ---------------------------------------------------------------------------------------------------------
+
+    def head(self, x: str, model: IntegerModel) -> None:
+        """Accumulators, then the logits and their argmax, or the mean and the clipped action."""
+        layer, i = model.layers[-1], len(model.layers) - 1
+        x = self._flatten(x)
+        if self.is_qdq:
+            real = acc = self._qdq_accumulate(x, layer, i)
+        else:
+            acc = self._accumulate(x, layer, i, "accumulators")
+            real = self.node("Cast", [acc], f"float{i}", to=TensorProto.FLOAT)
+        outputs = self.node("Mul", [real, self._multiplier(layer, i)], output_name(model))
+        if not model.is_box:
+            self._choose(acc, model)
+            return
+        x = self.node("Max", [outputs, self.constant("action_low", model.action_low)], "above_low")
+        x = self.node("Min", [x, self.constant("action_high", model.action_high)], "clipped")
+        self.node("Reshape", [x, self.constant("action_shape", np.array([-1, *model.action_shape]))], "action")
+
+    def _choose(self, acc: str, model: IntegerModel) -> None:
+        """The largest of the allowed scores of each dimension."""
+        if model.n_bits:  # the logit of 0 is 0
+            zero = self.node("Sub", [acc, acc], "zeros")
+            last = self.constant("last", np.array([2]))
+            pairs = [self.node("Unsqueeze", [x, last], f"column_{x}") for x in (zero, acc)]
+            acc = self.node("Concat", pairs, "pairs", axis=2)
+        if model.uses_masks:
+            masks = MASKS
+            if model.n_bits:
+                shape = self.constant("shape_of_pairs", np.array([-1, model.n_bits, 2]))
+                masks = self.node("Reshape", [MASKS, shape], "masks_of_pairs")
+            lowest = self.constant("lowest", np.float32(-np.inf) if self.is_qdq else np.int32(-(2**31)))
+            acc = self.node("Where", [masks, acc, lowest], "allowed")
+        if model.n_bits:
+            self.node("ArgMax", [acc], "action", axis=2, keepdims=0)
+        elif not model.action_shape:
+            self.node("ArgMax", [acc], "action", axis=1, keepdims=0)
+        else:
+            names = [f"scores_of_action{i}" for i in range(len(model.action_nvec))]
+            sizes = self.constant("nvec", np.array(model.action_nvec))
+            self.nodes.append(helper.make_node("Split", [acc, sizes], names, axis=1))
+            best = [self.node("ArgMax", [name], f"best_{name}", axis=1, keepdims=1) for name in names]
+            self.node("Concat", best, "action", axis=1)
+
+    def _qdq_accumulate(self, x: str, layer: IntegerLayer, i: int) -> str:
+        """With steps of 1: the accumulators themselves, exact in float32 up to 2^24."""
+        x = self.node("DequantizeLinear", [x, self.one, self.integer(self.zero_point)], f"input{i}")
+        weight, zero_point = self._weight(layer.weight, layer.weight_bits, i)
+        weight = self.node("DequantizeLinear", [weight, self.one, zero_point], f"real_weight{i}")
+        bias = [self.constant(f"bias{i}", layer.bias), self.one, self.constant("i0", np.int32(0))]
+        bias_name = self.node("DequantizeLinear", bias, f"real_bias{i}")
+        return self.node("Gemm", [x, weight, bias_name], "accumulators", transB=1)
+
+
+# --- what the file says of itself ---
+def output_name(model: IntegerModel) -> str:
+    """The second output: a Box action's mean, or the logits."""
+    return "mean" if model.is_box else "logits"
+
+
+def input_name(part: ObservationPart) -> str:
+    """Of the graph's input that takes it."""
+    return INPUT if part.key is None else f"{INPUT}/{part.key}"
+
+
+ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # others are floats
+
+
+def _input_infos(model: IntegerModel, channels_last: bool) -> list[onnx.ValueInfoProto]:
+    infos = []
+    for part in model.parts:
+        shape = (*part.shape[1:], part.shape[0]) if channels_last and part.kind == "image" else part.shape
+        kind = ELEMENT_TYPES.get(part.kind, TensorProto.FLOAT)
+        infos.append(helper.make_tensor_value_info(input_name(part), kind, ["batch", *shape]))
+    if model.uses_masks:
+        infos.append(helper.make_tensor_value_info(MASKS, TensorProto.BOOL, ["batch", sum(model.action_nvec)]))
+    return infos
+
+
+def _output_infos(model: IntegerModel) -> list[onnx.ValueInfoProto]:
+    kind = TensorProto.FLOAT if model.is_box else TensorProto.INT64
+    outputs = helper.make_tensor_value_info(output_name(model), TensorProto.FLOAT, ["batch", len(model.layers[-1].bias)])
+    return [helper.make_tensor_value_info("action", kind, ["batch", *model.action_shape]), outputs]
+
+
+def _properties(model: IntegerModel, channels_last: bool) -> dict[str, str]:
+    """``metadata_props``: the model's own, spaces and versions."""
+    action: dict[str, Any] = {"n": model.action_nvec[0]} if len(model.action_nvec) == 1 else {"nvec": model.action_nvec}
+    if model.is_box:
+        bounds = {"low": model.action_low, "high": model.action_high, "std": model.action_std}
+        action = {"shape": list(model.action_shape)}
+        action |= {name: [str(x) for x in value] for name, value in bounds.items() if value is not None}
+    properties = {
+        **without_paths(model.metadata),
+        "observation_space": _observation_property(model, channels_last),
+        "action_space": action,
+        "versions": {"sb3_qpd": __version__, "onnx": onnx.__version__},
+    }
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in properties.items()}
+
+
+def _observation_property(model: IntegerModel, channels_last: bool) -> dict[str, Any]:
+    spaces: dict[str | None, dict[str, Any]] = {}
+    for part, info in zip(model.parts, _input_infos(model, channels_last), strict=False):
+        tensor = info.type.tensor_type
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        spaces[part.key] = {"shape": [dim.dim_value for dim in tensor.shape.dim[1:]], "dtype": dtype}
+        if part.nvec:
+            spaces[part.key]["nvec"] = part.nvec
+    return spaces.get(None) or {str(key): one for key, one in spaces.items()}

@@ -1,0 +1,95 @@
+"""Batches of observations, as arrays or as dicts of arrays: their size, their rows, and how they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Observation = np.ndarray | dict[str, np.ndarray]
+PIECE_SIZE = 128  # observations for one call of a network
+
+
+def batch_size(batch: Any) -> int:
+    """
+    Number of observations in a batch.
+
+    :param batch: array, dict of arrays, or tuple of observations and action masks
+    """
+    if isinstance(batch, tuple):
+        return batch_size(batch[0])
+    return len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+
+
+def take_rows(batch: Any, rows: slice | int) -> Any:
+    """
+    Some rows of a batch, or one row.
+
+    :param batch: array, dict of arrays, ``None``, or tuple of these
+    :param rows: a slice gives a batch, an integer a single observation
+    """
+    if isinstance(batch, tuple):
+        return tuple(take_rows(part, rows) for part in batch)
+    if isinstance(batch, dict):
+        return {key: values[rows] for key, values in batch.items()}
+    return None if batch is None else batch[rows]
+
+
+def copy_row(batch: Observation, row: int) -> Observation:
+    """
+    A copy of one observation: environments write the next one into the same memory.
+
+    :param batch: observations
+    :param row: its index
+    """
+    if isinstance(batch, dict):
+        return {key: values[row].copy() for key, values in batch.items()}
+    return np.array(batch[row])
+
+
+def stack(observations: Sequence[Any]) -> Observation:
+    """
+    One batch of single observations, in the dtype that the environment gave.
+
+    :param observations: at least one
+    """
+    if isinstance(observations[0], dict):
+        return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+def join(batches: Sequence[Any]) -> Any:
+    """
+    One batch of several, always a copy.
+
+    :param batches: of the same kind: arrays, dicts of arrays, ``None``, or tuples of these
+    """
+    first = batches[0]
+    if isinstance(first, tuple):
+        return tuple(join(parts) for parts in zip(*batches, strict=True))
+    if first is None:
+        return None
+    if isinstance(first, dict):
+        return {key: np.concatenate([batch[key] for batch in batches]) for key in first}
+    return np.concatenate(batches)
+
+
+def pieces(batches: Iterable[Any], size: int = PIECE_SIZE) -> Iterator[Any]:
+    """
+    The same observations in batches of ``size``, the last one smaller.
+
+    A network takes them in fewer calls than the environment made.
+
+    :param batches: of any sizes; observations, or tuples of observations and action masks
+    :param size: observations in a piece
+    """
+    waiting: list[Any] = []
+    for batch in batches:
+        waiting.append(join([batch]))  # a copy: an environment may write its next observations over these
+        while sum(map(batch_size, waiting)) >= size:
+            together = join(waiting)
+            yield take_rows(together, slice(size))
+            waiting = [take_rows(together, slice(size, None))]
+    if any(map(batch_size, waiting)):
+        yield join(waiting)

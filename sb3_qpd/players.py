@@ -1,0 +1,149 @@
+"""Players: anything with SB3's ``predict``, how each is asked for actions, and the random policy."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_qpd.observations import Observation, batch_size, copy_row, stack
+from sb3_qpd.spaces import action_head
+
+
+class Player(Protocol):
+    """Anything with SB3's ``predict``: a model, a policy, a teacher, an integer model."""
+
+    def predict(self, observation: Any, *, deterministic: bool = ...) -> tuple[np.ndarray, Any]: ...
+
+
+def takes_masks(player: Any) -> bool:
+    """
+    Whether a player's ``predict`` takes ``action_masks``: its attribute ``uses_masks`` says so, else its signature.
+
+    :param player: anything with SB3's ``predict``
+    """
+    uses_masks = getattr(player, "uses_masks", None)
+    return "action_masks" in inspect.signature(player.predict).parameters if uses_masks is None else uses_masks
+
+
+def gives_masks(env: gym.Env | VecEnv) -> bool:
+    """
+    Whether an environment says which actions are allowed (``env.action_masks()``, sb3-contrib's convention).
+
+    :param env: environment or vectorized environment
+    """
+    return is_masking_supported(env)
+
+
+def masks_for(player: Any, env: gym.Env | VecEnv | Sequence[gym.Env]) -> Callable[..., np.ndarray | None]:
+    """
+    Action masks for a player in an environment, where the environment gives masks and the player takes them.
+
+    :param player: anything with SB3's ``predict``
+    :param env: environment, vectorized environment, or environments that are played side by side
+    :return: a function to call before each action. It returns the masks, or ``None``. Its argument, for environments side by
+        side, are the indices of those that play
+    """
+    is_masked = takes_masks(player) and gives_masks(env[0] if isinstance(env, Sequence) else env)
+
+    def ask(playing: Sequence[int] = ()) -> np.ndarray | None:
+        if not is_masked:
+            return None
+        return np.stack([get_action_masks(env[i]) for i in playing]) if isinstance(env, Sequence) else get_action_masks(env)
+
+    return ask
+
+
+def act(player: Any, observations: Any, deterministic: bool, action_masks: np.ndarray | None = None) -> np.ndarray:
+    """
+    A batch of a player's actions.
+
+    :param player: anything with SB3's ``predict``
+    :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
+    :param deterministic: most probable actions, else sampled ones
+    :param action_masks: from :func:`masks_for`
+    """
+    masks = {} if action_masks is None else {"action_masks": action_masks}
+    return player.predict(observations, deterministic=deterministic, **masks)[0]
+
+
+def actor(player: Any, env: gym.Env | VecEnv, deterministic: bool) -> Callable[[Any], np.ndarray]:
+    """
+    A player in an environment, as a function from observations to actions. It asks the environment for action masks.
+
+    :param player: anything with SB3's ``predict``
+    :param env: the environment that gives the observations
+    :param deterministic: most probable actions, else sampled ones
+    """
+    ask = masks_for(player, env)
+    return lambda observations: act(player, observations, deterministic, ask())
+
+
+class RandomPolicy:
+    """
+    Uniformly random actions, reproducible. Where the environment masks actions, only allowed ones are drawn.
+
+    :param action_space: space of the actions
+    :param seed: seed of the actions
+    """
+
+    uses_masks = True
+
+    def __init__(self, action_space: gym.Space, seed: int | None = 0) -> None:
+        self.action_space = copy.deepcopy(action_space)  # the environment's own space keeps its generator
+        self.action_space.seed(seed)
+        self._rng = np.random.default_rng(seed)
+
+    def predict(
+        self, observation: Any, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any
+    ) -> tuple[np.ndarray, None]:
+        """See SB3's ``predict``; the observations are batched."""
+        n = batch_size(observation)
+        if action_masks is None:
+            return np.stack([self.action_space.sample() for _ in range(n)]), None
+        head = action_head(self.action_space)
+        priorities = np.where(np.asarray(action_masks, bool).reshape(n, -1), self._rng.random((n, sum(head.nvec))), -1)
+        choices = [one.argmax(1) for one in np.split(priorities, np.cumsum(head.nvec)[:-1], axis=1)]
+        return np.stack(choices, axis=1).reshape(n, *head.shape), None
+
+
+class ObservationRecorder:
+    """
+    Plays as ``policy`` and keeps a uniform sample of the observations that it was given (reservoir sampling).
+
+    :param policy: the player
+    :param n_observations: how many observations to keep
+    :param seed: seed of the sampling
+    """
+
+    def __init__(self, policy: Player, n_observations: int = 1_000, seed: int = 0) -> None:
+        self.policy = policy
+        self.n_observations = n_observations
+        self.n_seen = 0
+        self._kept: list[Observation] = []
+        self._rng = np.random.default_rng(seed)
+
+    @property
+    def uses_masks(self) -> bool:
+        return takes_masks(self.policy)
+
+    def predict(self, observation: Observation, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:
+        """See SB3's ``predict``; the observations are batched."""
+        for row in range(batch_size(observation)):
+            self.n_seen += 1
+            if len(self._kept) < self.n_observations:
+                self._kept.append(copy_row(observation, row))
+            elif (place := int(self._rng.integers(self.n_seen))) < self.n_observations:
+                self._kept[place] = copy_row(observation, row)
+        return self.policy.predict(observation, *args, **kwargs)
+
+    @property
+    def observations(self) -> Observation:
+        """The kept observations as one batch."""
+        return stack(self._kept)

@@ -1,0 +1,1 @@
+"""Publishing: a student on the Hugging Face Hub."""

@@ -1,0 +1,81 @@
+"""``config.yml`` of a published student: how it was distilled, as an entry of ``hyperparams/qpd.yml``."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from sb3_qpd.distillation.schedules import DEFAULT_LEARNING_RATE_IMAGES, DEFAULT_LEARNING_RATE_VECTORS, CosineSchedule
+from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.envs.zoo_config import to_zoo_entry
+from sb3_qpd.integer import IntegerModel
+from sb3_qpd.teachers.hub import teacher_on_hub
+
+# what QPDDistiller was told, as far as it is plain values; the seed is RL Zoo's, of its command line
+SETTINGS = (
+    *("n_envs", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
+    *("temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
+    *("transition", "transition_start", "transition_end", "max_grad_norm"),
+)
+# schedules that an entry can name: the end of the type's name -> its attribute, and how RL Zoo writes it
+SCHEDULES = {"ConstantSchedule": ("val", ""), "SimpleLinearSchedule": ("initial_value", "lin_")}
+
+
+# --- config.yml ---
+def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes | None) -> bytes:
+    """An entry of ``hyperparams/qpd.yml``, and in comments what it cannot hold."""
+    told: dict[str, Any] = {}
+    if student is not None:
+        with zipfile.ZipFile(io.BytesIO(student)) as archive:
+            told = json.loads(archive.read("data"))
+    env, teacher, comments = report["env"], report["teacher_name"], [f"seed: {report['seed']} (--seed)"]
+    entry: dict[str, Any] = {
+        "policy": "MultiInputPolicy" if model.is_dict else "CnnPolicy" if model.is_image else "MlpPolicy",
+        "n_timesteps": report["timesteps"],
+    }
+    if teacher_on_hub(teacher) is not None:
+        entry["teacher"] = teacher
+    else:
+        comments.append(f"teacher: {teacher or 'without a name'}, which is not on the Hub: pass -params teacher:\"'PATH'\"")
+    entry |= to_zoo_entry(EnvRecipe.from_json(env))
+    if "frame_stack" not in env:
+        comments.append("env_wrapper, frame_stack: not known, the environment was not built from public parts alone")
+    entry |= {"transition": report["transition"], **{k: told[k] for k in SETTINGS if k in told and not is_pickled(told[k])}}
+    entry |= {"student_arch": report["student"]}  # with its bits
+    has_images = any(part.is_image for part in model.parts)
+    usual = DEFAULT_LEARNING_RATE_IMAGES if has_images else DEFAULT_LEARNING_RATE_VECTORS
+    rate, remarks = _learning_rate(told.get("learning_rate"), usual)
+    entry |= rate
+    comments += remarks
+    if student is None:
+        comments.append("all else: the settings were in student.zip, which is not here")
+    text = yaml.safe_dump({env["env_id"]: entry}, sort_keys=False)
+    return (text + "".join(f"  # {' '.join(comment.split())}\n" for comment in comments)).encode()
+
+
+def _learning_rate(value: Any, usual: float) -> tuple[dict[str, Any], list[str]]:
+    """What an entry can say of it, or a comment; of the usual one it says nothing."""
+    if not is_pickled(value):
+        return ({} if value is None else {"learning_rate": value}), []
+    kind = str(value.get(":type:")).rstrip("'>").rpartition(".")[2]
+    if kind == CosineSchedule.__name__:
+        if value.get("initial") == usual:
+            return {}, []
+    elif kind in SCHEDULES and isinstance(number := value.get(SCHEDULES[kind][0]), float):
+        prefix = SCHEDULES[kind][1]
+        return {"learning_rate": f"{prefix}{number}" if prefix else number}, []
+    return {}, [f"learning_rate: a {kind} of its own, which an entry cannot name"]
+
+
+def is_pickled(value: Any) -> bool:
+    """
+    Whether a value in the JSON of an SB3 zip is a pickle in base64.
+
+    :param value: any value of the JSON
+    """
+    return isinstance(value, dict) and ":serialized:" in value

@@ -1,0 +1,97 @@
+"""Absolute paths of this machine, which no published file may name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import pickletools
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+import yaml
+
+from sb3_qpd.publishing.config import is_pickled
+
+_HOMES = rb"(?:/home/|/Users/|/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/))[\w.@\x80-\xff-]+"
+# What a path of this machine does not follow: archive/data/0 is not /data/0. In a binary file the length of a text, and what
+# kind of text it is, stand right before it, and these two bytes may look like letters
+_TEXT, _BINARY = rb"(?<![\w.-])", rb"(?<![\w.-]{3})"
+
+
+# --- paths of this machine ---
+def check_no_paths(files: Mapping[str, bytes], folder: Path) -> None:
+    """
+    Refuse to publish what names a path of this machine or anybody's home, or where a value of JSON, YAML or a pickle is an
+    absolute path: in a zip's members too.
+
+    :param files: what would be published
+    :param folder: where it was read from
+    """
+    own = {folder.resolve(), Path.cwd(), Path.home(), Path(tempfile.gettempdir()).resolve(), Path(__file__).parents[1]}
+    known = b"|".join(re.escape(str(path).encode()) for path in own if len(path.parts) > 1) or rb"(?!)"
+    text, binary = (re.compile(rb"%s|%s(?:%s)(?![\w.-])" % (_HOMES, before, known)) for before in (_TEXT, _BINARY))
+    for name, content in files.items():
+        for where, part in _parts(name, content):
+            path = next((one for one in _texts(where, part) if _is_absolute(one) or text.search(one.encode())), None)
+            if path is None and (found := (binary if b"\0" in part else text).search(part)) is not None:
+                path = re.split(rb"[^\x21-\x7e]|[\"'<>]", part[found.start() : found.start() + 120])[0].decode()
+            if path is not None:
+                raise ValueError(
+                    f"{where} names a path of this machine: {path[:120]}. Nothing was published. Save the student again "
+                    f"without it, or leave {name} out of {folder}"
+                )
+
+
+def _is_absolute(text: str) -> bool:
+    return (text.startswith("/") and len(PurePosixPath(text).parts) > 1) or PureWindowsPath(text).is_absolute()
+
+
+def _texts(where: str, content: bytes) -> Iterator[str]:
+    """Every text in a JSON or YAML document, or in a pickle, which is not run."""
+    try:
+        if content.startswith(b"\x80"):
+            yield from (arg for _, arg, _ in pickletools.genops(content) if isinstance(arg, str))
+        elif content.startswith(b"{"):
+            yield from _walk(json.loads(content))
+        elif where.endswith(".yml"):
+            yield from _walk(yaml.safe_load(content))
+    except (ValueError, IndexError, RecursionError, yaml.YAMLError):
+        return
+
+
+def _walk(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | dict):
+        for one in chain(value, value.values()) if isinstance(value, dict) else value:
+            yield from _walk(one)
+
+
+def _parts(where: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+    """A file, the members of zips, the header of an integer model, and what is pickled in the JSON of an SB3 model."""
+    yield where, content
+    if content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)):
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for name in archive.namelist():
+                yield from _parts(f"{name} in {where}", archive.read(name))
+    elif where.startswith("header.npy in "):
+        yield where, np.load(io.BytesIO(content), allow_pickle=False).tobytes()
+    elif content.startswith(b"{"):
+        try:
+            values = json.loads(content)
+        except ValueError:
+            return
+        for key, value in values.items():
+            if is_pickled(value):
+                try:
+                    yield f"{key} in {where}", base64.b64decode(value[":serialized:"])
+                except (binascii.Error, ValueError, TypeError):
+                    continue

@@ -1,0 +1,1 @@
+"""Students: small quantized policies that are ordinary SB3 policies."""

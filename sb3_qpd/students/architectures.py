@@ -1,0 +1,144 @@
+"""Student sizes as plain data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sb3_qpd.students.quantizers import FLOAT_BITS
+
+BITS = (2, 3, 4, 5, 6, 7, 8)
+
+
+def _is_bits(value: Any) -> bool:
+    return isinstance(value, int) and (value in BITS or value == FLOAT_BITS)
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, as JSON and YAML give them, as tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(n, int) and n > 0 for n in value)
+
+
+@dataclass(frozen=True)
+class StudentArch:
+    """
+    Sizes and bits of a student. One entry serves both kinds of input: ``hidden`` is the trunk for vectors, ``conv`` and
+    ``conv_hidden`` the trunk for images.
+
+    :param hidden: units of each fully connected layer of the trunk for vectors; ``()`` is a linear policy
+    :param conv: (channels, kernel size, stride) of each convolution, no padding
+    :param conv_hidden: units of each fully connected layer after the convolutions
+    :param weight_bits: bits of the weights of the inner layers (first layer and head have 8, LSQ, Esser et al. 2020), or
+        one number for each layer, head included; 32 is float
+    :param activation_bits: bits of every hidden activation; 32 is float
+    """
+
+    __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
+
+    hidden: tuple[int, ...] = ()
+    conv: tuple[tuple[int, int, int], ...] = ()
+    conv_hidden: tuple[int, ...] = ()
+    weight_bits: int | tuple[int, ...] = 8
+    activation_bits: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "conv", "conv_hidden", "weight_bits"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))
+        for name in ("hidden", "conv_hidden"):
+            if not _is_positive(getattr(self, name)):
+                raise ValueError(f"StudentArch.{name} takes positive integers, got {getattr(self, name)}")
+        if not (isinstance(self.conv, tuple) and all(_is_positive(layer) and len(layer) == 3 for layer in self.conv)):
+            raise ValueError(f"StudentArch.conv takes (channels, kernel size, stride) triples, got {self.conv}")
+        all_bits = (*(self.weight_bits if isinstance(self.weight_bits, tuple) else (self.weight_bits,)), self.activation_bits)
+        got = f"got weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
+        if not all(_is_bits(bits) for bits in all_bits):
+            raise ValueError(f"Bits must be one of {BITS} (or {FLOAT_BITS} for float), {got}")
+        if FLOAT_BITS in all_bits and set(all_bits) != {FLOAT_BITS}:
+            raise ValueError(
+                f"A student is float ({FLOAT_BITS} bits) in both its weights and its activations, or in neither, {got}"
+            )
+
+    def layer_bits(self, n_layers: int) -> list[int]:
+        """
+        Bits of the weights of each layer, head included.
+
+        :param n_layers: number of layers of the trunk and head together
+        """
+        if isinstance(self.weight_bits, tuple):
+            if len(self.weight_bits) != n_layers:
+                raise ValueError(f"weight_bits names {len(self.weight_bits)} layers, this student has {n_layers}")
+            return list(self.weight_bits)
+        outer = max(8, self.weight_bits)
+        return [outer if i in (0, n_layers - 1) else self.weight_bits for i in range(n_layers)]
+
+    def trunk_bits(self, sizes: list[int]) -> list[list[int]]:
+        """
+        Bits of the weights where several trunks meet in one head: each trunk has a first layer.
+
+        :param sizes: number of layers of each trunk
+        :return: bits of each trunk's layers, and of the head
+        """
+        if not isinstance(self.weight_bits, tuple):
+            return [*(self.layer_bits(n + 1)[:-1] for n in sizes), self.layer_bits(1)]
+        bits = iter(self.layer_bits(sum(sizes) + 1))
+        return [[next(bits) for _ in range(n)] for n in (*sizes, 1)]
+
+    def with_bits(self, weight_bits: int | tuple[int, ...] | None, activation_bits: int | None) -> StudentArch:
+        """The same sizes at other bits; ``None`` keeps what is there."""
+        changes: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
+
+    def asdict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _atari(c1: int, c2: int, c3: int, fc: int, stride: int = 1) -> dict[str, Any]:
+    """NatureCNN's kernels and strides with other widths; a stride in the third layer shrinks the first dense one."""
+    return {"conv": ((c1, 8, 4), (c2, 4, 2), (c3, 3, stride)), "conv_hidden": (fc,)}
+
+
+# small, medium and large are the students of Rusu et al., Policy Distillation, 2016
+STUDENT_ARCHS: dict[str, StudentArch] = {
+    "nano": StudentArch(hidden=(8, 8), **_atari(4, 8, 8, 8)),
+    "tiny": StudentArch(hidden=(16, 16), **_atari(8, 16, 16, 32)),
+    "small": StudentArch(hidden=(32, 32), **_atari(16, 16, 16, 64)),
+    "medium": StudentArch(hidden=(64, 64), **_atari(16, 16, 16, 128)),
+    "large": StudentArch(hidden=(256, 256), **_atari(16, 32, 32, 256)),
+}
+
+
+def make_arch(
+    student_arch: str | StudentArch | Mapping[str, Any],
+    weight_bits: int | tuple[int, ...] | None = None,
+    activation_bits: int | None = None,
+) -> StudentArch:
+    """
+    The architecture that a name, a dict of fields or a ``StudentArch`` means.
+
+    :param student_arch: a key of ``STUDENT_ARCHS``, the fields of a ``StudentArch``, or one itself
+    :param weight_bits: overrides the architecture's own
+    :param activation_bits: overrides the architecture's own
+    """
+    if isinstance(student_arch, str):
+        if student_arch not in STUDENT_ARCHS:
+            close = difflib.get_close_matches(student_arch, STUDENT_ARCHS, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"Unknown student_arch '{student_arch}'. Known: {', '.join(STUDENT_ARCHS)}.{hint}")
+        arch = STUDENT_ARCHS[student_arch]
+    elif isinstance(student_arch, StudentArch):
+        arch = student_arch
+    elif isinstance(student_arch, Mapping):
+        try:
+            arch = StudentArch(**student_arch)
+        except TypeError as error:
+            fields = ", ".join(StudentArch.__dataclass_fields__)
+            raise ValueError(f"student_arch takes the fields {fields}; got {sorted(student_arch)}") from error
+    else:
+        raise TypeError(f"student_arch must be a name, a dict or a StudentArch, got {type(student_arch).__name__}")
+    return arch.with_bits(weight_bits, activation_bits)

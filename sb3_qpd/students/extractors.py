@@ -1,0 +1,174 @@
+"""The student's trunk as an SB3 features extractor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs
+from torch import nn
+
+from sb3_qpd.integer import ObservationPart, group_parts
+from sb3_qpd.spaces import observation_parts
+from sb3_qpd.students.architectures import StudentArch
+from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLinear, VectorGrid
+from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer
+
+MIN_STD = 1e-8  # floor of the deviation that an input is normalized with
+
+
+class QuantExtractor(BaseFeaturesExtractor):
+    """
+    The whole trunk of a student: input grid, then convolutions (images) and fully connected layers, each with its ReLU.
+
+    :param observation_space: an image, channels first, or what makes a vector; in a Dict all values make one
+    :param arch: sizes and bits
+    :param normalized_image: see :func:`~sb3_qpd.spaces.observation_parts`
+    :param parts: of the observation; ``None``: all of them
+    :param output_grid: that the last layer shares with other trunks
+    :param weight_bits: of each layer; ``None``: the architecture's
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        arch: StudentArch,
+        normalized_image: bool = False,
+        parts: tuple[ObservationPart, ...] | None = None,
+        output_grid: Quantizer | None = None,
+        weight_bits: list[int] | None = None,
+    ) -> None:
+        self.parts = observation_parts(observation_space, normalized_image) if parts is None else parts
+        self.is_image, shape = self.parts[0].is_image, self.parts[0].shape
+        conv, hidden = (arch.conv, arch.conv_hidden) if self.is_image else ((), arch.hidden)
+        if self.is_image and not conv:
+            raise ValueError("This student_arch has no convolutions (conv), which image observations need")
+        flat = sum(part.n_features for part in self.parts)
+        super().__init__(observation_space, _features_dim(shape, conv, hidden, flat))
+        bits = arch.layer_bits(len(conv) + len(hidden) + 1) if weight_bits is None else [*weight_bits, 0]
+        self.head_bits = bits[-1]
+        self.input_grid = self._make_input_grid(flat, FLOAT_BITS if arch.activation_bits == FLOAT_BITS else 8)
+        outputs = [_activation_grid(arch.activation_bits) for _ in bits[:-1]]
+        if output_grid is not None:
+            if not outputs:
+                raise ValueError("This student_arch has no hidden layers (hidden), which Dict observations with images need")
+            outputs[-1] = output_grid
+        layers: list[nn.Module] = []
+        grid: nn.Module = self.input_grid
+        size = shape[0] if self.is_image else flat
+        for channels, kernel, stride in conv:
+            i = len(layers)
+            layers.append(
+                QuantConv2d(size, channels, kernel, stride, input_grid=grid, output_grid=outputs[i], weight_bits=bits[i])
+            )
+            size, grid = channels, outputs[i]
+        if conv:
+            size = _features_dim(shape, conv, (), flat)
+        for units in hidden:
+            i = len(layers)
+            layers.append(QuantLinear(size, units, input_grid=grid, output_grid=outputs[i], weight_bits=bits[i]))
+            size, grid = units, outputs[i]
+        self.layers = nn.ModuleList(layers)
+        self.output_grid = grid
+
+    def _make_input_grid(self, n_features: int, bits: int) -> PixelGrid | VectorGrid:
+        if self.parts[0].kind == "image":
+            return PixelGrid()
+        return VectorGrid(1 if self.is_image else n_features, bits)
+
+    @property
+    def trunks(self) -> list[QuantExtractor]:
+        """One, but see :class:`QuantCombinedExtractor`."""
+        return [self]
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: raw, float32: pixels, or vectors; indices as zeros and ones
+        :return: features on the last grid, shape (batch_size, features_dim)
+        """
+        return self._through(observations, list(self.layers)).flatten(1)
+
+    def real_output(self, observations: PyTorchObs) -> th.Tensor:
+        """Features before they are brought to the last grid, see :meth:`QuantLayer.real_output`."""
+        *layers, last = self.layers
+        x = self._through(observations, layers)
+        return last.real_output(x.flatten(1) if isinstance(last, QuantLinear) else x).flatten(1)  # type: ignore[operator]
+
+    def _through(self, observations: PyTorchObs, layers: list[nn.Module]) -> th.Tensor:
+        x = self.input_grid(self._input(observations))
+        for layer in layers:
+            x = layer(x.flatten(1) if isinstance(layer, QuantLinear) else x)
+        return x
+
+    def _input(self, observations: PyTorchObs) -> th.Tensor:
+        values = [observations if part.key is None else observations[part.key] for part in self.parts]  # type: ignore[index]
+        if self.is_image:
+            return values[0].contiguous(memory_format=th.channels_last)  # type: ignore[union-attr]
+        flat = [value.flatten(1) for value in values]  # type: ignore[union-attr]
+        return flat[0] if len(flat) == 1 else th.cat(flat, dim=1)
+
+    def set_normalization(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
+        """See :meth:`QuantActorCriticPolicy.set_normalization`."""
+        grid = self.input_grid
+        if isinstance(grid, PixelGrid):
+            grid.centre.fill_(float(np.rint(mean)))
+            return
+        grid.mean.copy_(th.as_tensor(np.asarray(mean, np.float64).reshape(-1)))
+        grid.std.copy_(th.as_tensor(np.maximum(np.asarray(std, np.float64).reshape(-1), MIN_STD)))
+
+
+class QuantCombinedExtractor(BaseFeaturesExtractor):
+    """
+    A trunk for each image of a Dict observation and one for everything else, whose features stand side by side on one grid.
+
+    :param observation_space: a Dict
+    :param arch: sizes and bits of every trunk
+    :param normalized_image: see :func:`~sb3_qpd.spaces.observation_parts`
+    """
+
+    trunks: Any
+
+    def __init__(self, observation_space: spaces.Dict, arch: StudentArch, normalized_image: bool = False) -> None:
+        super().__init__(observation_space, 1)  # not known yet, as in SB3's CombinedExtractor
+        self.parts = observation_parts(observation_space, normalized_image)
+        groups = group_parts(self.parts)
+        sizes = [len(arch.conv) + len(arch.conv_hidden) if group[0].is_image else len(arch.hidden) for group in groups]
+        bits = arch.trunk_bits(sizes)
+        self.head_bits, self.output_grid = bits[-1][0], _activation_grid(arch.activation_bits)
+        self.trunks = nn.ModuleList(
+            QuantExtractor(observation_space, arch, False, group, self.output_grid, own)
+            for group, own in zip(groups, bits[:-1], strict=True)
+        )
+        self._features_dim = sum(trunk.features_dim for trunk in self.trunks)
+
+    def forward(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        :param observations: as for :class:`QuantExtractor`
+        :return: features on the shared grid, shape (batch_size, features_dim)
+        """
+        if not (self.output_grid.ready or self.output_grid.is_float):  # no trunk alone may decide on the grid
+            self.output_grid.calibrate(th.cat([trunk.real_output(observations) for trunk in self.trunks], dim=1))
+        return th.cat([trunk(observations) for trunk in self.trunks], dim=1)
+
+
+def _activation_grid(bits: int) -> Quantizer:
+    grid = Quantizer(bits, signed=False)
+    with th.no_grad():
+        grid.log_scale.fill_(float(np.log(6 / grid.high)))  # what counts before anything was seen; then calibrated
+    return grid
+
+
+def _features_dim(shape: tuple[int, ...], conv: tuple[tuple[int, int, int], ...], hidden: tuple[int, ...], flat: int) -> int:
+    if hidden:
+        return hidden[-1]
+    if not conv:
+        return flat
+    sides = list(shape[1:])
+    for _, kernel, stride in conv:
+        sides = [(side - kernel) // stride + 1 for side in sides]
+        if min(sides) < 1:
+            raise ValueError(f"The convolutions {conv} of this student_arch do not fit images of shape {shape}")
+    return conv[-1][0] * sides[0] * sides[1]

@@ -1,0 +1,1 @@
+"""Files from elsewhere, read as data: nothing in them is executed."""

@@ -1,0 +1,74 @@
+"""A ``vecnormalize.pkl`` as data: the pickle is read and never executed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sb3_qpd.teachers.files.archive import TeacherError, read_file
+from sb3_qpd.teachers.files.pickle_reader import ObjectRecord, UnsafePickle, read_pickle, to_array, to_number
+from sb3_qpd.teachers.files.sb3_zip import _CONTRADICTIONS, MAX_PICKLE_BYTES, _checked_size
+
+
+class NormalizationFile(NamedTuple):
+    """Observation statistics of a ``vecnormalize.pkl``; by key where observations are a Dict."""
+
+    mean: np.ndarray | dict[str, np.ndarray]
+    var: np.ndarray | dict[str, np.ndarray]
+    epsilon: float
+    clip_obs: float
+
+
+# --- the files beside a zip ---
+def read_vecnormalize(path: str | Path) -> NormalizationFile | None:
+    """
+    Read the frozen observation statistics that SB3's ``VecNormalize.save`` wrote, without executing the pickle.
+
+    :param path: ``vecnormalize.pkl``
+    :return: the statistics, or ``None`` where observations were not normalized
+    """
+    path = Path(path)
+    try:
+        saved = read_pickle(read_file(path, "a vecnormalize.pkl written by VecNormalize.save", MAX_PICKLE_BYTES))
+        if not isinstance(saved, ObjectRecord) or saved.target.name != "VecNormalize":
+            raise UnsafePickle("It is not a VecNormalize")
+        return _to_statistics(saved.attributes())
+    except TeacherError:
+        raise
+    except _CONTRADICTIONS as error:
+        reason = f"It has no {error}" if isinstance(error, KeyError) else error
+        raise TeacherError(
+            f"{path} was refused, without running it. {reason}. Expected the file that VecNormalize.save writes; "
+            "if you trust it, load it yourself and pass a live model whose environment is in that VecNormalize"
+        ) from error
+
+
+def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
+    if not attributes.get("norm_obs", True):
+        return None
+    obs_rms = attributes["obs_rms"]
+    mean: Any
+    var: Any
+    if isinstance(obs_rms, dict):
+        moments, size = {}, 0
+        for key, one in obs_rms.items():
+            moments[key] = _to_moments(one)
+            size = _checked_size(size + moments[key][0].size)
+        mean, var = ({key: one[i] for key, one in moments.items()} for i in (0, 1))
+    else:
+        mean, var = _to_moments(obs_rms)
+    epsilon, clip_obs = (to_number(attributes[key], float) for key in ("epsilon", "clip_obs"))
+    if epsilon <= 0 or clip_obs <= 0:
+        raise UnsafePickle(f"Expected a positive epsilon and clip_obs, got {epsilon} and {clip_obs}")
+    return NormalizationFile(mean, var, epsilon, clip_obs)
+
+
+def _to_moments(obs_rms: Any) -> tuple[np.ndarray, np.ndarray]:
+    if not isinstance(obs_rms, ObjectRecord) or obs_rms.target.name != "RunningMeanStd":
+        raise UnsafePickle("Its statistics are not those of observations")
+    mean, var = (to_array(obs_rms.attributes()[key]).astype(np.float64) for key in ("mean", "var"))
+    if mean.shape != var.shape or not np.isfinite([mean, var]).all() or (var < 0).any():
+        raise UnsafePickle(f"Its mean and variance are not finite numbers of one shape ({mean.shape} and {var.shape})")
+    return mean, var

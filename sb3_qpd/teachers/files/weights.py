@@ -1,0 +1,155 @@
+"""
+The weights of a teacher: a file of torch, in the archive of SB3.
+
+``torch.load(weights_only=True)`` runs no code of the file, but calls what allocates as much as the file asks for. So the
+file's pickle is followed as data first (:mod:`sb3_qpd.teachers.files.pickle_reader`): named tensors in plain storages, each as large as it says. And
+where the file is an archive, torch gets one that is written here, of members that were read within limits.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+
+from sb3_qpd.teachers.files.archive import MAX_MEMBER_BYTES, WAY_OUT, Archive, TeacherError
+from sb3_qpd.teachers.files.pickle_reader import GlobalName, ObjectRecord, UnsafePickle, read_pickle
+
+MAX_TENSORS = 1_000
+# bytes of one element
+STORAGES = {
+    **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2},
+    **{"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
+}
+_REBUILDERS = (GlobalName("torch._utils", "_rebuild_tensor_v2"), GlobalName("torch._utils", "_rebuild_parameter"))
+_ORDERED_DICT = GlobalName("collections", "OrderedDict")
+# what torch.save writes beside the pickle and the storages
+_TORCHS_OWN = ("version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
+
+
+def read_weights(content: bytes, what: str) -> dict[str, th.Tensor]:
+    """
+    :param content: a ``policy.pth``
+    :param what: its name, for the messages
+    :return: finite, ordinary tensors by name
+    """
+    try:
+        if content.startswith(_LEGACY):
+            _follow_legacy(content)
+        else:
+            content = _follow_archive(content, what)
+        state_dict = th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except TeacherError:
+        raise
+    except Exception as error:  # torch raises whatever its reader stumbles over
+        reason = str(error).strip().split("\n")[0][:200]
+        message = f"{what} does not hold plain weights ({reason}): refused without running it. {WAY_OUT}"
+        raise TeacherError(message) from error
+    return check_weights(state_dict, what)
+
+
+def _follow_archive(content: bytes, what: str) -> bytes:
+    """The same as an archive that torch's reader of zips cannot see other than ours."""
+    archive = Archive(content, what, "Expected weights that torch saved; load and save the model again")
+    if archive.nbytes > MAX_MEMBER_BYTES:
+        raise TeacherError(f"{what} holds more than {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
+    members = _members(archive)
+
+    def storage(request: Any) -> ObjectRecord:
+        match request:
+            case ("storage", GlobalName("torch", kind), str() as key, str(), int() as size) if kind in STORAGES:
+                if size * STORAGES[kind] != len(members.get(f"data/{key}", b"")):
+                    raise UnsafePickle(f"A storage of {size} elements ({kind}) that the file does not have")
+                return ObjectRecord(GlobalName("torch", kind), ())
+        raise UnsafePickle("A storage of another form than torch writes")
+
+    _check_requests(read_pickle(members["data.pkl"], _is_of_weights, storage))
+    return _written_anew(members)
+
+
+def _members(archive: Archive) -> dict[str, bytes]:
+    """The members without the folder in which torch puts them."""
+    folder = archive.names[0].split("/")[0] if archive.names else ""
+    members = {}
+    for name in archive.names:
+        top, _, rest = name.partition("/")
+        if top != folder or not (rest == "data.pkl" or rest in _TORCHS_OWN or re.fullmatch(r"data/\d+", rest)):
+            raise UnsafePickle(f"A member {name[:80]!r}, which weights never have")
+        members[rest] = archive.read(name)
+    if "data.pkl" not in members:
+        raise UnsafePickle("It has no data.pkl")
+    return members
+
+
+def _follow_legacy(content: bytes) -> None:
+    """Five pickles, then each storage's length and bytes in the order of the last of them."""
+    stream, sizes = io.BytesIO(content), dict[str, tuple[int, int]]()
+
+    def storage(request: Any) -> ObjectRecord:
+        match request:
+            case ("storage", GlobalName("torch", kind), str() as key, str(), int() as size, None) if kind in STORAGES:
+                if sizes.setdefault(key, (size, STORAGES[kind])) != (size, STORAGES[kind]):
+                    raise UnsafePickle("A storage of two sizes")
+                return ObjectRecord(GlobalName("torch", kind), ())
+        raise UnsafePickle("A storage of another form than torch wrote before 1.6")
+
+    for _ in range(3):  # magic number, version, sizes of C's types
+        read_pickle(stream, lambda name: False)
+    _check_requests(read_pickle(stream, _is_of_weights, storage))
+    keys = read_pickle(stream, lambda name: False)
+    if not isinstance(keys, list) or len(keys) != len(sizes) or not all(isinstance(key, str) for key in keys):
+        raise UnsafePickle("Its list of storages is not that of its tensors")
+    for key in keys:
+        size, itemsize = sizes.pop(key)
+        if stream.read(8) != struct.pack("<q", size) or len(stream.read(size * itemsize)) != size * itemsize:
+            raise UnsafePickle(f"A storage of {size} elements that the file does not have")
+
+
+def _is_of_weights(name: GlobalName) -> bool:
+    return name == _ORDERED_DICT or name in _REBUILDERS or (name.module == "torch" and name.name in STORAGES)
+
+
+def _check_requests(value: Any) -> None:
+    pairs = value.items if isinstance(value, ObjectRecord) and value.target == _ORDERED_DICT else None
+    if isinstance(value, dict):
+        pairs = list(value.items())
+    if pairs is None or not all(
+        isinstance(key, str) and isinstance(one, ObjectRecord) and one.target in _REBUILDERS for key, one in pairs
+    ):
+        raise UnsafePickle("It is not a dict of named tensors")
+
+
+def _written_anew(members: Mapping[str, bytes]) -> bytes:
+    """An archive of torch with these members, so that two readers of zips cannot see two things in one file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(f"archive/{name}", content)
+    return buffer.getvalue()
+
+
+def check_weights(state_dict: Any, what: str) -> dict[str, th.Tensor]:
+    """
+    :param state_dict: as somebody else's file or model gave it
+    :param what: for the messages
+    :return: the same weights, now known to be ordinary, finite tensors
+    """
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(key, str) and isinstance(value, th.Tensor) for key, value in state_dict.items()
+    ):
+        raise TeacherError(f"{what} is not a dict of named tensors, as SB3 writes it")
+    tensors = state_dict.values()
+    if len(tensors) > MAX_TENSORS or sum(value.numel() * value.element_size() for value in tensors) > MAX_MEMBER_BYTES:
+        raise TeacherError(f"{what} holds more than {MAX_TENSORS} tensors or {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
+    for key, value in state_dict.items():
+        if value.layout != th.strided or value.is_meta or value.is_quantized:
+            raise TeacherError(f"{key} in {what} is not an ordinary tensor: refused. {WAY_OUT}")
+        if not th.isfinite(value).all():
+            raise TeacherError(f"{key} in {what} holds NaN or infinite weights (diverged training). Use an earlier checkpoint")
+    return {key: value.detach() for key, value in state_dict.items()}

@@ -1,0 +1,78 @@
+"""A teacher's labels as a Gymnasium wrapper: any other trainer or data collector can distill from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecTransposeImage
+
+from sb3_qpd.players import masks_for
+from sb3_qpd.teachers.check import check_spaces
+from sb3_qpd.teachers.loading import load_teacher
+from sb3_qpd.teachers.teacher import Teacher
+
+
+class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """
+    Nothing changes but ``info``: it says what the teacher would do after the observation that comes with it.
+
+    - ``teacher_logits``, shape (n_actions,): discrete actions (of every category of every dimension, one after the other). A
+      Q-value teacher's are its Q-values over ``temperature``; where the environment masks actions, and the teacher was trained
+      with masks, the others' are very negative
+    - ``teacher_mean``, shape (action_dim,): Box actions, in environment units
+    - ``teacher_std``, same shape: where the teacher is not deterministic
+    - ``teacher_value``: where it has a critic
+
+    :param env: with raw observations: the teacher normalizes them itself
+    :param teacher: a zip, a run folder of RL Zoo, a live SB3 model or a :class:`~sb3_qpd.Teacher`
+    :param temperature: logits are divided by it; below 1 sharpens the teacher
+    """
+
+    def __init__(self, env: gym.Env, teacher: str | Path | BaseAlgorithm | Teacher, temperature: float = 1.0) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.teacher, self.temperature = load_teacher(teacher, needs_env=False), temperature
+        gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, teacher=self.teacher, temperature=temperature)
+        gym.Wrapper.__init__(self, env)
+        check_spaces(self.teacher, channels_first(env.observation_space), env.action_space)
+        self._ask_masks = masks_for(self.teacher, env)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See :class:`gymnasium.Env`."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, {**info, **self._labels(observation)}
+
+    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+        """See :class:`gymnasium.Env`."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, {**info, **self._labels(observation)}
+
+    def _labels(self, observation: Any) -> dict[str, Any]:
+        if isinstance(observation, dict):
+            batch: Any = {key: np.asarray(value)[None] for key, value in observation.items()}
+        else:
+            batch = np.asarray(observation)[None]
+        output = self.teacher(batch, self._ask_masks())
+        actor = output.actor[0].cpu().numpy()
+        is_box = isinstance(self.action_space, spaces.Box)
+        labels: dict[str, Any] = {"teacher_mean": actor} if is_box else {"teacher_logits": actor / self.temperature}
+        if output.log_std is not None:
+            labels["teacher_std"] = output.log_std[0].exp().cpu().numpy()
+        if output.value is not None:
+            labels["teacher_value"] = output.value[0].item()
+        return labels
+
+
+def channels_first(space: spaces.Space) -> spaces.Space:
+    """A space as SB3 hands it to a policy."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict([(key, channels_first(one)) for key, one in space.items()])
+    if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]
+        return VecTransposeImage.transpose_space(space)  # type: ignore[arg-type]
+    return space

@@ -1,0 +1,308 @@
+"""
+The teacher: a frozen pretrained policy that labels raw observations with its action distribution and its value.
+
+Each family of algorithms has its adapter; :data:`TEACHERS` says which algorithm belongs to which.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from sb3_contrib.common.maskable.policies import MaskableActorCriticPolicy
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from stable_baselines3.common.distributions import Distribution, StateDependentNoiseDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
+
+from sb3_qpd.spaces import action_head, masked, observation_parts
+from sb3_qpd.teachers.files.archive import TeacherError
+from sb3_qpd.teachers.normalization import Normalization, ObsNormalization, are_same, fit_to_observations
+
+if TYPE_CHECKING:
+    from sb3_qpd.envs.recipe import EnvRecipe
+    from sb3_qpd.teachers.run_folder import RunFolder
+
+
+class TeacherOutput(NamedTuple):
+    """
+    What a teacher says of a batch of observations: everything a distillation loss may use.
+
+    ``actor`` holds logits, shape (batch_size, n_actions), or the mean action in environment units, shape
+    (batch_size, action_dim); ``value``, shape (batch_size,), is ``None`` where the teacher has no critic; ``log_std`` is the
+    logarithm of the standard deviation of a Box action in environment units, shape (batch_size, action_dim), ``None`` where
+    the teacher is deterministic. A Q-value teacher's logits are its Q-values, see :meth:`Teacher.temperature_of`. Logits of
+    MultiDiscrete and MultiBinary actions are those of every category, one dimension after the other. ``masks``, of the same
+    shape, says which of them were allowed, where the environment says so: the logits of the others are very negative.
+    """
+
+    actor: th.Tensor
+    value: th.Tensor | None = None
+    log_std: th.Tensor | None = None
+    masks: th.Tensor | None = None
+
+
+def check_finite(output: TeacherOutput) -> None:
+    """Refuse what nothing can be learned from."""
+    # one answer of all parts: on a GPU each would wait for what is queued there
+    if not th.stack([th.isfinite(part).all() for part in output if part is not None]).all():
+        raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
+
+
+class Teacher:
+    """
+    A pretrained policy, frozen, that takes *raw* observations: an actor-critic one (PPO, A2C, TRPO), in subclasses others.
+
+    It applies its own normalization, so that nobody else has to know of it, and answers in environment units.
+
+    :param policy: SB3's policy object; it is put in evaluation mode and never trained
+    :param name: ``<algo>/<Env>`` or a Hub id: what a student remembers of its teacher (never a path)
+    :param algo: key of the algorithm, as in RL Zoo (``ppo``, ``a2c``, ``trpo``, ...)
+    :param checksum: SHA-256 of the file that it came from, or ``""``
+    :param normalization: the frozen ``VecNormalize`` statistics that it was trained with, by key for Dict observations, or
+        ``None``
+    :param recipe: how to build the environment that it was trained on, where that is known
+    :param run: the files that it was read from, ``None`` for a live model
+    :param vec_env: the raw environment that a live model brought along
+    """
+
+    takes_raw_observations: ClassVar[bool] = True
+    policies: ClassVar[tuple[type[BasePolicy], ...]] = (ActorCriticPolicy, MaskableActorCriticPolicy)
+
+    def __init__(
+        self,
+        policy: BasePolicy,
+        *,
+        name: str = "",
+        algo: str = "ppo",
+        checksum: str = "",
+        normalization: Normalization | None = None,
+        recipe: EnvRecipe | None = None,
+        run: RunFolder | None = None,
+        vec_env: VecEnv | None = None,
+    ) -> None:
+        if not isinstance(policy, self.policies):
+            expected = " or ".join(kind.__name__ for kind in self.policies)
+            raise TypeError(f"A {type(self).__name__} needs a policy of the kind {expected}, got {type(policy).__name__}")
+        if isinstance(policy, RecurrentActorCriticPolicy):
+            raise TypeError(f"{type(policy).__name__} has a memory, a student has none: recurrent teachers are not supported")
+        self.policy: Any = policy
+        self.policy.set_training_mode(False)
+        self.policy.requires_grad_(False)
+        self.head = action_head(policy.action_space)
+        self.parts = observation_parts(policy.observation_space, self.normalized_image)
+        self.name, self.algo, self.checksum = name, algo, checksum
+        self.normalization, self.recipe, self.run, self.vec_env = normalization, recipe, run, vec_env
+
+    @property
+    def observation_space(self) -> spaces.Space:
+        return self.policy.observation_space
+
+    @property
+    def action_space(self) -> spaces.Space:
+        return self.policy.action_space
+
+    @property
+    def normalized_image(self) -> bool:
+        """Whether its CNN takes images of floats (SB3's name for it)."""
+        kwargs = self.policy.features_extractor_kwargs or {}
+        return bool(kwargs.get("normalized_image", False))
+
+    @property
+    def uses_masks(self) -> bool:
+        """Whether it is to be told which actions are allowed, where the environment says so."""
+        return isinstance(self.policy, MaskableActorCriticPolicy)
+
+    @property
+    def device(self) -> th.device:
+        return self.policy.device
+
+    def to(self, device: th.device | str) -> Teacher:
+        """Move the network to a device; images go through it channels-last, which is faster on every device."""
+        before = self.device
+        self.policy.to(device)
+        if self.use_sde and self.device != before:
+            self.policy.reset_noise()  # it is no parameter and would stay behind
+        if any(part.is_image for part in self.parts):
+            self.policy.to(memory_format=th.channels_last)
+        return self
+
+    def normalize(self, observations: Any) -> Any:
+        """Raw observations as the network takes them, shape unchanged."""
+        if self.normalization is None:
+            return observations
+        if isinstance(self.normalization, ObsNormalization):
+            return self.normalization(np.asarray(observations))
+        return {**observations, **{key: one(np.asarray(observations[key])) for key, one in self.normalization.items()}}
+
+    def fit_normalization(self, normalization: Normalization) -> None:
+        """
+        Take statistics as the teacher's own. Those of one frame serve a stack of normalized frames.
+
+        :param normalization: statistics of the run that trained the teacher
+        :raises TeacherError: statistics of other shapes
+        """
+        self.normalization = fit_to_observations(normalization, self.parts, self.observation_space)
+
+    def adopt_normalization(self, normalization: Normalization | None) -> None:
+        """
+        Take the statistics of an environment's ``VecNormalize`` where the teacher has none. Other statistics are refused.
+
+        :param normalization: from :func:`~sb3_qpd.teachers.normalization.remove_vec_normalize`
+        :raises TeacherError: the teacher has other statistics
+        """
+        if normalization is None:
+            return
+        own = self.normalization
+        if own is None:
+            self.fit_normalization(normalization)
+        elif not are_same(own, fit_to_observations(normalization, self.parts, self.observation_space)):
+            raise TeacherError(
+                "The environment is in a VecNormalize with other statistics than the teacher's. Pass it without VecNormalize.\n"
+                f"teacher: {own}\nenvironment: {normalization}"
+            )
+
+    @property
+    def use_sde(self) -> bool:
+        """Whether it explores with gSDE, whose noise has to be drawn before actions are sampled."""
+        return getattr(self.policy, "use_sde", False)
+
+    @th.no_grad()
+    def __call__(self, observations: Any, action_masks: np.ndarray | None = None) -> TeacherOutput:
+        """
+        Label a batch of raw observations.
+
+        :param observations: shape (batch_size, *observation_shape), as the environment gives them; a dict of such arrays
+        :param action_masks: which discrete actions are allowed, shape (batch_size, sum of all categories)
+        :return: logits or mean, value and log standard deviation, float32, on the teacher's device
+        """
+        tensor, _ = self.policy.obs_to_tensor(self.normalize(observations))
+        output = self._label(tensor)
+        if action_masks is None:
+            return output
+        masks = self.head.check_masks(action_masks, len(output.actor), output.actor.device)
+        return output._replace(actor=masked(output.actor, masks), masks=masks)
+
+    def _label(self, observations: th.Tensor) -> TeacherOutput:
+        policy = self.policy
+        features = policy.extract_features(observations)
+        pi_features, vf_features = features if isinstance(features, tuple) else (features, features)
+        latent_pi = policy.mlp_extractor.forward_actor(pi_features)
+        value = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).flatten().float()
+        actor = policy.action_net(latent_pi)
+        if not self.head.is_box:
+            return TeacherOutput(self.head.logits(actor.float()), value)
+        log_std = _log_std(policy.action_dist, policy.log_std, actor, latent_pi)
+        if policy.squash_output:
+            actor, log_std = self._squash(actor, log_std)
+        return TeacherOutput(actor.float(), value, log_std.float())
+
+    def _squash(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Mean and deviation before a tanh as those of the action in environment units."""
+        _, half = self._low_and_half()
+        squashed = th.tanh(mean)
+        # first order: the deviation shrinks with the slope of tanh
+        return self._unscale(squashed), log_std + th.log((1 - squashed**2).clamp_min(1e-6)) + half.log()
+
+    def _unscale(self, scaled: th.Tensor) -> th.Tensor:
+        """From [-1, 1] to environment units."""
+        low, half = self._low_and_half()
+        return low + half * (scaled + 1)
+
+    def _low_and_half(self) -> tuple[th.Tensor, th.Tensor]:
+        """Lower bounds of a Box action and half its ranges, shape (action_dim,)."""
+        low, high = (
+            th.as_tensor(bound.reshape(-1), device=self.device)
+            for bound in (self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
+        )
+        return low, (high - low) / 2
+
+    def temperature_of(self, targets: TeacherOutput) -> float:
+        """
+        The temperature at which this teacher's logits are its distribution: 1, but see :class:`DeterministicTeacher`.
+
+        :param targets: what it said of many observations
+        """
+        return 1.0
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """SB3's ``predict`` on raw observations; masks are for a teacher that was trained with them."""
+        masks = {} if action_masks is None else {"action_masks": action_masks}
+        try:
+            return self.policy.predict(self.normalize(observation), state, episode_start, deterministic, **masks)
+        except ValueError:  # torch's, of a distribution that cannot be, is a page of numbers
+            check_finite(self(observation))
+            raise
+
+    def sample(self, output: TeacherOutput) -> np.ndarray:
+        """
+        Actions drawn from the teacher's own distribution, as it explores.
+
+        :param output: what the teacher said of the observations
+        :return: shape (batch_size,) or (batch_size, action_dim), inside the action space
+        """
+        if not isinstance(self.action_space, spaces.Box):
+            return self.head.sample(output.actor).cpu().numpy()
+        noise = th.randn_like(output.actor)
+        actions = (output.actor + noise * output.log_std.exp()).cpu().numpy()  # type: ignore[union-attr]
+        return np.clip(actions, self.action_space.low.reshape(-1), self.action_space.high.reshape(-1))
+
+    def _actor_modules(self) -> list[nn.Module]:
+        policy = self.policy
+        return [policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net]
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the actor alone: what a device would have to hold."""
+        return sum(p.numel() for module in self._actor_modules() for p in module.parameters())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the actor in float32."""
+        return 4 * self.n_parameters
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the actor for one observation."""
+        count: list[int] = []
+
+        def hook(module: nn.Module, inputs: Any, output: th.Tensor) -> None:
+            weight: th.Tensor = module.weight  # type: ignore[assignment]
+            positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
+            count.append(weight.numel() * positions)
+
+        modules = [m for part in self._actor_modules() for m in part.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+        handles = [m.register_forward_hook(hook) for m in modules]
+        try:
+            with th.no_grad():
+                observations, _ = self.policy.obs_to_tensor(_zeros(self.observation_space))
+                self.policy._predict(observations, deterministic=True)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return sum(count)
+
+
+def _zeros(space: spaces.Space) -> Any:
+    """A batch of one observation."""
+    if isinstance(space, spaces.Dict):
+        return {key: _zeros(one) for key, one in space.items()}
+    return np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
+
+
+def _log_std(dist: Distribution, log_std: th.Tensor, mean: th.Tensor, latent: th.Tensor) -> th.Tensor:
+    """Of the Gaussian, in the actor's own units, shape (batch_size, action_dim); gSDE's depends on the state."""
+    if isinstance(dist, StateDependentNoiseDistribution):
+        variance = th.mm(latent**2, dist.get_std(log_std) ** 2)
+        return 0.5 * th.log(variance + dist.epsilon)
+    return log_std.expand_as(mean)

@@ -1,0 +1,188 @@
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+from sb3_qpd import QPDDistiller, load_teacher
+from sb3_qpd.envs.atari import AtariVecEnv
+from sb3_qpd.evaluation.episodes import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, evaluate, microseconds_per_action
+from sb3_qpd.players import ObservationRecorder, RandomPolicy
+
+
+class Counting(gym.Env):
+    """An episode's length and return follow from its seed: length 1 + seed % 7, every step is worth the action."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.left = 1 + int(self.np_random_seed) % 7
+        return np.array([self.left, 1e300]), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.left -= 1
+        return np.array([self.left, 1e300]), float(action), self.left == 0, False, {}
+
+
+gym.register("Counting-v0", entry_point=Counting)
+
+
+class AlwaysTwo:
+    def __init__(self) -> None:
+        self.batches: list[np.ndarray] = []
+
+    def predict(self, observation: np.ndarray, deterministic: bool = False) -> tuple[np.ndarray, None]:
+        self.batches.append(observation)
+        return np.full(len(observation), 2), None
+
+
+def expected_lengths(n_episodes: int, seed: int) -> list[int]:
+    return [1 + (seed + k) % 7 for k in range(n_episodes)]
+
+
+@pytest.mark.parametrize("n_envs", [1, 3, 32])
+def test_episode_k_starts_from_its_own_seed(n_envs: int) -> None:
+    evaluation = evaluate(AlwaysTwo(), "Counting-v0", n_episodes=20, seed=5, n_envs=n_envs)
+    assert evaluation.lengths.tolist() == expected_lengths(20, seed=5)
+    np.testing.assert_array_equal(evaluation.returns, 2 * evaluation.lengths)
+    assert evaluation.starts == "Counting-v0: episode k from reset(seed=5 + k)"
+
+
+def test_observations_are_raw_and_batched() -> None:
+    policy = AlwaysTwo()
+    evaluate(policy, "Counting-v0", n_episodes=20, seed=0, n_envs=8)
+    assert policy.batches[0].shape == (8, 2)
+    assert all(batch.dtype == np.float64 and (batch[:, 1] == 1e300).all() for batch in policy.batches)
+
+
+def test_a_plain_environment_will_do() -> None:
+    evaluation = evaluate(AlwaysTwo(), Counting(), n_episodes=9, seed=1)
+    assert evaluation.lengths.tolist() == expected_lengths(9, seed=1)
+    assert evaluation.starts == "Counting: episode k from reset(seed=1 + k)"
+
+
+class Fixed(Counting):
+    """Episodes of a fixed length, one step worth one."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.left = self.length
+        return np.zeros(2), {}
+
+
+@pytest.mark.parametrize("wrap", [lambda env: env, Monitor])
+def test_short_episodes_of_a_vectorized_environment_have_no_advantage(wrap: Any) -> None:
+    env = DummyVecEnv([lambda: wrap(Fixed(2)), lambda: wrap(Fixed(30))])
+    evaluation = evaluate(AlwaysTwo(), env, n_episodes=5)
+    assert evaluation.lengths.tolist() == [2, 30, 2, 30, 2]  # 3 of the first, 2 of the second, whoever is first
+    np.testing.assert_array_equal(evaluation.returns, 2 * evaluation.lengths)
+    assert evaluation.starts == ""
+
+
+def test_a_learning_vec_normalize_is_refused() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))]))
+    with pytest.raises(ValueError, match=r"env\.training = False"):
+        evaluate("random", env, n_episodes=1)
+    env.training = False
+    assert evaluate("random", env, n_episodes=3).returns.min() >= 8  # raw: normalized rewards would be smaller
+
+
+def test_who_takes_raw_observations_plays_in_no_vec_normalize() -> None:
+    env = VecNormalize(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))]), training=False)
+    live = PPO("MlpPolicy", env, device="cpu")
+    student = QPDDistiller(live, student_arch="nano", device="cpu")
+    teacher, integer = load_teacher(live), student.policy.to_integer()
+    for player in (teacher, student, student.policy, integer, ObservationRecorder(integer)):
+        with pytest.raises(ValueError, match=r"takes raw observations.*env\.venv"):
+            evaluate(player, env, n_episodes=1)
+        assert evaluate(player, env.venv, n_episodes=1).episodes == 1
+    assert evaluate(live, env, n_episodes=1).episodes == 1
+
+
+def test_random_policy_is_reproducible() -> None:
+    one, other = (evaluate("random", "CartPole-v1", n_episodes=10, n_envs=4) for _ in range(2))
+    np.testing.assert_array_equal(one.returns, other.returns)
+    assert one.name == "random" and one.distinct_returns > 3
+    space = spaces.Box(-1, 1, (3,))
+    actions, _ = RandomPolicy(space, seed=1).predict(np.zeros((5, 2)))
+    assert actions.shape == (5, 3) and all(space.contains(action) for action in actions)
+
+
+def test_mistakes() -> None:
+    with pytest.raises(ValueError, match="'random', got 'greedy'"):
+        evaluate("greedy", "CartPole-v1", n_episodes=1)
+    with pytest.raises(ValueError, match="got .*teacher.zip.* is opened first: with load_teacher"):
+        evaluate(Path("teacher.zip"), "CartPole-v1", n_episodes=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        evaluate("random", "CartPole-v1", n_episodes=0)
+    with pytest.raises(ValueError, match="CartPole-v1"):
+        evaluate("random", "CartPol-v1", n_episodes=1)
+
+
+def test_sampled_actions_are_reproducible_and_leave_the_generator_alone() -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0)
+    th.manual_seed(3)
+    expected = th.rand(1)
+    th.manual_seed(3)
+    one = evaluate(model, "CartPole-v1", n_episodes=10, deterministic=False)
+    assert th.rand(1) == expected
+    other = evaluate(model, "CartPole-v1", n_episodes=10, deterministic=False)
+    np.testing.assert_array_equal(one.returns, other.returns)
+    assert one.starts == other.starts and one.is_paired_with(other)
+
+
+def test_recorder_keeps_a_uniform_sample() -> None:
+    recorder = ObservationRecorder(AlwaysTwo(), n_observations=200)
+    for start in range(0, 4_000, 8):
+        recorder.predict(np.arange(start, start + 8)[:, None])
+    kept = recorder.observations
+    assert recorder.n_seen == 4_000 and kept.shape == (200, 1)
+    assert len(np.unique(kept)) == 200
+    assert 1_700 < kept.mean() < 2_300 and kept.min() < 200 and kept.max() > 3_800
+
+
+def test_recorder_copies() -> None:
+    recorder = ObservationRecorder(AlwaysTwo())
+    buffer = np.zeros((2, 2))
+    recorder.predict(buffer)
+    buffer[:] = 1
+    assert not recorder.observations.any()
+
+
+def test_time_per_action() -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", device="cpu")
+    assert 1 < microseconds_per_action(model, np.zeros((4, 4), np.float32), n_calls=20) < 1e6
+
+
+def test_seed_ranges_are_apart() -> None:
+    assert VALIDATION_SEED - TRAIN_SEED >= 1_000_000 and TEST_SEED - VALIDATION_SEED >= 1_000_000
+
+
+def test_atari_plays_whole_games() -> None:
+    one = evaluate("random", "BreakoutNoFrameskip-v4", n_episodes=5, n_envs=2, seed=7)
+    assert one.starts == "BreakoutNoFrameskip-v4: game k of sub-environment i of 2, seed 7"
+    assert one.lengths.min() > 60  # a life is some 30 steps long
+    other = evaluate("random", "BreakoutNoFrameskip-v4", n_episodes=5, n_envs=2, seed=7)
+    np.testing.assert_array_equal(one.returns, other.returns)
+    np.testing.assert_array_equal(one.lengths, other.lengths)
+
+
+def test_lost_lives_do_not_end_a_game() -> None:
+    def play(**options: bool) -> np.ndarray:
+        env = AtariVecEnv("BreakoutNoFrameskip-v4", 2, **options)
+        return evaluate("random", env, n_episodes=4, seed=7).returns
+
+    whole = play()
+    assert whole.sum() > 0
+    np.testing.assert_array_equal(play(terminal_on_life_loss=True, clip_reward=True), whole)

@@ -1,0 +1,168 @@
+"""Exports of students with indices, Dict observations, images of floats, several actions at once, and masks."""
+
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from students import BOX, IMAGE, assert_same_bits
+from toys import sample
+
+from sb3_qpd import IntegerModel, QuantActorCriticPolicy, export_c, export_numpy, export_onnx, export_tflite
+from sb3_qpd.evaluation.verify import verify
+from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
+from sb3_qpd.export.onnx.runtime import OnnxPolicy
+
+OBSERVATIONS: dict[str, spaces.Space] = {
+    "vector": spaces.Box(-1, 1, (3,)),
+    "Discrete": spaces.Discrete(5),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2, 4]),
+    "MultiBinary": spaces.MultiBinary((2, 2)),
+    "float image": spaces.Box(0, 1, (2, 36, 36)),
+    "Dict": spaces.Dict(
+        camera=IMAGE, depth=spaces.Box(0, 1, (1, 36, 36)), gear=spaces.Discrete(4), joints=spaces.Box(-9, 9, (3,))
+    ),
+    "Dict of vectors": spaces.Dict(a=spaces.MultiDiscrete([2, 3]), b=spaces.Box(-1, 1, (2,))),
+}
+ACTIONS: dict[str, spaces.Space] = {
+    "Discrete": spaces.Discrete(3),
+    "MultiDiscrete": spaces.MultiDiscrete([3, 2, 4]),
+    "MultiDiscrete of one": spaces.MultiDiscrete([4]),
+    "MultiBinary": spaces.MultiBinary(3),
+    "Box": BOX,
+}
+CASES = [*((name, "Discrete") for name in OBSERVATIONS), *(("vector", name) for name in ACTIONS), ("Dict", "MultiBinary")]
+
+
+def make_student(observation: str, action: str, bits: int, seed: int = 0, **kwargs: Any) -> QuantActorCriticPolicy:
+    th.manual_seed(seed)
+    space = OBSERVATIONS[observation]
+    options = {"weight_bits": bits, "activation_bits": bits, "normalized_image": True, **kwargs}
+    policy = QuantActorCriticPolicy(space, ACTIONS[action], lambda _: 0.0, "nano", **options)
+    with th.no_grad():
+        policy.action_net.weight.mul_(100)
+        policy.action_net.bias.normal_(0, 0.1)
+    policy.calibrate(policy.obs_to_tensor(sample(space, 64))[0])
+    policy.set_training_mode(False)
+    return policy
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("observation, action", CASES)
+def test_onnx_and_numpy(observation: str, action: str, bits: int, tmp_path: Path) -> None:
+    policy = make_student(observation, action, bits)
+    model, observations = policy.to_integer(), sample(OBSERVATIONS[observation], 300, seed=1)
+    (path,) = export_onnx(model, tmp_path)
+    for optimize in (True, False):
+        actions, outputs = OnnxPolicy(path, optimize=optimize).run(observations)
+        assert_same_bits(outputs, model.logits(observations))
+        assert_same_bits(actions, model.predict(observations, deterministic=True)[0])
+    traced = OnnxPolicy(path).trace(observations)
+    expected = dict(zip(model.step_names(), model.trace(observations), strict=True))
+    assert set(traced) >= {name for name in expected if name.startswith(("layer", "acc"))}
+    for name, value in traced.items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    export_numpy(model, tmp_path)
+    assert_same_bits(IntegerModel.load(tmp_path / "student.npz").logits(observations), outputs)
+    (path,) = export_onnx(model, tmp_path, form="qdq")
+    assert_same_bits(OnnxPolicy(path).run(observations)[0], actions)
+
+
+@pytest.mark.parametrize("action", ["Discrete", "MultiDiscrete", "MultiBinary"])
+def test_masks_in_onnx(action: str, tmp_path: Path) -> None:
+    model = make_student("vector", action, 8, uses_masks=True).to_integer()
+    observations, rng = sample(OBSERVATIONS["vector"], 300), np.random.default_rng(0)
+    masks = rng.random((300, sum(model.action_nvec))) < 0.6
+    masks[:, np.cumsum(model.action_nvec) - 1] = True  # something is allowed in each dimension
+    for form in ("operators", "qdq"):
+        (path,) = export_onnx(model, tmp_path, form=form)
+        for given in (None, masks):
+            expected = model.predict(observations, deterministic=True, action_masks=given)[0]
+            assert_same_bits(OnnxPolicy(path).run(observations, given)[0], expected)
+
+
+def test_channels_last(tmp_path: Path) -> None:
+    model, observations = make_student("Dict", "Discrete", 8).to_integer(), sample(OBSERVATIONS["Dict"], 50)
+    (path,) = export_onnx(model, tmp_path, channels_last=True)
+    policy = OnnxPolicy(path)
+    assert [dim.dim_value for dim in policy._inputs["observation/camera"].shape.dim[1:]] == [36, 36, 4]
+    assert_same_bits(policy.run(observations)[1], model.logits(observations))
+
+
+def test_verify(tmp_path: Path) -> None:
+    policy = make_student("MultiDiscrete", "MultiBinary", 4)
+    model = policy.to_integer()
+    model.save(tmp_path / "student.npz")
+    export_onnx(model, tmp_path)
+    result = verify(tmp_path, sample(OBSERVATIONS["MultiDiscrete"], 300), 300, policy=policy)
+    assert result.holds and {row.step for row in result.differences} >= {"input_grid", "layer0", "accumulators", "action"}
+
+
+@pytest.mark.parametrize("requantization", ["float32", "fixed"])
+@pytest.mark.parametrize(
+    "observation, action, bits",
+    [
+        ("Discrete", "Discrete", 8),
+        ("MultiDiscrete", "MultiDiscrete", 4),
+        ("MultiDiscrete", "Box", 8),
+        ("MultiBinary", "MultiBinary", 4),
+        ("vector", "MultiDiscrete", 8),
+        ("vector", "MultiBinary", 8),
+    ],
+)
+def test_c(observation: str, action: str, bits: int, requantization: str, tmp_path: Path) -> None:
+    model = make_student(observation, action, bits).to_integer()
+    model.requantization = requantization
+    observations = sample(OBSERVATIONS[observation], 200, seed=1)
+    export_c(model, tmp_path)
+    warnings = ["-O2", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+    policy = CPolicy(tmp_path, cflags=warnings[:2])
+    assert_same_bits(policy.outputs(observations).astype(np.int64), model.accumulators(observations))
+    for ours, theirs in zip(model.trace(observations), policy.trace(observations, model)[0], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    acc = model.accumulators(observations)
+    if not model.is_box:
+        bits_drawn = np.random.default_rng(0).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
+        drawn = np.stack([policy.act(one, bits) for one, bits in zip(observations, bits_drawn, strict=True)])
+        np.testing.assert_array_equal(drawn, model.sample(acc, bits_drawn))
+    np.testing.assert_array_equal(np.stack([policy.act(one) for one in observations]), model.actions(acc))
+    run_compiler([*find_compiler(), *warnings, tmp_path / "main.c", tmp_path / "policy.c", "-o", tmp_path / "main"])
+    assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.startswith("0 of 32")
+
+
+def test_c_refuses_an_index_that_is_none() -> None:
+    model = make_student("MultiDiscrete", "Discrete", 8).to_integer()
+    with TemporaryDirectory() as folder:
+        export_c(model, folder)
+        policy = CPolicy(folder)
+        for wrong in ([3, 0, 0], [0, -1, 0], [0, 0, 4]):
+            with pytest.raises(ValueError, match="returned -4: the observation holds a number that is none of its categories"):
+                policy.act(np.array(wrong))
+
+
+@pytest.mark.parametrize(
+    "observation, action, masks, what",
+    [
+        ("Dict", "Discrete", False, "Dict observations and images of floats"),
+        ("float image", "Discrete", False, "images of floats"),
+        ("vector", "Discrete", True, "action masks"),
+    ],
+)
+def test_what_is_refused_by_name(observation: str, action: str, masks: bool, what: str, tmp_path: Path) -> None:
+    model = make_student(observation, action, 8, uses_masks=masks).to_integer()
+    for name, export in (("c", export_c), ("tflite", export_tflite)):
+        with pytest.raises(ValueError, match=f"The target {name} does not support {what}"):
+            export(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "observation, action", [("Discrete", "Discrete"), ("vector", "MultiDiscrete"), ("vector", "MultiDiscrete of one")]
+)
+def test_tflite_refuses_more(observation: str, action: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*: take the target onnx or numpy"):
+        export_tflite(make_student(observation, action, 8).to_integer(), tmp_path)
