@@ -97,17 +97,28 @@ class IntegerLayer:
     stride: int = 1
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         axes = tuple(range(1, self.weight.ndim))
         largest_input = 255  # every grid has at most 8 bits
         sums = np.abs(self.weight.astype(np.int16)).sum(axes, dtype=np.int64)
         bound = sums * largest_input + np.abs(self.bias.astype(np.int64))
         if bound.max() >= 2**31:
             raise ValueError(f"An accumulator could reach {bound.max()}, which does not fit int32")
-        if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
-            raise ValueError(f"Multipliers must be finite and not negative, got {self.multiplier}")
         dtype = np.float32 if bound.max() < 2**24 else np.float64  # floats that hold every sum exactly, in any order
         self._matrix = self.weight.reshape(len(self.weight), -1).T.astype(dtype)
         self._fixed = fixed_point(self.multiplier) if self.activation_bits else None
+
+    def _check_numbers(self) -> None:
+        """Files hold numbers of these types and widths only: others would be another policy there."""
+        types = [str(array.dtype) for array in (self.weight, self.bias, self.multiplier)]
+        if types != ["int8", "int32", "float32"]:
+            raise ValueError(f"Weight, bias and multiplier must be int8, int32 and float32, got {', '.join(types)}")
+        end = 2 ** (self.weight_bits - 1)
+        if self.weight.min() < -end or self.weight.max() >= end:
+            got = f"{self.weight.min()} to {self.weight.max()}"
+            raise ValueError(f"Weights of {self.weight_bits} bits must be {-end} to {end - 1}, got {got}")
+        if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
+            raise ValueError(f"Multipliers must be finite and not negative, got {self.multiplier}")
 
     @property
     def is_conv(self) -> bool:
@@ -305,11 +316,11 @@ class IntegerModel:
             raise ValueError(f"{n_out} outputs for an action of {self.action_nvec} categories")
 
     def _check_numbers(self) -> None:
-        """Infinity times zero is NaN, and every form of the student would make something else of it."""
+        """The forms of a student would differ in the rounding of other types, and in what they make of infinity."""
         for name in _FLOAT_FIELDS:
             values = getattr(self, name)
-            if values is not None and not np.isfinite(values).all():
-                raise ValueError(f"{name} must hold finite numbers, got {values}")
+            if values is not None and not (np.asarray(values).dtype == np.float32 and np.isfinite(values).all()):
+                raise ValueError(f"{name} must hold finite numbers of float32, got {np.asarray(values).dtype} {values}")
         if self.is_box and not (np.asarray(self.action_low) <= np.asarray(self.action_high)).all():
             raise ValueError(f"action_low must not be above action_high, got {self.action_low} and {self.action_high}")
 

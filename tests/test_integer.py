@@ -329,8 +329,21 @@ def test_numbers_that_are_not_finite_are_refused(name, value):
     model = make_student(VECTOR, BOX).to_integer()
     values = getattr(model, name).copy()
     values[-1] = value
-    with pytest.raises(ValueError, match=f"{name} must hold finite numbers, got .*{value}"):
+    with pytest.raises(ValueError, match=f"{name} must hold finite numbers of float32, got float32 .*{value}"):
         replace(model, **{name: values})
+
+
+def test_numbers_of_other_types_are_refused():
+    """A file would hold them rounded, and be another policy."""
+    model = make_student(VECTOR, BOX).to_integer()
+    with pytest.raises(ValueError, match="input_offset must hold finite numbers of float32, got float64"):
+        replace(model, input_offset=model.input_offset.astype(np.float64))
+    head = model.layers[-1]
+    for name, dtype in (("weight", np.int16), ("bias", np.float64), ("multiplier", np.float64)):
+        with pytest.raises(ValueError, match="must be int8, int32 and float32, got .*"):
+            replace(head, **{name: getattr(head, name).astype(dtype)})
+    with pytest.raises(ValueError, match="Weights of 4 bits must be -8 to 7, got -1[0-9]+ to [0-9]+"):
+        replace(head, weight_bits=4)
 
 
 def test_bounds_in_the_wrong_order_are_refused():
@@ -491,7 +504,7 @@ def test_large_numbers_of_float32_are_inputs_like_others():
 
 def test_unknown_requantization_is_refused():
     with pytest.raises(ValueError, match="requantization must be one of .*float32.*fixed.*, got 'int8'"):
-        IntegerModel(discrete_model().layers, (2,), np.ones(2), np.ones(2), requantization="int8")
+        replace(discrete_model(), requantization="int8")
 
 
 # -- the sampler --------------------------------------------------------------------------------------------------------
