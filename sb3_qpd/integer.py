@@ -102,17 +102,28 @@ class IntegerLayer:
     stride: int = 1
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         axes = tuple(range(1, self.weight.ndim))
         largest_input = 255  # every grid has at most 8 bits
         sums = np.abs(self.weight.astype(np.int16)).sum(axes, dtype=np.int64)
         bound = sums * largest_input + np.abs(self.bias.astype(np.int64))
         if bound.max() >= 2**31:
             raise ValueError(f"An accumulator could reach {bound.max()}, which does not fit int32")
-        if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
-            raise ValueError(f"Multipliers must be finite and not negative, got {self.multiplier}")
         dtype = np.float32 if bound.max() < 2**24 else np.float64  # floats that hold every sum exactly, in any order
         self._matrix = self.weight.reshape(len(self.weight), -1).T.astype(dtype)
         self._fixed = fixed_point(self.multiplier) if self.activation_bits else None
+
+    def _check_numbers(self) -> None:
+        """Files hold numbers of these types and widths only: others would be another policy there."""
+        types = [str(array.dtype) for array in (self.weight, self.bias, self.multiplier)]
+        if types != ["int8", "int32", "float32"]:
+            raise ValueError(f"Weight, bias and multiplier must be int8, int32 and float32, got {', '.join(types)}")
+        end = 2 ** (self.weight_bits - 1)
+        if self.weight.min() < -end or self.weight.max() >= end:
+            got = f"{self.weight.min()} to {self.weight.max()}"
+            raise ValueError(f"Weights of {self.weight_bits} bits must be {-end} to {end - 1}, got {got}")
+        if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
+            raise ValueError(f"Multipliers must be finite and not negative, got {self.multiplier}")
 
     @property
     def is_conv(self) -> bool:
@@ -171,7 +182,8 @@ class IntegerLayer:
         """
         per_channel = (-1, *(1,) * (acc.ndim - 2))
         if requantization == "float32":
-            y = np.rint(acc.astype(np.float32) * self.multiplier.reshape(per_channel)).astype(np.float64)
+            with np.errstate(over="ignore"):  # infinity is clamped like any other large number
+                y = np.rint(acc.astype(np.float32) * self.multiplier.reshape(per_channel)).astype(np.float64)
         else:
             m, shift = (v.reshape(per_channel) for v in self._fixed)  # type: ignore[union-attr]
             y = ((acc * m + (np.int64(1) << (shift - 1))) >> shift).astype(np.float64)
@@ -306,6 +318,7 @@ class IntegerModel:
         self.branches = tuple(int(n) for n in self.branches) or (len(self.layers) - 1,)
         self.action_nvec = () if self.is_box else tuple(int(n) for n in self.action_nvec) or (len(self.layers[-1].bias),)
         self._check_form()
+        self._check_numbers()
         if self.requantization not in REQUANTIZATIONS:
             raise ValueError(f"requantization must be one of {REQUANTIZATIONS}, got '{self.requantization}'")
         self._rng = np.random.default_rng()
@@ -319,6 +332,15 @@ class IntegerModel:
         n_out = self.layers[-1].bias.size
         if not self.is_box and n_out not in (sum(self.action_nvec), self.n_bits):
             raise ValueError(f"{n_out} outputs for an action of {self.action_nvec} categories")
+
+    def _check_numbers(self) -> None:
+        """The forms of a student would differ in the rounding of other types, and in what they make of infinity."""
+        for name in _FLOAT_FIELDS:
+            values = getattr(self, name)
+            if values is not None and not (np.asarray(values).dtype == np.float32 and np.isfinite(values).all()):
+                raise ValueError(f"{name} must hold finite numbers of float32, got {np.asarray(values).dtype} {values}")
+        if self.is_box and not (np.asarray(self.action_low) <= np.asarray(self.action_high)).all():
+            raise ValueError(f"action_low must not be above action_high, got {self.action_low} and {self.action_high}")
 
     @property
     def trunks(self) -> list[tuple[ObservationPart, ...]]:
@@ -419,7 +441,7 @@ class IntegerModel:
             n = 1 if parts[0].is_image else x.shape[1]
             with np.errstate(over="ignore"):  # infinity is clamped like any other large number
                 scaled = x * self.input_multiplier[used : used + n]  # type: ignore[index]
-            shifted = scaled + self.input_offset[used : used + n]  # type: ignore[index]
+                shifted = scaled + self.input_offset[used : used + n]  # type: ignore[index]
             used += n
             yield np.clip(np.rint(shifted), -128, 127).astype(np.float64)
 
@@ -565,13 +587,27 @@ class IntegerModel:
     def _box_actions(self, acc: np.ndarray, deterministic: bool) -> np.ndarray:
         unit = self.layers[-1].multiplier
         if self.requantization == "fixed":
-            low, high = (np.rint(np.asarray(bound, np.float64) / unit) for bound in (self.action_low, self.action_high))
-            acc = np.clip(acc, low, high)
+            acc = np.clip(acc, *self.bounds_in_units())
         actions = acc.astype(np.float32) * unit
         if not deterministic:
             actions = actions + self._rng.standard_normal(actions.shape, np.float32) * self.action_std
         actions = np.clip(actions, self.action_low, self.action_high)
         return actions.reshape(-1, *self.action_shape)
+
+    def bounds_in_units(self) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The bounds of a Box action in units of the head, within int32: to these, fixed mode clips the accumulators.
+
+        :return: int64, shape (action_dim,) each; all of int32 where the unit is zero, because the mean is zero then
+        """
+        limits, unit = np.iinfo(np.int32), self.layers[-1].multiplier.astype(np.float64)
+
+        def in_units(bound: Any, without_unit: int) -> np.ndarray:
+            units = np.full(unit.shape, float(without_unit))
+            np.divide(bound, unit, out=units, where=unit > 0)
+            return np.clip(np.rint(units), limits.min, limits.max).astype(np.int64)
+
+        return in_units(self.action_low, limits.min), in_units(self.action_high, limits.max)
 
     def _batch(self, observation: Any) -> tuple[Any, bool]:
         """Check one observation or a batch, add the batch axis, put channels first."""

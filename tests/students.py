@@ -66,8 +66,9 @@ def make_student(
 
 
 def quant_layers(policy: QuantActorCriticPolicy) -> list[QuantLayer]:
-    """Trunk and head, in order."""
-    return [*policy.features_extractor.layers, policy.action_net]  # type: ignore[list-item]
+    """Trunks and head, in order."""
+    trunks = policy.features_extractor.trunks
+    return [*(layer for trunk in trunks for layer in trunk.layers), policy.action_net]
 
 
 def actor_output(policy: QuantActorCriticPolicy, observations: np.ndarray) -> np.ndarray:

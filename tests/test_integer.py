@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch as th
 from bounds import bounded
+from gymnasium import spaces
 from scipy import stats
 from stable_baselines3.common.policies import BasePolicy
 from students import (
@@ -113,6 +115,22 @@ def test_twins_of_a_wide_student_whose_sums_pass_float32():
     sums = model.layers[1].accumulate(hidden)
     assert len(np.unique(sums)) > 100 and (sums[sums > 2**24] % 2 == 1).any()
     assert_twins(policy, observations)
+
+
+def test_twins_of_a_feature_that_is_huge_and_constant():
+    """Its offset on the input grid would be infinite in float32, and infinity minus infinity is not a number."""
+    policy = make_student(VECTOR, BOX)
+    policy.set_normalization(np.array([1e35, -1e35, 0, 1, 1e30]), np.zeros(5))
+    assert_twins(policy, np.tile(np.array([1e35, -1e35, 0, 1, 1e30], np.float32), (3, 1)))
+    assert_twins(policy, some_observations(VECTOR))
+
+
+def test_zero_has_no_sign():
+    policy = make_student(spaces.Box(-1, 1, (1,)), DISCRETE, arch={"hidden": ()})
+    with th.no_grad():
+        policy.action_net.weight.fill_(-1)
+        policy.action_net.bias.fill_(-1e-30)
+    assert_twins(policy, np.zeros((3, 1), np.float32))
 
 
 def test_twins_at_one_and_at_many():
@@ -297,6 +315,43 @@ def test_multipliers_that_mean_nothing_are_refused(multiplier):
         layer([[1]], [0], [multiplier])
 
 
+NUMBERS = {
+    "input_multiplier": np.inf,
+    "input_offset": np.nan,
+    "action_low": -np.inf,
+    "action_high": np.nan,
+    "action_std": np.inf,
+}
+
+
+@pytest.mark.parametrize(("name", "value"), NUMBERS.items(), ids=NUMBERS)
+def test_numbers_that_are_not_finite_are_refused(name, value):
+    model = make_student(VECTOR, BOX).to_integer()
+    values = getattr(model, name).copy()
+    values[-1] = value
+    with pytest.raises(ValueError, match=f"{name} must hold finite numbers of float32, got float32 .*{value}"):
+        replace(model, **{name: values})
+
+
+def test_numbers_of_other_types_are_refused():
+    """A file would hold them rounded, and be another policy."""
+    model = make_student(VECTOR, BOX).to_integer()
+    with pytest.raises(ValueError, match="input_offset must hold finite numbers of float32, got float64"):
+        replace(model, input_offset=model.input_offset.astype(np.float64))
+    head = model.layers[-1]
+    for name, dtype in (("weight", np.int16), ("bias", np.float64), ("multiplier", np.float64)):
+        with pytest.raises(ValueError, match="must be int8, int32 and float32, got .*"):
+            replace(head, **{name: getattr(head, name).astype(dtype)})
+    with pytest.raises(ValueError, match="Weights of 4 bits must be -8 to 7, got -1[0-9]+ to [0-9]+"):
+        replace(head, weight_bits=4)
+
+
+def test_bounds_in_the_wrong_order_are_refused():
+    model = make_student(VECTOR, BOX).to_integer()
+    with pytest.raises(ValueError, match="action_low must not be above action_high"):
+        replace(model, action_low=model.action_high + 1)
+
+
 @pytest.mark.parametrize("bits", range(2, 9))
 def test_packing_and_back(bits):
     low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
@@ -449,7 +504,7 @@ def test_large_numbers_of_float32_are_inputs_like_others():
 
 def test_unknown_requantization_is_refused():
     with pytest.raises(ValueError, match="requantization must be one of .*float32.*fixed.*, got 'int8'"):
-        IntegerModel(discrete_model().layers, (2,), np.ones(2), np.ones(2), requantization="int8")
+        replace(discrete_model(), requantization="int8")
 
 
 # -- the sampler --------------------------------------------------------------------------------------------------------

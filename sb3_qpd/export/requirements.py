@@ -194,5 +194,15 @@ def accumulator_bound(layer: IntegerLayer) -> int:
 
     :param layer: its inputs are 0 to 255 or -128 to 127
     """
+    return int(accumulator_bounds(layer).max())
+
+
+def accumulator_bounds(layer: IntegerLayer) -> np.ndarray:
+    """
+    :func:`accumulator_bound` of each output channel.
+
+    :param layer: its inputs are 0 to 255 or -128 to 127
+    :return: int64, shape (n_out,)
+    """
     weight, bias = np.abs(layer.weight.astype(np.int64)), np.abs(layer.bias.astype(np.int64))
-    return int((weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias).max())
+    return weight.reshape(len(weight), -1).sum(1) * LARGEST_INPUT + bias

@@ -95,9 +95,9 @@ class VectorGrid(nn.Module):
         return self.quantizer.scale()
 
     def affine(self) -> tuple[th.Tensor, th.Tensor]:
-        """m and a in float32, each computed once in float64."""
-        step = self.std * self.scale().detach().double()
-        return (1 / step).float(), (-self.mean / step).float()
+        """m and a in float32, each computed once in float64; finite, because infinity minus infinity is NaN."""
+        step, largest = self.std * self.scale().detach().double(), th.finfo(th.float32).max
+        return (1 / step).float(), (-self.mean / step).clamp(-largest, largest).float()
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
@@ -178,7 +178,8 @@ class QuantLayer(nn.Module):
     def _integers(self, input_scale: th.Tensor, weight_scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Weights and bias as integers held in float32 and float64 tensors."""
         weight = self.weight_quantizer.quantize(self.weight, self._per_weight(weight_scale))
-        bias = (self.bias.double() / (input_scale.double() * weight_scale.double())).round()
+        # + 0: a bias of -0 could give a logit of -0, which integers do not have
+        bias = (self.bias.double() / (input_scale.double() * weight_scale.double())).round() + 0.0
         if isinstance(self.input_grid, PixelGrid):
             bias = bias - self.input_grid.centre.double() * weight.double().flatten(1).sum(1)
         return weight, bias

@@ -2,6 +2,7 @@
 
 import ctypes
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from students import BOX, DISCRETE, IMAGE, SPACES, TREATMENTS, VECTOR, make_stud
 from sb3_qpd import IntegerModel
 from sb3_qpd.export.c.exporter import export_c
 from sb3_qpd.export.c.layout import bit_planes, lay_out
-from sb3_qpd.export.c.runtime import CPolicy
+from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer
 
 BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": (2, 8)}
@@ -83,6 +84,24 @@ def test_twins_of_odd_shapes(arch, tmp_path):
         assert_same(compiled(model, folder), model, some_observations(space, 64))
 
 
+WIDE = {
+    "dense": (spaces.Box(-1, 1, (24,)), {"hidden": (150, 131)}),
+    "convolutions": (IMAGE, {"conv": ((32, 6, 3), (5, 3, 2)), "conv_hidden": (90,)}),
+}
+
+
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+@pytest.mark.parametrize(("space", "arch"), WIDE.values(), ids=WIDE)
+def test_wide_layers_of_8_bits_beside_packed_ones(space, arch, requantization, tmp_path):
+    """They take all of their rows from where they lie, as many as they are, while the others unpack theirs in chunks."""
+    model = integers(space, spaces.Discrete(40), (4, 8), requantization, arch=arch)
+    sizes = {name: [layer.weight.size for layer in model.layers if (layer.weight_bits == 8) == (name == "8")] for name in "84"}
+    assert len(sizes["8"]) == 2 and min(sizes["8"]) > 2560 and max(sizes["4"]) > 2560, sizes
+    c, observations = compiled(model, tmp_path), some_observations(space, 64)
+    assert_same(c, model, observations)
+    assert_same_actions(c, model, observations)
+
+
 def test_half_way_sums_are_rounded_to_even(tmp_path):
     """Products that end in exactly one half, and their neighbours; multipliers from zero to the largest."""
     multipliers = np.repeat(np.array([0.5, 0.25, 1.5, 0.1, 1e-30, 0.0, 3e38], np.float32), 4)
@@ -108,6 +127,37 @@ def test_half_way_observations_are_rounded_to_even(tmp_path):
     assert_same(
         compiled(model, tmp_path, ("-O3", "-march=native")), model, np.concatenate([x, np.nextafter(x, np.float32(9e9))])
     )
+
+
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+@pytest.mark.parametrize("unit", [0, 1e-45, 1e-38, 1e-9, 1, 1e38])
+def test_any_unit_of_a_box_action(unit, requantization, tmp_path):
+    """Bounds that no int32 reaches in that unit, and a unit in which every action is zero."""
+    low, high = np.array([[-1, 1], [0, 1], [-2, 0], [0.5, 2], [-3, -0.25], [1, 1], [-3e38, 3e38]], np.float32).T
+    weight = np.random.default_rng(0).integers(-90, 90, (len(low), 2)).astype(np.int8)
+    head = IntegerLayer(weight, np.arange(-3, 4, dtype=np.int32), np.full(len(low), unit, np.float32), 8, 0)
+    grid = {"input_multiplier": np.full(2, 10, np.float32), "input_offset": np.zeros(2, np.float32)}
+    box = {"action_low": low, "action_high": high, "action_shape": low.shape}
+    model = IntegerModel([head], (2,), **grid, **box, requantization=requantization)
+    observations = some_observations(spaces.Box(-9, 9, (2,)), 200)
+    with np.errstate(over="ignore"):
+        actions = model.predict(observations, deterministic=True)[0]
+        assert (low <= actions).all() and (actions <= high).all()
+        assert unit > 0 or (actions == np.clip(0, low, high)).all()
+        c = compiled(model, tmp_path)
+    assert c.actions(observations).tobytes() == actions.tobytes()
+    run_compiler([*find_compiler(), tmp_path / "main.c", tmp_path / "policy.c", "-o", tmp_path / "main"])
+    assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.startswith("0 of 32")
+
+
+def test_any_input_multiplier_has_test_vectors(tmp_path):
+    """Observations that reach the grid's ends may lie beyond float32, or not exist."""
+    model = linear(4, 0.1)
+    for multiplier in (0, 1e-45, 1e-38, -0.5, 3e38):
+        for offset in (0, 3e38, -1e-45):
+            model.input_multiplier, model.input_offset = (np.full(2, x, np.float32) for x in (multiplier, offset))
+            c = compiled(model, tmp_path, ("-O1",))
+            assert_same(c, model, some_observations(spaces.Box(-9, 9, (2,)), 50))
 
 
 def test_bit_planes_are_what_c_reads():

@@ -36,6 +36,7 @@ OBSERVATIONS: dict[str, spaces.Space] = {
 ACTIONS: dict[str, spaces.Space] = {
     "Discrete": spaces.Discrete(3),
     "MultiDiscrete": spaces.MultiDiscrete([3, 2, 4]),
+    "MultiDiscrete of one": spaces.MultiDiscrete([4]),
     "MultiBinary": spaces.MultiBinary(3),
     "Box": BOX,
 }
@@ -164,7 +165,9 @@ def test_what_is_refused_by_name(observation: str, action: str, masks: bool, wha
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("observation, action", [("Discrete", "Discrete"), ("vector", "MultiDiscrete")])
+@pytest.mark.parametrize(
+    "observation, action", [("Discrete", "Discrete"), ("vector", "MultiDiscrete"), ("vector", "MultiDiscrete of one")]
+)
 def test_tflite_refuses_more(observation: str, action: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*. Take the target onnx, c or numpy"):
         export_tflite(make_student(observation, action, 8).to_integer(), tmp_path)

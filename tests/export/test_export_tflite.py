@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,16 @@ def test_same_bits(kind: str, bits: tuple[int, int], tmp_path: Path) -> None:
     model = make_student(space, actions, bits).to_integer()
     (path,) = export_tflite(model, tmp_path)
     assert_same_policy(model, path, some_observations(space, 1_000))
+
+
+@pytest.mark.parametrize("n_in", [1, 5, 17, 33])
+def test_4_bits_and_an_odd_number_of_inputs(n_in: int, tmp_path: Path) -> None:
+    """XNNPACK leaves packed rows that end within a byte to TFLite's own kernels, which round twice."""
+    space = spaces.Box(-np.inf, np.inf, (n_in,), np.float32)
+    model = make_student(space, DISCRETE, ((4, 4, 4, 8), 8), arch={"hidden": (33, 7, 64)}).to_integer()
+    assert_same_policy(model, export_tflite(model, tmp_path)[0], some_observations(space, 2_000))
+    model.save(tmp_path / "student.npz")
+    assert verify(tmp_path, some_observations(space, 500)).holds
 
 
 @pytest.mark.parametrize("treatment", TREATMENTS)
@@ -145,4 +156,33 @@ def test_other_refusals(tmp_path: Path) -> None:
         export_tflite(model, tmp_path)
     model.requantization = "fixed"
     with pytest.raises(ValueError, match="tflite does not support requantization='fixed' .*. Take the target c or numpy"):
+        export_tflite(model, tmp_path)
+
+
+def test_numbers_that_tflite_would_take_for_zero_are_refused(tmp_path: Path) -> None:
+    box = make_student(VECTOR, BOX).to_integer()
+    for name in ("input_multiplier", "action_high"):
+        values = getattr(box, name).copy()
+        values[-1] = 1e-40
+        with pytest.raises(ValueError, match=f"TFLite takes denormal numbers for zero, {name} holds 1e-40. Export it as onnx"):
+            export_tflite(replace(box, **{name: values}), tmp_path)
+    box.layers[-1].multiplier = np.full(3, 1e-40, np.float32)
+    with pytest.raises(ValueError, match="the head's multiplier holds 1e-40"):
+        export_tflite(box, tmp_path)
+    model = make_student().to_integer()
+    model.input_multiplier = np.full(5, 1e30, np.float32)
+    with pytest.raises(ValueError, match="TFLite takes input multipliers up to 2\\^96, this model has 1e\\+30"):
+        export_tflite(model, tmp_path)
+
+
+@pytest.mark.parametrize("space", [VECTOR, IMAGE], ids=["vector", "image"])
+def test_products_below_int32_are_refused(space: spaces.Box, tmp_path: Path) -> None:
+    """Below -2^31 XNNPACK's kernels for some processors give 255 where 0 is right."""
+    model = make_student(space, DISCRETE).to_integer()
+    layer, observations = model.layers[0], some_observations(space, 50)
+    layer.multiplier, layer.bias = np.full_like(layer.multiplier, 100), np.full_like(layer.bias, -(2**20))
+    (path,) = export_tflite(model, tmp_path)
+    assert_same_policy(model, path, observations)
+    layer.bias = np.full_like(layer.bias, -(2**26))
+    with pytest.raises(ValueError, match="products of accumulator and multiplier below 2\\^31, layer 0 could reach 6.*e\\+09"):
         export_tflite(model, tmp_path)

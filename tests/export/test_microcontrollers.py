@@ -7,7 +7,6 @@ from students import BOX, DISCRETE, IMAGE, VECTOR, make_student, some_observatio
 from sb3_qpd import make_recipe
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, Microcontroller, emulate, missing_tools
 from sb3_qpd.export.c.exporter import export_c
-from sb3_qpd.export.c.vectors import fixed_actions
 from sb3_qpd.integer import REQUANTIZATIONS
 
 FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -36,7 +35,7 @@ def test_twins(microcontroller, requantization, space, action_space, bits, tmp_p
     np.testing.assert_array_equal(seen.outputs, accumulators)
     expected = model.predict(observations, deterministic=True)[0]
     if model.is_box and requantization == "fixed":
-        expected = fixed_actions(model, accumulators)
+        expected = np.clip(accumulators, *model.bounds_in_units())
     np.testing.assert_array_equal(seen.actions, expected)
     assert seen.instructions.min() > model.macs / 2 and seen.call_stack < 1024 and seen.ram < 16_384
 
@@ -72,7 +71,7 @@ def test_students_of_real_environments(microcontroller, env_id, arch, tmp_path):
         assert len(np.unique(accumulators, axis=0)) > len(observations) / 2
         np.testing.assert_array_equal(seen.outputs, accumulators)
         is_fixed_box = model.is_box and model.requantization == "fixed"
-        actions = fixed_actions(model, accumulators) if is_fixed_box else model.actions(accumulators)
+        actions = np.clip(accumulators, *model.bounds_in_units()) if is_fixed_box else model.actions(accumulators)
         np.testing.assert_array_equal(seen.actions, actions)
         if model.requantization == "fixed" or microcontroller == "cortex-m4f":  # else with routines for floats
             assert seen.flash <= model.nbytes + 2560

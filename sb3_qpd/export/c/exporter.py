@@ -35,7 +35,7 @@ from sb3_qpd.export.c.text import (
     rename,
     unsigned_literal,
 )
-from sb3_qpd.export.c.vectors import fixed_bounds, make_vectors
+from sb3_qpd.export.c.vectors import make_vectors
 from sb3_qpd.export.files import write_files
 from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
@@ -174,7 +174,7 @@ def _action(model: IntegerModel) -> dict[str, Any]:
         "action_type": "float" if model.is_box and model.requantization == "float32" else "int32_t",
     }
     if model.is_box:
-        lowest, highest = fixed_bounds(model)
+        lowest, highest = model.bounds_in_units()
         return values | {"lowest": lowest, "highest": highest}
     shifts = [weight_shift(n) for n in model.action_nvec]
     return values | {"exp_high": EXP_HIGH, "exp_low": EXP_LOW, "weight_shifts": shifts}

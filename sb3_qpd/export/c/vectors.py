@@ -36,8 +36,10 @@ def some_observations(model: IntegerModel, n: int) -> np.ndarray:
     if model.parts[0].kind == "one_hot":
         return rng.integers(0, np.array(model.parts[0].nvec).reshape(model.observation_shape), (n, *model.observation_shape))
     assert model.input_multiplier is not None and model.input_offset is not None
-    grid = rng.uniform(-140, 140, (n, model.input_multiplier.size))
-    return ((grid - model.input_offset) / model.input_multiplier).astype(np.float32).reshape(n, *model.observation_shape)
+    grid, largest = rng.uniform(-140, 140, (n, model.input_multiplier.size)), np.finfo(np.float32).max
+    with np.errstate(divide="ignore", invalid="ignore"):  # a feature whose multiplier is zero or nearly zero
+        x = (grid - model.input_offset) / model.input_multiplier
+    return np.clip(np.nan_to_num(x), -largest, largest).astype(np.float32).reshape(n, *model.observation_shape)
 
 
 class Vectors(NamedTuple):
@@ -74,29 +76,12 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | 
     outputs = model.accumulators(observations)  # checks shape and dtype too
     given = c_observations(model, n_frames, observations)
     if model.is_box and model.requantization == "fixed":
-        return Vectors(given, outputs, fixed_actions(model, outputs))
+        return Vectors(given, outputs, np.clip(outputs, *model.bounds_in_units()))
     if model.is_box:
         return Vectors(given, outputs, model.actions(outputs).reshape(len(outputs), -1))
     shape = (len(outputs), len(model.action_nvec))[: 2 if model.action_shape else 1]
     random_bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
     return Vectors(given, outputs, model.actions(outputs), random_bits, model.sample(outputs, random_bits))
-
-
-def fixed_bounds(model: IntegerModel) -> tuple[np.ndarray, np.ndarray]:
-    """The bounds of a Box action in units of the head, within int32."""
-    limits, unit = np.iinfo(np.int32), model.layers[-1].multiplier
-    low, high = (np.rint(np.asarray(bound, np.float64) / unit) for bound in (model.action_low, model.action_high))
-    return tuple(np.clip(bound, limits.min, limits.max).astype(np.int64) for bound in (low, high))
-
-
-def fixed_actions(model: IntegerModel, outputs: np.ndarray) -> np.ndarray:
-    """
-    Mean actions in units of the head, clipped to the bounds of the action space.
-
-    :param model: a student with a Box action
-    :param outputs: the head's accumulators, shape (batch_size, n_out)
-    """
-    return np.clip(outputs, *fixed_bounds(model))
 
 
 def c_observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> np.ndarray:

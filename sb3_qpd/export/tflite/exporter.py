@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd.export.files import without_paths, write_files
-from sb3_qpd.export.requirements import StudentFacts, accumulator_bound, check_target
+from sb3_qpd.export.requirements import StudentFacts, accumulator_bound, accumulator_bounds, check_target
 from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
 from sb3_qpd.version import __version__
 
@@ -29,6 +29,9 @@ SCHEMA_VERSION = 3
 ZERO_POINT = -128  # of activations: the grid of 0 to 255 in int8
 FLOAT32_EXACT = 2**24  # float32 holds all integers up to here
 MULTIPLIERS = 2.0**-32, 256.0  # XNNPACK takes them from the first to below the second
+LARGEST_PRODUCT = 2.0**31  # of accumulator and multiplier: below -2^31, some kernels give 255 instead of 0
+# TFLite takes denormal numbers for zero; with a larger input multiplier, a denormal observation would matter
+SMALLEST_NUMBER, LARGEST_INPUT_MULTIPLIER = 2.0**-126, 2.0**96
 TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.int32): schema.TensorType.INT32,
@@ -83,8 +86,24 @@ def _check_weights(model: IntegerModel) -> None:
             raise ValueError(
                 f"XNNPACK takes multipliers from 2^-32 to below 256, layer {i} has {least:.3g} to {most:.3g}. {instead}"
             )
+        if (product := (accumulator_bounds(layer) * layer.multiplier.astype(np.float64)).max()) >= LARGEST_PRODUCT:
+            raise ValueError(
+                "XNNPACK takes products of accumulator and multiplier below 2^31, "
+                f"layer {i} could reach {product:.3g}. {instead}"
+            )
     if (bound := accumulator_bound(model.layers[-1])) > FLOAT32_EXACT:
         raise ValueError(f"The head's accumulators could reach {bound}, which float32 does not hold exactly. {instead}")
+    _refuse_denormals(model, instead)
+
+
+def _refuse_denormals(model: IntegerModel, instead: str) -> None:
+    numbers = {name: getattr(model, name) for name in ("input_multiplier", "action_low", "action_high")}
+    for name, values in {**numbers, "the head's multiplier": model.layers[-1].multiplier}.items():
+        sizes = np.abs(np.zeros(1) if values is None else values)
+        if ((sizes > 0) & (sizes < SMALLEST_NUMBER)).any():
+            raise ValueError(f"TFLite takes denormal numbers for zero, {name} holds {sizes[sizes > 0].min():.3g}. {instead}")
+    if model.input_multiplier is not None and (most := np.abs(model.input_multiplier).max()) > LARGEST_INPUT_MULTIPLIER:
+        raise ValueError(f"TFLite takes input multipliers up to 2^96, this model has {most:.3g}. {instead}")
 
 
 class _Graph:
@@ -190,7 +209,8 @@ class _Graph:
     def layer(self, x: int, layer: IntegerLayer, i: int) -> int:
         """A convolution or fully connected layer with requantization, int8 to int8. The lower clamp is the ReLU."""
         name = "CONV_2D" if layer.is_conv else "FULLY_CONNECTED"
-        is_packed = layer.weight_bits == 4 and not layer.is_conv  # XNNPACK has no convolution with packed weights
+        # XNNPACK has no convolution with packed weights, and leaves rows of an odd number of them to TFLite's own kernels
+        is_packed = layer.weight_bits == 4 and not layer.is_conv and layer.weight.shape[1] % 2 == 0
         if layer.is_conv:
             weight = layer.weight.transpose(0, 2, 3, 1)
             options = schema.Conv2DOptionsT()

@@ -69,6 +69,7 @@ for (i = 0; running[i] <= threshold; i++) {
 //: macro clip_mean(outputs, result)
 for (i = 0; i < POLICY_N_OUTPUTS; i++) {
     const float mean = (float)${outputs}[i] * action_scale[i];
-    ${result}[i] = mean < action_low[i] ? action_low[i] : (mean > action_high[i] ? action_high[i] : mean);
+    const float raised = mean > action_low[i] ? mean : action_low[i]; /* of -0 and 0 the bound, as numpy has it */
+    ${result}[i] = raised < action_high[i] ? raised : action_high[i];
 }
 //:- endmacro
