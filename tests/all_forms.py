@@ -217,8 +217,8 @@ def _refused_by(target: str, model: IntegerModel) -> list[str]:
         reasons |= {
             "does not support .*MultiDiscrete observations": "one_hot" in kinds,
             "does not support .*MultiBinary actions": several,
-            "TFLite has weights of 8 or 4 bits": any(layer.weight_bits not in (4, 8) for layer in model.layers),
-            "TFLite has activations of 8 bits": any(layer.activation_bits != 8 for layer in hidden),
+            "does not support .*weights of . bits": any(layer.weight_bits not in (4, 8) for layer in model.layers),
+            "does not support .*activations of . bits": any(layer.activation_bits != 8 for layer in hidden),
             "XNNPACK takes multipliers": any((m < 2.0**-32).any() or (m >= 256).any() for m in limits),
             "XNNPACK takes products": any((_sums(one) * one.multiplier.astype(float)).max() >= 2**31 for one in hidden),
             "TFLite takes denormal numbers for zero": any(((x != 0) & (np.abs(x) < 2.0**-126)).any() for x in numbers),
