@@ -1,4 +1,4 @@
-"""Bounds of time and memory around what a hostile file is given to."""
+"""Bounds of time and memory around the reading of a hostile file."""
 
 import resource
 import signal
@@ -9,10 +9,10 @@ from contextlib import contextmanager
 @contextmanager
 def bounded(seconds: float, n_bytes: int) -> Iterator[None]:
     """
-    Past the time it is a ``TimeoutError``, past the memory a ``MemoryError``: neither is what a reader may raise.
+    Raise ``TimeoutError`` beyond the time and ``MemoryError`` beyond the memory. A reader may raise neither.
 
-    :param seconds: for what is inside
-    :param n_bytes: of address space beyond what the process has now
+    :param seconds: time limit
+    :param n_bytes: address space beyond that of the process at present
     """
 
     def stop(*_: object) -> None:

@@ -9,10 +9,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from huggingface_hub import close_session
+import pytest
+from huggingface_hub import close_session, constants
 
 LFS_BYTES = 1_000  # files from here on have their SHA-256 as ETag, as large files on the Hub; smaller ones have git's SHA-1
 
@@ -36,7 +38,7 @@ class Repository:
 
 class HubServer(ThreadingHTTPServer):
     """
-    :param token: what uploads, and private repositories, ask for
+    :param token: token that uploads and private repositories need
     """
 
     def __init__(self, token: str = "hf_secret") -> None:
@@ -222,3 +224,18 @@ def etag(content: bytes) -> str:
     if len(content) >= LFS_BYTES:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def point_client_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in (
+        ("ENDPOINT", url),
+        ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+        ("HF_HUB_CACHE", str(cache)),
+        ("HF_TOKEN_PATH", str(cache / "token")),
+        ("HF_HUB_DISABLE_TELEMETRY", True),
+    ):
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client between two attempts
+    monkeypatch.chdir(cache.parent)

@@ -1,4 +1,4 @@
-"""What the tests of reading and loading share: editing SB3 zips, and pickles that would run a command."""
+"""Helpers for tests of reading and loading: edited SB3 zips, and pickles that would run a command."""
 
 import base64
 import io
@@ -41,7 +41,7 @@ def edit_zip(
 
     :param data: new values of ``data``; ``None`` removes a key
     :param members: new members; ``None`` removes one
-    :param state_dict: what becomes of the weights
+    :param state_dict: gives the new weights, from the old ones
     """
     with zipfile.ZipFile(source) as archive:
         contents: dict[str, bytes | None] = {name: archive.read(name) for name in archive.namelist()}
@@ -69,7 +69,7 @@ def gym_era(value: Any) -> bytes:
 
 
 class FakeGym:
-    """As long as it is entered, ``gym.spaces.box.Box`` exists, so that an unsafe loader gets as far as it would have."""
+    """A context in which ``gym.spaces.box.Box`` exists, so that an unsafe loader gets as far as it would with gym."""
 
     def __enter__(self) -> None:
         import gymnasium

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from sb3_qpd.envs.registry import find_spec
 
-# What ALE's native vector environment can be told: the environment's settings, and the wrapper's (None: any value)
+# Settings of the environment that ALE's native vector environment takes, and of AtariWrapper (None: any value)
 NATIVE_ENV_KWARGS = ("repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
 NATIVE_WRAPPER_KWARGS = {
     "terminal_on_life_loss": None,
@@ -49,20 +49,20 @@ class AtariVecEnv(VecEnv):
     - a lost life: SB3 (``terminal_on_life_loss=True``) plays a no-op, FIRE and the third action out of sight and empties the
       stack of frames; here the stack goes on and FIRE takes the place of the next action. With
       ``terminal_on_life_loss=False`` SB3 never presses FIRE
-    - the time limit counts the frames of actions, not those before the first one
+    - the time limit counts the frames of actions, not those before the first action
     - ``info`` is empty unless an episode ended; ``info["episode"]["l"]`` counts actions, SB3's monitor counts frames
 
     :param env_id: ``*NoFrameskip-v4`` or ``ALE/*-v5``
     :param n_envs: number of games that are played side by side
     :param frame_stack: frames in an observation
-    :param seed: of the first game; sub-environment i gets ``seed + i``. After ``env.seed(seed)`` (and from the start here)
-        the next ``reset`` begins the same games again
-    :param terminal_on_life_loss: a lost life ends an episode, while the game goes on
-    :param clip_reward: only the sign of the reward
-    :param num_threads: of the emulators; 0 takes as many as there are cores, at most ``n_envs``
-    :param noop_max: the largest number of no-ops at the start of a game
-    :param env_kwargs: instead of the registered ``repeat_action_probability``, ``full_action_space``,
-        ``max_num_frames_per_episode``
+    :param seed: seed of the first game; sub-environment i gets ``seed + i``. The first ``reset``, and the one after
+        ``env.seed(seed)``, begin the same games again
+    :param terminal_on_life_loss: whether a lost life ends an episode, while the game goes on
+    :param clip_reward: whether only the sign of the reward is kept
+    :param num_threads: threads of the emulators; 0 takes as many as there are cores, at most ``n_envs``
+    :param noop_max: largest number of no-ops at the start of a game
+    :param env_kwargs: ``repeat_action_probability``, ``full_action_space`` and ``max_num_frames_per_episode``, in place of
+        the registered values
     """
 
     render_mode = "rgb_array"
@@ -105,7 +105,7 @@ class AtariVecEnv(VecEnv):
         actions = self._games.ale.get_action_set()
         self._fire = actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
         self._fire_at_start = settings["repeat_action_probability"] > 0
-        self._waiting = False  # for the result of step_async
+        self._waiting = False  # whether a result of step_async is due
         self.seed(seed)  # ALE's own default gives sub-environments the same repeated actions
 
     def reset(self) -> np.ndarray:
@@ -184,11 +184,11 @@ class AtariVecEnv(VecEnv):
         return [self.get_action_meanings() for _ in self._get_indices(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """True for what is built in: a monitor and the Atari preprocessing."""
+        """True for ``Monitor`` and ``AtariWrapper``, which are built in."""
         return [wrapper_class in (Monitor, AtariWrapper) for _ in self._get_indices(indices)]
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
-        """ALE would wait for ever after an action out of range."""
+        """Actions that ALE can take. After one out of range it would wait for ever."""
         actions = np.asarray(actions)
         if not np.issubdtype(actions.dtype, np.integer):
             raise TypeError(f"Actions must be integers, got {actions.dtype}.")
@@ -200,7 +200,7 @@ class AtariVecEnv(VecEnv):
         return actions.astype(np.int64)
 
     def _end_game(self, index: int) -> dict[str, float]:
-        """What SB3's monitor would say; the next game begins."""
+        """The values of SB3's monitor for a game that ended. Counting for the next game begins."""
         now = time.time()
         episode = {
             "r": float(self._returns[index]),
@@ -212,6 +212,11 @@ class AtariVecEnv(VecEnv):
 
 
 def is_native_id(env_id: str) -> bool:
+    """
+    Whether ALE's native vector environment can play an environment, judged by its id.
+
+    :param env_id: a registered id
+    """
     return re.fullmatch(r"\w+NoFrameskip-v4|ALE/\w+-v5", env_id) is not None
 
 
@@ -223,7 +228,7 @@ def _native_spec(env_id: str) -> gym.envs.registration.EnvSpec:
 
 
 def _native_settings(spec: gym.envs.registration.EnvSpec, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The registered settings, and those that replace them."""
+    """The registered settings, replaced by those that are given."""
     if unknown := sorted(set(env_kwargs) - set(NATIVE_ENV_KWARGS)):
         raise TypeError(f"AtariVecEnv has no {', '.join(unknown)}, only {', '.join(NATIVE_ENV_KWARGS)}: use make_atari_env.")
     settings = {key: env_kwargs.get(key, spec.kwargs[key]) for key in NATIVE_ENV_KWARGS}

@@ -1,4 +1,4 @@
-"""What an environment that is there already does to its observations."""
+"""Inspection of an environment that exists already: its wrappers, its frame stack, the optional methods of its VecEnv."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRANSPARENT = (
     "PassiveEnvChecker",
     "VecMonitor",
     "VecTransposeImage",
-    # and these change rewards or what is told beside the observations
+    # these change rewards or info
     "ActionMasker",
     "RecordEpisodeStatistics",
     "TransformReward",
@@ -27,11 +27,13 @@ TRANSPARENT = (
 
 def pipeline_of(env: VecEnv, recipe: EnvRecipe | None) -> list[str]:
     """
-    What was done to the environment's observations before the student saw them, and has to be done on a device: the wrappers,
-    the innermost first, and of ALE's vector environment those that it stands for. The student normalizes by itself.
+    The wrappers that change observations before the student sees them. A device has to do the same.
 
-    :param env: of the student
-    :param recipe: that it was built from; without one, what a ``SubprocVecEnv`` wraps in its processes is not known
+    ALE's vector environment counts as the wrappers that it replaces. Normalization is left out: the student does it itself.
+
+    :param env: environment of the student
+    :param recipe: recipe that it was built from. Without one, wrappers inside a ``SubprocVecEnv`` are not known
+    :return: names, the innermost wrapper first
     """
     names: list[str] = []
     while isinstance(env, VecEnvWrapper):
@@ -51,7 +53,11 @@ def pipeline_of(env: VecEnv, recipe: EnvRecipe | None) -> list[str]:
 
 
 def stacks_frames(env: VecEnv) -> bool:
-    """Whether observations are stacks of several single-channel frames of uint8, channels first."""
+    """
+    Whether observations are stacks of several single-channel frames of uint8, channels first.
+
+    :param env: vectorized environment
+    """
     shape = env.observation_space.shape
     if shape is None or len(shape) != 3 or shape[0] < 2 or env.observation_space.dtype != np.uint8:
         return False

@@ -1,4 +1,4 @@
-"""What a file from elsewhere may ask of an environment."""
+"""Limits on the environment that an untrusted file may ask for."""
 
 from __future__ import annotations
 
@@ -8,27 +8,32 @@ from typing import Any
 
 from sb3_qpd.envs.recipe import EnvRecipe
 
-# What a file may say of an environment. Sizes multiply memory, repetitions multiply each other; a limit of steps does neither
+# Sizes multiply memory, and repetitions multiply each other. A limit of steps does neither, and may be larger
 MAX_NUMBER = 1_000
 MAX_STEPS = 1_000_000
 MAX_ITEMS = 64
-MAX_PIXELS = 2**24  # of all the frames of an observation that wrappers resize
+MAX_PIXELS = 2**24  # in all frames of an observation that wrappers resize
 _STEPS = re.compile(r"max_(episode_)?steps|max_num_frames_per_episode|horizon|episode_length|time_limit")
 _SKIPS = re.compile(r"frame_?skip|skip")
-_REPETITIONS = re.compile(r"frame_?skip|skip|horizon|num_repeats|stack_size|delay")  # of wrappers
-_PLACES = re.compile(r"(^|_)(log)?(dir|directory|file|folder|path|url)(_?names?|s)?$", re.IGNORECASE)  # what lies outside
+_REPETITIONS = re.compile(r"frame_?skip|skip|horizon|num_repeats|stack_size|delay")  # settings of wrappers
+_PLACES = re.compile(
+    r"(^|_)(log)?(dir|directory|file|folder|path|url)(_?names?|s)?$", re.IGNORECASE
+)  # names of settings that are places
 _WORDS = re.compile(r"[\w +-]{0,100}")  # no paths, addresses, or modules
 
 
 def check_untrusted_recipe(recipe: EnvRecipe) -> None:
     """
-    Refuse what a file must not ask of an environment: to take memory or time without bound, to open files, to import modules.
-    Environments trust their caller, who is a stranger here; what a user passes himself is not looked at.
+    Refuse a recipe that could take memory or time without bound, open files, or import modules.
 
-    :param recipe: from a file
+    Environments trust the code that builds them. A recipe from a file is not trusted; one that a user passes in Python or on
+    the command line needs no check.
+
+    :param recipe: recipe from a file
+    :raises ValueError: a setting is outside the limits
     """
     if ":" in recipe.env_id:
-        raise ValueError(f"The environment {_shown(recipe.env_id)} would import a module: a file may name a plain id.")
+        raise ValueError(f"The environment {_shown(recipe.env_id)} would import a module: a file may name a plain id only.")
     settings = [recipe.env_kwargs, *(kwargs for _, kwargs in recipe.env_wrappers)]
     if not all(isinstance(kwargs, dict) for kwargs in settings):
         raise ValueError("Expected settings by keyword for the environment and its wrappers.")
@@ -71,7 +76,7 @@ def _is_harmless(name: Any, value: Any) -> bool:
 
 
 def _pixels(name: str, value: Any) -> int:
-    """Of a picture that a wrapper makes, by its setting."""
+    """Pixels of the picture that a wrapper makes, from one of its settings; 1 for other settings."""
     sides = [int(side) for side in (value if isinstance(value, list | tuple) else [value, value]) if _is_size(side)]
     return max(1, math.prod(sides)) if name in ("shape", "screen_size") else 1
 
@@ -81,7 +86,7 @@ def _is_size(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A number may have more digits than Python writes."""
+    """A value for a message. Python refuses to write integers of more than some thousand digits."""
     try:
         return repr(value)[:80]
     except ValueError:

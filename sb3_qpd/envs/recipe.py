@@ -1,4 +1,4 @@
-"""Environments: how to build the one that a teacher was trained on, and ALE's native vector environment for SB3."""
+"""Recipes of environments: how to build the one that a teacher was trained on."""
 
 import importlib
 import re
@@ -21,8 +21,8 @@ from sb3_qpd.envs.registry import find_spec
 gym.register_envs(ale_py)
 
 MAX_FRAME_STACK = 64
-# Modules, and the wrappers in them that a recipe may name. A recipe can come from somebody else's file: what writes files,
-# renders or takes a function (Monitor, RecordVideo, HumanRendering, TransformReward) is not among them
+# Modules, and the wrappers in them that a recipe may name. A recipe can come from an untrusted file, so wrappers that write
+# files, render or take a function (Monitor, RecordVideo, HumanRendering, TransformReward) are left out
 WRAPPERS: tuple[tuple[str, str], ...] = (
     (
         r"gymnasium\.wrappers(\.\w+)?",
@@ -40,6 +40,7 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
         "ActionNoiseWrapper|ActionSmoothingWrapper|DelayedRewardWrapper|FrameSkip|HistoryWrapper|HistoryWrapperObsDict"
         "|MaskVelocityWrapper|TimeFeatureWrapper|TruncatedOnSuccessWrapper|YAMLCompatResizeObservation",
     ),
+    (r"sb3_qpd\.envs\.wrappers", "ZeroContactForces"),
 )
 VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}
 
@@ -52,9 +53,9 @@ class EnvRecipe:
     How to build the environment that a teacher was trained on.
 
     :param env_id: a registered id that runs today
-    :param env_kwargs: for ``gym.make``
-    :param env_wrappers: dotted names and keyword arguments, the innermost first; only those of ``WRAPPERS``
-    :param frame_stack: how many frames make an observation; 0 takes the usual number, 4 for Atari's pixels and else 1
+    :param env_kwargs: keyword arguments for ``gym.make``
+    :param env_wrappers: wrappers as pairs of a dotted name in ``WRAPPERS`` and keyword arguments, the innermost first
+    :param frame_stack: frames in an observation. 0 takes the usual number: 4 for Atari's pixels, 1 elsewhere
     """
 
     env_id: str
@@ -77,7 +78,7 @@ class EnvRecipe:
     @classmethod
     def from_json(cls, recorded: Mapping[str, Any]) -> "EnvRecipe":
         """
-        A recipe from what :meth:`to_json` gave. One from an untrusted file goes through
+        A recipe from the values of :meth:`to_json`. Where they come from an untrusted file, give the recipe to
         :func:`~sb3_qpd.envs.limits.check_untrusted_recipe` next.
 
         :param recorded: the fields as plain JSON values
@@ -95,22 +96,22 @@ class EnvRecipe:
 
     @property
     def deterministic(self) -> bool:
-        """Whether RL Zoo scores a teacher's most probable actions here: everywhere but in Atari, where it samples."""
+        """Whether RL Zoo scores deterministic actions here. It does so everywhere but in Atari, where actions are sampled."""
         return not self.is_atari
 
     @property
     def has_pixels(self) -> bool:
-        """Whether it is a game whose observations are its screen, not its memory."""
+        """Whether this is an Atari game that shows its screen, not its memory."""
         return self.is_atari and self.env_kwargs.get("obs_type", "rgb") != "ram"
 
     @property
     def effective_wrappers(self) -> tuple[tuple[str, dict[str, Any]], ...]:
-        """The wrappers that are really there: ``AtariWrapper`` around a game's pixels where the recipe names none."""
+        """The wrappers that are really used: ``AtariWrapper`` around a game's pixels where the recipe names none."""
         return self.env_wrappers or (((ATARI_WRAPPER, {}),) if self.has_pixels else ())
 
     @property
     def is_native(self) -> bool:
-        """Whether :class:`AtariVecEnv` plays it: a game with SB3's ``AtariWrapper`` or none, at the usual settings."""
+        """Whether :class:`AtariVecEnv` plays this recipe: a game with ``AtariWrapper`` or none, at the usual settings."""
         return (
             is_native_id(self.env_id)
             and set(self.env_kwargs) <= set(NATIVE_ENV_KWARGS)
@@ -119,27 +120,27 @@ class EnvRecipe:
         )
 
     def make_env(self) -> gym.Env:
-        """One environment with a ``Monitor`` and the wrappers around it; frames are stacked by :meth:`make_vec_env` only."""
+        """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
         return self._wrap(Monitor(gym.make(find_spec(self.env_id), **self.env_kwargs)))
 
     def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
         """
         A vectorized environment, with a monitor, stacked frames, and images channels first.
 
-        :class:`AtariVecEnv` plays whole games for raw rewards, unless the recipe's ``AtariWrapper`` says otherwise by name and
-        the environment is for training. Other Atari environments have SB3's wrappers as they are.
+        :class:`AtariVecEnv` plays whole games for raw rewards. Only for training, a named ``AtariWrapper`` may ask for
+        something else. Other Atari environments get SB3's wrappers as they are.
 
         :param n_envs: number of sub-environments
-        :param seed: of the first one; the others count on from it
-        :param vec_env: "dummy" or "subproc"; of no effect on :class:`AtariVecEnv`, which has threads of its own
-        :param training: False for evaluation
+        :param seed: seed of the first sub-environment; the others count on from it
+        :param vec_env: ``"dummy"`` or ``"subproc"``; ignored by :class:`AtariVecEnv`, which has its own threads
+        :param training: ``False`` for evaluation
         """
         if vec_env not in VEC_ENVS:
             raise ValueError(f"vec_env must be one of {sorted(VEC_ENVS)}, got {vec_env!r}.")
         if self.is_native:
             return self._make_native(n_envs, seed, training)
         if vec_env == "subproc":
-            self.make_env().close()  # what is wrong with it is told here: a subprocess just breaks the connection
+            self.make_env().close()  # an error is raised here: a subprocess would only break the connection
         make = partial(gym.make, find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
         if self.has_pixels and self._has_usual_wrappers:
             venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
@@ -155,7 +156,7 @@ class EnvRecipe:
 
     @property
     def wrapper_names(self) -> list[str]:
-        """Classes around one environment, the innermost first."""
+        """Names of the classes around one environment, the innermost first."""
         return [name.rpartition(".")[2] for name, _ in self.effective_wrappers]
 
     @property
@@ -174,15 +175,17 @@ class EnvRecipe:
 
     def _wrap(self, env: gym.Env) -> gym.Env:
         for name, kwargs in self.env_wrappers:
-            env = _load_wrapper(name)(env, **kwargs)
+            env = load_wrapper(name)(env, **kwargs)
         return env
 
 
 def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = None) -> EnvRecipe:
     """
+    The recipe of an environment that is registered.
+
     :param env: a registered id (``"package:Id-v0"`` imports the package first), or a recipe
-    :param env_kwargs: for ``gym.make``, added to those of a recipe
-    :return: the recipe, of an environment that exists
+    :param env_kwargs: keyword arguments for ``gym.make``, added to those of a recipe
+    :raises ValueError: the environment is not registered; the message names the nearest ids
     """
     find_spec(env.env_id if isinstance(env, EnvRecipe) else env)
     if isinstance(env, EnvRecipe):
@@ -192,7 +195,7 @@ def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = Non
 
 def describe_env(env: str | EnvRecipe | gym.Env | VecEnv | Mapping[str, Any]) -> dict[str, Any]:
     """
-    An environment as plain JSON values: its recipe, or the id of one that is there already.
+    An environment as plain JSON values: its recipe, or the id of an environment that exists already.
 
     :param env: id, recipe, environment, or such values
     """
@@ -204,6 +207,25 @@ def describe_env(env: str | EnvRecipe | gym.Env | VecEnv | Mapping[str, Any]) ->
     return {"env_id": spec.id if spec is not None else type(env).__name__}
 
 
+def build_env(make: Callable[[], gym.Env | VecEnv]) -> gym.Env | VecEnv:
+    """
+    The environment that a class or a function builds.
+
+    :param make: a class or function without arguments
+    :raises TypeError: it takes arguments, or builds something else
+    """
+    name = getattr(make, "__name__", type(make).__name__)
+    try:
+        env = make()
+    except TypeError as error:
+        raise TypeError(
+            f"env= was given as {name}, which cannot be called without arguments ({error}). Give an environment"
+        ) from error
+    if not isinstance(env, gym.Env | VecEnv):
+        raise TypeError(f"Expected {name}() to build a gymnasium.Env or a VecEnv, got {type(env).__name__}")
+    return env
+
+
 def _check_wrapper_name(name: str) -> None:
     module, _, class_name = name.rpartition(".")
     if not any(re.fullmatch(known, module) and re.fullmatch(names, class_name) for known, names in WRAPPERS):
@@ -213,7 +235,13 @@ def _check_wrapper_name(name: str) -> None:
         )
 
 
-def _load_wrapper(name: str) -> Callable[..., gym.Env]:
+def load_wrapper(name: str) -> Callable[..., gym.Env]:
+    """
+    The class of a wrapper.
+
+    :param name: its dotted name
+    :raises ValueError: there is none by this name
+    """
     module, _, class_name = name.rpartition(".")
     try:
         wrapper = getattr(importlib.import_module(module), class_name)

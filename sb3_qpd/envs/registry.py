@@ -1,38 +1,35 @@
-"""Registered environments: by id, and by the id under which an old one runs today."""
+"""Registered environments: looked up by id, and by the id under which an old environment runs today."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import re
+from collections.abc import Iterable
 
 import gymnasium as gym
 
-
-def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
-    """The registered environment, or an error that names the nearest ids."""
-    if not isinstance(env_id, str):
-        raise TypeError(f"An environment id must be a string, got {type(env_id).__name__}: {env_id!r}.")
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"Cannot import {module!r} for the environment {env_id!r}: {error}.") from error
-    try:
-        return gym.spec(name)
-    except gym.error.Error as error:
-        near = difflib.get_close_matches(name, gym.registry, n=3)
-        hint = f" Did you mean {', '.join(near)}?" if near else " Import its package first, or write package:Id-v0."
-        raise ValueError(f"No environment {env_id!r}: {str(error).rstrip('.')}.{hint}") from error
-
+# Patterns of ids, the module that registers them, and the name to install it by. RL Zoo's agents play these environments.
+# The modules are named here and never by a file, so a file cannot choose what is imported.
+PACKAGES: tuple[tuple[str, str, str], ...] = (
+    (
+        r"(Fetch(Reach|Push|Slide|PickAndPlace)|Hand(Reach|Manipulate)|AdroitHand|FrankaKitchen|PointMaze|AntMaze)\w*-v\d+",
+        "gymnasium_robotics",
+        "gymnasium-robotics",
+    ),
+    (r"Panda\w+-v\d+", "panda_gym", "panda-gym"),
+    (r"\w+BulletEnv-v\d+", "pybullet_envs_gymnasium", "pybullet_envs_gymnasium"),
+    (r"(MiniGrid|BabyAI)-.+", "minigrid", "minigrid"),
+    (r"(highway|merge|roundabout|parking|intersection|racetrack)(-\w+)*-v\d+", "highway_env", "highway-env"),
+)
 
 _MUJOCO = (
     *("Ant", "HalfCheetah", "Hopper", "Humanoid", "HumanoidStandup", "InvertedDoublePendulum", "InvertedPendulum"),
     *("Pusher", "Reacher", "Swimmer", "Walker2d"),
 )
 # Ids of old teachers -> what runs today with the same observations and returns. The MuJoCo ones are still registered, but
-# raise; -v4 has their observations. An id that is not registered and not here goes to its next registered version.
+# raise an error. Version 4 has their observations; Ant's lacks the contact forces, which zoo_config adds again. An id that is
+# neither registered nor listed here goes to its next registered version.
 SUCCESSORS: dict[str, str] = {
     "BipedalWalker-v2": "BipedalWalker-v3",
     "BipedalWalkerHardcore-v2": "BipedalWalkerHardcore-v3",
@@ -43,18 +40,126 @@ SUCCESSORS: dict[str, str] = {
 }
 
 
+def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
+    """
+    The registered environment. A module in front of the id (``package:Id-v0``) is imported first.
+
+    :param env_id: an id, as for ``gym.make``
+    :raises ValueError: the module cannot be imported, or nothing is registered by this id; the nearest ids are named
+    """
+    if not isinstance(env_id, str):
+        raise TypeError(f"An environment id must be a string, got {type(env_id).__name__}: {env_id!r}.")
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"Cannot import {module!r} for the environment {env_id!r}: {error}.") from error
+    else:
+        import_package(name)
+    try:
+        spec = gym.spec(name)
+    except gym.error.Error as error:
+        reason = re.sub(r"\.?\s*Did you mean: .*", "", str(error)).rstrip(".")  # Gymnasium's guess leaves out the version
+        raise ValueError(f"No environment {env_id!r}: {reason}.{_hint(module, name)}") from error
+    if str(spec.entry_point).startswith("gymnasium_robotics."):
+        _compare_joint_types()
+    return spec
+
+
+def _hint(module: str, name: str) -> str:
+    if module:
+        own = [
+            spec_id for spec_id, spec in gym.registry.items() if _module_of(spec).partition(".")[0] == module.partition(".")[0]
+        ]
+        near = difflib.get_close_matches(name, own, n=3)
+        names = ", ".join(f"{module}:{one}" for one in near or own[:3])
+        return f" Did you mean {names}?" if near else f" The module {module} registers {names or 'no environment'}."
+    if (package := package_of(name)) is not None:
+        return f" It is registered by another package: pip install {package}."
+    near = difflib.get_close_matches(name, gym.registry, n=3)
+    return f" Did you mean {', '.join(near)}?" if near else " Import its package first, or write package:Id-v0."
+
+
+def _module_of(spec: gym.envs.registration.EnvSpec) -> str:
+    entry = spec.entry_point
+    return entry.partition(":")[0] if isinstance(entry, str) else str(getattr(entry, "__module__", ""))
+
+
+def package_of(env_id: str) -> str | None:
+    """
+    The name by which to install the package that registers an environment, ``None`` where it is not known.
+
+    :param env_id: id without a module in front
+    """
+    return next((package for pattern, _, package in PACKAGES if re.fullmatch(pattern, env_id)), None)
+
+
+def import_package(env_id: str) -> None:
+    """
+    Import the package of ``PACKAGES`` that registers an environment, where the id is not registered yet.
+
+    :param env_id: id without a module in front
+    """
+    if env_id in gym.registry:
+        return
+    for pattern, module, _ in PACKAGES:
+        if re.fullmatch(pattern, env_id):
+            try:
+                importlib.import_module(module)
+            except ImportError:
+                return  # not installed: the caller's message says what to install
+
+
 def running_id(env_id: str) -> str | None:
     """
-    :param env_id: from a file: it is looked up, and no module that it names (``module:Id-v0``) is imported
-    :return: the id under which that environment runs today, ``None`` if there is none
+    The id under which an environment runs today.
+
+    :param env_id: id from a file. It is looked up; no module that it names (``module:Id-v0``) is imported
+    :return: ``None`` if there is none
     """
+    import_package(env_id)
     env_id = SUCCESSORS.get(env_id, env_id)
-    if env_id in gym.registry:
+    if env_id in gym.registry and not _needs_mujoco_py(gym.registry[env_id]):
         return env_id
     parts = re.fullmatch(r"(.+)-v(\d{1,4})", env_id)
     if parts is None:
         return None
-    name, version = parts.group(1), int(parts.group(2))
+    newer = _newer_versions(parts.group(1), int(parts.group(2)))
+    return f"{parts.group(1)}-v{min(newer)}" if newer else None
+
+
+def _newer_versions(name: str, version: int) -> Iterable[int]:
     same = [spec for spec in gym.registry.values() if f"{spec.namespace or ''}/{spec.name}".lstrip("/") == name]
-    newer = [spec.version for spec in same if spec.version is not None and spec.version > version]
-    return f"{name}-v{min(newer)}" if newer else None
+    return [
+        spec.version for spec in same if spec.version is not None and spec.version > version and not _needs_mujoco_py(spec)
+    ]
+
+
+def _needs_mujoco_py(spec: gym.envs.registration.EnvSpec) -> bool:
+    """Whether an environment of gymnasium-robotics needs OpenAI's old bindings, which cannot be installed any more."""
+    return ":MujocoPy" in str(spec.entry_point)
+
+
+def _compare_joint_types() -> None:
+    """
+    Let MuJoCo's joint types equal numpy's integers from both sides.
+
+    Since MuJoCo 3.12 (pybind11 3.1), ``mjtJoint.mjJNT_HINGE == np.int32(3)`` is False while the mirrored comparison is True.
+    gymnasium-robotics 1.4.2 asserts ``joint_type in (mjtJoint.mjJNT_HINGE, ...)`` and cannot build its robots. The same
+    defect was mended in google-deepmind/mujoco_warp#1630 for that package alone.
+    """
+    try:
+        from mujoco import mjtJoint
+    except ImportError:
+        return
+    import numpy as np
+
+    if mjtJoint.mjJNT_HINGE == np.int32(mjtJoint.mjJNT_HINGE):
+        return
+    compare = mjtJoint.__eq__
+
+    def equal(self: object, other: object) -> bool:
+        return bool(compare(self, int(other) if isinstance(other, np.integer) else other))
+
+    mjtJoint.__eq__ = equal

@@ -7,18 +7,32 @@ from collections.abc import Mapping
 from typing import Any
 
 from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.envs.wrappers import ZeroContactForces
 
-# Modules that have moved since, of wrappers that RL Zoo's configurations name
+# Wrappers in RL Zoo's configurations whose module has moved since
 MOVED_WRAPPERS: dict[str, str] = {
     "utils.wrappers.TimeFeatureWrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper",
     "rl_zoo3.wrappers.TimeFeatureWrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper",
 }
 
 
-def named_wrappers(setting: Any) -> tuple[tuple[str, dict[str, Any]], ...]:
-    """RL Zoo's ``env_wrapper``: a name, a mapping of a name to its keyword arguments, or a list of those."""
+# Old environments whose observations their successors lack -> the wrappers that restore them, the innermost first
+OLD_OBSERVATIONS: dict[str, tuple[str, ...]] = {
+    f"Ant-v{version}": (f"{ZeroContactForces.__module__}.{ZeroContactForces.__name__}",) for version in (1, 2, 3)
+}
+
+
+def named_wrappers(setting: Any, env_id: str = "") -> tuple[tuple[str, dict[str, Any]], ...]:
+    """
+    The wrappers that an RL Zoo configuration asks for, with today's names.
+
+    :param setting: RL Zoo's ``env_wrapper``: a name, a mapping of a name to its keyword arguments, or a list of these
+    :param env_id: environment in training. One of ``OLD_OBSERVATIONS`` gets the wrappers that restore its observations
+    :return: pairs of a dotted name and keyword arguments, the innermost wrapper first
+    """
     entries = setting if isinstance(setting, list) else [setting] if setting else []
-    return tuple(pair for entry in entries for pair in _wrapper_pairs(entry))
+    restoring = [(name, dict[str, Any]()) for name in OLD_OBSERVATIONS.get(env_id, ())]
+    return (*restoring, *(pair for entry in entries for pair in _wrapper_pairs(entry)))
 
 
 def _wrapper_pairs(entry: Any) -> list[tuple[str, dict[str, Any]]]:
@@ -36,9 +50,11 @@ def _moved(name: str) -> str:
 
 def to_zoo_entry(recipe: EnvRecipe) -> dict[str, Any]:
     """
-    The keys of an RL Zoo entry that build a recipe's environment. RL Zoo adds no wrapper of its own to a game.
+    The keys of an RL Zoo entry that build a recipe's environment.
 
-    :param recipe: any recipe
+    RL Zoo adds no wrapper of its own to a game, so ``AtariWrapper`` is always named.
+
+    :param recipe: recipe of the environment
     """
     entry = {
         "env_wrapper": [{name: kwargs} if kwargs else name for name, kwargs in recipe.effective_wrappers],
@@ -50,11 +66,12 @@ def to_zoo_entry(recipe: EnvRecipe) -> dict[str, Any]:
 
 def from_zoo_entry(entry: Mapping[str, Any], env_id: str, env_kwargs: Mapping[str, Any]) -> EnvRecipe | None:
     """
-    The environment that RL Zoo builds from an entry, ``None`` where its wrappers are not public ones.
+    Recipe of the environment that RL Zoo builds from an entry.
 
-    :param entry: with RL Zoo's ``frame_stack``, ``env_wrapper`` and ``vec_env_wrapper``
+    :param entry: hyperparameters with RL Zoo's ``frame_stack``, ``env_wrapper`` and ``vec_env_wrapper``
     :param env_id: a registered id
-    :param env_kwargs: for ``gym.make``
+    :param env_kwargs: keyword arguments for ``gym.make``
+    :return: ``None`` where the entry names wrappers that a recipe may not name
     """
     if entry.get("vec_env_wrapper"):
         return None

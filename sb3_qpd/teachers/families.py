@@ -1,4 +1,4 @@
-"""The other families of teachers, and :data:`TEACHERS`, which says which algorithm belongs to which."""
+"""The families of teachers beside the actor-critic ones, and :data:`TEACHERS`, the table of all algorithms."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
-from sb3_qpd.teachers.teacher import Teacher, TeacherOutput, _log_std
+from sb3_qpd.teachers.teacher import Teacher, TeacherOutput, gaussian_log_std
 
 
 def _state_value(critic: nn.Module, observations: th.Tensor, scaled_actions: th.Tensor) -> th.Tensor:
-    """min Q(s, a) over the critics, of their mean over quantiles where they have them; shape (batch_size,)."""
+    """min Q(s, a) over the critics, shape (batch_size,). The Q of a critic with quantiles is their mean."""
     q_values = critic(observations, scaled_actions)
     if isinstance(q_values, tuple):
         q_values = th.stack(q_values, dim=1)  # (batch_size, n_critics, 1)
@@ -29,7 +29,7 @@ def _state_value(critic: nn.Module, observations: th.Tensor, scaled_actions: th.
 
 
 class SquashedGaussianTeacher(Teacher):
-    """SAC, TQC and CrossQ: mean and deviation of the action in environment units, and as value min Q(s, tanh(mean))."""
+    """SAC, TQC and CrossQ: labels are mean and deviation of the action in environment units; value: min Q(s, tanh(mean))."""
 
     policies: ClassVar[tuple[type[BasePolicy], ...]] = (SACPolicy, TQCPolicy, CrossQPolicy)
 
@@ -40,31 +40,28 @@ class SquashedGaussianTeacher(Teacher):
     def _label(self, observations: th.Tensor) -> TeacherOutput:
         actor = self.policy.actor
         mean, log_std, sde = actor.get_action_dist_params(observations)
-        log_std = _log_std(actor.action_dist, log_std, mean, sde.get("latent_sde", mean))
+        log_std = gaussian_log_std(actor.action_dist, log_std, mean, sde.get("latent_sde", mean))
         value = _state_value(self.policy.critic, observations, th.tanh(mean))
         action, log_std = self._squash(mean, log_std)
         return TeacherOutput(action.float(), value, log_std.float())
 
-    def _actor_modules(self) -> list[nn.Module]:
-        actor = self.policy.actor
-        return [actor.features_extractor, actor.latent_pi, actor.mu]
-
 
 class DeterministicTeacher(Teacher):
     """
-    TD3 and DDPG: the action in environment units, and as value min Q(s, a). Its subclasses are deterministic as well.
+    TD3 and DDPG: labels are the action in environment units; the value is min Q(s, a). Subclasses are deterministic as well.
 
-    Such a teacher has no distribution to draw from. While observations are collected it explores, and so does its student:
-    otherwise both would see little beyond one trajectory. And where its actions are discrete, what it says of them (Q-values)
-    has the unit of the rewards: a distribution only at a temperature in that unit, which is therefore a share of how far
-    the teacher sets actions apart on average, and needs no tuning per environment. One temperature for all states: where
-    little depends on the action, the student need not be sure of it. The default is low, as only the best action is played;
-    Rusu et al. (Policy Distillation, 2016) found the same for DQN.
+    Such a teacher has no distribution to draw from. While observations are collected, teacher and student add noise: otherwise
+    both would see little beyond one trajectory.
+
+    Discrete actions are labelled with Q-values, which have the unit of the rewards. They become a distribution at a
+    temperature in that unit: a share of the mean spread of Q over the actions, so it needs no tuning per environment. All
+    states share one temperature. Where the action hardly matters, the student need not be sure of it. The default is low,
+    because only the best action is played, as for DQN in Rusu et al. (Policy Distillation, 2016).
 
     :param policy: see :class:`Teacher`
-    :param exploration: while collecting: the share of actions that are random (discrete actions), or the standard deviation
-        of the noise as a share of half the range (Box actions; 0.1 is what TD3 trains with)
-    :param temperature: as a share of the mean over observations of the standard deviation of Q over the actions
+    :param exploration: noise while collecting: the share of random actions (discrete actions), or the standard deviation as a
+        share of half the range (Box actions; TD3 trains with 0.1)
+    :param temperature: temperature as a share of the mean over observations of the standard deviation of Q over the actions
     :param kwargs: see :class:`Teacher`
     """
 
@@ -77,6 +74,7 @@ class DeterministicTeacher(Teacher):
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         self.exploration, self.temperature = exploration, temperature
+        self.action_unit: th.Tensor | None = None  # unit of the noise on Box actions; None is half the range
 
     def _label(self, observations: th.Tensor) -> TeacherOutput:
         scaled = self.policy.actor(observations)
@@ -88,15 +86,15 @@ class DeterministicTeacher(Teacher):
 
     @property
     def exploration_log_std(self) -> th.Tensor:
-        """Of the noise on Box actions while observations are collected, in environment units, shape (action_dim,)."""
-        _, half = self._low_and_half()
-        return (self.exploration * half).clamp_min(1e-6).log().float()  # an action may be fixed
+        """Log standard deviation of the noise on Box actions while collecting, environment units, shape (action_dim,)."""
+        unit = self._low_and_half()[1] if self.action_unit is None else self.action_unit
+        return (self.exploration * unit).clamp_min(1e-6).log().float()  # an action may be fixed
 
     def sample(self, output: TeacherOutput) -> np.ndarray:
         """
-        Actions as it explores while observations are collected.
+        Actions with the noise that is added while observations are collected.
 
-        :param output: what the teacher said of the observations
+        :param output: labels of the observations
         :return: shape (batch_size,) or (batch_size, action_dim), inside the action space
         """
         if isinstance(self.action_space, spaces.Box):
@@ -105,12 +103,9 @@ class DeterministicTeacher(Teacher):
         explores = th.rand(best.shape, device=best.device) < self.exploration
         return th.where(explores, th.randint_like(best, output.actor.shape[1]), best).cpu().numpy()
 
-    def _actor_modules(self) -> list[nn.Module]:
-        return [self.policy.actor]
-
 
 class ARSTeacher(DeterministicTeacher):
-    """ARS, linear or not, which has no critic: the action in environment units, or a score for each discrete action."""
+    """ARS, linear or not: labels are the action in environment units or a score for each discrete action. It has no critic."""
 
     policies: ClassVar[tuple[type[BasePolicy], ...]] = (ARSPolicy,)
 
@@ -119,12 +114,9 @@ class ARSTeacher(DeterministicTeacher):
         actor = policy.action_net(policy.extract_features(observations, policy.features_extractor))
         return TeacherOutput((self._unscale(actor) if policy.squash_output else actor).float())
 
-    def _actor_modules(self) -> list[nn.Module]:
-        return [self.policy.features_extractor, self.policy.action_net]
-
 
 class QValueTeacher(DeterministicTeacher):
-    """DQN and QR-DQN: Q-values (of QR-DQN the mean over its quantiles), and as value the largest of them."""
+    """DQN and QR-DQN: labels are Q-values (for QR-DQN the mean over quantiles); the value is the largest of them."""
 
     policies: ClassVar[tuple[type[BasePolicy], ...]] = (DQNPolicy, QRDQNPolicy)
 
@@ -138,11 +130,8 @@ class QValueTeacher(DeterministicTeacher):
     def _network(self) -> nn.Module:
         return self.policy.quantile_net if isinstance(self.policy, QRDQNPolicy) else self.policy.q_net
 
-    def _actor_modules(self) -> list[nn.Module]:
-        return [self._network]
 
-
-# algorithm as RL Zoo spells it -> the adapter that reads its policies
+# algorithm as RL Zoo spells it -> the adapter for its policies
 TEACHERS: dict[str, type[Teacher]] = {
     "a2c": Teacher,
     "ars": ARSTeacher,

@@ -1,11 +1,11 @@
 """
-Models on the Hugging Face Hub, by ``huggingface_hub``: its cache, its tokens, its offline mode, ``HF_ENDPOINT``.
+Models on the Hugging Face Hub, fetched by ``huggingface_hub``: its cache, its tokens, its offline mode, ``HF_ENDPOINT``.
 
     sb3/ppo-LunarLander-v2                 the model of a repository
     sb3/ppo-LunarLander-v2@v1.0            at a branch, a tag or a commit's whole hash
     hub:owner/name/best_model.zip@v1.0     one file of several
 
-What is downloaded is data for the safe reader; nothing of it runs, so that no ``TRUST_REMOTE_CODE`` is asked for.
+Downloads are data for the safe reader. Nothing in them runs, so ``TRUST_REMOTE_CODE`` is not needed.
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from sb3_qpd.student_folder import NO_MODELS
 from sb3_qpd.teachers.files.archive import MAX_FILE_BYTES, TeacherError
 
-# files beside a model that say how it was trained; what they mean: run_folder, and of a student's report: cli.models
+# files beside a model that tell how it was trained; run_folder reads them, and cli.models reads a student's report
 NORMALIZATION_FILES = ("vecnormalize.pkl", "vec_normalize.pkl")  # RL Zoo's name, the Hub's
 SIDE_FILES = ("args.yml", "config.yml", *NORMALIZATION_FILES, "report.json")
-NO_MODELS = ("train_eval_metrics.zip", "student_float.zip")
 _ID = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
 _BARE = re.compile(rf"(?P<repo>{_ID})(?:@(?P<revision>.+))?")
+_ADDRESS = re.compile(
+    rf"https?://[^/]+/(?P<repo>{_ID})(?:/(?:blob|resolve|tree)/(?P<revision>[^/?]+)(?:/(?P<file>[^?]+))?)?/?(?:\?.*)?"
+)
 _HUB = re.compile(rf"hub:(?P<repo>{_ID})(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
 
-# files by which other kinds of models are known
+# names of files that tell which other kind of model a repository holds
 _OTHERS = (
     (r".*\.(safetensors|gguf)|pytorch_model.*\.bin", "a model of transformers or diffusers"),
     (r".*\.cleanrl_model", "a model of CleanRL"),
@@ -41,16 +44,24 @@ _OTHERS = (
 @dataclass(frozen=True)
 class HubSource:
     """
-    A model on the Hub, as a user writes it.
+    A model on the Hub, as a user names it.
 
     :param repo_id: ``owner/name``
-    :param filename: one of its files, ``None`` for the model
+    :param filename: file in the repository, ``None`` for its model
     :param revision: branch, tag or commit, ``None`` for the newest
     """
 
     repo_id: str
     filename: str | None = None
     revision: str | None = None
+
+    def looks_like_run_folder(self, algorithms: Iterable[str]) -> bool:
+        """
+        Whether the name is rather a path of RL Zoo's folders, such as ``ppo/CartPole-v1``, than a repository.
+
+        :param algorithms: names of algorithms, as RL Zoo spells them
+        """
+        return self.filename is None and self.repo_id.split("/")[0] in algorithms
 
     def __str__(self) -> str:
         name = self.repo_id if self.filename is None else f"hub:{self.repo_id}/{self.filename}"
@@ -60,10 +71,10 @@ class HubSource:
 @dataclass(frozen=True)
 class Download:
     """
-    What was downloaded.
+    A downloaded model.
 
-    :param path: the file that was asked for; those of ``SIDE_FILES`` that there are lie beside it, or where RL Zoo puts them
-    :param name: the source at the commit that it has now: loads the same file again
+    :param path: path of the file. Those of ``SIDE_FILES`` that exist lie beside it, or in RL Zoo's folders
+    :param name: the source at its present commit, which loads the same file again
     """
 
     path: Path
@@ -72,9 +83,15 @@ class Download:
 
 def parse_source(source: str) -> HubSource | None:
     """
+    Tell a model on the Hub from a path. A name that exists here is a path; ``hub:`` always means the Hub.
+
     :param source: a path, or a model on the Hub
-    :return: ``None`` for a path: whatever exists here is one, but ``hub:`` is always the Hub
+    :return: ``None`` for a path
+    :raises TeacherError: a malformed ``hub:`` name, or an address of a web page
     """
+    if address := _ADDRESS.fullmatch(source):
+        named = HubSource(address["repo"], address["file"], address["revision"])
+        raise TeacherError(f"Expected the name of a repository, got the address {source}. Write {named}")
     if found := _HUB.fullmatch(source):
         return HubSource(found["repo"], found["file"], found["revision"])
     if source.startswith("hub:"):
@@ -87,9 +104,10 @@ def parse_source(source: str) -> HubSource | None:
 
 def download(source: HubSource) -> Download:
     """
-    A model with the files that belong to it, all of one commit.
+    Download a model with the files that belong to it, all of one commit.
 
-    :param source: what to download
+    :param source: the model
+    :raises TeacherError: it cannot be fetched; the message says why
     """
     with _clear_errors(source):
         path = Path(_fetch(source, source.filename) if source.filename else _fetch_model(source))
@@ -100,14 +118,34 @@ def download(source: HubSource) -> Download:
     if path.suffix == ".zip":
         with _clear_errors(pinned):
             inner = ("", path.stem, run_name(folder))  # ppo/LunarLander-v2_1/LunarLander-v2/args.yml
+            _fetch_own_statistics(pinned, here, path.stem)
             _fetch_side_files(pinned, dict.fromkeys("/".join(part for part in (here, one) if part) for one in inner))
     if source.filename is None and path.stem != source.repo_id.split("/")[1]:
         pinned = HubSource(source.repo_id, path.name, snapshot.name)
     return Download(path, str(pinned))
 
 
+def list_files(source: HubSource) -> list[str]:
+    """
+    Names of the files of a repository. Without a connection: of those of its top folder that are in the cache.
+
+    :param source: the repository
+    """
+    with _clear_errors(source):
+        try:
+            return _names(source)
+        except Exception:  # whatever the client's HTTP library raises
+            if names := _names_in_cache(source):
+                return names
+            raise
+
+
 def run_name(folder: Path) -> str:
-    """``LunarLander-v2`` of ``LunarLander-v2_1``."""
+    """
+    The environment in the name of an RL Zoo run: ``LunarLander-v2`` for ``LunarLander-v2_1``.
+
+    :param folder: the run folder
+    """
     return re.sub(r"_\d+$", "", folder.resolve().name)
 
 
@@ -143,7 +181,7 @@ def _no_model(source: HubSource, usual: str, models: Sequence[str], names: Seque
 
 
 def _fetch(source: HubSource, filename: str) -> str:
-    """One file into the cache, whole or not at all; its content has to have the checksum that the Hub names."""
+    """Fetch one file into the cache, whole or not at all, and compare it with the checksum that the Hub names."""
     from huggingface_hub import hf_hub_download
 
     size = hf_hub_download(source.repo_id, filename, revision=source.revision, dry_run=True).file_size
@@ -155,7 +193,7 @@ def _fetch(source: HubSource, filename: str) -> str:
 
 
 def _check_content(path: Path, filename: str, source: HubSource) -> None:
-    """The cache names a file's content by its checksum: SHA-256 of a large one, git's of a small one."""
+    """Compare a file with its checksum, its name in the cache: SHA-256 of a large file, git's SHA-1 of a small one."""
     blob = path.resolve()
     if not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", blob.name):
         return  # a file system without links
@@ -170,10 +208,10 @@ def _check_content(path: Path, filename: str, source: HubSource) -> None:
 
 def _fetch_side_files(source: HubSource, folders: Iterable[str]) -> None:
     """
-    Of the first folder that has any that describe the model.
+    Fetch ``SIDE_FILES`` from the first folder that describes the model.
 
-    What a cache does not have may be missing on the Hub too: only where neither statistics nor a config.yml are there, which
-    would tell whether there are some, is that an error. The model would see something that it was not trained on.
+    A file that the cache lacks may be missing on the Hub too. It is an error only where the cache has neither statistics nor
+    the config.yml that would tell whether there are some: the model might see observations unlike those in training.
     """
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -183,7 +221,7 @@ def _fetch_side_files(source: HubSource, folders: Iterable[str]) -> None:
         for name in SIDE_FILES:
             filename = f"{folder}/{name}".lstrip("/")
             try:
-                if not unknown or _is_cached(source, filename):  # who could not be reached is not asked again
+                if not unknown or _is_cached(source, filename):  # a Hub that cannot be reached is asked once
                     _fetch(source, filename)
                     found.add(name)
             except EntryNotFoundError as error:
@@ -195,8 +233,18 @@ def _fetch_side_files(source: HubSource, folders: Iterable[str]) -> None:
         raise unknown[0]
 
 
+def _fetch_own_statistics(source: HubSource, folder: str, stem: str) -> None:
+    """Fetch the statistics of a checkpoint: ``rl_model_vecnormalize_1000_steps.pkl`` for ``rl_model_1000_steps.zip``."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    if (checkpoint := re.fullmatch(r"(.+)_(\d+_steps)", stem)) is None:
+        return
+    with suppress(EntryNotFoundError):
+        _fetch(source, f"{folder}/{checkpoint[1]}_vecnormalize_{checkpoint[2]}.pkl".lstrip("/"))
+
+
 def _is_cached(source: HubSource, filename: str) -> bool | None:
-    """``False``: it is known not to be on the Hub; ``None``: nothing is known."""
+    """Whether a file is in the cache. ``False``: the Hub is known not to have it; ``None``: nothing is known."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(source.repo_id, filename, revision=source.revision)
@@ -210,7 +258,7 @@ def _names(source: HubSource) -> list[str]:
 
 
 def _names_in_cache(source: HubSource) -> list[str]:
-    """Of the top folder of the repository, as far as they were downloaded."""
+    """Names in the top folder of the repository, as far as they were downloaded."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -229,7 +277,7 @@ def _is_local(error: Exception) -> bool:
 
 @contextmanager
 def _clear_errors(source: HubSource) -> Iterator[None]:
-    """What the client raises, as one error that says what to do."""
+    """Turn the client's exceptions into one error that says what to do."""
     from huggingface_hub import errors
 
     try:
@@ -254,7 +302,7 @@ def _clear_errors(source: HubSource) -> Iterator[None]:
     except errors.EntryNotFoundError as error:
         tree = f"{endpoint()}/{source.repo_id}/tree/{source.revision or 'main'}"
         raise TeacherError(f"{source.repo_id} has no file {source.filename}. What it has: {tree}") from error
-    except Exception as error:  # whatever the client's HTTP library raises
+    except Exception as error:  # the client's HTTP library has exceptions of its own
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(
             f"{source} could not be fetched from {endpoint()}: {reason or type(error).__name__}. Nothing incomplete was "
@@ -274,7 +322,7 @@ def _unreachable(source: HubSource, error: Exception) -> str:
 
 
 def _not_here(source: HubSource) -> str:
-    """For whoever meant a path."""
+    """The beginning of a message, for the case that a path was meant."""
     return "" if source.filename else "there is no such file or folder here, and "
 
 
@@ -286,5 +334,9 @@ def endpoint() -> str:
 
 
 def teacher_on_hub(name: str) -> HubSource | None:
-    """The teacher's repository, where its name says that it came from one: at a commit. ``ppo/CartPole-v1`` lay here."""
+    """
+    The repository that a teacher came from, ``None`` for a local file such as ``ppo/CartPole-v1``.
+
+    :param name: the teacher's name; one from the Hub ends with its commit
+    """
     return parse_source(name) if re.search(r"@[0-9a-f]{40}$", name) else None

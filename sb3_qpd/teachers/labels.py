@@ -1,4 +1,4 @@
-"""A teacher's labels as a Gymnasium wrapper: any other trainer or data collector can distill from them."""
+"""A teacher's labels as a Gymnasium wrapper, so that any other trainer or data collector can distill from them."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from sb3_qpd.teachers.teacher import Teacher
 
 class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """
-    Nothing changes but ``info``: it says what the teacher would do after the observation that comes with it.
+    A wrapper that adds a teacher's labels of each observation to its ``info`` and changes nothing else.
 
-    - ``teacher_logits``, shape (n_actions,): discrete actions (of every category of every dimension, one after the other). A
-      Q-value teacher's are its Q-values over ``temperature``; where the environment masks actions, and the teacher was trained
-      with masks, the others' are very negative
-    - ``teacher_mean``, shape (action_dim,): Box actions, in environment units
-    - ``teacher_std``, same shape: where the teacher is not deterministic
-    - ``teacher_value``: where it has a critic
+    - ``teacher_logits``, shape (n_actions,), for discrete actions: every category of every dimension, one after the other.
+      Those of a Q-value teacher are its Q-values over ``temperature``. Where the environment masks actions, and the teacher
+      was trained with masks, logits of actions that are not allowed are very negative
+    - ``teacher_mean``, shape (action_dim,), for Box actions, in environment units
+    - ``teacher_std``, same shape, where the teacher is not deterministic
+    - ``teacher_value``, where the teacher has a critic
 
-    :param env: with raw observations: the teacher normalizes them itself
+    :param env: environment with raw observations; the teacher normalizes them itself
     :param teacher: a zip, a run folder of RL Zoo, a live SB3 model or a :class:`~sb3_qpd.Teacher`
-    :param temperature: logits are divided by it; below 1 sharpens the teacher
+    :param temperature: divisor of the logits; below 1 it sharpens the teacher's distribution
+    :raises ValueError: the spaces of environment and teacher differ
     """
 
     def __init__(self, env: gym.Env, teacher: str | Path | BaseAlgorithm | Teacher, temperature: float = 1.0) -> None:
@@ -70,7 +71,11 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
 
 
 def channels_first(space: spaces.Space) -> spaces.Space:
-    """A space as SB3 hands it to a policy."""
+    """
+    A space as SB3 gives it to a policy, with images channels first.
+
+    :param space: observation space of an environment
+    """
     if isinstance(space, spaces.Dict):
         return spaces.Dict([(key, channels_first(one)) for key, one in space.items()])
     if is_image_space(space) and not is_image_space_channels_first(space):  # type: ignore[arg-type]

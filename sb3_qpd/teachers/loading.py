@@ -1,34 +1,32 @@
 """
-Where teachers come from: an SB3 zip, a run folder of RL Zoo, the Hugging Face Hub, a live model. No file gets to execute
-anything.
+Loading a teacher: from an SB3 zip, a run folder of RL Zoo, the Hugging Face Hub, a live model or a live policy. No file gets
+to execute anything.
 
     load_teacher("ppo_cartpole.zip")
-    load_teacher("rl-trained-agents/ppo/LunarLander-v2_1")  # knows its environment and normalization
-    load_teacher("sb3/ppo-LunarLander-v2")  # so does a repository on the Hub, see hub.py
+    load_teacher("rl-trained-agents/ppo/LunarLander-v2_1")  # finds its environment and its normalization
+    load_teacher("sb3/ppo-LunarLander-v2")  # a repository on the Hub, see hub.py
     load_teacher(model)
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch as th
-from sb3_contrib.common.maskable.distributions import MaskableDistribution
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+from sb3_qpd.envs.recipe import EnvRecipe, build_env, make_recipe
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.families import TEACHERS
 from sb3_qpd.teachers.files.archive import TeacherError
-from sb3_qpd.teachers.files.sb3_zip import SUPPORTED, read_zip
+from sb3_qpd.teachers.files.sb3_zip import read_zip
 from sb3_qpd.teachers.files.weights import check_weights
 from sb3_qpd.teachers.hub import download, parse_source
 from sb3_qpd.teachers.normalization import (
@@ -36,77 +34,102 @@ from sb3_qpd.teachers.normalization import (
     read_normalization,
     remove_vec_normalize,
 )
+from sb3_qpd.teachers.own_policies import check_labels, copy_policy, is_own_class, sample_observations, without_compilation
 from sb3_qpd.teachers.policy_builder import build_policy
 from sb3_qpd.teachers.run_folder import RunFolder, find_run
 from sb3_qpd.teachers.teacher import Teacher
 
+EnvSource = str | EnvRecipe | gym.Env | VecEnv | Callable[[], gym.Env | VecEnv]
+_POLICY_NAMES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
+
 
 def load_teacher(
-    source: str | Path | BaseAlgorithm | Teacher,
+    source: str | Path | BaseAlgorithm | BasePolicy | Teacher,
     *,
     vecnormalize: str | Path | None = None,
-    env: str | EnvRecipe | gym.Env | VecEnv | None = None,
+    env: EnvSource | None = None,
     device: th.device | str = "auto",
     needs_env: bool = True,
 ) -> Teacher:
     """
     Load a pretrained agent of any algorithm in ``TEACHERS`` without executing any pickle.
 
-    :param source: a zip saved by SB3 (0.10 or later), a run folder of RL Zoo, a model on the Hub (``"owner/name"``,
-        ``"owner/name@revision"``, ``"hub:owner/name/file.zip"``; what exists here by that name is a path, and so is a
-        ``Path``), a live model (its policy is copied; its environment comes along, its ``VecNormalize`` becomes the
-        teacher's), or a teacher, which is returned as it is
-    :param vecnormalize: the teacher's ``vecnormalize.pkl``, where it lies elsewhere
-    :param env: the environment, instead of the one that the folder or the model names
-    :param device: where the teacher's network runs
-    :param needs_env: ``False`` leaves the environment alone that the folder names: the caller has one of his own
+    These are sources:
+
+    - the path of a zip saved by SB3 (0.10 or later), or of a run folder of RL Zoo
+    - a model on the Hub: ``"owner/name"``, ``"owner/name@revision"`` or ``"hub:owner/name/file.zip"``. A name that exists here
+      as a file or folder is a path, and so is a ``pathlib.Path``
+    - a live model. Its policy is copied, its environment comes along, and its ``VecNormalize`` becomes the teacher's
+    - a live policy, such as ``ActorCriticPolicy.load(path)``, which is copied
+    - a teacher, which is returned as it is
+
+    :param source: the agent
+    :param vecnormalize: path of the teacher's ``vecnormalize.pkl``, where it is not found beside the agent
+    :param env: environment in place of the one that the folder or the model names: an id, a recipe, an environment, or a class
+        or function that builds one
+    :param device: device of the teacher's network
+    :param needs_env: ``False`` ignores the environment that the folder names, because the caller has another one
     :return: the frozen teacher
+    :raises TeacherError: the files or the model cannot be used; the message says why
     """
     if isinstance(source, Teacher):
         if vecnormalize is not None or env is not None:
             raise ValueError("vecnormalize= and env= are for a teacher that is loaded here: this one is there already")
         return source
+    player = without_compilation(source.policy if isinstance(source, BaseAlgorithm) else source)
     if isinstance(source, BaseAlgorithm):
         teacher = _from_model(source)
+    elif isinstance(player, BasePolicy):
+        teacher = _from_policy(player, type(player).__name__, _algo_of(player))
     elif isinstance(source, str | Path):
         teacher = _from_file(source, vecnormalize, env, needs_env)
     else:
         raise TypeError(f"Expected a path, a live SB3 model or a Teacher, got {type(source).__name__}")
+    _complete(teacher, vecnormalize, env)
+    teacher.to(get_device(device))
+    if teacher.use_sde:
+        teacher.policy.reset_noise()  # drawn for the weights and the device that it has now
+    if isinstance(player, BasePolicy) and is_own_class(player):
+        check_labels(teacher, sample_observations(teacher), player)
+    return teacher
+
+
+def _complete(teacher: Teacher, vecnormalize: str | Path | None, env: EnvSource | None) -> None:
+    """Give a teacher the statistics and the environment that the caller names."""
     if vecnormalize is not None:
         teacher.normalization = read_normalization(vecnormalize)
     if env is not None:
         _give_env(teacher, env)
     if teacher.normalization is not None:
         teacher.fit_normalization(teacher.normalization)
-    teacher.to(get_device(device))
-    if teacher.use_sde:
-        teacher.policy.reset_noise()  # drawn for the weights and the device that it has now
-    return teacher
+    elif teacher.run is not None and vecnormalize is None:
+        teacher.run.warn_of_unused_statistics()
 
 
-# --- files ---
 def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any, needs_env: bool) -> Teacher:
     run, name = _find(source)
-    file = read_zip(run.zip_path)
+    file = read_zip(run.zip_path, TEACHERS)
     policy = build_policy(file)
-    normalization = None
-    if vecnormalize is None:
-        normalization = _find_normalization(run, env)
     return TEACHERS[file.algo](
         policy,
         name=name or f"{file.algo}/{run.env_name}",
         algo=file.algo,
         checksum=file.checksum,
-        normalization=normalization,
+        normalization=_find_normalization(run, env) if vecnormalize is None else None,
         recipe=run.make_recipe() if env is None and needs_env else None,
         run=run,
     )
 
 
 def _find(source: str | Path) -> tuple[RunFolder, str]:
-    """The files, and the name by which the Hub has them at this commit, ``""`` for those that were here."""
+    """The files, and the name by which the Hub has them at this commit, ``""`` for local files."""
+    if source in _POLICY_NAMES and not Path(source).exists():
+        raise TeacherError(
+            f"{source} is no teacher. The first argument is the teacher: a zip, a run folder, a model on the Hub or a live "
+            "model. The student's policy is chosen by its observations"
+        )
     on_hub = parse_source(source) if isinstance(source, str) else None
-    if on_hub is None:
+    if on_hub is None or on_hub.looks_like_run_folder(TEACHERS):
         return find_run(Path(source).expanduser()), ""
     files = download(on_hub)
     return find_run(files.path, together=True), files.name
@@ -124,52 +147,47 @@ def _find_normalization(run: RunFolder, env: Any) -> Normalization | None:
     return None
 
 
-def _give_env(teacher: Teacher, env: str | EnvRecipe | gym.Env | VecEnv) -> None:
+def _give_env(teacher: Teacher, env: EnvSource) -> None:
     if isinstance(env, str | EnvRecipe):
         teacher.recipe, teacher.vec_env = make_recipe(env), None
         return
-    raw, normalization = remove_vec_normalize(BaseAlgorithm._wrap_env(env))
+    built = env if isinstance(env, gym.Env | VecEnv) else build_env(env)
+    raw, normalization = remove_vec_normalize(BaseAlgorithm._wrap_env(built))
     teacher.recipe, teacher.vec_env = None, raw
     teacher.adopt_normalization(normalization)
 
 
-# --- live models ---
 def _from_model(model: BaseAlgorithm) -> Teacher:
     kind = type(model).__name__
-    if isinstance(model.policy, RecurrentActorCriticPolicy):
-        raise TeacherError(f"{kind} is recurrent: students have no memory. Supported: {', '.join(SUPPORTED)}")
-    family = next((one for one in TEACHERS.values() if isinstance(model.policy, one.policies)), None)
-    if family is None:
-        raise TeacherError(f"{kind} with a {type(model.policy).__name__} is not supported. Supported: {', '.join(SUPPORTED)}")
-    try:
-        observation_parts(model.observation_space)
-        action_head(model.action_space)
-    except ValueError as error:
-        raise TeacherError(f"{kind}: {error}") from error
-    check_weights(model.policy.state_dict(), f"the {kind} model")
     vec_env, normalization = (None, None) if model.env is None else remove_vec_normalize(model.env)
     algo = kind.lower()
-    return family(
-        _copied(model.policy),
-        name=f"{algo}/{_env_name(vec_env)}".rstrip("/"),
-        algo=algo,
-        normalization=normalization,
-        vec_env=vec_env,
-    )
+    teacher = _from_policy(without_compilation(model.policy), kind, algo)
+    teacher.name = f"{algo}/{_env_name(vec_env)}".rstrip("/")
+    teacher.normalization, teacher.vec_env = normalization, vec_env
+    return teacher
 
 
-def _copied(policy: BasePolicy) -> BasePolicy:
-    """A copy that shares nothing; without optimizers, and without the tensors that the last forward pass left behind."""
-    instead: dict[int, Any] = {}
-    for module in policy.modules():
-        if isinstance(action_dist := getattr(module, "action_dist", None), Distribution | MaskableDistribution):
-            instead[id(action_dist)] = clean = copy.copy(action_dist)
-            for key, value in vars(clean).items():
-                if isinstance(value, th.Tensor | th.distributions.Distribution):
-                    setattr(clean, key, None)
-        if (optimizer := getattr(module, "optimizer", None)) is not None:
-            instead[id(optimizer)] = None
-    return copy.deepcopy(policy, instead)
+def _from_policy(policy: BasePolicy, kind: str, algo: str) -> Teacher:
+    supported = f"Supported: {', '.join(TEACHERS)}"
+    if isinstance(policy, RecurrentActorCriticPolicy):
+        raise TeacherError(f"{kind} is recurrent: students have no memory. {supported}")
+    family = next((one for one in TEACHERS.values() if isinstance(policy, one.policies)), None)
+    if family is None:
+        raise TeacherError(f"{kind} with a {type(policy).__name__} is not supported. {supported}")
+    try:
+        observation_parts(policy.observation_space)
+        action_head(policy.action_space)
+    except ValueError as error:
+        raise TeacherError(f"{kind}: {error}") from error
+    copied = copy_policy(policy)
+    check_weights(copied.state_dict(), f"the {kind} model")
+    return family(copied, name=algo, algo=algo)
+
+
+def _algo_of(policy: BasePolicy) -> str:
+    """The algorithm of a policy by itself, as far as the module of its class tells; actor-critic policies count as PPO's."""
+    modules = [part for cls in type(policy).__mro__ for part in cls.__module__.split(".")]
+    return next((part for part in modules if part in TEACHERS), "maskableppo" if "maskable" in modules else "ppo")
 
 
 def _env_name(vec_env: VecEnv | None) -> str:

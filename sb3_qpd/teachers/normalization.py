@@ -1,4 +1,4 @@
-"""A teacher's observation statistics: SB3's ``VecNormalize``, frozen, and taken off an environment."""
+"""A teacher's observation statistics: SB3's ``VecNormalize``, frozen, and its removal from an environment."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ObsNormalization:
 
     :param mean: running mean of the raw observations, shape of one observation
     :param var: running variance, same shape
-    :param epsilon: added to the variance
+    :param epsilon: small number that is added to the variance
     :param clip_obs: c, the largest absolute value of a normalized observation
-    :param n_frames: normalized frames that an observation is a stack of (last axis), each with its copy of the statistics
+    :param n_frames: number of normalized frames that an observation stacks on its last axis; the statistics repeat for each
     """
 
     mean: np.ndarray
@@ -40,9 +40,10 @@ class ObsNormalization:
 
     def _padding(self, observations: np.ndarray) -> np.ndarray:
         """
-        Where the stack of an episode's first observations holds no frame yet: the oldest frames are zero all over. The
-        ``VecFrameStack`` that the teacher was trained with came after ``VecNormalize``: zeros they have to stay. (An older
-        frame that was really zero all over looks the same.)
+        True where a stack holds no frame yet, as in an episode's first observations: its oldest frames are all zeros.
+
+        In training, ``VecFrameStack`` came after ``VecNormalize``, so these zeros are not normalized. An older frame that
+        really was all zeros cannot be told apart.
         """
         frames = observations.reshape(-1, *self.mean.shape[:-1], self.n_frames, self.mean.shape[-1] // self.n_frames)
         is_empty = (np.moveaxis(frames, -2, 1).reshape(len(frames), self.n_frames, -1) == 0).all(2)
@@ -51,12 +52,20 @@ class ObsNormalization:
         return np.broadcast_to(is_padding, frames.shape).reshape(observations.shape)
 
     def stacked(self, n_frames: int) -> ObsNormalization:
-        """The statistics of one frame for a stack of them."""
+        """
+        The statistics for a stack of frames, from those of one frame.
+
+        :param n_frames: number of frames
+        """
         mean, var = (np.concatenate([value] * n_frames, axis=-1) for value in (self.mean, self.var))
         return replace(self, mean=mean, var=var, n_frames=n_frames)
 
     def same_as(self, other: ObsNormalization) -> bool:
-        """Whether two sets of statistics give the same normalized observations (to 1e-5)."""
+        """
+        Whether two sets of statistics give the same normalized observations, to a tolerance of 1e-5.
+
+        :param other: statistics
+        """
         return bool(
             self.mean.shape == other.mean.shape
             and np.allclose(self.mean, other.mean, rtol=1e-5, atol=1e-8)
@@ -65,7 +74,7 @@ class ObsNormalization:
         )
 
 
-# of Dict observations: for each key that is normalized
+# Dict observations have statistics for each normalized key
 Normalization = ObsNormalization | dict[str, ObsNormalization]
 
 
@@ -98,11 +107,11 @@ def fit_to_observations(
     normalization: Normalization, parts: tuple[ObservationPart, ...], observation_space: spaces.Space
 ) -> Normalization:
     """
-    Statistics for the observations that a teacher takes. Those of one frame serve a stack of normalized frames.
+    Statistics for the observations that a teacher takes. Statistics of one frame serve for a stack of normalized frames.
 
     :param normalization: statistics
     :param parts: parts of the teacher's observation
-    :param observation_space: the teacher's, for the message
+    :param observation_space: observation space of the teacher, for the message
     :raises TeacherError: statistics of other shapes
     """
     shapes = {part.key: part.shape for part in parts if part.kind != "one_hot"}
@@ -140,10 +149,10 @@ def are_same(one: Normalization, other: Normalization) -> bool:
 
 def remove_vec_normalize(vec_env: VecEnv) -> tuple[VecEnv, Normalization | None]:
     """
-    The same environments with raw observations and rewards.
+    The same environments without their ``VecNormalize``: with raw observations and rewards.
 
-    :param vec_env: the ``VecNormalize`` may be under other wrappers
-    :return: the environment without it, and the statistics that it had for observations
+    :param vec_env: environments whose ``VecNormalize``, if any, may be under other wrappers
+    :return: the environments without it, and its statistics of observations, ``None`` where it normalized none
     """
     normalize = unwrap_vec_normalize(vec_env)
     if normalize is None:
@@ -160,7 +169,7 @@ def remove_vec_normalize(vec_env: VecEnv) -> tuple[VecEnv, Normalization | None]
 
 
 def _without(vec_env: VecEnv, wrapper: VecNormalize) -> VecEnv:
-    """A copy of the chain of wrappers with one left out; the caller's own chain stays whole."""
+    """A copy of a chain of wrappers without one of them. The caller's chain stays as it is."""
     if vec_env is wrapper or not isinstance(vec_env, VecEnvWrapper):
         return wrapper.venv
     outer = object.__new__(type(vec_env))

@@ -1,18 +1,18 @@
 """
 The policy of a teacher's file: SB3's own class, built from checked values, with the file's weights.
 
-Each algorithm has its :class:`Blueprint`: which classes and keyword arguments its files may name, and which shapes their
-weights then have. These are compared before anything is built.
+Each family of policies has its :class:`Blueprint`: the classes and keyword arguments that its files may name. The network is
+first laid out on torch's meta device, where it takes no memory, and compared with the weights of the file.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -39,8 +39,7 @@ from sb3_qpd.teachers.files.pickle_reader import GlobalName
 from sb3_qpd.teachers.files.sb3_zip import TeacherFile
 
 MAX_OBSERVATION_SIZE = 2**20
-_LARGEST_NUMBER = 10**9  # of what a keyword argument of a policy may be
-MULTI_ACTION = ("a2c", "maskableppo", "ppo", "trpo")  # with MultiDiscrete and MultiBinary actions
+_LARGEST_NUMBER = 10**9  # of keyword arguments of a policy
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     cls.__name__: cls
     for cls in (
@@ -50,50 +49,47 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 EXTRACTORS: dict[str, type[Any]] = {cls.__name__: cls for cls in (FlattenExtractor, NatureCNN, CombinedExtractor)}
 
-Shape = tuple[str, tuple[int, ...]]  # name of a weight, and the shape that it has to have
-
-
-class Sizes(NamedTuple):
-    """How many features a network takes and how many outputs its actor has, and what its hidden layers are by default."""
-
-    features: int
-    cnns: dict[str, tuple[int, int]]  # of each CNN the prefix of its weights, what it puts out and what its convolutions leave
-    outputs: int
-    is_cnn: bool  # and nothing else
-    is_linear: bool
-
 
 @dataclass(frozen=True)
 class Blueprint:
     """
-    What the files of an algorithm may ask for.
+    The policies that the files of one family may ask for.
 
-    :param policies: its policy classes by the names that files have for them
-    :param checks: keyword arguments of these classes, each with the check that its value has to pass
-    :param shapes: shapes of the weights, from the checked arguments
-    :param current_keys: from the names of weights in older files to today's
+    :param policies: SB3's policy classes by the names that files have for them
+    :param checks: keyword arguments of these classes, each with the check of its value
+    :param current_keys: gives the weights of older files the names that they have today
+    :param multi_action: whether the policies take MultiDiscrete and MultiBinary actions
+    :param takes_schedule: whether the classes take a learning rate schedule
     """
 
     policies: dict[str, type[BasePolicy]]
     checks: dict[str, Callable[[Any], Any]]
-    shapes: Callable[[dict[str, Any], Sizes], Iterator[Shape]]
     current_keys: Callable[[dict[str, th.Tensor], dict[str, Any]], dict[str, th.Tensor]] = lambda weights, kwargs: weights
+    multi_action: bool = False
+    takes_schedule: bool = True
 
 
 def build_policy(file: TeacherFile) -> BasePolicy:
-    """SB3's own policy, from checked values, with the file's weights."""
-    blueprint = BLUEPRINTS[file.algo]
+    """
+    SB3's own policy, from checked values, with the file's weights.
+
+    :param file: contents of an SB3 zip
+    :raises TeacherError: a class, a value or a shape that the weights contradict
+    """
+    blueprint = BLUEPRINTS[file.family]
     if file.policy_class_name not in blueprint.policies:
         known = ", ".join(blueprint.policies)
         raise TeacherError(f"The policy class {file.policy_class_name} is not supported. Supported: {known}. {WAY_OUT}")
     kwargs = policy_arguments(file)
+    _check_spaces(file, blueprint, kwargs)
+    # the signature of the class is that of its family
+    policy_class: Any = blueprint.policies[file.policy_class_name]
+    schedule = (_no_learning,) if blueprint.takes_schedule else ()
+    arguments = (file.observation_space, file.action_space, *schedule)
     try:
-        state_dict = blueprint.current_keys(file.state_dict, kwargs)
-        _check_shapes(file, kwargs, state_dict)
-        # the class's signature is that of its family
-        policy_class: Any = blueprint.policies[file.policy_class_name]
-        schedule = () if file.algo == "ars" else (lambda _: 0.0,)
-        policy = policy_class(file.observation_space, file.action_space, *schedule, **kwargs)
+        state_dict = blueprint.current_keys(_without_wrappers(file.state_dict), kwargs)
+        _check_layout(policy_class, arguments, kwargs, state_dict)
+        policy = policy_class(*arguments, **kwargs)
         policy.load_state_dict(state_dict)
     except TeacherError:
         raise
@@ -103,9 +99,18 @@ def build_policy(file: TeacherFile) -> BasePolicy:
     return policy
 
 
+def _no_learning(progress_remaining: float) -> float:
+    return 0.0
+
+
 def policy_arguments(file: TeacherFile) -> dict[str, Any]:
-    """The keyword arguments of SB3's policy class, each checked; those of its optimizer are left out."""
-    checks = BLUEPRINTS[file.algo].checks
+    """
+    The keyword arguments of SB3's policy class, each checked. Those of its optimizer are left out.
+
+    :param file: contents of an SB3 zip
+    :raises TeacherError: an argument or a value that is not let through
+    """
+    checks = BLUEPRINTS[file.family].checks
     kwargs = {}
     for key, value in file.policy_kwargs.items():
         if key in _NOT_NEEDED or (key == "use_sde" and value is False):
@@ -119,7 +124,73 @@ def policy_arguments(file: TeacherFile) -> dict[str, Any]:
     return {key: value for key, value in kwargs.items() if value is not None}
 
 
-# --- checks of arguments ---
+def _check_spaces(file: TeacherFile, blueprint: Blueprint, kwargs: dict[str, Any]) -> None:
+    """Refuse spaces that SB3's class cannot have had, and observations of too many numbers."""
+    space, options = file.observation_space, kwargs.get("features_extractor_kwargs", {})
+    try:
+        head, parts = action_head(file.action_space), observation_parts(space, options.get("normalized_image", False))
+    except ValueError as error:
+        raise TeacherError(f"{error}. {WAY_OUT}") from error
+    if not (head.is_box or isinstance(file.action_space, spaces.Discrete) or blueprint.multi_action):
+        raise TeacherError(f"{file.algo} has no actions of {file.action_space}: the file contradicts itself. Save it again")
+    if sum(part.n_features for part in parts) > MAX_OBSERVATION_SIZE:
+        raise TeacherError(f"Observations {space} of more than {MAX_OBSERVATION_SIZE} numbers. {WAY_OUT}")
+    names = {"Cnn": NatureCNN, "MultiInput": CombinedExtractor}
+    default = next((cls for name, cls in names.items() if name in file.policy_class_name), FlattenExtractor)
+    extractor = kwargs.get("features_extractor_class", default)
+    if isinstance(space, spaces.Dict) != (extractor is CombinedExtractor):
+        raise TeacherError(f"A {extractor.__name__} cannot take observations of {space}. {WAY_OUT}")
+    if extractor is NatureCNN and len(space.shape or ()) != 3:
+        raise TeacherError(f"A CNN needs images, the teacher's observations are {space}. {WAY_OUT}")
+
+
+def _check_layout(
+    policy_class: type[Any], arguments: tuple[Any, ...], kwargs: dict[str, Any], state_dict: dict[str, th.Tensor]
+) -> None:
+    """Compare the network that the arguments describe with the weights, before any memory is taken for it."""
+    if (n_layers := _n_layers(kwargs)) > len(state_dict):  # laying out takes no memory, but time for each layer
+        raise TeacherError(
+            f"policy_kwargs describe {n_layers} layers, the file has {len(state_dict)} weights: it is damaged or was edited; "
+            "save the model again"
+        )
+    # SB3 moves parts of a policy to policy.device, which is the processor as long as there are no parameters
+    on_meta = type(policy_class.__name__, (policy_class,), {"device": property(lambda policy: th.device("meta"))})
+    with th.device("meta"), _unchecked_distributions():
+        layout = on_meta(*arguments, **kwargs)
+    for key, expected in layout.state_dict().items():
+        shape = tuple(state_dict[key].shape) if key in state_dict else "nothing"
+        if shape != tuple(expected.shape):
+            raise TeacherError(
+                f"The teacher's weights contradict its spaces and policy_kwargs: {key} should have shape "
+                f"{tuple(expected.shape)}, got {shape}. The file is damaged or was edited; save the model again"
+            )
+
+
+@contextmanager
+def _unchecked_distributions() -> Iterator[None]:
+    """gSDE draws its noise while a policy is built, and torch cannot check the values of a distribution on the meta device."""
+    distribution = th.distributions.Distribution
+    before = distribution._validate_args
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        distribution.set_default_validate_args(before)
+
+
+def _n_layers(kwargs: dict[str, Any]) -> int:
+    """Layers of all networks whose number the arguments give. Networks of a default size have a few."""
+    net_arch = kwargs.get("net_arch", [])
+    if isinstance(net_arch, list):
+        return max(len(net_arch), kwargs.get("n_critics", 0))
+    return len(net_arch["pi"]) + kwargs.get("n_critics", 1) * max(1, *(len(net_arch.get(key, ())) for key in ("vf", "qf")))
+
+
+def _without_wrappers(state_dict: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """The names of weights without those that ``torch.compile`` and ``DataParallel`` put around a module's own."""
+    return {re.sub(r"(^|(?<=\.))(_orig_mod|module)\.", "", key): value for key, value in state_dict.items()}
+
+
 def _flag(value: Any) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"Expected True or False, got a {type(value).__name__}")
@@ -163,7 +234,10 @@ def _layers(value: Any) -> list[int] | None:
 
 
 def _branches(value: Any, critic: str) -> dict[str, list[int]] | None:
-    """Any form that SB3 has had: ``[64, 64]``, ``dict(pi=, vf=)``, ``[shared layers, dict(pi=, vf=)]``."""
+    """
+    Layer sizes of actor and critic, from any form that SB3 has had: ``[64, 64]``, ``dict(pi=, vf=)``,
+    ``[shared layers, dict(pi=, vf=)]``.
+    """
     if value is None:
         return None
     if not isinstance(value, list | tuple | dict):
@@ -222,139 +296,12 @@ _ARS: _Checks = {
 }
 
 
-# --- shapes of weights ---
-def _check_shapes(file: TeacherFile, kwargs: dict[str, Any], state_dict: dict[str, th.Tensor]) -> None:
-    """Before anything is built, so that a file cannot ask for a network that its own weights do not fill."""
-    for key, shape in BLUEPRINTS[file.algo].shapes(kwargs, _sizes(file, kwargs)):
-        got = tuple(state_dict[key].shape) if key in state_dict else "nothing"
-        if got != shape:
-            raise TeacherError(
-                f"The teacher's weights contradict its spaces and policy_kwargs: {key} should have shape {shape}, got {got}. "
-                "The file is damaged or was edited; save the model again"
-            )
+def _by_name(*classes: type[BasePolicy]) -> dict[str, type[BasePolicy]]:
+    return {cls.__name__: cls for cls in classes}
 
 
-def _sizes(file: TeacherFile, kwargs: dict[str, Any]) -> Sizes:
-    names = {"Cnn": NatureCNN, "MultiInput": CombinedExtractor}
-    default = next((cls for name, cls in names.items() if name in file.policy_class_name), FlattenExtractor)
-    extractor = kwargs.get("features_extractor_class", default)
-    options = kwargs.get("features_extractor_kwargs", {})
-    space, n_outputs = file.observation_space, _n_outputs(file)
-    try:
-        parts = observation_parts(space, options.get("normalized_image", False))
-    except ValueError as error:
-        raise TeacherError(f"{error}. {WAY_OUT}") from error
-    if (size := sum(part.n_features for part in parts)) > MAX_OBSERVATION_SIZE:
-        raise TeacherError(f"Observations {space} of more than {MAX_OBSERVATION_SIZE} numbers. {WAY_OUT}")
-    if isinstance(space, spaces.Dict) != (extractor is CombinedExtractor):
-        raise TeacherError(f"A {extractor.__name__} cannot take observations of {space}. {WAY_OUT}")
-    cnns = {}
-    if extractor is NatureCNN:
-        cnns = {"": (options.get("features_dim", 512), _nature_cnn_flat(space))}
-    elif extractor is CombinedExtractor:
-        images = [part.key for part in parts if part.is_image]
-        cnns = {f"extractors.{key}.": (options.get("cnn_output_dim", 256), _nature_cnn_flat(space[key])) for key in images}  # type: ignore[index]
-        size = sum(part.n_features for part in parts if not part.is_image)
-    features = sum(width for width, _ in cnns.values()) + (0 if extractor is NatureCNN else size)
-    return Sizes(features, cnns, n_outputs, extractor is NatureCNN, file.policy_class_name == "ARSLinearPolicy")
-
-
-def _n_outputs(file: TeacherFile) -> int:
-    try:
-        head = action_head(file.action_space)
-    except ValueError as error:
-        raise TeacherError(f"{error}. {WAY_OUT}") from error
-    if not (head.is_box or isinstance(file.action_space, spaces.Discrete) or file.algo in MULTI_ACTION):
-        raise TeacherError(f"{file.algo} has no actions of {file.action_space}: the file contradicts itself. Save it again")
-    if head.is_binary and file.algo != "maskableppo":  # which has two logits for each
-        return len(head.nvec)
-    return sum(head.nvec) or math.prod(head.shape)
-
-
-def _nature_cnn_flat(space: spaces.Space) -> int:
-    """What the three convolutions of NatureCNN leave of an image, channels first."""
-    if len(space.shape or ()) != 3:
-        raise TeacherError(f"A CNN needs images, the teacher's observations are {space}. {WAY_OUT}")
-    sides = space.shape[1:]  # type: ignore[index]
-    for kernel, stride in ((8, 4), (4, 2), (3, 1)):
-        sides = tuple((side - kernel) // stride + 1 for side in sides)
-    return 64 * sides[0] * sides[1]
-
-
-def _mlp(prefix: str, sizes: list[int], *, first: int = 0, step: int = 2) -> Iterator[Shape]:
-    """A layer is a Linear and its activation, in CrossQ after a normalization."""
-    for index, (before, after) in enumerate(itertools.pairwise(sizes)):
-        yield f"{prefix}.{first + step * index}.weight", (after, before)
-
-
-def _extractor(prefix: str, sizes: Sizes) -> Iterator[Shape]:
-    for cnn, shape in sizes.cnns.items():
-        yield f"{prefix}features_extractor.{cnn}linear.0.weight", shape
-
-
-def _actor_critic_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
-    hidden = [] if sizes.is_cnn else [64, 64]
-    net_arch = kwargs.get("net_arch", {"pi": hidden, "vf": hidden})
-    yield from _extractor("", sizes)
-    for branch, net, head, out in (("pi", "policy_net", "action_net", sizes.outputs), ("vf", "value_net", "value_net", 1)):
-        layers = [sizes.features, *net_arch[branch]]
-        yield from _mlp(f"mlp_extractor.{net}", layers)
-        yield f"{head}.weight", (out, layers[-1])
-
-
-def _q_shapes(kwargs: dict[str, Any], sizes: Sizes, name: str, default_quantiles: int) -> Iterator[Shape]:
-    hidden = kwargs.get("net_arch", [] if sizes.is_cnn else [64, 64])
-    yield from _extractor(f"{name}.", sizes)
-    yield from _mlp(f"{name}.{name}", [sizes.features, *hidden, sizes.outputs * kwargs.get("n_quantiles", default_quantiles)])
-
-
-def _off_policy_arch(kwargs: dict[str, Any], pi: list[int], qf: list[int]) -> dict[str, list[int]]:
-    return kwargs.get("net_arch", {"pi": pi, "qf": qf})
-
-
-def _td3_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
-    hidden = [256, 256] if sizes.is_cnn else [400, 300]
-    net_arch = _off_policy_arch(kwargs, hidden, hidden)
-    yield from _extractor("actor.", sizes)
-    yield from _mlp("actor.mu", [sizes.features, *net_arch["pi"], sizes.outputs])
-    yield from _critic_shapes(kwargs, sizes, net_arch["qf"], 1)
-
-
-def _sac_shapes(kwargs: dict[str, Any], sizes: Sizes, default_quantiles: int = 1) -> Iterator[Shape]:
-    net_arch = _off_policy_arch(kwargs, [256, 256], [256, 256])
-    yield from _extractor("actor.", sizes)
-    yield from _squashed_actor_shapes(kwargs, sizes, net_arch["pi"])
-    yield from _critic_shapes(kwargs, sizes, net_arch["qf"], kwargs.get("n_quantiles", default_quantiles))
-
-
-def _crossq_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
-    net_arch = _off_policy_arch(kwargs, [256, 256], [1024, 1024])
-    layout = {"first": 1, "step": 3} if kwargs.get("batch_norm", True) else {}
-    yield from _extractor("actor.", sizes)
-    yield from _squashed_actor_shapes(kwargs, sizes, net_arch["pi"], **layout)
-    yield from _critic_shapes(kwargs, sizes, net_arch["qf"], 1, **layout)
-
-
-def _squashed_actor_shapes(kwargs: dict[str, Any], sizes: Sizes, hidden: list[int], **layout: int) -> Iterator[Shape]:
-    layers = [sizes.features, *hidden]
-    yield from _mlp("actor.latent_pi", layers, **layout)
-    clips_mean = kwargs.get("use_sde", False) and kwargs.get("clip_mean", 2.0) > 0
-    yield "actor.mu.0.weight" if clips_mean else "actor.mu.weight", (sizes.outputs, layers[-1])
-
-
-def _critic_shapes(kwargs: dict[str, Any], sizes: Sizes, hidden: list[int], outputs: int, **layout: int) -> Iterator[Shape]:
-    for index in range(kwargs.get("n_critics", 2)):
-        yield from _mlp(f"critic.qf{index}", [sizes.features + sizes.outputs, *hidden, outputs], **layout)
-
-
-def _ars_shapes(kwargs: dict[str, Any], sizes: Sizes) -> Iterator[Shape]:
-    hidden = kwargs.get("net_arch", [] if sizes.is_linear else [64, 64])
-    yield from _mlp("action_net", [sizes.features, *hidden, sizes.outputs])
-
-
-# --- names of weights ---
 def _current_actor_critic_keys(state_dict: dict[str, th.Tensor], kwargs: dict[str, Any]) -> dict[str, th.Tensor]:
-    """The keys that SB3 has today: shared layers go into both branches, a shared extractor is named three times."""
+    """Today's names: shared layers stand in both branches, and a shared extractor has three names."""
     prefix = "mlp_extractor.shared_net."
     shared = [int(key[len(prefix) :].split(".")[0]) for key in state_dict if key.startswith(prefix)]
     offset = max(shared, default=-2) + 2  # every layer is a Linear and its activation
@@ -376,53 +323,33 @@ def _current_actor_critic_keys(state_dict: dict[str, th.Tensor], kwargs: dict[st
 
 
 def _current_ars_keys(state_dict: dict[str, th.Tensor], kwargs: dict[str, Any]) -> dict[str, th.Tensor]:
-    """The linear policy was a single layer before it became a network without hidden ones."""
+    """Today's names: the linear policy was a single layer before it became a network without hidden layers."""
     return {key.replace("action_net.weight", "action_net.0.weight"): value for key, value in state_dict.items()}
 
 
-_ACTOR_CRITIC_BLUEPRINT = Blueprint(
-    {cls.__name__: cls for cls in (ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy)},
-    _ACTOR_CRITIC,
-    _actor_critic_shapes,
-    _current_actor_critic_keys,
-)
-_TD3_BLUEPRINT = Blueprint(
-    {cls.__name__: cls for cls in (td3.TD3Policy, td3.CnnPolicy, td3.MultiInputPolicy)}, _TD3, _td3_shapes
-)
-
-# algorithm as RL Zoo spells it -> what its files may hold
+# module of SB3's policy classes -> what files with these classes may hold
 BLUEPRINTS: dict[str, Blueprint] = {
-    **dict.fromkeys(("a2c", "ppo", "trpo"), _ACTOR_CRITIC_BLUEPRINT),
-    **dict.fromkeys(("ddpg", "td3"), _TD3_BLUEPRINT),
-    "ars": Blueprint({"ARSPolicy": ARSPolicy, "ARSLinearPolicy": ARSLinearPolicy}, _ARS, _ars_shapes, _current_ars_keys),
-    "crossq": Blueprint({"CrossQPolicy": CrossQPolicy}, _CROSSQ, _crossq_shapes),
-    "dqn": Blueprint(
-        {cls.__name__: cls for cls in (dqn.DQNPolicy, dqn.CnnPolicy, dqn.MultiInputPolicy)},
-        _DQN,
-        partial(_q_shapes, name="q_net", default_quantiles=1),
-    ),
-    "maskableppo": Blueprint(
-        {
-            cls.__name__: cls
-            for cls in (
-                maskable.MaskableActorCriticPolicy,
-                maskable.MaskableActorCriticCnnPolicy,
-                maskable.MaskableMultiInputActorCriticPolicy,
-            )
-        },
-        _MASKABLE,
-        _actor_critic_shapes,
+    "policies": Blueprint(
+        _by_name(ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy),
+        _ACTOR_CRITIC,
         _current_actor_critic_keys,
+        multi_action=True,
     ),
-    "qrdqn": Blueprint(
-        {cls.__name__: cls for cls in (qrdqn.QRDQNPolicy, qrdqn.CnnPolicy, qrdqn.MultiInputPolicy)},
-        {**_DQN, "n_quantiles": _count},
-        partial(_q_shapes, name="quantile_net", default_quantiles=200),
+    "maskable": Blueprint(
+        _by_name(
+            maskable.MaskableActorCriticPolicy,
+            maskable.MaskableActorCriticCnnPolicy,
+            maskable.MaskableMultiInputActorCriticPolicy,
+        ),
+        _MASKABLE,
+        _current_actor_critic_keys,
+        multi_action=True,
     ),
-    "sac": Blueprint({cls.__name__: cls for cls in (sac.SACPolicy, sac.CnnPolicy, sac.MultiInputPolicy)}, _SAC, _sac_shapes),
-    "tqc": Blueprint(
-        {cls.__name__: cls for cls in (tqc.TQCPolicy, tqc.CnnPolicy, tqc.MultiInputPolicy)},
-        {**_SAC, "n_quantiles": _count},
-        partial(_sac_shapes, default_quantiles=25),
-    ),
+    "dqn": Blueprint(_by_name(dqn.DQNPolicy, dqn.CnnPolicy, dqn.MultiInputPolicy), _DQN),
+    "qrdqn": Blueprint(_by_name(qrdqn.QRDQNPolicy, qrdqn.CnnPolicy, qrdqn.MultiInputPolicy), {**_DQN, "n_quantiles": _count}),
+    "td3": Blueprint(_by_name(td3.TD3Policy, td3.CnnPolicy, td3.MultiInputPolicy), _TD3),
+    "sac": Blueprint(_by_name(sac.SACPolicy, sac.CnnPolicy, sac.MultiInputPolicy), _SAC),
+    "tqc": Blueprint(_by_name(tqc.TQCPolicy, tqc.CnnPolicy, tqc.MultiInputPolicy), {**_SAC, "n_quantiles": _count}),
+    "crossq": Blueprint(_by_name(CrossQPolicy), _CROSSQ),
+    "ars": Blueprint(_by_name(ARSPolicy, ARSLinearPolicy), _ARS, _current_ars_keys, takes_schedule=False),
 }

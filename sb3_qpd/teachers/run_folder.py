@@ -1,12 +1,12 @@
 """
-RL Zoo's run folders: which of the files is the teacher, and what they say of its environment.
+RL Zoo's run folders: which of the files is the teacher, and what they tell about its environment.
 
     ppo/LunarLander-v2_1/LunarLander-v2.zip            (best_model.zip where that is missing)
     ppo/LunarLander-v2_1/LunarLander-v2/args.yml       the environment's id and keyword arguments
     ppo/LunarLander-v2_1/LunarLander-v2/config.yml     wrappers, frame stack, whether observations were normalized
     ppo/LunarLander-v2_1/LunarLander-v2/vecnormalize.pkl
 
-The Hub's layout, where all of it lies in one folder, is read as well.
+The Hub's layout, where all files lie in one folder, is read as well. Statistics are found beside bare zips, too.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from typing import Any
 
 from sb3_qpd.envs.limits import check_untrusted_recipe
 from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.envs.registry import SUCCESSORS, running_id
+from sb3_qpd.envs.registry import SUCCESSORS, package_of, running_id
 from sb3_qpd.envs.zoo_config import named_wrappers
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.zoo_yaml import read_yaml
 from sb3_qpd.teachers.hub import NORMALIZATION_FILES, run_name
+from sb3_qpd.teachers.statistics_files import find_statistics
 
 
 @dataclass(frozen=True)
@@ -31,16 +32,20 @@ class RunFolder:
     """
     A teacher's zip with the files that were found beside it.
 
-    :param zip_path: the model
-    :param folder: where its args.yml and config.yml lie, ``None`` for a bare zip
+    :param zip_path: path of the model
+    :param folder: folder of its args.yml and config.yml, ``None`` for a bare zip
     :param args: contents of args.yml
     :param config: contents of config.yml
+    :param statistics: path of the ``VecNormalize`` statistics that belong to the model
+    :param other_statistics: files of statistics nearby that belong to other models, or whose owner is not known
     """
 
     zip_path: Path
     folder: Path | None
     args: dict[str, Any]
     config: dict[str, Any]
+    statistics: Path | None = None
+    other_statistics: tuple[Path, ...] = ()
 
     @property
     def env_name(self) -> str:
@@ -61,12 +66,25 @@ class RunFolder:
     @property
     def vecnormalize(self) -> Path | None:
         """The file of statistics, where there is one that was in use."""
-        if self.folder is None or (not self.normalizes and "n_timesteps" in self.config):
-            return None
-        return next((self.folder / name for name in NORMALIZATION_FILES if (self.folder / name).is_file()), None)
+        return None if not self.normalizes and "n_timesteps" in self.config else self.statistics
+
+    def warn_of_unused_statistics(self) -> None:
+        """Warn where statistics lie nearby and none of them belongs to this model by its name."""
+        if self.vecnormalize is not None or not self.other_statistics or "n_timesteps" in self.config:
+            return
+        names = ", ".join(path.name for path in self.other_statistics[:5])
+        warnings.warn(
+            f"{self.zip_path.name} is used without normalization, but VecNormalize statistics lie nearby ({names} in "
+            f"{self.other_statistics[0].parent}). If the teacher was trained with them, give load_teacher(..., "
+            "vecnormalize=PATH), on the command line --vecnormalize PATH"
+        )
 
     def make_recipe(self) -> EnvRecipe | None:
-        """How to build the environment, ``None`` for a bare zip."""
+        """
+        The recipe of the environment that the teacher was trained on, ``None`` for a bare zip.
+
+        :raises TeacherError: the environment is not registered, or the files ask for one that is not let through
+        """
         if "env" not in self.args:
             return None
         way_out = f"Build the environment of {self.zip_path} yourself and pass it as env= (or --env, --env-kwargs)"
@@ -74,16 +92,20 @@ class RunFolder:
             raise TeacherError(f"vec_env_wrapper in a config.yml is not supported. {way_out}")
         env_id = running_id(self.env_name)
         if env_id is None:
+            package = package_of(self.env_name)
+            first = (
+                "Import the package that registers it" if package is None else f"Install its package (pip install {package})"
+            )
             raise TeacherError(
-                f"The environment {self.env_name!r} is not registered here. Import the package that registers it, "
-                "or build it yourself, and pass it as env="
+                f"The environment {self.env_name!r} is not registered here. {first}, or build it yourself, and pass it as env="
             )
         if env_id != SUCCESSORS.get(self.env_name, self.env_name):
             warnings.warn(f"{self.env_name} is not registered any more: the teacher plays {env_id}, which may differ")
         env_kwargs = self.args.get("env_kwargs") or self.config.get("env_kwargs") or {}
         frame_stack = self.config.get("frame_stack") or (1 if self.config else 0)
         try:
-            recipe = EnvRecipe(env_id, dict(env_kwargs), named_wrappers(self.config.get("env_wrapper")), int(frame_stack))
+            wrappers = named_wrappers(self.config.get("env_wrapper"), self.env_name)
+            recipe = EnvRecipe(env_id, dict(env_kwargs), wrappers, int(frame_stack))
             check_untrusted_recipe(recipe)
         except (ValueError, TypeError, OverflowError) as error:
             raise TeacherError(f"{error} {way_out}") from error
@@ -92,9 +114,10 @@ class RunFolder:
 
 def find_run(path: Path, together: bool = False) -> RunFolder:
     """
+    A model's zip with the files that describe its environment and its observations.
+
     :param path: a zip, or a run folder
-    :param together: whatever lies beside the zip belongs to it, as in a repository; so it does in a folder that is given
-    :return: the zip with whatever describes its environment
+    :param together: whether all files beside the zip belong to it, as in a repository. In a run folder they do
     """
     with_suffix = Path(f"{path}.zip")  # SB3 appends it too
     if with_suffix.is_file():
@@ -102,12 +125,14 @@ def find_run(path: Path, together: bool = False) -> RunFolder:
     else:
         zip_path, together = (_find_zip(path), True) if path.is_dir() else (path, together)
     run = zip_path.parent
-    candidates = [run / zip_path.stem, run / run_name(run)]
-    if together or _has(run, "args.yml", *NORMALIZATION_FILES):  # a config.yml alone may be anybody's
+    inner = [run / zip_path.stem, run / run_name(run)]
+    candidates = list(inner)
+    if together or _has(run, "args.yml", *NORMALIZATION_FILES):  # a config.yml alone may belong to another program
         candidates.append(run)
     folder = next((one for one in candidates if _has(one, "args.yml", "config.yml", *NORMALIZATION_FILES)), None)
     args, config = (_read_if_there(folder, name) for name in ("args.yml", "config.yml"))
-    return RunFolder(zip_path, folder, args, config)
+    statistics, others = find_statistics(zip_path, list(dict.fromkeys([*inner, run])))
+    return RunFolder(zip_path, folder, args, config, statistics, tuple(others))
 
 
 def _has(folder: Path, *names: str) -> bool:

@@ -1,7 +1,8 @@
 """
 The teacher: a frozen pretrained policy that labels raw observations with its action distribution and its value.
 
-Each family of algorithms has its adapter; :data:`TEACHERS` says which algorithm belongs to which.
+Here is the adapter for actor-critic policies. Those for other families, and the table of algorithms, are in
+:mod:`~sb3_qpd.teachers.families`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import nn
 from sb3_qpd.spaces import action_head, masked, observation_parts
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.normalization import Normalization, ObsNormalization, are_same, fit_to_observations
+from sb3_qpd.teachers.own_policies import distribution_parameters, overrides, parameters_behind, squashes
 
 if TYPE_CHECKING:
     from sb3_qpd.envs.recipe import EnvRecipe
@@ -29,14 +31,16 @@ if TYPE_CHECKING:
 
 class TeacherOutput(NamedTuple):
     """
-    What a teacher says of a batch of observations: everything a distillation loss may use.
+    The labels of a batch of observations: all values that a distillation loss may use.
 
-    ``actor`` holds logits, shape (batch_size, n_actions), or the mean action in environment units, shape
-    (batch_size, action_dim); ``value``, shape (batch_size,), is ``None`` where the teacher has no critic; ``log_std`` is the
-    logarithm of the standard deviation of a Box action in environment units, shape (batch_size, action_dim), ``None`` where
-    the teacher is deterministic. A Q-value teacher's logits are its Q-values, see :meth:`Teacher.temperature_of`. Logits of
-    MultiDiscrete and MultiBinary actions are those of every category, one dimension after the other. ``masks``, of the same
-    shape, says which of them were allowed, where the environment says so: the logits of the others are very negative.
+    - ``actor``: logits, shape (batch_size, n_actions), or the mean of a Box action in environment units, shape
+      (batch_size, action_dim). MultiDiscrete and MultiBinary actions have logits for every category, one dimension after the
+      other. The logits of a Q-value teacher are its Q-values, see :meth:`Teacher.temperature_of`
+    - ``value``: shape (batch_size,), ``None`` where the teacher has no critic
+    - ``log_std``: logarithm of the standard deviation of a Box action in environment units, shape (batch_size, action_dim),
+      ``None`` where the teacher is deterministic
+    - ``masks``: which actions were allowed, with the shape of the logits, ``None`` where the environment does not say so. The
+      logits of the other actions are very negative
     """
 
     actor: th.Tensor
@@ -46,27 +50,31 @@ class TeacherOutput(NamedTuple):
 
 
 def check_finite(output: TeacherOutput) -> None:
-    """Refuse what nothing can be learned from."""
-    # one answer of all parts: on a GPU each would wait for what is queued there
+    """
+    Refuse labels with NaN or infinity.
+
+    :param output: labels of a batch
+    :raises ValueError: a value is not finite
+    """
+    # one answer for all parts: on a GPU each answer would wait for the queue
     if not th.stack([th.isfinite(part).all() for part in output if part is not None]).all():
         raise ValueError("The teacher's output holds NaN or infinity: its weights or its observations are broken")
 
 
 class Teacher:
     """
-    A pretrained policy, frozen, that takes *raw* observations: an actor-critic one (PPO, A2C, TRPO), in subclasses others.
+    A frozen pretrained policy that takes *raw* observations. This class is for actor-critic policies (PPO, A2C, TRPO).
 
-    It applies its own normalization, so that nobody else has to know of it, and answers in environment units.
+    A teacher applies its own normalization, so its callers need not know about it. Its labels are in environment units.
 
-    :param policy: SB3's policy object; it is put in evaluation mode and never trained
-    :param name: ``<algo>/<Env>`` or a Hub id: what a student remembers of its teacher (never a path)
-    :param algo: key of the algorithm, as in RL Zoo (``ppo``, ``a2c``, ``trpo``, ...)
-    :param checksum: SHA-256 of the file that it came from, or ``""``
-    :param normalization: the frozen ``VecNormalize`` statistics that it was trained with, by key for Dict observations, or
-        ``None``
-    :param recipe: how to build the environment that it was trained on, where that is known
-    :param run: the files that it was read from, ``None`` for a live model
-    :param vec_env: the raw environment that a live model brought along
+    :param policy: SB3's policy; it is put in evaluation mode and never trained
+    :param name: ``<algo>/<Env>`` or a name on the Hub, never a path. A student remembers it
+    :param algo: name of the algorithm, as in RL Zoo (``ppo``, ``a2c``, ``trpo``, ...)
+    :param checksum: SHA-256 of the teacher's file, or ``""``
+    :param normalization: frozen ``VecNormalize`` statistics from training, by key for Dict observations, or ``None``
+    :param recipe: recipe of the environment in training, where it is known
+    :param run: the teacher's files, ``None`` for a live model
+    :param vec_env: raw environment of a live model
     """
 
     takes_raw_observations: ClassVar[bool] = True
@@ -107,13 +115,13 @@ class Teacher:
 
     @property
     def normalized_image(self) -> bool:
-        """Whether its CNN takes images of floats (SB3's name for it)."""
+        """Whether the policy's CNN takes images of floats (SB3's name for it)."""
         kwargs = self.policy.features_extractor_kwargs or {}
         return bool(kwargs.get("normalized_image", False))
 
     @property
     def uses_masks(self) -> bool:
-        """Whether it is to be told which actions are allowed, where the environment says so."""
+        """Whether the policy was trained with action masks."""
         return isinstance(self.policy, MaskableActorCriticPolicy)
 
     @property
@@ -121,28 +129,46 @@ class Teacher:
         return self.policy.device
 
     def to(self, device: th.device | str) -> Teacher:
-        """Move the network to a device; images go through it channels-last, which is faster on every device."""
+        """
+        Move the network to a device. Images go through it channels-last, which is faster on every device.
+
+        :param device: torch device
+        """
         before = self.device
         self.policy.to(device)
         if self.use_sde and self.device != before:
-            self.policy.reset_noise()  # it is no parameter and would stay behind
+            self.policy.reset_noise()  # the noise is no parameter, so policy.to() leaves it behind
         if any(part.is_image for part in self.parts):
             self.policy.to(memory_format=th.channels_last)
         return self
 
     def normalize(self, observations: Any) -> Any:
-        """Raw observations as the network takes them, shape unchanged."""
+        """
+        Normalize raw observations as in training. The shape stays.
+
+        :param observations: one observation or a batch, as the environment gives it
+        :raises ValueError: observations of another shape than the teacher's
+        """
         if self.normalization is None:
             return observations
         if isinstance(self.normalization, ObsNormalization):
-            return self.normalization(np.asarray(observations))
-        return {**observations, **{key: one(np.asarray(observations[key])) for key, one in self.normalization.items()}}
+            return self._normalize(self.normalization, observations)
+        return {**observations, **{key: self._normalize(one, observations[key]) for key, one in self.normalization.items()}}
+
+    def _normalize(self, normalization: ObsNormalization, observations: Any) -> np.ndarray:
+        values, shape = np.asarray(observations), normalization.mean.shape
+        if values.shape[values.ndim - len(shape) :] != shape:
+            raise ValueError(
+                f"The teacher {self.name} takes observations of shape {shape}, got {values.shape}. Give the environment in "
+                "which it was trained, with its wrappers"
+            )
+        return normalization(values)
 
     def fit_normalization(self, normalization: Normalization) -> None:
         """
-        Take statistics as the teacher's own. Those of one frame serve a stack of normalized frames.
+        Take statistics as the teacher's own. Statistics of one frame serve for a stack of normalized frames.
 
-        :param normalization: statistics of the run that trained the teacher
+        :param normalization: statistics from the teacher's training
         :raises TeacherError: statistics of other shapes
         """
         self.normalization = fit_to_observations(normalization, self.parts, self.observation_space)
@@ -161,13 +187,14 @@ class Teacher:
             self.fit_normalization(normalization)
         elif not are_same(own, fit_to_observations(normalization, self.parts, self.observation_space)):
             raise TeacherError(
-                "The environment is in a VecNormalize with other statistics than the teacher's. Pass it without VecNormalize.\n"
+                "The environment is in a VecNormalize with other statistics than the teacher's. Pass it without "
+                "VecNormalize.\n"
                 f"teacher: {own}\nenvironment: {normalization}"
             )
 
     @property
     def use_sde(self) -> bool:
-        """Whether it explores with gSDE, whose noise has to be drawn before actions are sampled."""
+        """Whether the policy explores with gSDE, whose noise has to be drawn before actions are sampled."""
         return getattr(self.policy, "use_sde", False)
 
     @th.no_grad()
@@ -176,8 +203,8 @@ class Teacher:
         Label a batch of raw observations.
 
         :param observations: shape (batch_size, *observation_shape), as the environment gives them; a dict of such arrays
-        :param action_masks: which discrete actions are allowed, shape (batch_size, sum of all categories)
-        :return: logits or mean, value and log standard deviation, float32, on the teacher's device
+        :param action_masks: allowed discrete actions, bool, shape (batch_size, sum of all categories)
+        :return: labels as float32 on the teacher's device
         """
         tensor, _ = self.policy.obs_to_tensor(self.normalize(observations))
         output = self._label(tensor)
@@ -188,6 +215,8 @@ class Teacher:
 
     def _label(self, observations: th.Tensor) -> TeacherOutput:
         policy = self.policy
+        if self._has_own_distribution:
+            return self._label_from_distribution(observations)
         features = policy.extract_features(observations)
         pi_features, vf_features = features if isinstance(features, tuple) else (features, features)
         latent_pi = policy.mlp_extractor.forward_actor(pi_features)
@@ -195,36 +224,51 @@ class Teacher:
         actor = policy.action_net(latent_pi)
         if not self.head.is_box:
             return TeacherOutput(self.head.logits(actor.float()), value)
-        log_std = _log_std(policy.action_dist, policy.log_std, actor, latent_pi)
+        log_std = gaussian_log_std(policy.action_dist, policy.log_std, actor, latent_pi)
         if policy.squash_output:
             actor, log_std = self._squash(actor, log_std)
         return TeacherOutput(actor.float(), value, log_std.float())
 
+    @property
+    def _has_own_distribution(self) -> bool:
+        return overrides(self.policy, "get_distribution", "_get_action_dist_from_latent")
+
+    def _label_from_distribution(self, observations: Any) -> TeacherOutput:
+        """The labels of a policy whose class changes SB3's distribution, for instance to mask actions by the observation."""
+        distribution = self.policy.get_distribution(observations)
+        value = self.policy.predict_values(observations).flatten().float()
+        actor, log_std = distribution_parameters(distribution)
+        if log_std is None:
+            return TeacherOutput(self.head.logits(actor.float()), value)
+        if squashes(distribution):
+            actor, log_std = self._squash(actor, log_std)
+        return TeacherOutput(actor.float(), value, log_std.float())
+
     def _squash(self, mean: th.Tensor, log_std: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Mean and deviation before a tanh as those of the action in environment units."""
+        """Mean and log deviation of the action in environment units, from those before a tanh."""
         _, half = self._low_and_half()
         squashed = th.tanh(mean)
         # first order: the deviation shrinks with the slope of tanh
         return self._unscale(squashed), log_std + th.log((1 - squashed**2).clamp_min(1e-6)) + half.log()
 
     def _unscale(self, scaled: th.Tensor) -> th.Tensor:
-        """From [-1, 1] to environment units."""
+        """Actions in [-1, 1] as actions in environment units."""
         low, half = self._low_and_half()
         return low + half * (scaled + 1)
 
     def _low_and_half(self) -> tuple[th.Tensor, th.Tensor]:
-        """Lower bounds of a Box action and half its ranges, shape (action_dim,)."""
+        """Lower bounds and half ranges of a Box action, shape (action_dim,)."""
         low, high = (
             th.as_tensor(bound.reshape(-1), device=self.device)
             for bound in (self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
         )
-        return low, (high - low) / 2
+        return low, high / 2 - low / 2  # high - low could overflow
 
     def temperature_of(self, targets: TeacherOutput) -> float:
         """
-        The temperature at which this teacher's logits are its distribution: 1, but see :class:`DeterministicTeacher`.
+        The temperature at which this teacher's logits are its distribution: 1, except for :class:`DeterministicTeacher`.
 
-        :param targets: what it said of many observations
+        :param targets: labels of many observations
         """
         return 1.0
 
@@ -236,19 +280,27 @@ class Teacher:
         deterministic: bool = False,
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """SB3's ``predict`` on raw observations; masks are for a teacher that was trained with them."""
+        """
+        SB3's ``predict`` on raw observations.
+
+        :param observation: one raw observation or a batch
+        :param state: see SB3's ``predict``
+        :param episode_start: see SB3's ``predict``
+        :param deterministic: most probable actions, else sampled ones
+        :param action_masks: allowed actions, for a teacher that was trained with masks
+        """
         masks = {} if action_masks is None else {"action_masks": action_masks}
         try:
             return self.policy.predict(self.normalize(observation), state, episode_start, deterministic, **masks)
-        except ValueError:  # torch's, of a distribution that cannot be, is a page of numbers
+        except ValueError:  # torch's message about NaN in a distribution is a page of numbers
             check_finite(self(observation))
             raise
 
     def sample(self, output: TeacherOutput) -> np.ndarray:
         """
-        Actions drawn from the teacher's own distribution, as it explores.
+        Actions drawn from the teacher's own distribution.
 
-        :param output: what the teacher said of the observations
+        :param output: labels of the observations
         :return: shape (batch_size,) or (batch_size, action_dim), inside the action space
         """
         if not isinstance(self.action_space, spaces.Box):
@@ -257,14 +309,20 @@ class Teacher:
         actions = (output.actor + noise * output.log_std.exp()).cpu().numpy()  # type: ignore[union-attr]
         return np.clip(actions, self.action_space.low.reshape(-1), self.action_space.high.reshape(-1))
 
-    def _actor_modules(self) -> list[nn.Module]:
-        policy = self.policy
-        return [policy.pi_features_extractor, policy.mlp_extractor.policy_net, policy.action_net]
+    def _actor_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the action depends on, whatever the policy calls its layers."""
+        observations, _ = self.policy.obs_to_tensor(_zeros(self.observation_space))
+        self.policy.requires_grad_(True)
+        try:
+            with th.enable_grad():
+                return parameters_behind(self._label(observations).actor, self.policy)
+        finally:
+            self.policy.requires_grad_(False)
 
     @property
     def n_parameters(self) -> int:
-        """Parameters of the actor alone: what a device would have to hold."""
-        return sum(p.numel() for module in self._actor_modules() for p in module.parameters())
+        """Number of parameters of the actor: those that a device would have to hold."""
+        return sum(parameter.numel() for parameter in self._actor_parameters())
 
     @property
     def nbytes(self) -> int:
@@ -273,7 +331,7 @@ class Teacher:
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of the actor for one observation."""
+        """Multiply-accumulates of the actor's linear and convolutional layers for one observation."""
         count: list[int] = []
 
         def hook(module: nn.Module, inputs: Any, output: th.Tensor) -> None:
@@ -281,8 +339,9 @@ class Teacher:
             positions = output[0, 0].numel() if isinstance(module, nn.Conv2d) else 1
             count.append(weight.numel() * positions)
 
-        modules = [m for part in self._actor_modules() for m in part.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-        handles = [m.register_forward_hook(hook) for m in modules]
+        weights = {id(parameter) for parameter in self._actor_parameters()}
+        layers = [one for one in self.policy.modules() if isinstance(one, nn.Linear | nn.Conv2d) and id(one.weight) in weights]
+        handles = [layer.register_forward_hook(hook) for layer in layers]
         try:
             with th.no_grad():
                 observations, _ = self.policy.obs_to_tensor(_zeros(self.observation_space))
@@ -294,14 +353,24 @@ class Teacher:
 
 
 def _zeros(space: spaces.Space) -> Any:
-    """A batch of one observation."""
+    """A batch of one observation, all zeros."""
     if isinstance(space, spaces.Dict):
         return {key: _zeros(one) for key, one in space.items()}
     return np.zeros((1, *space.shape), space.dtype)  # type: ignore[misc]
 
 
-def _log_std(dist: Distribution, log_std: th.Tensor, mean: th.Tensor, latent: th.Tensor) -> th.Tensor:
-    """Of the Gaussian, in the actor's own units, shape (batch_size, action_dim); gSDE's depends on the state."""
+def gaussian_log_std(dist: Distribution, log_std: th.Tensor, mean: th.Tensor, latent: th.Tensor) -> th.Tensor:
+    """
+    Logarithm of the standard deviation of a Gaussian policy, in the actor's own units. That of gSDE depends on the state.
+
+    Paper of gSDE: Raffin et al., Smooth Exploration for Robotic Reinforcement Learning, 2021.
+
+    :param dist: distribution of the policy
+    :param log_std: its parameter
+    :param mean: mean of the action, shape (batch_size, action_dim)
+    :param latent: features that gSDE's noise is multiplied with, shape (batch_size, latent_dim)
+    :return: shape (batch_size, action_dim)
+    """
     if isinstance(dist, StateDependentNoiseDistribution):
         variance = th.mm(latent**2, dist.get_std(log_std) ** 2)
         return 0.5 * th.log(variance + dist.epsilon)

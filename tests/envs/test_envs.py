@@ -8,7 +8,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack
 
 from sb3_qpd.envs.atari import AtariVecEnv
-from sb3_qpd.envs.recipe import ATARI_WRAPPER, EnvRecipe, _load_wrapper, make_recipe
+from sb3_qpd.envs.recipe import ATARI_WRAPPER, EnvRecipe, load_wrapper, make_recipe
 
 BREAKOUT, PONG = "BreakoutNoFrameskip-v4", "PongNoFrameskip-v4"
 WALL = np.s_[-1, 23:37, 4:80]  # of the newest frame
@@ -382,7 +382,7 @@ def test_wrappers_that_a_recipe_may_not_name(name):
 def test_wrappers_that_a_recipe_may_name(module, names):
     for name in names.split():
         EnvRecipe("CartPole-v1", env_wrappers=((f"{module}.{name}", {}),))
-        assert issubclass(_load_wrapper(f"{module}.{name}"), gym.Wrapper)
+        assert issubclass(load_wrapper(f"{module}.{name}"), gym.Wrapper)
 
 
 def test_wrappers_that_are_not_there():

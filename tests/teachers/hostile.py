@@ -1,7 +1,7 @@
 """
-Files that run a command in the loaders that people use, each in a way of its own, and files that exhaust who believes them.
+Hostile files: some run a command in the usual loaders, each in its own way; others exhaust a loader that believes them.
 
-Executed with a list of files, this module is the victim: it loads each as SB3, torch, RL Zoo or gymnasium would.
+As a script with a list of files, this module is the victim: it loads each file as SB3, torch, RL Zoo or gymnasium would.
 """
 
 import io

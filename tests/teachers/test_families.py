@@ -20,7 +20,6 @@ from sb3_qpd import QPDDistiller, TeacherError, load_teacher
 from sb3_qpd.cli import main
 from sb3_qpd.teachers.check import check_teacher
 from sb3_qpd.teachers.families import TEACHERS, ARSTeacher, DeterministicTeacher, QValueTeacher, SquashedGaussianTeacher
-from sb3_qpd.teachers.files.sb3_zip import SUPPORTED
 from sb3_qpd.teachers.policy_builder import BLUEPRINTS
 from sb3_qpd.teachers.teacher import TeacherOutput
 
@@ -171,9 +170,11 @@ def test_is_distilled_converted_saved_and_loaded(pair, tmp_path):
 
 
 def test_whatever_has_an_adapter_can_be_read_from_a_file():
-    assert set(TEACHERS) == set(BLUEPRINTS) == set(SUPPORTED)
-    for algo, blueprint in BLUEPRINTS.items():
-        assert all(issubclass(policy, TEACHERS[algo].policies) for policy in blueprint.policies.values())
+    policies = [policy for blueprint in BLUEPRINTS.values() for policy in blueprint.policies.values()]
+    for adapter in TEACHERS.values():
+        assert any(issubclass(policy, adapter.policies) for policy in policies)
+    for policy in policies:
+        assert any(issubclass(policy, adapter.policies) for adapter in TEACHERS.values())
 
 
 # --- teachers without a distribution ---
@@ -229,7 +230,7 @@ def test_exploration_of_box_actions(td3):
 
 def test_a_student_explores_as_its_deterministic_teacher(td3):
     student = QPDDistiller(td3, env=pointers(BOX), **QUICK).learn(160)
-    th.testing.assert_close(student.policy.log_std.exp(), th.full((2,), 0.5))
+    th.testing.assert_close(student.policy.log_std.exp(), 0.1 * student.policy.action_unit)
 
 
 def test_the_value_head_of_a_student_of_ars_is_not_trained():
@@ -259,7 +260,7 @@ def test_a_policy_of_another_family(dqn):
 def test_check_of_the_teacher(dqn, td3):
     for teacher, space in ((dqn, DISCRETE), (td3, BOX)):
         check = check_teacher(teacher, pointers(space), deterministic=True, seed=0)
-        assert check.teacher.n_complete == check.random.n_complete == 8
+        assert check.teacher.n_complete == check.random.n_complete >= 8
 
 
 # --- the squashed Gaussian's deviation ---
@@ -287,9 +288,9 @@ def test_deviation_in_environment_units():
         (DQN, {**SMALL, "use_sde": True}, "policy_kwargs names 'use_sde'"),
         (DQN, {"net_arch": {"pi": [16]}}, "Expected layer sizes as a list, got a dict"),
         (QRDQN, {**SMALL, "n_quantiles": 10**6}, r"quantile_net.4.weight should have shape \(3000000, 8\)"),
-        (SAC, {**SMALL, "n_critics": 10**6}, "critic.qf2.0.weight should have shape .* got nothing"),
+        (SAC, {**SMALL, "n_critics": 10**6}, "describe 2000002 layers, the file has 32 weights"),
         (SAC, {**SMALL, "n_critics": 0}, "n_critics in policy_kwargs: Expected a positive integer"),
-        (SAC, {**SMALL, "use_sde": True}, "actor.mu.0.weight should have shape .* got nothing"),
+        (SAC, {**SMALL, "use_sde": True}, r"actor.log_std should have shape \(8, 2\), got nothing"),
         (SAC, {"net_arch": {"pi": [16, 8], "vf": [16, 8]}}, "Expected the layer sizes of pi and qf as lists"),
         (SAC, {**SMALL, "clip_mean": "2"}, "clip_mean in policy_kwargs: Expected a number"),
         (CrossQ, {**SMALL, "batch_norm": False}, "actor.latent_pi.0.weight should have shape .*"),

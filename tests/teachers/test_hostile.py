@@ -1,6 +1,7 @@
 """Hostile files: what runs a command elsewhere runs none here, and what exhausts others is refused within bounds."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -38,7 +39,8 @@ def corpus(honest: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
         folder.mkdir()
         written[name] = attack.write(folder, f"touch {mark}", honest), mark
     lines = "\n".join(json.dumps([RUNNING[name].victim, str(path)]) for name, (path, _) in written.items())
-    done = subprocess.run([sys.executable, HOSTILE], input=lines, capture_output=True, text=True, timeout=500)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOSTILE.parents[1]), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, HOSTILE], input=lines, capture_output=True, text=True, timeout=500, env=env)
     assert done.returncode == 0, done.stderr[-2_000:]
     return written
 
@@ -100,7 +102,7 @@ def test_settings_of_an_environment_are_refused(honest: Path, tmp_path: Path, na
         assert load_teacher(run, device="cpu", env=own).recipe == own
 
 
-def test_settings_that_nobody_reads(honest: Path, tmp_path: Path) -> None:
+def test_settings_that_are_not_read(honest: Path, tmp_path: Path) -> None:
     config = "{n_envs: 1.0e+9, n_timesteps: 1.0e+30, buffer_size: 1000000000, n_stack: 1000000000, history_length: 1000000000}"
     with bounded(60, 2**30):
         recipe = load_teacher(write_run(tmp_path, honest, config), device="cpu").recipe
@@ -137,7 +139,7 @@ def test_with_an_environment_of_ones_own_the_folders_is_left_alone(honest: Path,
         QPDDistiller(run)
 
 
-def test_settings_that_do_exhaust_who_believes_them() -> None:
+def test_settings_that_do_exhaust_memory() -> None:
     histories = EnvRecipe("Pendulum-v1", {}, (("rl_zoo3.wrappers.HistoryWrapper", {"horizon": 900}),) * 3)
     with pytest.raises(MemoryError), bounded(60, 2**30):
         histories.make_env()

@@ -12,7 +12,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
-from hub_server import HubServer, running_hub
+from hub_server import HubServer, point_client_at, running_hub
 from huggingface_hub import constants
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -44,21 +44,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with running_hub() as server:
         point_client_at(server.url, tmp_path / "cache", monkeypatch)
         yield server
-
-
-def point_client_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    for name, value in (
-        ("ENDPOINT", url),
-        ("HUGGINGFACE_CO_URL_TEMPLATE", template),
-        ("HF_HUB_CACHE", str(cache)),
-        ("HF_TOKEN_PATH", str(cache / "token")),
-        ("HF_HUB_DISABLE_TELEMETRY", True),
-    ):
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of the client between two attempts
-    monkeypatch.chdir(cache.parent)
 
 
 def blobs(cache: Path) -> list[str]:
@@ -118,7 +103,7 @@ def test_a_teacher_with_all_that_belongs_to_it(hub: HubServer, run: dict[str, by
     assert teacher.checksum == local.checksum and teacher.normalization is not None
     observations = np.random.default_rng(0).normal(size=(50, 3))
     np.testing.assert_array_equal(teacher(observations).actor.numpy(), local(observations).actor.numpy())
-    # the metrics of its training are nobody's business here
+    # the metrics of its training are not needed
     assert not any("train_eval_metrics" in request for request in hub.requests)
 
 
@@ -162,7 +147,7 @@ def test_one_file_of_several(hub: HubServer, run: dict[str, bytes]) -> None:
 
 
 def test_a_repository_of_run_folders(hub: HubServer, run: dict[str, bytes]) -> None:
-    """What RL Zoo wrote, as it lies there: the statistics are in a folder of the environment's name."""
+    """A run folder as RL Zoo writes it: the statistics are in a folder with the environment's name."""
     folder, env = "logs/ppo/Pendulum-v1_1", "logs/ppo/Pendulum-v1_1/Pendulum-v1"
     files = {f"{env}/{name}": run[name] for name in ("args.yml", "config.yml")}
     files |= {f"{env}/vecnormalize.pkl": run["vec_normalize.pkl"]}
@@ -285,10 +270,45 @@ def test_a_file_that_is_too_large_is_not_fetched(
     hub: HubServer, run: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.publish("sb3/ppo-Pendulum-v1", run)
-    monkeypatch.setattr("sb3_qpd.teachers.files.archive.MAX_FILE_BYTES", 1_000)
+    monkeypatch.setattr("sb3_qpd.teachers.hub.MAX_FILE_BYTES", 1_000)
     with pytest.raises(TeacherError, match=r"ppo-Pendulum-v1.zip of .* has \d+ bytes, at most 1000 are read: refused"):
         load_teacher("sb3/ppo-Pendulum-v1")
     assert not blobs(tmp_path / "cache") and not any(request.startswith("GET") for request in hub.requests)
+
+
+@pytest.mark.parametrize(
+    "address, name",
+    [
+        ("https://huggingface.co/sb3/ppo-CartPole-v1", "sb3/ppo-CartPole-v1"),
+        ("https://huggingface.co/sb3/ppo-CartPole-v1/", "sb3/ppo-CartPole-v1"),
+        ("https://hf.co/sb3/x/tree/v1", "sb3/x@v1"),
+        ("https://huggingface.co/sb3/x/blob/main/best.zip", "hub:sb3/x/best.zip@main"),
+        ("http://huggingface.co/sb3/x/resolve/main/a/best.zip?download=true", "hub:sb3/x/a/best.zip@main"),
+    ],
+)
+def test_addresses_of_pages_are_named_as_repositories(address: str, name: str) -> None:
+    with pytest.raises(TeacherError, match=f"got the address .*. Write {name}$"):
+        load_teacher(address)
+
+
+def test_a_mistyped_run_folder_is_not_looked_for_on_the_hub(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ppo" / "CartPole-v1_1").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        TeacherError, match=rf"No such file: ppo/CartPole-v1. .* In {tmp_path}/ppo there is no CartPole-v1, but"
+    ):
+        load_teacher("ppo/CartPole-v1")
+    with pytest.raises(TeacherError, match=rf"No such file: sac/CartPole-v1. .* In {tmp_path} there is no sac"):
+        load_teacher("sac/CartPole-v1")
+    assert not hub.requests
+
+
+def test_statistics_of_a_checkpoint(hub: HubServer, run: dict[str, bytes]) -> None:
+    files = {"rl_model_9_steps.zip": run["ppo-Pendulum-v1.zip"], "rl_model_vecnormalize_9_steps.pkl": run["vec_normalize.pkl"]}
+    hub.publish("me/agents", files)
+    assert load_teacher("hub:me/agents/rl_model_9_steps.zip").normalization is not None
 
 
 # --- without a network ---
@@ -329,7 +349,7 @@ def test_half_of_a_teacher_in_the_cache_is_none(
         load_teacher("sb3/ppo-Pendulum-v1")
 
 
-def test_nobody_listens(run: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_answers(run: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running_hub() as server:
         server.publish("sb3/ppo-Pendulum-v1", run)
         point_client_at(server.url, tmp_path / "cache", monkeypatch)

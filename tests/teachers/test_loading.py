@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from gymnasium.envs.classic_control import CartPoleEnv
 from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
@@ -17,12 +18,15 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.envs import FakeImageEnv
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, NatureCNN
-from stable_baselines3.common.vec_env import VecCheckNan, VecFrameStack, VecNormalize
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecFrameStack, VecNormalize
 from teacher_files import ATTACKS, edit_zip, read_data, serialized
+from toys import Anything
 
+from sb3_qpd import QPDDistiller, evaluate
 from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.teachers import policy_builder as building
+from sb3_qpd.teachers.check import check_spaces
+from sb3_qpd.teachers.families import TEACHERS
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.sb3_zip import read_zip
 from sb3_qpd.teachers.loading import load_teacher
@@ -38,8 +42,10 @@ def train(algo: type[BaseAlgorithm], policy: str, env: Any, **kwargs: Any) -> An
     return algo(policy, env, n_steps=64, seed=0, device="cpu", **BATCHES[algo], **kwargs).learn(64)
 
 
-def random_observations(space: spaces.Space, n: int = 256) -> np.ndarray:
+def random_observations(space: spaces.Space, n: int = 256) -> Any:
     rng = np.random.default_rng(0)
+    if isinstance(space, spaces.Dict):
+        return {key: random_observations(one, n) for key, one in space.items()}
     if space.dtype == np.uint8:
         return rng.integers(0, 256, (n, *space.shape), dtype=np.uint8)
     return rng.normal(scale=2, size=(n, *space.shape)).astype(space.dtype)
@@ -132,7 +138,7 @@ def test_a_zip_acts_as_its_model(pair):
     teacher = load_teacher(path, device="cpu")
     assert teacher.algo == type(model).__name__.lower() and teacher.name == f"{teacher.algo}/model"
     assert teacher.recipe is None and teacher.vec_env is None and teacher.normalization is None
-    assert teacher.checksum == read_zip(path).checksum
+    assert teacher.checksum == read_zip(path, TEACHERS).checksum
     assert_same_actions(teacher, model)
 
 
@@ -148,11 +154,11 @@ def test_a_live_model_acts_as_itself(pair):
 
 def load_with_sb3(path: Path) -> Any:
     """SB3's own class, which decodes nothing: every pickled value is replaced by a checked one or a dummy."""
-    file = read_zip(path)
+    file = read_zip(path, TEACHERS)
     kwargs = policy_arguments(file)
     if file.algo in ("a2c", "ppo", "trpo"):
         kwargs.pop("use_sde", None)  # an argument of its own there
-    kind = next((kind for kind in ("Cnn", "Linear") if kind in file.policy_class_name), "Mlp")
+    kind = next((kind for kind in ("Cnn", "Linear", "MultiInput") if kind in file.policy_class_name), "Mlp")
     algo: Any = ALGOS[file.algo]
     vetted: dict[str, Any] = {
         "policy_class": algo.policy_aliases[f"{kind}Policy"],
@@ -169,7 +175,12 @@ def load_with_sb3(path: Path) -> Any:
     return algo.load(
         io.BytesIO(path.read_bytes()),
         device="cpu",
-        custom_objects={**{key: vetted.get(key) for key in pickled}, "policy_kwargs": kwargs, "buffer_size": 1},
+        custom_objects={
+            **{key: vetted.get(key) for key in pickled},
+            "policy_kwargs": kwargs,
+            "buffer_size": 1,
+            "replay_buffer_kwargs": {},
+        },
     )
 
 
@@ -180,7 +191,7 @@ def test_every_published_teacher_acts_as_under_sb3(teachers, monkeypatch):
 
     monkeypatch.setattr(cloudpickle, "loads", refuse)
     folders = [path.parent for algo in ALGOS for path in sorted(teachers.rglob(f"{algo}/*/*.zip"))]
-    assert len(folders) == 18
+    assert len(folders) == 25
     for folder in folders:
         teacher = load_teacher(folder, device="cpu")
         env_id = folder.name.removesuffix("_1")
@@ -212,7 +223,7 @@ def test_keys_of_zips_before_1_7(pair, tmp_path):
     if model.policy.share_features_extractor:
         assert_same_actions(load_teacher(old, device="cpu"), model)
     else:  # a zip as old as that cannot have two
-        with pytest.raises(TeacherError, match="contradict each other: .*pi_features_extractor"):
+        with pytest.raises(TeacherError, match="pi_features_extractor.cnn.0.weight should have shape .* got nothing"):
             load_teacher(old)
 
 
@@ -239,7 +250,7 @@ def test_shared_layers_of_zips_before_1_8(saved, tmp_path, net_arch):
     model.save(tmp_path / "new.zip")
     kwargs = serialized(pickle.dumps({"net_arch": net_arch}))
     old = edit_zip(tmp_path / "new.zip", tmp_path / "old.zip", {"policy_kwargs": kwargs}, state_dict=share)
-    assert any("shared_net" in key for key in read_zip(old).state_dict)
+    assert any("shared_net" in key for key in read_zip(old, TEACHERS).state_dict)
     teacher = load_teacher(old, device="cpu")
     assert_same_actions(teacher, model)
     observations = random_observations(teacher.observation_space)
@@ -382,6 +393,67 @@ def test_a_loaded_teacher_is_as_it_is():
         load_teacher(3)
 
 
+def test_a_name_of_a_policy_is_no_teacher():
+    with pytest.raises(TeacherError, match="MlpPolicy is no teacher. The first argument is the teacher"):
+        load_teacher("MlpPolicy", env="CartPole-v1")
+
+
+def test_an_environment_as_a_class_or_a_function(saved):
+    for env in (CartPoleEnv, lambda: gym.make("CartPole-v1"), lambda: make_vec_env("CartPole-v1", 3)):
+        teacher = load_teacher(saved, env=env, device="cpu")
+        assert teacher.recipe is None and teacher.vec_env.num_envs in (1, 3)
+    with pytest.raises(TypeError, match="given as <lambda>, which cannot be called without arguments"):
+        load_teacher(saved, env=lambda needed: None)
+    with pytest.raises(TypeError, match="to build a gymnasium.Env or a VecEnv, got dict"):
+        load_teacher(saved, env=dict)
+
+
+def test_images_that_were_normalized():
+    """VecNormalize makes floats of uint8 images; the environment without it gives the images themselves."""
+    raw = DummyVecEnv([lambda: Anything(spaces.Box(0, 255, (3, 40, 40), np.uint8), spaces.Discrete(3))])
+    env = VecNormalize(raw, norm_reward=False)
+    for policy in ("CnnPolicy", "MlpPolicy"):
+        model = PPO(policy, env, n_steps=64, policy_kwargs={"normalize_images": False}, device="cpu", seed=0).learn(64)
+        env.training = False
+        teacher = load_teacher(model, device="cpu")
+        assert teacher.vec_env.observation_space.dtype == np.uint8
+        check_spaces(teacher, teacher.vec_env.observation_space, teacher.action_space)
+        images = np.random.default_rng(0).integers(0, 256, (20, 3, 40, 40), np.uint8)
+        expected, _ = model.predict(env.normalize_obs(images), deterministic=True)
+        np.testing.assert_array_equal(teacher(images).actor.argmax(1).numpy(), expected)
+        with pytest.raises(ValueError, match="teacher: 3 x 40 x 40 floats\nenvironment: 2 x 40 x 40 pixels"):
+            check_spaces(teacher, spaces.Box(0, 255, (2, 40, 40), np.uint8), teacher.action_space)
+
+
+def test_actions_that_do_not_start_at_zero_are_sb3s():
+    model = PPO("MlpPolicy", Anything(spaces.Box(-1, 1, (3,)), spaces.Discrete(4, start=2)), device="cpu", seed=0)
+    teacher, x = load_teacher(model, device="cpu"), np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    np.testing.assert_array_equal(teacher(x).actor.argmax(1).numpy(), model.predict(x, deterministic=True)[0])
+
+
+def test_observations_of_another_shape_name_the_teacher(teachers):
+    teacher = load_teacher(teachers / "ppo/Ant-v3_1", env="Ant-v4", device="cpu")
+    with pytest.raises(ValueError, match=r"ppo/Ant-v3 takes observations of shape \(112,\), got \(1, 27\)"):
+        teacher(np.zeros((1, 27)))
+    message = (
+        "(?s)teacher: 112 numbers, .*environment: 27 numbers, .*Ant-v3. Without env= it plays Ant-v4 with ZeroContactForces"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_spaces(teacher, gym.make("Ant-v4").observation_space, teacher.action_space)
+
+
+@pytest.mark.parametrize("name, at_least", [("ppo/Ant-v3_1", 500), ("tqc/FetchReach-v1_1", -6)])
+@pytest.mark.filterwarnings("ignore:.*(is not registered any more|is out of date)")
+def test_published_teachers_of_environments_that_changed(teachers, name, at_least):
+    pytest.importorskip("gymnasium_robotics" if "Fetch" in name else "mujoco")
+    teacher = load_teacher(teachers / name, device="cpu")
+    env = teacher.recipe.make_vec_env(4, seed=0)
+    check_spaces(teacher, env.observation_space, env.action_space)
+    assert evaluate(teacher, teacher.recipe, n_episodes=4, seed=0).returns.mean() > at_least
+    student = QPDDistiller(teacher, n_envs=2, student_arch="nano", check_teacher=False, device="cpu", seed=0).learn(400)
+    assert student.to_integer().predict(env.reset(), deterministic=True)[0].shape == (4, *env.action_space.shape)
+
+
 def test_a_teacher_is_returned_as_it_is(saved):
     teacher = load_teacher(saved)
     assert load_teacher(teacher) is teacher
@@ -435,7 +507,7 @@ def test_policy_kwargs_that_do_not_fit(saved, tmp_path, kwargs, message):
     [
         ({"observation_space": spaces.Box(-1, 1, (5,))}, r"policy_net.0.weight should have shape \(16, 5\), got \(16, 4\)"),
         ({"action_space": spaces.Discrete(3)}, r"action_net.weight should have shape \(3, 8\), got \(2, 8\)"),
-        ({"action_space": spaces.Box(-1, 1, (2,))}, "contradict each other: .*log_std"),
+        ({"action_space": spaces.Box(-1, 1, (2,))}, r"log_std should have shape \(2,\), got nothing"),
         ({"observation_space": spaces.Discrete(10**9)}, "more than 1048576 numbers"),
         (
             {"policy_class": "stable_baselines3.common.policies.MultiInputActorCriticPolicy"},
@@ -456,7 +528,10 @@ def test_spaces_and_policies_that_do_not_fit(saved, tmp_path, data, message):
 
 def test_missing_and_unknown_weights(saved, tmp_path):
     for change, message in (
-        (lambda w: {k: v for k, v in w.items() if k != "value_net.bias"}, "contradict each other: .*value_net.bias"),
+        (
+            lambda w: {k: v for k, v in w.items() if k != "value_net.bias"},
+            r"value_net.bias should have shape \(1,\), got nothing",
+        ),
         (lambda w: {**w, "lstm_actor.weight": th.zeros(3)}, "contradict each other: .*lstm_actor.weight"),
         (lambda w: {**w, "mlp_extractor.shared_net.x.weight": th.zeros(3)}, "contradict each other: invalid literal.*'x'"),
     ):
@@ -480,9 +555,3 @@ def test_loading_is_quiet(saved):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_teacher(saved)
-
-
-@pytest.mark.parametrize("shape", [(4, 84, 84), (3, 36, 36), (1, 64, 100)])
-def test_a_cnns_size_is_known_before_it_is_built(shape):
-    space = spaces.Box(0, 255, shape, np.uint8)
-    assert building._nature_cnn_flat(space) == NatureCNN(space).linear[0].in_features

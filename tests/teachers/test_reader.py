@@ -3,7 +3,7 @@ import hashlib
 import io
 import pickle
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from pathlib import Path
 
 import cloudpickle
@@ -13,18 +13,18 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from rl_zoo3.utils import SimpleLinearSchedule
-from sb3_contrib import QRDQN, TQC, CrossQ, RecurrentPPO
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
 from teacher_files import ATTACKS, Payload, edit_zip, gym_era, serialized
 
-from sb3_qpd.teachers.files import sb3_zip as reader
+from sb3_qpd.teachers.families import TEACHERS
 from sb3_qpd.teachers.files import weights
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.pickle_reader import GlobalName
-from sb3_qpd.teachers.files.sb3_zip import read_zip
+from sb3_qpd.teachers.files.sb3_zip import TeacherFile, read_zip
 from sb3_qpd.teachers.files.vecnormalize import read_vecnormalize
 from sb3_qpd.teachers.files.zoo_yaml import read_yaml
 
@@ -47,8 +47,12 @@ class OwnPolicy(ActorCriticPolicy):
     pass
 
 
+def read(path: Path) -> TeacherFile:
+    return read_zip(path, TEACHERS)
+
+
 def test_reads_what_sb3_saved(model, saved):
-    file = read_zip(saved)
+    file = read(saved)
     assert (file.algo, file.policy_class_name) == ("ppo", "ActorCriticPolicy")
     assert file.action_space == model.action_space and file.observation_space == model.observation_space
     assert file.policy_kwargs == {
@@ -79,22 +83,22 @@ def test_spaces_of_both_eras(saved, tmp_path, space, era):
         space.sample()  # a generator with a state
     pickled = cloudpickle.dumps(space) if era == "gymnasium" else gym_era(space)
     path = edit_zip(saved, tmp_path / "edited.zip", {"observation_space": serialized(pickled)})
-    assert read_zip(path).observation_space == space
+    assert read(path).observation_space == space
 
 
 def test_the_oldest_layout(saved, tmp_path):
-    # before 0.11: other names, and nothing that says who wrote it
+    # before 0.11: other names, and no version of the writer
     old = {"_stable_baselines3_version": None, "system_info.txt": None, "pytorch_variables.pth": None}
-    file = read_zip(edit_zip(saved, tmp_path / "old.zip", members=old))
+    file = read(edit_zip(saved, tmp_path / "old.zip", members=old))
     assert file.sb3_version == "" and file.algo == "ppo"
     with zipfile.ZipFile(saved) as archive:
         weights = archive.read("policy.pth")
     moved = edit_zip(saved, tmp_path / "moved.zip", members={**old, "policy.pth": None, "tensors.pth": weights})
-    assert read_zip(moved).state_dict.keys() == file.state_dict.keys()
+    assert read(moved).state_dict.keys() == file.state_dict.keys()
 
 
 def test_no_policy_kwargs_at_all(saved, tmp_path):
-    assert read_zip(edit_zip(saved, tmp_path / "a.zip", {"policy_kwargs": None})).policy_kwargs == {"use_sde": False}
+    assert read(edit_zip(saved, tmp_path / "a.zip", {"policy_kwargs": None})).policy_kwargs == {"use_sde": False}
 
 
 # --- hostile files ---
@@ -104,7 +108,7 @@ def test_hostile_values_are_refused_and_do_not_run(saved, tmp_path, key, attack)
     marker = tmp_path / "ran"
     hostile = edit_zip(saved, tmp_path / "hostile.zip", {key: serialized(ATTACKS[attack](f"touch {marker}"))})
     with pytest.raises(TeacherError, match="(?s)(without running it|outside the known classes).*" + WAY_OUT):
-        read_zip(hostile)
+        read(hostile)
     assert not marker.exists()
 
 
@@ -125,7 +129,7 @@ def test_values_that_are_not_needed_are_never_decoded(saved, tmp_path, key):
     marker = tmp_path / "ran"
     for content in (pickle.dumps(Payload(f"touch {marker}")), b"not even a pickle"):
         path = edit_zip(saved, tmp_path / "hostile.zip", {key: serialized(content)})
-        assert read_zip(path).state_dict.keys() == read_zip(saved).state_dict.keys()
+        assert read(path).state_dict.keys() == read(saved).state_dict.keys()
     assert not marker.exists()
 
 
@@ -140,7 +144,7 @@ def test_hostile_weights(saved, tmp_path):
     with pytest.raises(
         TeacherError, match=r"policy.pth of .* does not hold plain weights .* without running it. .*" + WAY_OUT
     ):
-        read_zip(hostile)
+        read(hostile)
     assert not marker.exists()
 
 
@@ -156,7 +160,7 @@ def test_own_classes_are_refused_with_the_way_out(saved, tmp_path):
     ):
         path = edit_zip(saved, tmp_path / "own.zip", {key: serialized(cloudpickle.dumps(value))})
         with pytest.raises(TeacherError, match=f"(?s){named}.*{WAY_OUT}"):
-            read_zip(path)
+            read(path)
 
 
 # --- damaged files ---
@@ -164,16 +168,16 @@ def test_no_such_file(tmp_path):
     with pytest.raises(
         TeacherError, match="No such file: .*gone.zip. Expected a zip saved by Stable-Baselines3; check the path"
     ):
-        read_zip(tmp_path / "gone.zip")
+        read(tmp_path / "gone.zip")
     with pytest.raises(TeacherError, match="is a folder. Expected a zip"):
-        read_zip(tmp_path)
+        read(tmp_path)
 
 
 def test_not_a_zip(tmp_path):
     for content in (b"", b"hello", b"\x80\x04."):
         (tmp_path / "model.zip").write_bytes(content)
         with pytest.raises(TeacherError, match="is not a zip. Expected a model saved by Stable-Baselines3"):
-            read_zip(tmp_path / "model.zip")
+            read(tmp_path / "model.zip")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
@@ -181,7 +185,7 @@ def test_a_truncated_zip(saved, tmp_path, share):
     content = saved.read_bytes()
     (tmp_path / "model.zip").write_bytes(content[: int(share * len(content))])
     with pytest.raises(TeacherError, match="truncated or damaged zip .*Fetch or save it again"):
-        read_zip(tmp_path / "model.zip")
+        read(tmp_path / "model.zip")
 
 
 def test_a_damaged_member(saved, tmp_path):
@@ -191,14 +195,14 @@ def test_a_damaged_member(saved, tmp_path):
     content[start + 2000 : start + 2100] = bytes(100)
     (tmp_path / "model.zip").write_bytes(content)
     with pytest.raises(TeacherError, match="policy.pth in .* is truncated or damaged"):
-        read_zip(tmp_path / "model.zip")
+        read(tmp_path / "model.zip")
 
 
 def test_a_zip_of_something_else(tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         archive.writestr("photo.jpg", b"")
     with pytest.raises(TeacherError, match=r"not one saved by .*it has no member 'data' \(it holds photo.jpg\)"):
-        read_zip(tmp_path / "photos.zip")
+        read(tmp_path / "photos.zip")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +219,7 @@ def test_a_zip_of_something_else(tmp_path):
 )
 def test_members_that_are_not_what_they_should_be(saved, tmp_path, members, message):
     with pytest.raises(TeacherError, match=message):
-        read_zip(edit_zip(saved, tmp_path / "edited.zip", members=members))
+        read(edit_zip(saved, tmp_path / "edited.zip", members=members))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +230,7 @@ def test_members_that_are_not_what_they_should_be(saved, tmp_path, members, mess
         ({"observation_space": {":serialized:": "%%%"}}, "observation_space of .* was refused, without running it"),
         ({"observation_space": {":serialized:": 3}}, "observation_space of .* was refused, without running it"),
         ({"action_space": serialized(pickle.dumps(3))}, "action_space of .* is not a space"),
-        ({"action_space": serialized(pickle.dumps(spaces.Text(3)))}, "asks for gymnasium.spaces.text.Text"),
+        ({"action_space": serialized(pickle.dumps(spaces.Text(3)))}, "is a Text space, which is not supported"),
         (
             {"action_space": serialized(pickle.dumps(spaces.Dict(a=spaces.Discrete(2))))},
             "is a Dict .*Supported: Discrete, Multi",
@@ -243,12 +247,15 @@ def test_members_that_are_not_what_they_should_be(saved, tmp_path, members, mess
         ({"policy_kwargs": [1]}, "policy_kwargs of .* Expected a dict"),
         ({"policy_class": None}, "has no policy_class"),
         ({"policy_class": "MlpPolicy"}, "a policy class of its own"),
-        ({"clip_range": None, "gae_lambda": None}, "another algorithm: unknown actor-critic"),
+        (
+            {**dict.fromkeys(("clip_range", "clip_range_vf", "n_epochs", "gae_lambda"))},
+            "another algorithm: unknown actor-critic",
+        ),
     ],
 )
 def test_values_that_are_not_what_they_should_be(saved, tmp_path, data, message):
     with pytest.raises(TeacherError, match=message):
-        read_zip(edit_zip(saved, tmp_path / "edited.zip", data))
+        read(edit_zip(saved, tmp_path / "edited.zip", data))
 
 
 @pytest.mark.parametrize(
@@ -268,7 +275,7 @@ def test_boxes_that_contradict_themselves(saved, tmp_path, attributes, message):
     box.__dict__.update(attributes)
     path = edit_zip(saved, tmp_path / "edited.zip", {"observation_space": serialized(pickle.dumps(box))})
     with pytest.raises(TeacherError, match=message):
-        read_zip(path)
+        read(path)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +296,7 @@ def test_boxes_that_contradict_themselves(saved, tmp_path, attributes, message):
 )
 def test_weights_that_are_not_weights(saved, tmp_path, change, message):
     with pytest.raises(TeacherError, match=message):
-        read_zip(edit_zip(saved, tmp_path / "edited.zip", state_dict=change))
+        read(edit_zip(saved, tmp_path / "edited.zip", state_dict=change))
 
 
 def test_members_that_swell(saved, tmp_path, monkeypatch):
@@ -298,23 +305,23 @@ def test_members_that_swell(saved, tmp_path, monkeypatch):
     bomb = edit_zip(saved, tmp_path / "bomb.zip", members={"policy.pth": (tmp_path / "inner.zip").read_bytes()})
     monkeypatch.setattr(weights, "MAX_MEMBER_BYTES", 10**5)
     with pytest.raises(TeacherError, match="policy.pth of .* holds more than 100000 bytes: refused"):
-        read_zip(bomb)
-    monkeypatch.setattr(reader, "MAX_DATA_BYTES", 100)
+        read(bomb)
+    monkeypatch.setattr("sb3_qpd.teachers.files.sb3_zip.MAX_DATA_BYTES", 100)
     with pytest.raises(TeacherError, match=r"data in .* has \d+ bytes, at most 100 are read: refused"):
-        read_zip(saved)
+        read(saved)
 
 
 # --- other algorithms ---
 def test_which_algorithm(tmp_path):
     path = tmp_path / "model.zip"
     A2C("MlpPolicy", "CartPole-v1").save(path)
-    assert read_zip(path).algo == "a2c"
+    assert read(path).algo == "a2c"
     for algo in (CrossQ, DDPG, DQN, QRDQN, SAC, TD3, TQC):
         small = {"net_arch": [8]}
         algo(
             "MlpPolicy", "CartPole-v1" if "DQN" in algo.__name__ else "Pendulum-v1", buffer_size=10, policy_kwargs=small
         ).save(path)
-        assert read_zip(path).algo == algo.__name__.lower()
+        assert read(path).algo == algo.__name__.lower()
     for name, policy_class in (
         ("unknown", "stable_baselines3.unknown.policies.UnknownPolicy"),
         ("her", "stable_baselines3.her.Her"),
@@ -322,10 +329,10 @@ def test_which_algorithm(tmp_path):
         module, _, kind = policy_class.rpartition(".")
         other = edit_zip(path, tmp_path / "other.zip", {"policy_class": serialized(f"c{module}\n{kind}\n.".encode())})
         with pytest.raises(TeacherError, match=f"another algorithm: {name} .*Supported: a2c, ars, "):
-            read_zip(other)
+            read(other)
     RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=8)).save(path)
     with pytest.raises(TeacherError, match="recurrent agent .*students have no memory.*Supported: a2c, ars, "):
-        read_zip(path)
+        read(path)
 
 
 # --- vecnormalize.pkl ---
@@ -447,7 +454,7 @@ def test_zoo_yaml(tmp_path):
 
 
 def test_zoo_yaml_that_names_classes(tmp_path):
-    """As RL Zoo writes it after ``-params policy_kwargs:"dict(activation_fn=nn.ReLU)"``; the names stay names."""
+    """Names of classes, as RL Zoo writes them after ``-params policy_kwargs:"dict(activation_fn=nn.ReLU)"``, stay names."""
     path = tmp_path / "config.yml"
     path.write_text(yaml.dump({"policy_kwargs": {"activation_fn": th.nn.ReLU}, "learning_rate": SimpleLinearSchedule(0.5)}))
     assert "!!python/name:torch.nn.modules.activation.ReLU ''" in path.read_text()
@@ -502,17 +509,63 @@ def test_yaml_that_is_not_a_configuration(tmp_path, text, message):
         read_yaml(tmp_path / "args.yml")
 
 
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_whatever_sb3_keeps_beside_statistics(tmp_path, protocol):
+    """Spaces of all kinds, seeded; the last observations; what an environment told at its last reset."""
+    env = VecNormalize(make_vec_env("CartPole-v1"), norm_reward=False)
+    env.reset()
+    every = spaces.Dict(
+        a=spaces.Text(3),
+        b=spaces.Graph(spaces.Box(0, 1, (2,)), spaces.Discrete(3)),
+        c=spaces.Sequence(spaces.Discrete(3, start=1)),
+        d=spaces.Tuple((spaces.MultiBinary([2, 2]), spaces.MultiDiscrete([2, 3], dtype=np.int32))),
+        e=spaces.OneOf((spaces.Discrete(2), spaces.Box(-1, 1, (1,), np.float64))),
+        f=spaces.Dict(g=spaces.Box(np.float16(0), np.float16(1), (1,), np.float16)),
+        seed=3,
+    )
+    every.sample()
+    env.action_space = every
+    env.obs_keys, env.others = (
+        {"a", "b"},
+        [frozenset("x"), deque([1]), bytearray(b"x"), b"", defaultdict(int, a=1), 1j, range(3)],
+    )
+    env.others += [slice(1), np.dtype(">f4"), np.str_("x"), np.bool_(True), np.longlong(3), np.array(["x"])]
+    env.generators = [np.random.RandomState(0), np.random.default_rng(0), np.random.SeedSequence(1), np.random.PCG64(1)]
+    env.old_obs = OrderedDict(a=np.zeros(3))
+    (tmp_path / "v.pkl").write_bytes(pickle.dumps(env, protocol))
+    statistics = read_vecnormalize(tmp_path / "v.pkl")
+    np.testing.assert_array_equal(statistics.mean, env.obs_rms.mean)
+
+
+def test_saved_without_the_schedules_that_no_longer_open(tmp_path):
+    for algo in (PPO, TRPO, A2C):
+        model = algo("MlpPolicy", "CartPole-v1", device="cpu")
+        model.save(tmp_path / "model.zip", exclude=["clip_range", "clip_range_vf", "lr_schedule", "learning_rate"])
+        assert read(tmp_path / "model.zip").algo == algo.__name__.lower()
+
+
+def test_a_policy_class_that_is_pickled_as_code(saved, tmp_path):
+    class Mine(ActorCriticPolicy):
+        pass
+
+    Mine.__module__ = "__main__"  # cloudpickle then takes its code along
+    other = edit_zip(saved, tmp_path / "mine.zip", {"policy_class": serialized(cloudpickle.dumps(Mine))})
+    with pytest.raises(TeacherError, match="carries a policy class of its own as code: refused without running it"):
+        read(other)
+
+
 # --- published files ---
 def test_every_published_file_is_read(teachers):
     paths = sorted(teachers.rglob("*.zip"))
-    assert len(paths) == 18
+    assert len(paths) == 25
     for path in paths:
-        assert read_zip(path).algo in path.parts
+        assert read(path).algo in path.parts
     for path in teachers.rglob("vecnormalize.pkl"):
         statistics = read_vecnormalize(path)
-        assert statistics.mean.dtype == np.float64 and statistics.epsilon == 1e-8
+        means = statistics.mean.values() if isinstance(statistics.mean, dict) else [statistics.mean]
+        assert all(mean.dtype == np.float64 for mean in means) and statistics.epsilon == 1e-8
     for path in teachers.rglob("*.yml"):
-        assert read_yaml(path)
+        assert isinstance(read_yaml(path), dict)
 
 
 @pytest.mark.parametrize(

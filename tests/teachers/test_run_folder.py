@@ -90,7 +90,7 @@ def test_the_layout_of_the_hub(make_run, tmp_path, statistics):
     assert load_teacher(hub / "ppo-CartPole-v1.zip").normalization is not None
 
 
-def test_a_config_beside_a_zip_may_be_anybodys(model_path, tmp_path):
+def test_a_config_beside_a_zip_may_belong_to_another_program(model_path, tmp_path):
     shutil.copy(model_path, tmp_path / "teacher.zip")
     (tmp_path / "config.yml").write_text("normalize: true")
     assert find_run(tmp_path / "teacher.zip").folder is None

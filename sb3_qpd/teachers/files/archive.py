@@ -1,38 +1,41 @@
-"""
-Opening a zip from elsewhere: nothing is extracted, and neither its sizes nor its names are believed.
-"""
+"""Opening an untrusted zip: nothing is extracted, and neither its sizes nor its names are believed."""
 
 from __future__ import annotations
 
+import difflib
 import io
 import re
 import struct
 import zipfile
 import zlib
+from itertools import islice
 from pathlib import Path
 
-MAX_FILE_BYTES = 2**30  # of any file that is read
-MAX_MEMBER_BYTES = 512 * 2**20  # of one member, and of all weights together
+MAX_FILE_BYTES = 2**30  # of a file
+MAX_MEMBER_BYTES = 512 * 2**20  # of one member of a zip, and of all weights together
 MAX_MEMBERS = 2_000  # a model has six members, its weights one for each tensor
 WAY_OUT = "If you trust the file, load it yourself (for instance PPO.load) and pass the live model instead of the path."
 
-# what zipfile raises on damaged files
+# exceptions of zipfile on damaged files
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, IndexError)
 _HONEST_NAME = re.compile(r"\.?\w[\w.\- ]*(/\.?\w[\w.\- ]*)*/?")  # neither absolute nor upwards, no drive, no NUL
 
 
 class TeacherError(ValueError):
-    """Something is wrong with a teacher's files."""
+    """A teacher's files or its live model cannot be used; the message says why, and what to do."""
 
 
 def read_file(path: Path, expected: str, limit: int = MAX_FILE_BYTES) -> bytes:
     """
-    :param path: of any file
-    :param expected: what should be there, for the message
-    :param limit: bytes beyond which it is refused
+    The bytes of a file.
+
+    :param path: path of the file
+    :param expected: kind of file that should be there, for messages
+    :param limit: largest size in bytes
+    :raises TeacherError: there is no such file, it is larger, or it cannot be read
     """
     if not path.exists():
-        raise TeacherError(f"No such file: {path}. Expected {expected}; check the path")
+        raise TeacherError(f"No such file: {path}. Expected {expected}; check the path. {_nearby(path)}")
     if not path.is_file():
         raise TeacherError(f"{path} is a folder. Expected {expected}")
     if (size := path.stat().st_size) > limit:
@@ -43,13 +46,23 @@ def read_file(path: Path, expected: str, limit: int = MAX_FILE_BYTES) -> bytes:
         raise TeacherError(f"{path} cannot be read ({error}). Expected {expected}") from error
 
 
+def _nearby(path: Path) -> str:
+    """The nearest folder above a path that exists, and the names in it that are most like the missing one."""
+    missing, folder = path, path.parent
+    while not folder.is_dir() and folder != folder.parent:
+        missing, folder = folder, folder.parent
+    names = sorted(one.name for one in islice(folder.iterdir(), 10_000)) if folder.is_dir() else []
+    near = difflib.get_close_matches(missing.name, names, n=3)
+    return f"In {folder.resolve()} there is no {missing.name}" + (f", but {', '.join(near)}" if near else "")
+
+
 class Archive:
     """
     The members of a zip.
 
-    :param content: the zip
-    :param what: its name, for the messages
-    :param otherwise: what to say where it is no zip at all
+    :param content: bytes of the zip
+    :param what: name of the zip, for messages
+    :param otherwise: end of the message where it is no zip at all
     """
 
     def __init__(self, content: bytes, what: str, otherwise: str) -> None:
@@ -59,7 +72,7 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(content))
             if min((info.header_offset for info in self._zip.infolist()), default=0) > 0:
-                # with its own end cut off, zipfile finds that of the weights, which are a zip themselves
+                # where its end is cut off, zipfile finds the end of the weights, which are a zip themselves
                 raise zipfile.BadZipFile("its beginning does not belong to its end")
         except ZIP_ERRORS as error:
             if content.startswith(b"PK"):
@@ -81,15 +94,15 @@ class Archive:
 
     @property
     def nbytes(self) -> int:
-        """What all members say that they hold."""
+        """Bytes of all members, unpacked, as the directory states them."""
         return sum(info.file_size for info in self._zip.infolist())
 
     def read(self, name: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
         """
-        One member, its checksum checked; no more is unpacked than it says that it holds.
+        One member, with its checksum checked. No more is unpacked than the directory states.
 
         :param name: one of ``names``
-        :param limit: bytes beyond which it is refused
+        :param limit: largest size in bytes
         """
         info, where = self._zip.getinfo(name), f"{name} in {self.what}"
         if info.file_size > limit:

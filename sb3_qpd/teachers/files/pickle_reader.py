@@ -1,9 +1,22 @@
 """
 Reading a pickle as data: its opcodes are followed, and nothing that it asks for is imported, built or called.
 
-A class or function that a pickle names stays a :class:`GlobalName`; the object that it wants made of one stays a
-:class:`ObjectRecord` of the request. Numbers, strings and containers of them come out as what they are. Whoever reads the
-records decides which of them mean something (:func:`to_array` and its neighbours do so for numpy's).
+A class or function that a pickle names becomes a :class:`GlobalName`. An object that it asks for becomes an
+:class:`ObjectRecord` of the request. Numbers, strings and containers come out as they are. The caller decides which records
+mean something; :func:`to_array` and its neighbours do so for those of numpy.
+
+A subclass of ``pickle.Unpickler`` with a ``find_class`` of its own would not be enough:
+
+- ``find_class`` only filters names. Every callable that it lets through is then called with arguments of the file's choice
+  (opcodes REDUCE, NEWOBJ, OBJ, INST), and BUILD calls ``__setstate__`` or writes into ``__dict__``. Honest files need
+  callables that are not harmless: ``numpy.ndarray`` and ``numpy.dtype`` allocate what the file asks for, and
+  ``torch.storage`` loads pickles inside pickles.
+- Stand-in classes for all of these names would avoid the calls, but the memory would still be the file's choice. The memo
+  (BINGET) repeats an object for two bytes, so some hundred bytes describe more values than fit in memory, and hashing a deep
+  tuple as a key of a dict takes for ever. Lengths in BINUNICODE8, BYTEARRAY8 and LONG4 allocate before they are checked.
+- The machine itself can be led elsewhere: names that ``copyreg`` keeps as numbers (EXT1 to EXT4), persistent ids, and
+  dotted names that lead from an allowed module to any other (``torch.nn.modules.module`` to ``torch.os.system``).
+- The objects of gym and of old numpy cannot be built today at all: their modules are gone. As records they can be read.
 """
 
 from __future__ import annotations
@@ -18,30 +31,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 MAX_OPCODES = 500_000  # a space or normalization file needs a few hundred
-MAX_VALUES = 500_000  # counted wherever they are referred to, as are
+# a value counts as often as it is referred to
+MAX_VALUES = 500_000
 MAX_CONTENT = 2**27  # characters and bytes in all
-MAX_ARRAY_SIZE = 2**20  # numbers of one array that is looked at: more than any observation has
+MAX_ARRAY_SIZE = 2**20  # numbers in one array: more than any observation has
 MAX_DEPTH = 100
-
-# modules and the names in them that files of Stable-Baselines3 ask for
-KNOWN_NAMES: tuple[tuple[str, str], ...] = (
-    (r"gym(nasium)?\.spaces(\.\w+)?", "Box|Discrete|MultiDiscrete|MultiBinary|Dict|Tuple"),
-    (r"gym(nasium)?\.utils\.seeding", "RandomNumberGenerator"),
-    ("numpy", r"dtype|ndarray|bool_?|u?int\d+|float\d+"),
-    (r"numpy\._?core\.multiarray", "_reconstruct|scalar"),
-    (r"numpy\._?core\.numeric", "_frombuffer"),
-    (r"numpy\.random(\.\w+)?", r"\w+"),  # states of random generators, which nobody looks at
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),  # how protocol 2 writes bytes
-    ("__builtin__", "bytes"),  # and no bytes at all
-    (r"torch\.nn\.modules\.\w+", r"\w+"),
-    (r"torch\.optim\.\w+", r"\w+"),
-    ("torch", "device"),
-    (r"stable_baselines3\.common\.torch_layers", "FlattenExtractor|NatureCNN|CombinedExtractor"),
-    (r"stable_baselines3\.common\.sb2_compat\.rmsprop_tf_like", "RMSpropTFLike"),
-    (r"stable_baselines3\.common\.vec_env\.vec_normalize", "VecNormalize"),
-    (r"stable_baselines3\.common\.running_mean_std", "RunningMeanStd"),
-)
 
 
 class UnsafePickle(ValueError):
@@ -62,8 +56,8 @@ class ObjectRecord:
     """
     An object that a pickle asks for; it is never built.
 
-    :param target: the class or function that would have made it
-    :param args: what that would have been called with
+    :param target: class or function that would have made the object
+    :param args: arguments of that call
     """
 
     __slots__ = ("args", "items", "state", "target")
@@ -80,21 +74,18 @@ class ObjectRecord:
         return self.state
 
 
-def is_known(name: GlobalName) -> bool:
-    """Whether files of Stable-Baselines3 have a reason to name this class or function."""
-    return any(re.fullmatch(module, name.module) and re.fullmatch(names, name.name) for module, names in KNOWN_NAMES)
-
-
 def read_pickle(
-    data: bytes | BinaryIO, accept: Callable[[GlobalName], bool] = is_known, persistent: Callable[[Any], Any] | None = None
+    data: bytes | BinaryIO, accept: Callable[[GlobalName], bool], persistent: Callable[[Any], Any] | None = None
 ) -> Any:
     """
     Follow a pickle without executing it.
 
-    :param data: the pickle, of any protocol; of an open file just the next one is read
-    :param accept: which names are let through (as :class:`GlobalName`, never imported)
-    :param persistent: what stands for an object that lies elsewhere, from how the pickle refers to it; None refuses those
+    :param data: the pickle, of any protocol. An open file is read to the end of its next pickle
+    :param accept: whether a name is let through; it stays a :class:`GlobalName` and is never imported
+    :param persistent: gives the value for a persistent id, which refers to an object outside the pickle; ``None`` refuses
+        persistent ids
     :return: plain values, :class:`GlobalName` and :class:`ObjectRecord`
+    :raises UnsafePickle: a name is not let through, a limit is passed, or it is not a pickle
     """
     machine = _Machine(accept, persistent)
     try:
@@ -113,7 +104,8 @@ def read_pickle(
 
 def check_extent(value: Any) -> None:
     """
-    Refuse what is nested too deep, or what a few references blow up: whoever prints, compares or copies it would never end.
+    Refuse values that are nested too deep, or that repeat a few references too often. To print, compare or copy them would
+    never end.
 
     :param value: containers of plain values and :class:`ObjectRecord`
     """
@@ -175,7 +167,6 @@ class _Machine:
             raise UnsafePickle(f"A pickle uses a {type(value).__name__} where only a {expected} is let through: refused")
         return value
 
-    # --- marks, memo ---
     def op_mark(self, arg: None) -> None:
         self.below.append(self.stack)
         self.stack = []
@@ -202,7 +193,6 @@ class _Machine:
     op_put = op_long_binput = op_binput
     op_get = op_long_binget = op_binget
 
-    # --- containers ---
     def op_tuple(self, arg: None) -> None:
         items = self.pop_mark()
         self.stack.append(tuple(items))
@@ -220,7 +210,7 @@ class _Machine:
         items = self.pop_mark()
         self.stack.append(items)
 
-    op_frozenset = op_list  # sets come out as lists: nothing is hashed
+    op_frozenset = op_list  # sets come out as lists, so that nothing is hashed
 
     def op_dict(self, arg: None) -> None:
         items = self.pop_mark()
@@ -256,7 +246,6 @@ class _Machine:
         if isinstance(target, ObjectRecord):
             target.items.extend(pairs)
 
-    # --- names and objects: noted, not made ---
     def op_global(self, arg: str) -> None:
         module, _, name = arg.partition(" ")
         self.name(module, name)
@@ -274,7 +263,7 @@ class _Machine:
     def op_reduce(self, arg: None) -> None:
         args, target = self.pop(tuple), self.pop(GlobalName)
         if args and target == GlobalName("collections", "OrderedDict"):
-            raise UnsafePickle("An OrderedDict made of other values: refused")  # its keys would not be seen here
+            raise UnsafePickle("An OrderedDict made of other values: refused")  # its keys would not be checked
         self.stack.append(ObjectRecord(target, args))
 
     op_newobj = op_reduce
@@ -306,7 +295,11 @@ _IGNORED = frozenset(("PROTO", "FRAME", "STOP"))
 
 
 def to_bytes(value: Any) -> bytes:
-    """Bytes, also in the form in which protocol 2 writes them."""
+    """
+    Bytes, also in the form in which protocol 2 writes them.
+
+    :param value: value from a pickle
+    """
     if isinstance(value, ObjectRecord) and value.target == GlobalName("__builtin__", "bytes") and not value.args:
         return b""
     if isinstance(value, ObjectRecord) and value.target == GlobalName("_codecs", "encode") and value.args[1:] == ("latin1",):
@@ -317,7 +310,11 @@ def to_bytes(value: Any) -> bytes:
 
 
 def to_dtype(value: Any) -> np.dtype:
-    """A numeric dtype: bool, integers and floating point numbers, nothing else."""
+    """
+    A numeric dtype: booleans, integers and floating point numbers, nothing else.
+
+    :param value: value from a pickle: a class of numpy, or a request for a ``numpy.dtype``
+    """
     if isinstance(value, GlobalName) and value.module == "numpy":
         code, order = value.name.rstrip("_"), ""
     elif isinstance(value, ObjectRecord) and value.target == GlobalName("numpy", "dtype") and value.args:
@@ -335,8 +332,8 @@ def to_array(value: Any) -> np.ndarray:
     """
     A numeric array, rebuilt from its raw bytes.
 
-    :param value: what a pickle said of a numpy array or scalar (numpy 1 and 2), or a plain number
-    :return: an array of our own, its size checked against its bytes
+    :param value: value from a pickle: a request for an array or scalar (numpy 1 and 2), or a plain number
+    :return: a new array, its size checked against its bytes
     """
     if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
         return np.asarray(value)
@@ -370,7 +367,12 @@ def _from_bytes(raw: bytes, dtype: np.dtype, shape: Any, fortran: bool) -> np.nd
 
 
 def to_number(value: Any, kind: type[int] | type[float]) -> Any:
-    """A finite Python number from a plain one or a numpy scalar."""
+    """
+    A finite Python number.
+
+    :param value: value from a pickle: a plain number or a numpy scalar
+    :param kind: type of the number
+    """
     array = to_array(value)
     if array.shape != () or not np.isfinite(array):
         raise UnsafePickle("Expected one finite number")

@@ -8,12 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sb3_qpd.teachers.files.archive import TeacherError, read_file
+from sb3_qpd.teachers.files.known_names import is_known
 from sb3_qpd.teachers.files.pickle_reader import ObjectRecord, UnsafePickle, read_pickle, to_array, to_number
-from sb3_qpd.teachers.files.sb3_zip import _CONTRADICTIONS, MAX_PICKLE_BYTES, _checked_size
+from sb3_qpd.teachers.files.space_records import CONTRADICTIONS, check_size
+
+MAX_PICKLE_BYTES = 64 * 2**20
+_HEAD = 256  # bytes in which a pickle of a VecNormalize names its class
 
 
 class NormalizationFile(NamedTuple):
-    """Observation statistics of a ``vecnormalize.pkl``; by key where observations are a Dict."""
+    """Observation statistics of a ``vecnormalize.pkl``, by key for Dict observations."""
 
     mean: np.ndarray | dict[str, np.ndarray]
     var: np.ndarray | dict[str, np.ndarray]
@@ -21,28 +25,43 @@ class NormalizationFile(NamedTuple):
     clip_obs: float
 
 
-# --- the files beside a zip ---
 def read_vecnormalize(path: str | Path) -> NormalizationFile | None:
     """
     Read the frozen observation statistics that SB3's ``VecNormalize.save`` wrote, without executing the pickle.
 
-    :param path: ``vecnormalize.pkl``
+    :param path: path of a ``vecnormalize.pkl``
     :return: the statistics, or ``None`` where observations were not normalized
+    :raises TeacherError: it is another file, or its values contradict each other
     """
     path = Path(path)
     try:
-        saved = read_pickle(read_file(path, "a vecnormalize.pkl written by VecNormalize.save", MAX_PICKLE_BYTES))
+        content = read_file(path, "a vecnormalize.pkl written by VecNormalize.save", MAX_PICKLE_BYTES)
+        saved = read_pickle(content, is_known)
         if not isinstance(saved, ObjectRecord) or saved.target.name != "VecNormalize":
             raise UnsafePickle("It is not a VecNormalize")
         return _to_statistics(saved.attributes())
     except TeacherError:
         raise
-    except _CONTRADICTIONS as error:
+    except CONTRADICTIONS as error:
         reason = f"It has no {error}" if isinstance(error, KeyError) else error
         raise TeacherError(
             f"{path} was refused, without running it. {reason}. Expected the file that VecNormalize.save writes; "
             "if you trust it, load it yourself and pass a live model whose environment is in that VecNormalize"
         ) from error
+
+
+def is_vecnormalize(path: Path) -> bool:
+    """
+    Whether a file is a pickle of a ``VecNormalize``, judged by the class that its first bytes name.
+
+    :param path: any file
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return head.startswith(b"\x80") and b"vec_normalize" in head and b"VecNormalize" in head
 
 
 def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
@@ -55,7 +74,7 @@ def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
         moments, size = {}, 0
         for key, one in obs_rms.items():
             moments[key] = _to_moments(one)
-            size = _checked_size(size + moments[key][0].size)
+            size = check_size(size + moments[key][0].size)
         mean, var = ({key: one[i] for key, one in moments.items()} for i in (0, 1))
     else:
         mean, var = _to_moments(obs_rms)

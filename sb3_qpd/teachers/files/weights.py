@@ -1,9 +1,9 @@
 """
-The weights of a teacher: a file of torch, in the archive of SB3.
+The weights of a teacher: a file of torch inside SB3's zip.
 
-``torch.load(weights_only=True)`` runs no code of the file, but calls what allocates as much as the file asks for. So the
-file's pickle is followed as data first (:mod:`sb3_qpd.teachers.files.pickle_reader`): named tensors in plain storages, each as large as it says. And
-where the file is an archive, torch gets one that is written here, of members that were read within limits.
+``torch.load(weights_only=True)`` runs no code of the file, but allocates as much as the file asks for. So the file's pickle is
+followed as data first (:mod:`~sb3_qpd.teachers.files.pickle_reader`): named tensors in plain storages of the size that the
+file has. An archive is then written anew from members that were read within limits, and torch reads that one.
 """
 
 from __future__ import annotations
@@ -21,23 +21,26 @@ from sb3_qpd.teachers.files.archive import MAX_MEMBER_BYTES, WAY_OUT, Archive, T
 from sb3_qpd.teachers.files.pickle_reader import GlobalName, ObjectRecord, UnsafePickle, read_pickle
 
 MAX_TENSORS = 1_000
-# bytes of one element
+# classes of storages -> bytes of one element
 STORAGES = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2},
     **{"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
 }
 _REBUILDERS = (GlobalName("torch._utils", "_rebuild_tensor_v2"), GlobalName("torch._utils", "_rebuild_parameter"))
 _ORDERED_DICT = GlobalName("collections", "OrderedDict")
-# what torch.save writes beside the pickle and the storages
+# members that torch.save writes beside the pickle and the storages
 _TORCHS_OWN = ("version", "byteorder", ".format_version", ".storage_alignment", ".data/serialization_id")
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how files of torch before 1.6 begin
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of files of torch before 1.6
 
 
 def read_weights(content: bytes, what: str) -> dict[str, th.Tensor]:
     """
-    :param content: a ``policy.pth``
-    :param what: its name, for the messages
+    Read weights without executing anything.
+
+    :param content: contents of a ``policy.pth``
+    :param what: name of the file, for messages
     :return: finite, ordinary tensors by name
+    :raises TeacherError: it holds anything else, or contradicts itself
     """
     try:
         if content.startswith(_LEGACY):
@@ -47,7 +50,7 @@ def read_weights(content: bytes, what: str) -> dict[str, th.Tensor]:
         state_dict = th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except TeacherError:
         raise
-    except Exception as error:  # torch raises whatever its reader stumbles over
+    except Exception as error:  # torch's reader raises exceptions of many types
         reason = str(error).strip().split("\n")[0][:200]
         message = f"{what} does not hold plain weights ({reason}): refused without running it. {WAY_OUT}"
         raise TeacherError(message) from error
@@ -55,7 +58,7 @@ def read_weights(content: bytes, what: str) -> dict[str, th.Tensor]:
 
 
 def _follow_archive(content: bytes, what: str) -> bytes:
-    """The same as an archive that torch's reader of zips cannot see other than ours."""
+    """The archive, checked and written anew, so that torch's reader of zips sees the same members as ours."""
     archive = Archive(content, what, "Expected weights that torch saved; load and save the model again")
     if archive.nbytes > MAX_MEMBER_BYTES:
         raise TeacherError(f"{what} holds more than {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
@@ -74,7 +77,7 @@ def _follow_archive(content: bytes, what: str) -> bytes:
 
 
 def _members(archive: Archive) -> dict[str, bytes]:
-    """The members without the folder in which torch puts them."""
+    """The members by name, without the folder that torch puts them in."""
     folder = archive.names[0].split("/")[0] if archive.names else ""
     members = {}
     for name in archive.names:
@@ -88,7 +91,7 @@ def _members(archive: Archive) -> dict[str, bytes]:
 
 
 def _follow_legacy(content: bytes) -> None:
-    """Five pickles, then each storage's length and bytes in the order of the last of them."""
+    """Check a file of five pickles. Then follow length and bytes of each storage, in the order of the fifth pickle."""
     stream, sizes = io.BytesIO(content), dict[str, tuple[int, int]]()
 
     def storage(request: Any) -> ObjectRecord:
@@ -126,7 +129,7 @@ def _check_requests(value: Any) -> None:
 
 
 def _written_anew(members: Mapping[str, bytes]) -> bytes:
-    """An archive of torch with these members, so that two readers of zips cannot see two things in one file."""
+    """An archive of torch with these members."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, content in members.items():
@@ -136,9 +139,11 @@ def _written_anew(members: Mapping[str, bytes]) -> bytes:
 
 def check_weights(state_dict: Any, what: str) -> dict[str, th.Tensor]:
     """
-    :param state_dict: as somebody else's file or model gave it
-    :param what: for the messages
-    :return: the same weights, now known to be ordinary, finite tensors
+    Refuse everything but ordinary, finite tensors.
+
+    :param state_dict: weights from a file or a live model
+    :param what: name of their source, for messages
+    :return: the same weights, detached
     """
     if not isinstance(state_dict, dict) or not all(
         isinstance(key, str) and isinstance(value, th.Tensor) for key, value in state_dict.items()

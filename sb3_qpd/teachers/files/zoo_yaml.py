@@ -15,10 +15,10 @@ MAX_YAML_BYTES = 2**16
 
 class ZooLoader(yaml.SafeLoader):
     """
-    SafeLoader that also knows the Python types which RL Zoo writes.
+    SafeLoader that also knows the Python types in RL Zoo's files.
 
-    A class or function that is named (``-params policy_kwargs:"dict(activation_fn=nn.ReLU)"``) stays its name, a schedule the
-    mapping of its attributes.
+    A named class or function (``-params policy_kwargs:"dict(activation_fn=nn.ReLU)"``) becomes its name. A schedule becomes
+    the mapping of its attributes.
     """
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
@@ -39,18 +39,29 @@ class ZooLoader(yaml.SafeLoader):
         return self.construct_mapping(node, deep=True)
 
 
+ZooLoader.add_constructor("tag:yaml.org,2002:python/object/apply:collections.OrderedDict", ZooLoader.ordered_dict)
+ZooLoader.add_constructor("tag:yaml.org,2002:python/tuple", ZooLoader.tuple)
+ZooLoader.add_multi_constructor("tag:yaml.org,2002:python/name:", ZooLoader.name)
+for _schedule in (
+    "rl_zoo3.utils.SimpleLinearSchedule",
+    *(f"stable_baselines3.common.utils.{kind}Schedule" for kind in ("Constant", "Float", "Linear")),
+):
+    ZooLoader.add_constructor(f"tag:yaml.org,2002:python/object:{_schedule}", ZooLoader.schedule)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """
-    Read RL Zoo's ``args.yml`` or ``config.yml``; no Python object that the file asks for is made.
+    Read RL Zoo's ``args.yml`` or ``config.yml``. No Python object that the file asks for is made.
 
-    :param path: the file
-    :return: its mapping; strings that RL Zoo would evaluate stay strings
+    :param path: path of the file
+    :return: its mapping. Strings that RL Zoo would evaluate stay strings
+    :raises TeacherError: other YAML, or too much of it
     """
     path = Path(path)
     content = read_file(path, "an args.yml or config.yml of RL Zoo", MAX_YAML_BYTES)
     try:
         values = yaml.load(content, Loader=ZooLoader)
-        check_extent(values)  # aliases are a few bytes each, and what they repeat can be large
+        check_extent(values)  # an alias takes a few bytes, and may repeat large values
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(f"{path} was refused, without running it: {reason}. Expected plain YAML of RL Zoo") from error

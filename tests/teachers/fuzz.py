@@ -1,8 +1,8 @@
 """
 Mutants of honest teachers: each has to end in a teacher or in a TeacherError, within bounds of time and memory.
 
-    PYTHONPATH=tests python benchmarks/mutants.py --count 10000
-    PYTHONPATH=tests python benchmarks/mutants.py --count 2000 --coverage
+    PYTHONPATH=tests python tests/teachers/fuzz.py --count 10000
+    PYTHONPATH=tests python tests/teachers/fuzz.py --count 2000 --coverage
 
 Members are mutated (JSON, opcodes of pickles, weights, YAML) and an honest zip is built around them: a byte changed at random
 in a zip is found by its checksum and tests nothing else. ``--coverage`` counts the lines of the reader that they reach.
@@ -38,7 +38,8 @@ from toys import Anything, Strict
 import sb3_qpd
 from sb3_qpd import TeacherError, load_teacher
 
-READER = ("archive", "inert", "weights", "reader", "run_folder", "building")
+READER = ("archive", "pickle_reader", "weights", "sb3_zip", "space_records", "vecnormalize", "zoo_yaml")  # in files/
+BESIDE = ("run_folder", "statistics_files", "policy_builder")
 SECONDS, MEMORY = 20.0, 2**30
 
 Files = dict[str, bytes]  # of a run folder
@@ -67,7 +68,7 @@ OPCODES += [b"X\x01\x00\x00\x00n", b"U\x02O8", b"C\x02ab", b"I1\n", b"F1.5\n", b
 
 
 def honest_runs() -> list[Files]:
-    """Of each family of algorithms and each kind of space, with and without normalization."""
+    """Run folders for each family of algorithms and each kind of space, with and without normalization."""
     norm = VecNormalize(make_vec_env("Pendulum-v1"))
     norm.reset()
     relu = {"activation_fn": th.nn.ReLU}  # a class, so that policy_kwargs are pickled
@@ -112,7 +113,6 @@ def _run(model: Any, norm: VecNormalize | None) -> Files:
     return files
 
 
-# --- mutations ---
 def mutate(files: Files, rng: random.Random) -> Files:
     """One to three mutations of one run."""
     files = dict(files)
@@ -309,7 +309,7 @@ def zip_bytes(files: Files, rng: random.Random) -> None:
     files["run.zip"] = _bytes(files["run.zip"], rng)
 
 
-# the share of each
+# kinds of mutations -> the share of each
 MUTATIONS: dict[Callable[[Files, random.Random], None], float] = {
     json_value: 18,
     json_text: 4,
@@ -368,7 +368,6 @@ def _opcodes(content: bytes, rng: random.Random) -> bytes:
     return b"".join(parts)
 
 
-# --- what becomes of them ---
 class Outcomes(Counter[str]):
     """``teacher``, ``zip`` (a TeacherError of the zip layer), ``refused`` (of what is inside)."""
 
@@ -377,7 +376,9 @@ class Outcomes(Counter[str]):
 
 def judge(files: Files, folder: Path) -> str:
     """
-    :return: ``teacher``, ``zip`` or ``refused``; what else happens is raised
+    The outcome of loading a run. Other outcomes than these are raised.
+
+    :return: ``teacher``, ``zip`` or ``refused``
     """
     for name, content in files.items():
         path = folder / name
@@ -408,10 +409,12 @@ def _nothing(space: spaces.Space[Any]) -> Any:
 
 def run_mutants(count: int, seed: int = 0, first: int = 0, report: Callable[[str], None] = lambda line: None) -> Outcomes:
     """
-    :param count: how many
-    :param seed: mutant i is the same whatever came before it
-    :param first: number of the first
-    :param report: is told of progress
+    Make mutants and load each of them.
+
+    :param count: number of mutants
+    :param seed: seed; a mutant depends on it and on its own number alone
+    :param first: number of the first mutant
+    :param report: is called with lines about the progress
     """
     runs, outcomes = honest_runs(), Outcomes()
     outcomes.bad = []
@@ -433,13 +436,15 @@ def run_mutants(count: int, seed: int = 0, first: int = 0, report: Callable[[str
     return outcomes
 
 
-# --- coverage ---
 class Coverage:
     """The lines of the reader that run."""
 
     def __init__(self) -> None:
-        package = Path(sb3_qpd.__file__).parent
-        self.files = {str(package / f"{name}.py") for name in READER}
+        package = Path(sb3_qpd.__file__).parent / "teachers"
+        self.files = {
+            *(str(package / "files" / f"{name}.py") for name in READER),
+            *(str(package / f"{name}.py") for name in BESIDE),
+        }
         self.seen: set[tuple[str, int]] = set()
 
     def __enter__(self) -> "Coverage":
@@ -468,7 +473,7 @@ class Coverage:
 
 
 def _lines(code: CodeType) -> set[int]:
-    """Of the bodies of functions: what a module runs at import is no reaction to a file."""
+    """Lines in bodies of functions: those that a module runs at import are no reaction to a file."""
     inner = [one for one in code.co_consts if isinstance(one, CodeType)]
     own = {line for _, _, line in code.co_lines() if line} - {code.co_firstlineno}
     is_function = code.co_flags & 0x2  # CO_NEWLOCALS: neither module nor class

@@ -9,12 +9,12 @@ from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from teacher_files import ATTACKS, gym_era
 
-from sb3_qpd.teachers.files import pickle_reader as inert
+from sb3_qpd.teachers.files import pickle_reader
+from sb3_qpd.teachers.files.known_names import is_known
 from sb3_qpd.teachers.files.pickle_reader import (
     GlobalName,
     ObjectRecord,
     UnsafePickle,
-    read_pickle,
     to_array,
     to_bytes,
     to_dtype,
@@ -23,6 +23,10 @@ from sb3_qpd.teachers.files.pickle_reader import (
 
 PLAIN = [None, True, False, 3, -70000, 2**70, 1.5, "é", b"\x00x", (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), [], [1, [2]]]
 PLAIN += [{}, {"a": 1, "b": {"c": (None, [True])}}, [[0]] * 3, "x" * 300, b"y" * 300]
+
+
+def read_pickle(data, accept=is_known):
+    return pickle_reader.read_pickle(data, accept)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -146,7 +150,7 @@ def test_a_bomb_of_shared_tuples_costs_nothing(monkeypatch):
         read_pickle(b"K\x01" + b"q\0h\0\x86" * 90 + b".")
     with pytest.raises(UnsafePickle, match="nested more than 100 levels deep: refused"):
         read_pickle(b"K\x01" + b"\x85" * 100_000 + b".")
-    monkeypatch.setattr(inert, "MAX_OPCODES", 100)
+    monkeypatch.setattr(pickle_reader, "MAX_OPCODES", 100)
     with pytest.raises(UnsafePickle, match="more than 100 opcodes"):
         read_pickle(b"K\x01" + b"q\0h\0\x86" * 200 + b".")
 
