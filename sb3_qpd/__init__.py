@@ -1,8 +1,8 @@
 """
 Distill Stable-Baselines3 agents into tiny integer policies that play as well.
 
-The public names are loaded when they are first asked for (PEP 562): ``import sb3_qpd`` is instant,
-and ``from sb3_qpd.integer import IntegerModel`` needs nothing but numpy.
+The public names are loaded at their first use (PEP 562): ``import sb3_qpd`` is instant, and
+``from sb3_qpd.integer import IntegerModel`` needs only numpy.
 """
 
 from difflib import get_close_matches
@@ -100,7 +100,7 @@ def __getattr__(name: str) -> Any:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
     value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # the next access finds it without coming here
+    globals()[name] = value  # the next access does not call this function
     return value
 
 

@@ -125,6 +125,10 @@ class IntegerLayer:
         if not (np.isfinite(self.multiplier).all() and (self.multiplier >= 0).all()):
             raise ValueError(f"Multipliers must be finite and not negative, got {self.multiplier}")
 
+    def __repr__(self) -> str:
+        bits = f"W{self.weight_bits}A{self.activation_bits}" if self.activation_bits else f"W{self.weight_bits}, head"
+        return f"IntegerLayer({'x'.join(map(str, self.weight.shape))}, {bits})"
+
     @property
     def is_conv(self) -> bool:
         return self.weight.ndim == 4
@@ -268,7 +272,7 @@ def group_parts(parts: tuple[ObservationPart, ...]) -> list[tuple[ObservationPar
     return [*([vectors] if vectors else []), *((part,) for part in parts if part.is_image)]
 
 
-@dataclass
+@dataclass(repr=False)
 class IntegerModel:
     """
     A student in integer arithmetic, with SB3's ``predict`` on raw observations.
@@ -310,6 +314,15 @@ class IntegerModel:
     action_nvec: tuple[int, ...] = ()
     uses_masks: bool = False
     takes_raw_observations: ClassVar[bool] = True
+
+    def __repr__(self) -> str:
+        bits = "/".join(dict.fromkeys(str(layer.weight_bits) for layer in self.layers))
+        outputs = "Box" if self.is_box else f"discrete {self.action_nvec}"
+        inputs = ", ".join(f"{part.kind} {part.shape}" for part in self.parts)
+        return (
+            f"<IntegerModel: {inputs} to a {outputs} action, {len(self.layers)} layers of {bits}-bit weights, "
+            f"{self.n_parameters:,} parameters, {self.nbytes:,} bytes>"
+        )
 
     def __post_init__(self) -> None:
         self.observation_shape = tuple(int(n) for n in self.observation_shape)
@@ -461,7 +474,11 @@ class IntegerModel:
         yield self.layers[-1].accumulate(np.concatenate(features, axis=1))
 
     def step_names(self) -> list[str]:
-        """Of :meth:`trace`: ``input_grid``, ``layer0``, ..., ``accumulators``; another trunk begins with ``input_grid1``."""
+        """
+        Names of the steps of :meth:`trace`: ``input_grid``, ``layer0``, ..., ``accumulators``.
+
+        A second trunk begins with ``input_grid1``.
+        """
         names, start = [], 0
         for trunk, n_layers in enumerate(self.branches):
             names += [f"input_grid{trunk or ''}", *(f"layer{i}" for i in range(start, start + n_layers))]
@@ -567,7 +584,7 @@ class IntegerModel:
         return np.stack(indices, axis=1).reshape(len(indices[0]), *self.action_shape)
 
     def _draw(self, scores: np.ndarray, allowed: np.ndarray, random_bits: np.ndarray) -> np.ndarray:
-        """Of one dimension, see :meth:`sample`; shape (batch_size,)."""
+        """Draw one dimension of an action, see :meth:`sample`; shape (batch_size,)."""
         largest = np.where(allowed, scores, np.iinfo(np.int64).min).max(1, keepdims=True)
         units = self._in_units(np.where(allowed, largest - scores, 0).astype(np.uint64))
         high, low = np.minimum(units >> np.uint64(6), 63), units & np.uint64(63)
@@ -666,16 +683,23 @@ class IntegerModel:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IntegerModel:
-        """Read what :meth:`save` wrote; nothing in the file is executed."""
+        """
+        Read what :meth:`save` wrote. Nothing in the file is executed.
+
+        :param path: an ``.npz``; ``.npz`` is appended where it is missing. A folder means the ``student.npz`` in it
+        :raises FileNotFoundError: there is no such file
+        :raises ValueError: it is not a student's
+        """
+        path = _find_file(os.fspath(path))
         try:
             arrays = _read_arrays(path)
             header = json.loads(arrays["header"].tobytes())
             if header["format"] in range(1, FORMAT_VERSION + 1):
                 return cls._from_file(header, arrays)
-        except FileNotFoundError:
-            raise
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"There is no file {path}. Expected the .npz of a student: check the path") from error
         except Exception as error:
-            raise ValueError(f"'{os.fspath(path)}' is not a student's .npz (IntegerModel.save writes one): {error}") from error
+            raise ValueError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}") from error
         raise ValueError(f"This file has format {header['format']}, this version reads up to {FORMAT_VERSION}: update sb3_qpd")
 
     @classmethod
@@ -710,8 +734,18 @@ class IntegerModel:
         return cls(layers=layers, **fields)
 
 
+def _find_file(path: str) -> str:
+    """The ``.npz`` that a path means, whether or not it exists."""
+    if os.path.isdir(path):
+        inside = os.path.join(path, "student.npz")
+        return inside if os.path.isfile(inside) else path
+    return path if path.endswith(".npz") or os.path.isfile(path) else path + ".npz"
+
+
 def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``; no more is unpacked than a student can have, whatever the file says of its sizes."""
+    if os.path.isdir(path):
+        raise ValueError("it is a folder without student.npz")
     if os.path.getsize(path) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     arrays = {}

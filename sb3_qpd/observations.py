@@ -1,4 +1,4 @@
-"""Batches of observations, as arrays or as dicts of arrays: their size, their rows, and how they are put together."""
+"""Batches of observations, as arrays or as dicts of arrays: size, rows, stacking, joining and cutting."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def take_rows(batch: Any, rows: slice | int) -> Any:
 
 def copy_row(batch: Observation, row: int) -> Observation:
     """
-    A copy of one observation: environments write the next one into the same memory.
+    A copy of one observation. An environment may write its next observation into the same memory.
 
-    :param batch: observations
-    :param row: its index
+    :param batch: batch of observations
+    :param row: index of the observation
     """
     if isinstance(batch, dict):
         return {key: values[row].copy() for key, values in batch.items()}
@@ -50,9 +50,9 @@ def copy_row(batch: Observation, row: int) -> Observation:
 
 def stack(observations: Sequence[Any]) -> Observation:
     """
-    One batch of single observations, in the dtype that the environment gave.
+    One batch of single observations, in the environment's dtype.
 
-    :param observations: at least one
+    :param observations: at least one observation
     """
     if isinstance(observations[0], dict):
         return {key: np.stack([observation[key] for observation in observations]) for key in observations[0]}
@@ -61,9 +61,9 @@ def stack(observations: Sequence[Any]) -> Observation:
 
 def join(batches: Sequence[Any]) -> Any:
     """
-    One batch of several, always a copy.
+    One batch of several, always as a copy.
 
-    :param batches: of the same kind: arrays, dicts of arrays, ``None``, or tuples of these
+    :param batches: batches of one kind: arrays, dicts of arrays, ``None``, or tuples of these
     """
     first = batches[0]
     if isinstance(first, tuple):
@@ -77,12 +77,12 @@ def join(batches: Sequence[Any]) -> Any:
 
 def pieces(batches: Iterable[Any], size: int = PIECE_SIZE) -> Iterator[Any]:
     """
-    The same observations in batches of ``size``, the last one smaller.
+    The same observations in batches of ``size``; the last batch may be smaller.
 
-    A network takes them in fewer calls than the environment made.
+    A network then takes fewer calls than the environment made steps.
 
-    :param batches: of any sizes; observations, or tuples of observations and action masks
-    :param size: observations in a piece
+    :param batches: batches of any sizes: observations, or tuples of observations and action masks
+    :param size: number of observations in a piece
     """
     waiting: list[Any] = []
     for batch in batches:

@@ -652,7 +652,8 @@ def test_save_and_load(observation_space, action_space, bits, tmp_path):
     for model_of_two in (model, loaded):
         model_of_two.set_random_seed(0)
     np.testing.assert_array_equal(loaded.predict(observations)[0], model.predict(observations)[0])
-    assert loaded.metadata == {"calibrated": True, "teacher": "ppo/Own", "steps": 100}
+    assert loaded.metadata == model.metadata
+    assert loaded.metadata.items() >= {"calibrated": True, "teacher": "ppo/Own", "steps": 100}.items()
     for name in (
         "nbytes",
         "n_parameters",
@@ -851,3 +852,21 @@ def test_runs_where_only_numpy_is_installed(module, tmp_path):
     (tmp_path / "run.py").write_text(NUMPY_ONLY)
     subprocess.run([sys.executable, "run.py", module, "observations.npy", "actions.npy"], cwd=tmp_path, check=True)
     np.testing.assert_array_equal(np.load(tmp_path / "actions.npy"), model.predict(observations, deterministic=True)[0])
+
+
+def test_load_takes_a_folder_and_a_name_without_its_ending(tmp_path: Path) -> None:
+    model = make_student().to_integer()
+    model.save(tmp_path / "student")
+    for path in (tmp_path, tmp_path / "student", tmp_path / "student.npz", str(tmp_path)):
+        assert IntegerModel.load(path).n_parameters == model.n_parameters
+    for path in (tmp_path / "nothere", tmp_path / "nothere.npz"):
+        with pytest.raises(FileNotFoundError, match=r"There is no file .*nothere.npz. Expected the .npz of a student"):
+            IntegerModel.load(path)
+
+
+def test_a_model_prints_in_a_line() -> None:
+    model = make_student().to_integer()
+    assert str(model) == (
+        f"<IntegerModel: vector (5,) to a discrete (6,) action, 3 layers of 8-bit weights, {model.n_parameters} parameters, "
+        f"{model.nbytes} bytes>"
+    )

@@ -1,58 +1,77 @@
 """
-A quantized student and its teacher as a Stable-Baselines3 algorithm: built, checked, saved, loaded, and at other bits.
+A quantized student and its teacher as a Stable-Baselines3 algorithm: construction, checks, saving, loading, other bits.
 
-What is particular to quantization-aware policy distillation is in :mod:`sb3_qpd.distillation.distiller`.
+The learning itself is in :mod:`sb3_qpd.distillation.distiller`.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, EventCallback
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import safe_mean
+from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_qpd.distillation.environment import env_of_teacher, raw_env
-from sb3_qpd.distillation.hyperparameters import positive_int
+from sb3_qpd.distillation.callbacks import evaluate_raw
+from sb3_qpd.distillation.environment import EnvSource, env_of_teacher, has_float_images, raw_env
+from sb3_qpd.distillation.hyperparameters import check_arguments, check_n_envs, check_timesteps
 from sb3_qpd.envs.inspection import pipeline_of
 from sb3_qpd.envs.recipe import EnvRecipe, describe_env, make_recipe
 from sb3_qpd.integer import IntegerModel
-from sb3_qpd.players import gives_masks
+from sb3_qpd.players import gives_masks, seed_if_possible
 from sb3_qpd.spaces import observation_parts
 from sb3_qpd.students.architectures import StudentArch, make_arch
 from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.loading import load_teacher
-from sb3_qpd.teachers.normalization import remove_vec_normalize
 from sb3_qpd.teachers.teacher import Teacher
 
 SelfDistillationAlgorithm = TypeVar("SelfDistillationAlgorithm", bound="DistillationAlgorithm")
 
 
+@contextmanager
+def torch_threads(n_threads: int | None) -> Iterator[None]:
+    """
+    A context with another number of torch's threads.
+
+    :param n_threads: number of threads; ``None`` changes nothing
+    """
+    before = th.get_num_threads()
+    if n_threads is not None:
+        th.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        th.set_num_threads(before)
+
+
 class DistillationAlgorithm(BaseAlgorithm):
     """
-    The base of an algorithm whose ``policy`` is a quantized student of a teacher. How it learns is the subclass's.
+    The base of an algorithm whose ``policy`` is a quantized student of a teacher. The subclass defines how it learns.
 
-    :param teacher: see :class:`~sb3_qpd.QPDDistiller`, as all of the following
+    :param teacher: see :class:`~sb3_qpd.QPDDistiller`, as for all other parameters
     :param env: id, environment or vectorized environment; ``None`` takes the teacher's own where that is known
     :param policy: name in ``policy_aliases`` or a policy class; ``None`` chooses by the observations
     :param student_arch: name, ``StudentArch`` or a dict of its fields
     :param weight_bits: bits of the inner weights, ``None`` for the architecture's own
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
-    :param n_envs: environments to build where ``env`` is an id or ``None``
-    :param vec_env: ``"dummy"`` or ``"subproc"`` for those
-    :param seed: of student, sampling and environments
-    :param device: where student and teacher compute
-    :param _init_setup_model: whether there is an environment to take spaces from; not while a zip is loaded
+    :param n_envs: number of environments to build where ``env`` is an id or ``None``
+    :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
+    :param seed: seed of student, sampling and environments
+    :param device: device of student and teacher
+    :param _init_setup_model: whether to build the student now; False while a zip is loaded
     :param kwargs: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     """
 
@@ -68,7 +87,7 @@ class DistillationAlgorithm(BaseAlgorithm):
     def __init__(
         self,
         teacher: str | Path | BaseAlgorithm | Teacher | None,
-        env: GymEnv | str | EnvRecipe | None,
+        env: EnvSource | None,
         policy: str | type[QuantActorCriticPolicy] | None,
         *,
         student_arch: str | StudentArch | Mapping[str, Any],
@@ -81,12 +100,8 @@ class DistillationAlgorithm(BaseAlgorithm):
         _init_setup_model: bool,
         **kwargs: Any,
     ) -> None:
-        if isinstance(policy, type) and not issubclass(policy, QuantActorCriticPolicy):
-            raise TypeError(
-                f"The student's policy must be a QuantActorCriticPolicy, got {policy.__name__}: leave policy= out, "
-                "or subclass it"
-            )
-        n_envs = positive_int("n_envs", n_envs)
+        check_arguments(teacher, env, policy, seed, device)
+        n_envs = check_n_envs(n_envs)
         loaded = None if teacher is None else load_teacher(teacher, device=device, needs_env=env is None)
         if env is None and _init_setup_model:
             env = env_of_teacher(loaded)
@@ -105,21 +120,23 @@ class DistillationAlgorithm(BaseAlgorithm):
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
 
     def _setup_model(self) -> None:
-        """The student, untrained; what it is built from must be known: the teacher (if any) and the learning rate."""
+        """Build the untrained student. The teacher (if any) and the learning rate must be known."""
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self._name_architecture()
-        self.policy = self.policy_class(  # type: ignore[assignment]
-            self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
-        ).to(self.device)
+        with torch_threads(1):  # the decomposition behind orthogonal weights has other bits on several threads
+            policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+        self.policy = policy.to(self.device)  # type: ignore[assignment]
         if self.pipeline:
             self.policy.metadata["pipeline"] = self.pipeline
 
     def _name_architecture(self) -> None:
-        """``policy_kwargs`` alone must rebuild the network."""
-        arch = make_arch(self.student_arch, self.weight_bits, self.activation_bits)
+        """Put sizes and bits into ``policy_kwargs``, which alone must rebuild the network."""
+        parts = observation_parts(self.observation_space, self.policy_kwargs.get("normalized_image", False))
+        images = [part.shape for part in parts if part.is_image]
+        arch = make_arch(self.student_arch, self.weight_bits, self.activation_bits, images)
         known = self.policy_kwargs.get("student_arch")
-        if known is not None and make_arch(known) != arch:
+        if known is not None and make_arch(known, image_shapes=images) != arch:
             raise ValueError(
                 f"This student was built with student_arch={make_arch(known)}, and the arguments ask for {arch}: size and "
                 "bits cannot change afterwards. Give student_arch, weight_bits and activation_bits to QPDDistiller, not in "
@@ -127,19 +144,42 @@ class DistillationAlgorithm(BaseAlgorithm):
             )
         self.policy_kwargs = {**self.policy_kwargs, "student_arch": arch.asdict()}
 
-    # -- teacher and environment --------------------------------------------------------------------------------------
+    def __repr__(self) -> str:
+        if not hasattr(self, "policy"):
+            return f"{type(self).__name__}(not built)"
+        environments = "no environment" if self.env is None else f"{self.env.num_envs} environments"
+        name = f" of {self.teacher_name}" if self.teacher_name else ""
+        return (
+            f"{type(self).__name__}({self.policy.arch}{name}, {self.num_timesteps:,} steps learned, {environments}, "
+            f"on {self.device})"
+        )
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """
+        Seed Python, NumPy, torch, the action space and the environment. An environment that takes no seed is named.
+
+        :param seed: the seed; ``None`` seeds nothing
+        """
+        env, self.env = self.env, None  # SB3 assumes that every environment can be seeded
+        try:
+            super().set_random_seed(seed)
+        finally:
+            self.env = env
+        if seed is not None and env is not None and not seed_if_possible(env, seed):
+            warnings.warn(f"{type(env).__name__} takes no seed: its episodes differ from run to run, whatever seed= is")
 
     def set_teacher(self, teacher: str | Path | BaseAlgorithm | Teacher) -> None:
         """
-        Take a teacher, from whichever side it comes. The student remembers its name and checksum, never its path.
+        Take a teacher. The student remembers its name and checksum, never its path.
 
-        :param teacher: what :func:`~sb3_qpd.load_teacher` takes
-        :raises ValueError: its spaces are not the student's
+        :param teacher: anything that :func:`~sb3_qpd.load_teacher` takes
+        :raises ValueError: the teacher's spaces are not the student's
         """
         loaded = load_teacher(teacher, device=self.device, needs_env=False).to(self.device)
         check_spaces(loaded, self.observation_space, self.action_space)
         self.teacher, self.teacher_name, self.teacher_checksum = loaded, loaded.name, loaded.checksum
-        flags = {"normalized_image": loaded.normalized_image, "uses_masks": self._masking}
+        is_image = loaded.normalized_image or ("normalized_image" not in self.policy_kwargs and has_float_images(loaded))
+        flags = {"normalized_image": is_image, "uses_masks": self._masking}
         self.policy_kwargs = {**self.policy_kwargs, **{name: True for name, is_set in flags.items() if is_set}}
         if hasattr(self, "policy"):
             self.policy.uses_masks |= self._masking
@@ -147,20 +187,20 @@ class DistillationAlgorithm(BaseAlgorithm):
 
     def set_recipe(self, recipe: EnvRecipe | None) -> None:
         """
-        Tell what the environment was built from, where the caller built it.
+        Name the recipe of an environment that the caller built.
 
-        The wrappers in subprocesses are known then, and the teacher is checked in an environment of its own.
+        With it the wrappers in subprocesses are known, and the teacher is checked in an environment of its own.
 
-        :param recipe: recipe of the environment
+        :param recipe: recipe of the environment, or ``None``
         """
         self._recipe = recipe
         self._note_pipeline()
 
     def _note_pipeline(self) -> None:
-        """Keep what the environment does to observations, also with the policy."""
+        """Keep the names of the wrappers that change observations, also in the policy's metadata."""
         if self.env is not None:
             self.pipeline = pipeline_of(self.env, self._recipe)
-        if self.pipeline and hasattr(self, "policy"):
+        if hasattr(self, "policy") and (self.pipeline or "pipeline" in self.policy.metadata):
             self.policy.metadata["pipeline"] = self.pipeline
 
     @property
@@ -170,12 +210,12 @@ class DistillationAlgorithm(BaseAlgorithm):
 
     @property
     def _masking(self) -> bool:
-        """Whether the environment says which actions are allowed, to a teacher that was trained to be told."""
+        """Whether the environment gives action masks and the teacher takes them."""
         return self.teacher is not None and self.teacher.uses_masks and self.env is not None and gives_masks(self.env)
 
     @property
     def uses_masks(self) -> bool:
-        """Whether the student was taught with action masks, and ``predict`` should be given them."""
+        """Whether the student was taught with action masks, so that ``predict`` needs them."""
         return self.policy.uses_masks
 
     def predict(
@@ -189,33 +229,35 @@ class DistillationAlgorithm(BaseAlgorithm):
         """See :meth:`sb3_qpd.QuantActorCriticPolicy.predict`."""
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
-    def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
-        """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
-        n_envs = self.n_envs if isinstance(env, str | EnvRecipe) else None
+    def set_env(self, env: EnvSource, force_reset: bool = True) -> None:
+        """
+        Take another environment. Its ``VecNormalize`` is taken off.
+
+        :param env: id, recipe, environment or vectorized environment
+        :param force_reset: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
+        """
+        n_envs = None if isinstance(env, gym.Env | VecEnv) else self.n_envs
         teacher = None if self.teacher is None else load_teacher(self.teacher, device=self.device, needs_env=False)
         super().set_env(raw_env(env, teacher, n_envs, "dummy", self.seed), force_reset)
         self._recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
         if teacher is not None:
             self.set_teacher(teacher)
 
-    # -- learning and its log -----------------------------------------------------------------------------------------
-
     def _setup_learn(
         self, total_timesteps: float, callback: MaybeCallback = None, *args: Any, **kwargs: Any
     ) -> tuple[int, BaseCallback]:
-        """Refuse first what cannot be learned."""
+        """Refuse missing parts and impossible lengths before SB3's own preparations."""
         if self.teacher is None:
             raise ValueError(
                 "learn() needs a teacher: QPDDistiller(teacher, ...), or QPDDistiller.load(path, env=env, teacher=teacher)"
             )
         if self.env is None:
             raise ValueError("learn() needs an environment: give env= to the constructor or load(), or call set_env(env)")
-        if not isinstance(total_timesteps, int | float | np.number) or not 1 <= total_timesteps < math.inf:
-            raise ValueError(f"total_timesteps must be a number of at least 1, got {total_timesteps!r}")
+        total_timesteps = check_timesteps(total_timesteps)
         if not isinstance(self.teacher, Teacher):
             self.set_teacher(self.teacher)  # student.teacher = "path"
         evaluate_raw(callback)
-        return super()._setup_learn(int(total_timesteps), callback, *args, **kwargs)
+        return super()._setup_learn(total_timesteps, callback, *args, **kwargs)
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -226,7 +268,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         """
         Write the log.
 
-        :param iteration: number of the round
+        :param iteration: number of the round of about 2,048 environment steps
         """
         assert self.ep_info_buffer is not None
         elapsed = max((time.time_ns() - self.start_time) / 1e9, sys.float_info.epsilon)
@@ -241,26 +283,26 @@ class DistillationAlgorithm(BaseAlgorithm):
 
     def to_integer(self, env: str | EnvRecipe | GymEnv | Mapping[str, Any] | None = None) -> IntegerModel:
         """
-        The student in integers, with what it remembers: its environment, and its teacher's name and checksum.
+        The student in integers. Its metadata name the environment, and the teacher by name and checksum.
 
-        :param env: the environment that it plays in, or its description in JSON values; ``None`` takes the one that it
-            learned in
+        :param env: environment to name, or its description in JSON values; ``None`` names the one that the student learned in
         """
         env = (self._recipe or self.env) if env is None else env
         described = {} if env is None else {"env": describe_env(env)}
         return self.policy.to_integer(**described, teacher=self.teacher_name, teacher_checksum=self.teacher_checksum)
 
-    # -- saved, loaded, at other bits ---------------------------------------------------------------------------------
-
     @classmethod
     def load(
-        cls: type[SelfDistillationAlgorithm], path: Any, env: GymEnv | str | EnvRecipe | None = None, *args: Any, **kwargs: Any
+        cls: type[SelfDistillationAlgorithm], path: Any, env: EnvSource | None = None, *args: Any, **kwargs: Any
     ) -> SelfDistillationAlgorithm:
         """
-        See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
+        Load a student from its zip, see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
 
-        :param path: zip of a student
-        :param env: as in the constructor, ``None`` takes the one of ``teacher=``; not needed to predict
+        This trusts the file: SB3's loader unpickles parts of it, and a pickle can run any code. Open a zip from an untrusted
+        source with :func:`sb3_qpd.load_student`, which executes nothing.
+
+        :param path: zip of a student, which you or a person you trust saved
+        :param env: as in the constructor; ``None`` takes the one of ``teacher=``. Not needed to predict
         :param args: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
         :param kwargs: ``teacher=`` to go on learning, and other arguments of the constructor
         """
@@ -268,12 +310,12 @@ class DistillationAlgorithm(BaseAlgorithm):
             kwargs["teacher"] = teacher = load_teacher(teacher, needs_env=env is None)
             env = (teacher.vec_env or teacher.recipe) if env is None else env
         if env is not None:
-            n_envs = positive_int("n_envs", kwargs.pop("n_envs", None))
+            n_envs = check_n_envs(kwargs.pop("n_envs", None))
             env = raw_env(env, teacher, n_envs, "dummy", kwargs.get("seed"))
         return super().load(path, env, *args, **kwargs)
 
     def _excluded_save_params(self) -> list[str]:
-        # tensorboard_log is a path of somebody's machine
+        # tensorboard_log is a path on the machine that trained
         return [*super()._excluded_save_params(), "teacher", "_recipe", "_last_obs", "tensorboard_log"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -282,7 +324,7 @@ class DistillationAlgorithm(BaseAlgorithm):
     def _with_bits(
         self: SelfDistillationAlgorithm, weight_bits: int, activation_bits: int, state: dict[str, th.Tensor]
     ) -> SelfDistillationAlgorithm:
-        """A student of the same sizes at other bits, with that state of the policy."""
+        """A student of the same sizes at other bits, with the given state of the policy."""
         student = type(self)(policy=self.policy_class, device=self.device, _init_setup_model=False)  # type: ignore[call-arg, arg-type]
         own = (*self._excluded_save_params(), "policy_kwargs")
         student.__dict__.update({name: value for name, value in self.__dict__.items() if name not in own})
@@ -290,24 +332,8 @@ class DistillationAlgorithm(BaseAlgorithm):
         student.weight_bits = student.activation_bits = None
         student.policy_kwargs = {k: v for k, v in self.policy_kwargs.items() if k != "student_arch"}
         student.seed = None
-        with th.random.fork_rng(devices=[]):  # a look at the float student must not change how this one learns on
+        with th.random.fork_rng(devices=[]):  # learning must go on as if this had not been called
             student._setup_model()
         student.seed = self.seed
         student.policy.load_state_dict(state)
         return student
-
-
-def evaluate_raw(callback: MaybeCallback | None) -> None:
-    """
-    A student normalizes by itself: the environments in which SB3's callbacks evaluate lose their ``VecNormalize``, as the one
-    in which it learns did.
-
-    :param callback: as ``learn()`` takes it
-    """
-    if isinstance(callback, EvalCallback):
-        callback.eval_env, _ = remove_vec_normalize(callback.eval_env)
-        evaluate_raw(callback.callback_on_new_best)
-    if isinstance(callback, EventCallback):
-        evaluate_raw(callback.callback)
-    for one in callback.callbacks if isinstance(callback, CallbackList) else callback if isinstance(callback, list) else ():
-        evaluate_raw(one)

@@ -1,7 +1,8 @@
-"""A ring of labelled observations, where frames that stacked ones share are stored once; and its batches as float pixels."""
+"""The ring of labelled observations. Frames that stacked observations share are stored once."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,9 @@ from sb3_qpd.teachers.teacher import TeacherOutput
 
 class DistillationSamples(NamedTuple):
     """
-    A batch: raw observations of shape (batch_size, *observation_shape), a dict of such tensors for Dict observations, and
-    what the teacher said of them.
+    A batch of raw observations and the teacher's labels.
+
+    The observations have the shape (batch_size, *observation_shape). Dict observations are a dict of such tensors.
     """
 
     observations: th.Tensor | dict[str, th.Tensor]
@@ -23,7 +25,7 @@ class DistillationSamples(NamedTuple):
 
 class VectorStore:
     """
-    Observations kept as they are, vectors in float32.
+    Unstacked observations: uint8 as it is, anything else in float32.
 
     :param capacity: number of observations
     :param shape: shape of one observation
@@ -49,10 +51,10 @@ class VectorStore:
 
 class DictStore:
     """
-    The values of Dict observations side by side.
+    Dict observations, with one :class:`VectorStore` for each key.
 
     :param capacity: number of observations
-    :param space: of one observation
+    :param space: space of one observation
     """
 
     def __init__(self, capacity: int, space: spaces.Dict) -> None:
@@ -77,18 +79,18 @@ class FrameStore:
     """
     Stacked images, channels first, as indices into a ring of single frames.
 
-    An environment's observation that continues its previous one (its older frames are the previous one's newer ones) adds one
-    frame; any other adds its whole stack. Each observation comes back bit for bit; one whose frames were overwritten (possible
-    only where episodes are very short) is marked invalid.
+    An observation whose older frames are the newer ones of its environment's previous observation adds one frame. Any other
+    observation adds its whole stack. Each comes back bit for bit. Where episodes are very short, the frames of an
+    observation may be overwritten: it is then marked invalid.
 
     :param capacity: number of observations
-    :param shape: (n_frames, height, width)
-    :param n_envs: number of environments that add in turn
+    :param shape: shape of one observation, (n_frames, height, width)
+    :param n_envs: number of environments; each adds one observation at a time
     """
 
     def __init__(self, capacity: int, shape: tuple[int, ...], n_envs: int) -> None:
         self._depth = shape[0]
-        # room for some ends of episodes, and whatever happens for all frames of the newest step
+        # room for the whole stacks of some first observations, and in any case for those of the newest step
         self._n_frames = capacity + capacity // 9 + n_envs * self._depth**2
         self._frames = np.zeros((self._n_frames, *shape[1:]), np.uint8)
         self._index = np.full((capacity, self._depth), -1, np.int64)
@@ -126,14 +128,15 @@ class FrameStore:
 
 class DistillationBuffer:
     """
-    Ring of (observation, teacher's targets). Distillation is supervised: old observations stay valid, each is labelled once.
+    A ring of observations with the teacher's targets. Distillation is supervised: each observation is labelled once, and old
+    ones stay valid.
 
     :param buffer_size: number of observations, rounded up to a multiple of ``n_envs``
-    :param observation_space: of one raw observation
-    :param n_envs: environments that add at each step
-    :param device: where batches go, on a GPU through pinned memory
-    :param seed: of the sampling
-    :param stacked: observations are stacked frames, channels first: each frame is stored once
+    :param observation_space: space of one raw observation
+    :param n_envs: number of environments that add at each step
+    :param device: device of the batches; a GPU gets them through pinned memory
+    :param seed: seed of the sampling
+    :param stacked: whether observations are stacked frames, channels first, of which each frame is stored once
     """
 
     def __init__(
@@ -158,15 +161,15 @@ class DistillationBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of observations and targets, when full."""
+        """Bytes of observations and targets of a full ring."""
         return self._store.nbytes + sum(ring.nbytes for ring in self._targets.values())
 
     def add(self, observations: Any, targets: TeacherOutput) -> None:
         """
         Store one step of every environment.
 
-        :param observations: raw, shape (n_envs, *observation_shape); a dict of such arrays
-        :param targets: what the teacher said of them
+        :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
+        :param targets: the teacher's labels of these observations
         """
         arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
         if not self._targets:
@@ -177,12 +180,21 @@ class DistillationBuffer:
             ring[slots] = arrays[name]
         self._added += self.n_envs
 
+    def labels(self, name: str) -> np.ndarray:
+        """
+        All stored labels of one kind, without a copy.
+
+        :param name: field of :class:`~sb3_qpd.TeacherOutput`
+        """
+        return self._targets[name][: len(self)]
+
     def sample(self, batch_size: int, rng: np.random.Generator | None = None) -> DistillationSamples:
         """
-        Uniform with replacement.
+        Draw a batch, uniformly and with replacement.
 
         :param batch_size: number of samples
-        :param rng: where the draws come from; ``None`` is the buffer's own, which learning goes on with
+        :param rng: generator of the draws; ``None`` is the buffer's own, whose state the draw changes
+        :raises ValueError: the buffer is empty
         """
         rng = self._rng if rng is None else rng
         if not len(self):
@@ -196,8 +208,11 @@ class DistillationBuffer:
 
     def newest(self, n: int) -> DistillationSamples:
         """
-        The ``n`` observations stored last, or all there are (where episodes are very short, fewer), for statistics: on the
-        CPU, where they lie, so that a GPU need not hold thousands of images, and every device fits the same numbers.
+        The observations stored last, for statistics. Where episodes are very short, some are missing.
+
+        They stay on the CPU: a GPU need not hold thousands of images, and every device computes the same statistics.
+
+        :param n: number of observations; all are taken where there are fewer
         """
         n = min(n, len(self))
         slots = (self._added - n + np.arange(n)) % self.capacity
@@ -214,13 +229,13 @@ class DistillationBuffer:
 
 
 def _sent(array: np.ndarray, device: th.device) -> th.Tensor:
-    """On the device; to a GPU without waiting: torch keeps the pinned memory until the copy is done."""
+    """A tensor on the device. A GPU gets it asynchronously: torch keeps the pinned memory until the copy is done."""
     tensor = th.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class FloatPixels:
-    """Batches of images in float32, always in the same memory: to be given fresh memory takes longer than to fill it."""
+    """Batches of images in float32, always in the same memory: allocating it takes longer than filling it."""
 
     def __init__(self) -> None:
         self._memory: th.Tensor | None = None
@@ -231,6 +246,20 @@ class FloatPixels:
         if self._memory is None or self._memory.shape != observations.shape:
             self._memory = th.empty_like(observations, dtype=th.float32)
         return self._memory.copy_(observations)
+
+
+def observation_bytes(capacity: int, space: spaces.Space, stacked: bool) -> int:
+    """
+    Bytes that the observations of a ring take, without its targets.
+
+    :param capacity: number of observations
+    :param space: space of one raw observation
+    :param stacked: whether observations are stacked frames, of which each is stored once
+    """
+    if isinstance(space, spaces.Dict):
+        return sum(observation_bytes(capacity, one, False) for one in space.values())
+    shape = (space.shape or ())[1:] if stacked else space.shape or ()
+    return capacity * math.prod(shape) * (1 if space.dtype == np.uint8 else 4)
 
 
 def _make_store(capacity: int, space: spaces.Space, n_envs: int, stacked: bool) -> Any:

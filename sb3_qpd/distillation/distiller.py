@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,44 +10,36 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
-from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_qpd.distillation.base import DistillationAlgorithm
-from sb3_qpd.distillation.buffers import DistillationBuffer, DistillationSamples, FloatPixels
-from sb3_qpd.distillation.hyperparameters import check_hyperparameters
+from sb3_qpd.distillation.base import torch_threads
+from sb3_qpd.distillation.buffers import DistillationSamples, FloatPixels, observation_bytes
+from sb3_qpd.distillation.environment import EnvSource
+from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_memory
 from sb3_qpd.distillation.initialization import initialize_from_data
-from sb3_qpd.distillation.objective import descend, distillation_loss
-from sb3_qpd.distillation.roll_in import RollIn, mix_in_student
+from sb3_qpd.distillation.objective import distillation_loss, measure_student
+from sb3_qpd.distillation.precision import FallingPrecision
 from sb3_qpd.distillation.schedules import (
     DEFAULT_LEARNING_RATE_IMAGES,
     DEFAULT_LEARNING_RATE_VECTORS,
     CosineSchedule,
-    stage_progress,
     warmup_learning_rate,
 )
 from sb3_qpd.envs.inspection import stacks_frames
-from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.players import masks_for
 from sb3_qpd.students.architectures import StudentArch
 from sb3_qpd.students.policies import QuantActorCriticPolicy
-from sb3_qpd.students.quantizers import FLOAT_BITS
-from sb3_qpd.students.transitions import get_transition
-from sb3_qpd.teachers.check import check_teacher
-from sb3_qpd.teachers.teacher import Teacher, TeacherOutput, check_finite
+from sb3_qpd.teachers.teacher import Teacher, check_finite
 
 SelfQPDDistiller = TypeVar("SelfQPDDistiller", bound="QPDDistiller")
 
 ROLLOUT_STEPS = 2048  # environment steps between two lines of the log
-CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
-FLOAT_CALIBRATIONS = 20  # how often a float stage refreshes the steps that evaluation mode uses, per learn()
+QUALITY_SIZE = 256  # observations on which the log compares student and teacher
 
 
-class QPDDistiller(DistillationAlgorithm):
+class QPDDistiller(FallingPrecision):
     """
     Quantization-aware Policy Distillation: a small student learns a teacher's action distribution and value while its
     precision falls smoothly from float to a few bits.
@@ -57,48 +48,52 @@ class QPDDistiller(DistillationAlgorithm):
 
     :param teacher: a zip, a run folder of RL Zoo, a model on the Hugging Face Hub, a live SB3 model or a
         :class:`~sb3_qpd.Teacher`; ``None`` only for a student that is loaded to predict
-    :param env: id, environment or vectorized environment; ``None`` takes the teacher's own where that is known
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, a policy class; ``None`` chooses by
-        the observations
+    :param env: id, environment, vectorized environment, or a class or function that makes an environment; ``None`` takes the
+        teacher's own where that is known
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class; ``None`` chooses by the
+        observations
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-2) to zero. The first
-        200 updates (a twentieth of a short run) warm up
-    :param batch_size: samples of a gradient step; ``None`` is 256 for vectors and 128 for images
-    :param buffer_size: labelled observations that are kept
-    :param gradient_steps: gradient steps for each environment step (counted over all environments), a fraction as a rule:
-        ``gradient_steps * batch_size`` is how often a sample is drawn for each step. ``None`` is 16 samples a step
-    :param learning_starts: observations collected by the teacher before the first gradient step, at most a tenth of the run
-    :param temperature: of the teacher's discrete action distribution; below 1 sharpens it (a Q-value teacher has one of its
-        own, see :class:`~sb3_qpd.teachers.families.DeterministicTeacher`: they are multiplied)
-    :param critic_coef: weight of the value's loss; 0 is the actor-only loss, and so is a teacher without a critic
+    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-2) to zero. The first 200 updates (a
+        twentieth of a short run) warm up
+    :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
+    :param buffer_size: number of labelled observations to keep
+    :param gradient_steps: gradient steps per environment step, usually below 1. Default: 16 / batch_size, so each observation
+        is sampled 16 times on average
+    :param learning_starts: number of observations that the teacher collects before the first gradient step, at most a tenth
+        of the run
+    :param temperature: temperature of the teacher's discrete action distribution; below 1 sharpens it. It is multiplied by a
+        Q-value teacher's own, see :class:`~sb3_qpd.teachers.families.DeterministicTeacher`
+    :param critic_coef: weight of the value loss; 0 is the actor-only loss, as for a teacher without a critic
     :param entropy_coef: weight of the student's entropy
-    :param box_loss: loss of a Box action, one of ``huber``, ``squared_error``, ``gaussian_kl``
+    :param box_loss: loss of a Box action: ``huber``, ``squared_error`` or ``gaussian_kl``
     :param beta: share of the episodes that the teacher plays from start to end while observations are collected
-    :param roll_in: whether the teacher plays the first steps of the other episodes too, a random number of them (up to its
-        own recent episode length, which its whole episodes tell: none where ``beta`` is 0), so that a weak student meets
-        late states (Ross and Bagnell 2014)
-    :param transition: how precision falls, one of ``TRANSITIONS``
+    :param roll_in: whether the teacher also plays a random number of first steps of the other episodes, so that a weak
+        student meets late states (Ross and Bagnell 2014). The number is at most the recent length of the teacher's whole
+        episodes, and 0 where ``beta`` is 0
+    :param transition: how precision falls, a key of ``TRANSITIONS``
     :param transition_start: progress of ``learn()`` at which the transition starts
     :param transition_end: progress at which the target precision is reached
-    :param max_grad_norm: bound of the gradient's norm
-    :param check_teacher: before learning, let the teacher and a random policy play a few episodes and warn if need be
-    :param n_envs: environments to build where ``env`` is an id or ``None``: 16 by default
-    :param vec_env: ``"dummy"`` or ``"subproc"`` for those
+    :param max_grad_norm: maximum norm of the gradient
+    :param check_teacher: whether teacher and random policy play a few episodes before learning, with a warning if the teacher
+        is not better
+    :param n_envs: number of environments to build where ``env`` is an id or ``None``; 16 by default
+    :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
     :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param policy_kwargs: more arguments of the policy class
     :param verbose: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
-    :param seed: of student, sampling and environments: the same seed gives the same student
-    :param device: where student and teacher compute
+    :param seed: seed of student, sampling and environments. On one kind of processor, with the same versions, the same seed
+        gives the same student: for vectors with any number of threads, for images with the same number
+    :param device: device of student and teacher
     :param _init_setup_model: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     """
 
     def __init__(
         self,
         teacher: str | Path | BaseAlgorithm | Teacher | None = None,
-        env: GymEnv | str | EnvRecipe | None = None,
+        env: EnvSource | None = None,
         policy: str | type[QuantActorCriticPolicy] | None = None,
         *,
         student_arch: str | StudentArch | Mapping[str, Any] = "tiny",
@@ -156,13 +151,12 @@ class QPDDistiller(DistillationAlgorithm):
         self.transition, self.transition_start, self.transition_end = transition, transition_start, transition_end
         self.max_grad_norm, self.check_teacher = max_grad_norm, check_teacher
         self.seconds_learning = 0.0
+        self.input_findings = []
         self._transition_progress = 0.0
         self._is_fitted = False  # normalization, value scale and the teacher's temperature are frozen
         self._teacher_temperature = 1.0
         if _init_setup_model:
             self._setup_model()
-
-    # -- construction -------------------------------------------------------------------------------------------------
 
     def _setup_model(self) -> None:
         if self.teacher is not None:
@@ -171,6 +165,9 @@ class QPDDistiller(DistillationAlgorithm):
         if self.batch_size is None:
             self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
         check_hyperparameters(vars(self))
+        if self.env is not None:
+            n_bytes = observation_bytes(int(self.buffer_size), self.observation_space, stacks_frames(self.env))
+            check_memory(int(self.buffer_size), n_bytes)
         if self.learning_rate is None:
             self.learning_rate = CosineSchedule(DEFAULT_LEARNING_RATE_IMAGES if is_image else DEFAULT_LEARNING_RATE_VECTORS)
         if self.gradient_steps is None:
@@ -178,20 +175,12 @@ class QPDDistiller(DistillationAlgorithm):
         super()._setup_model()
         self._set_precision()
         self._rng = np.random.default_rng(self.seed)
-        self._buffer: DistillationBuffer | None = None
-        self._float_state: dict[str, th.Tensor] | None = None
+        self._buffer = None
+        self._float_state = None
         self._float_pixels = FloatPixels()
 
-    def set_env(self, env: GymEnv | str | EnvRecipe, force_reset: bool = True) -> None:
-        """See :class:`~stable_baselines3.common.base_class.BaseAlgorithm`; a ``VecNormalize`` is taken off, an id will do."""
-        super().set_env(env, force_reset)
-        self._buffer = None  # another environment may stack its frames or mask its actions otherwise
-
     def _excluded_save_params(self) -> list[str]:
-        of_a_run = ("_buffer", "_rng", "_ask_masks", "_turns", "_float_state", "_float_pixels", "_last_losses")
-        return [*super()._excluded_save_params(), *of_a_run]
-
-    # -- learning -----------------------------------------------------------------------------------------------------
+        return [*super()._excluded_save_params(), "_float_pixels", "_last_losses"]
 
     def learn(
         self: SelfQPDDistiller,
@@ -205,82 +194,63 @@ class QPDDistiller(DistillationAlgorithm):
         """
         Distill for a number of environment steps, see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
 
-        :param total_timesteps: environment steps; a float such as 1e6 will do
+        :param total_timesteps: number of environment steps, an integer or a float such as 1e6
         :param callback: called after each step of the vectorized environment
         :param log_interval: rounds of about 2,048 environment steps between two lines of the log
         :param tb_log_name: name of the run for TensorBoard
-        :param reset_num_timesteps: whether the count of steps (and the learning rate's schedule) starts anew; a transition
-            never runs backwards
-        :param progress_bar: show one
+        :param reset_num_timesteps: whether the count of steps and the learning rate's schedule start anew. A transition never
+            runs backwards
+        :param progress_bar: whether to show a progress bar
         """
         start, iteration = time.perf_counter(), 0
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
-        self._start_collecting()
         callback.on_training_start(locals(), globals())
-        n_threads = th.get_num_threads()
-        if not self._has_images:
-            th.set_num_threads(1)  # small products wait longer for a second thread than they take
         try:
-            while self.num_timesteps < total_timesteps:
-                if not self._collect_and_train(callback):
-                    break
-                iteration += 1
-                if log_interval is not None and iteration % log_interval == 0:
-                    self.dump_logs(iteration)
-        finally:  # also where Ctrl-C ends it: what there is can be saved
+            # for vectors one: waiting for a second thread takes longer than these small products
+            with torch_threads(None if self._has_images else 1):
+                self._start_collecting()
+                self._start_training()
+                while self.num_timesteps < total_timesteps and self._collect_and_train(callback):
+                    iteration += 1
+                    self._log(log_interval is not None and iteration % log_interval == 0, iteration)
+        finally:  # Ctrl-C ends learning too, and the student can still be saved
             self.seconds_learning += time.perf_counter() - start
-            th.set_num_threads(n_threads)
+            if self._bar is not None:
+                self._bar.close()
         callback.on_training_end()
         return self
 
-    def _start_collecting(self) -> None:
-        assert self.env is not None and self.teacher is not None
+    def _start_training(self) -> None:
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-        self._ask_masks = masks_for(self.teacher, self.env)
-        if self.teacher.uses_masks and not self._masking:
-            warnings.warn(
-                "The environment of this MaskablePPO teacher has no action_masks(): its student is taught as if all actions "
-                "were always allowed"
-            )
-        check_finite(self._ask_teacher())
-        if self.check_teacher and self.num_timesteps == 0:
-            self._compare_teacher_with_random()
-        if self._buffer is None:
-            self._buffer = self._make_buffer(self.env)
         self._updates_owed = 0.0
         self._set_precision()
         self._last_calibration = self._progress
-        self._turns = RollIn(self.env.num_envs, self.beta, self.roll_in, self._rng)
 
-    def _make_buffer(self, env: VecEnv) -> DistillationBuffer:
-        space, stacked = self.observation_space, stacks_frames(env)
-        try:
-            return DistillationBuffer(
-                int(self.buffer_size), space, env.num_envs, device=self.device, seed=self.seed, stacked=stacked
-            )
-        except MemoryError as error:
-            raise MemoryError(f"{error}: take a smaller buffer_size than {self.buffer_size}") from error
+    def _log(self, is_due: bool, iteration: int) -> None:
+        if is_due or self._bar is not None:
+            self._measure_student()
+        if is_due:
+            self.dump_logs(iteration)
 
-    def _compare_teacher_with_random(self) -> None:
-        assert self.teacher is not None and self.env is not None
-        where = self.env if self._recipe is None else self._recipe
-        check = check_teacher(self.teacher, where, deterministic=not self._has_images, seed=self.seed)
-        if where is self.env:
-            self.env.seed(self.seed)
-            self._last_obs = self.env.reset()  # type: ignore[assignment]
-        self.logger.record("teacher/ep_rew_mean", check.teacher.returns.mean())
-        self.logger.record("teacher/random_ep_rew_mean", check.random.returns.mean())
-        if self.verbose >= 1:
-            print(f"Check of the teacher: {check}")
-        check.warn()
+    def _measure_student(self) -> None:
+        """Put the agreement of student and teacher into the log and the progress bar."""
+        if not self._is_fitted or self._buffer is None:
+            return
+        samples = self._buffer.sample(QUALITY_SIZE, np.random.default_rng(self._n_updates))  # not the generator of learning
+        found = measure_student(self.policy, samples, self.temperature * self._teacher_temperature)
+        for name, value in found.items():
+            self.logger.record(f"student/{name}", value)
+        agreement, error = found.get("agreement"), found.get("action_error")
+        quality = f"agreement {agreement:.1%}" if agreement is not None else f"action error {error:.3f}"
+        self._tell(f"{quality}, {found['weight_bits']:.1f} bits")
 
     def _collect_and_train(self, callback: BaseCallback) -> bool:
         """
-        One round of about 2,048 steps; the student learns while the environments compute.
+        One round of about 2,048 environment steps. The student learns while the environments compute.
 
-        :return: whether to go on
+        :return: whether learning goes on
         """
         env, buffer = self.env, self._buffer
         assert env is not None and buffer is not None
@@ -295,7 +265,7 @@ class QPDDistiller(DistillationAlgorithm):
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
             try:
                 self._train()
-            except BaseException:  # an interrupt must not leave the environments waiting for somebody to fetch the step
+            except BaseException:  # after an interrupt, fetch the step that the environments have begun
                 with suppress(Exception):  # a terminal sends Ctrl-C to subprocesses too: they are gone
                     self._last_obs, _, self._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
                 raise
@@ -304,6 +274,7 @@ class QPDDistiller(DistillationAlgorithm):
             n_steps += 1
             self.num_timesteps += env.num_envs
             self._update_info_buffer(infos, dones)
+            self._students.end_step(dones, infos)
             self._turns.end_step(dones)
             callback.update_locals(locals())
             if not callback.on_step():
@@ -312,47 +283,15 @@ class QPDDistiller(DistillationAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _ask_teacher(self) -> TeacherOutput:
-        """Its labels of the newest observations."""
-        assert self.env is not None and self.teacher is not None
-        return self.teacher(self._last_obs, self._ask_masks())
-
-    # -- acting -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _is_warming_up(self) -> bool:
-        assert self._buffer is not None
-        wanted = min(self.learning_starts, self._total_timesteps // 10)
-        if self._is_fitted:
-            wanted = min(wanted, 4 * self.batch_size)
-        return len(self._buffer) < min(wanted, self._buffer.capacity)
-
-    def _act(self, targets: TeacherOutput) -> np.ndarray:
-        """Sampled actions: the teacher's in its steps, else the student's at the precision that it trains at."""
-        assert self.teacher is not None
-        by_teacher = self._turns.teacher_acts() | self._is_warming_up
-        if not by_teacher.all():
-            self._set_training_mode()
-            targets = mix_in_student(targets, self.policy, self._last_obs, by_teacher)
-        actions = self.teacher.sample(targets)
-        if isinstance(self.action_space, spaces.Box):
-            return actions.reshape(-1, *self.action_space.shape).astype(self.action_space.dtype)
-        return actions
-
-    # -- updates ------------------------------------------------------------------------------------------------------
-
-    @property
-    def _progress(self) -> float:
-        return 1.0 - self._current_progress_remaining
-
     def _train(self) -> None:
-        """The gradient steps that are due."""
+        """Take the gradient steps that are due."""
         if self._is_warming_up or self._updates_owed < 1:
             return
         assert self._buffer is not None and self.teacher is not None
         if not self._is_fitted:
             self._teacher_temperature = initialize_from_data(self.policy, self.teacher, self._buffer.newest(10_000))
             self._calibrate()
+            self._resolve_inputs()
             self._is_fitted = True
         self._advance_transition()
         self._set_training_mode()
@@ -363,39 +302,12 @@ class QPDDistiller(DistillationAlgorithm):
             update_learning_rate(self.policy.optimizer, rate)
             self.logger.record("train/learning_rate", rate)
             if self.transition == "scratch" and self._n_updates & (self._n_updates - 1) == 0:
-                self._calibrate()  # a head that starts near zero would outgrow its grid faster than the step can follow
+                self._calibrate()  # a head that starts near zero outgrows its grid faster than the learned step follows
             self._gradient_step(self._buffer.sample(int(self.batch_size)))
             self._n_updates += 1
 
-    def _set_training_mode(self) -> None:
-        if not self.policy.training:  # a callback may have evaluated; a walk through all modules is not free
-            self.policy.set_training_mode(True)
-
-    def _calibrate(self) -> None:
-        assert self._buffer is not None
-        self.policy.calibrate(self._buffer.sample(CALIBRATION_SIZE).observations)
-        self._last_calibration = self._progress
-
-    def _advance_transition(self) -> None:
-        """Move precision along; steps are calibrated when the float stage ends, and refreshed while it lasts."""
-        progress = stage_progress(self._progress, self.transition_start, self.transition_end)
-        if self.transition == "none":
-            progress = 0.0  # float to the end, from where another transition may go on
-        begins = self._transition_progress == 0 < progress
-        in_float = self._transition_progress == 0 and self.transition != "scratch"
-        if begins and self.transition != "scratch":
-            self._float_state = {name: value.clone() for name, value in self.policy.state_dict().items()}
-        if in_float and (begins or self._progress - self._last_calibration > 1 / FLOAT_CALIBRATIONS):
-            self._calibrate()
-        if progress > self._transition_progress:
-            self._transition_progress = progress
-            self._set_precision()
-
-    def _set_precision(self) -> None:
-        self.policy.set_precision(get_transition(self.transition), self._transition_progress)
-
     def _loss(self, samples: DistillationSamples) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
-        """What a gradient step minimises, and its parts for the log: see :func:`sb3_qpd.distillation.objective.distillation_loss`."""
+        """The loss of a batch and its parts for the log, see :func:`~sb3_qpd.distillation.objective.distillation_loss`."""
         return distillation_loss(
             self.policy,
             samples,
@@ -409,32 +321,11 @@ class QPDDistiller(DistillationAlgorithm):
         loss, self._last_losses = self._loss(samples._replace(observations=self._float_pixels(samples.observations)))
         descend(self.policy.optimizer, loss, self.max_grad_norm)
 
-    # -- what comes out -----------------------------------------------------------------------------------------------
-
-    def float_student(self) -> QPDDistiller | None:
-        """The float student: the snapshot of the moment at which precision began to fall; ``None`` where there was none."""
-        state = self.policy.state_dict() if self.transition == "none" else self._float_state
-        return None if state is None else self._with_bits(FLOAT_BITS, FLOAT_BITS, state)
-
-    def post_training_quantize(self, weight_bits: int, activation_bits: int) -> QPDDistiller:
-        """
-        The student as it is, at other bits, with freshly calibrated steps and no further training: the usual baseline.
-
-        :param weight_bits: bits of the inner weights
-        :param activation_bits: bits of the hidden activations
-        """
-        if self._buffer is None or not len(self._buffer):
-            raise ValueError("Post-training quantization needs observations to calibrate on: call learn() first")
-        student = self._with_bits(weight_bits, activation_bits, self.policy.state_dict())
-        own_rng = np.random.default_rng(self.seed)  # a look at the student must not change how it learns on
-        student.policy.calibrate(self._buffer.sample(CALIBRATION_SIZE, own_rng).observations)
-        return student
-
     def dump_logs(self, iteration: int = 0) -> None:
         """
-        Write the log.
+        Write the log, see also :meth:`CollectingAlgorithm.dump_logs`.
 
-        :param iteration: number of the round
+        :param iteration: number of the round of about 2,048 environment steps
         """
         if self._n_updates and getattr(self, "_last_losses", None) is not None:
             actor_loss, critic_loss = (loss.detach().mean().item() for loss in self._last_losses)
@@ -443,3 +334,19 @@ class QPDDistiller(DistillationAlgorithm):
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             self.logger.record("train/transition", self._transition_progress)
         super().dump_logs(iteration)
+
+
+def descend(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> None:
+    """
+    One gradient step.
+
+    :param optimizer: optimizer of the student's parameters
+    :param loss: shape ()
+    :param max_grad_norm: maximum norm of the gradient
+    """
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    # the optimizer's lists are ready: policy.parameters() walks through all modules
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    optimizer.step()

@@ -1,21 +1,34 @@
-"""Teacher and environment must fit together: raw observations, the same spaces, finite labels."""
+"""The environment that a distiller steps: the teacher's own, or one that is given, with raw observations."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
+from torch import nn
 
-from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+from sb3_qpd.envs.recipe import VEC_ENVS, EnvRecipe, build_env, make_recipe
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.normalization import remove_vec_normalize
 from sb3_qpd.teachers.teacher import Teacher
 
 N_ENVS = 16
+EnvSource = GymEnv | str | EnvRecipe | Callable[[], gym.Env]
 
 
 def env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
-    """The environment that a teacher brings along."""
+    """
+    The environment that a teacher brings along.
+
+    :param teacher: a teacher from a run folder, or of a live model
+    :raises ValueError: there is no teacher, or it does not know its environment
+    """
     if teacher is None:
         raise ValueError("QPDDistiller needs a teacher (a zip, a run folder of RL Zoo, a live model): QPDDistiller(teacher)")
     env = teacher.vec_env or teacher.recipe
@@ -27,16 +40,29 @@ def env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
     return env
 
 
-def raw_env(
-    env: GymEnv | str | EnvRecipe, teacher: Teacher | None, n_envs: int | None, vec_env: str, seed: int | None
-) -> GymEnv:
-    """An environment with raw observations, of supported spaces; the statistics of a ``VecNormalize`` go to the teacher."""
+def raw_env(env: EnvSource, teacher: Teacher | None, n_envs: int | None, vec_env: str, seed: int | None) -> GymEnv:
+    """
+    An environment with raw observations and supported spaces. The teacher takes the statistics of a ``VecNormalize``.
+
+    :param env: id, recipe, environment, vectorized environment, or a class or function that makes an environment
+    :param teacher: the teacher, if there is one
+    :param n_envs: number of environments to build from an id; ``None`` builds 16
+    :param vec_env: ``"dummy"`` or ``"subproc"``
+    :param seed: seed of the environments that are built
+    :raises ValueError: ``n_envs`` is given for an environment that exists already, or a space is not supported
+    """
     if isinstance(env, str | EnvRecipe):
         recipe = make_recipe(env)
         raw: GymEnv = recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
+    elif callable(env) and not isinstance(env, gym.Env | VecEnv):
+        one = build_env(env)
+        if isinstance(one, VecEnv):
+            return raw_env(one, teacher, n_envs, vec_env, seed)
+        one.close()
+        raw = make_vec_env(env, n_envs or N_ENVS, seed, vec_env_cls=VEC_ENVS[vec_env])
     elif n_envs is not None:
         raise ValueError(
-            f"n_envs={n_envs} is for environments that are built from an id: this one is there already ({env}). Leave n_envs "
+            f"n_envs={n_envs} is for environments that are built from an id: this one exists already ({env}). Leave n_envs "
             "out, or give env= as an id"
         )
     elif isinstance(env, gym.Env):
@@ -48,3 +74,45 @@ def raw_env(
     observation_parts(raw.observation_space)
     action_head(raw.action_space)
     return raw
+
+
+def check_observations(observations: Any) -> None:
+    """
+    Refuse observations that no student can take.
+
+    :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
+    :raises ValueError: NaN, infinity, or a number that is infinite in float32
+    """
+    parts = observations.items() if isinstance(observations, dict) else [("", observations)]
+    for key, values in parts:
+        if values.dtype.kind != "f":
+            continue
+        with np.errstate(over="ignore"):
+            is_finite = np.isfinite(values.astype(np.float32, copy=False)).reshape(len(values), -1).all(0)
+        if not is_finite.all():
+            where = f"{key}[{is_finite.argmin()}]" if key else str(is_finite.argmin())
+            raise ValueError(
+                f"The environment's observations hold NaN, infinity or a number beyond float32, first in feature {where}: a "
+                "student takes finite numbers only. Clip or replace them in the environment"
+            )
+
+
+def has_float_images(teacher: Teacher) -> bool:
+    """
+    Whether a teacher's convolutions take Boxes of floats as images. SB3 itself calls them vectors.
+
+    A warning names images whose channels come last: their student is one for vectors.
+
+    :param teacher: any teacher
+    """
+    shapes = [part.shape for part in teacher.parts if part.kind == "vector" and len(part.shape) == 3]
+    if not shapes or not any(isinstance(module, nn.Conv2d) for module in teacher.policy.modules()):
+        return False
+    if all(shape[0] == min(shape) for shape in shapes):
+        return True
+    warnings.warn(
+        f"The teacher has convolutions, and its observations of shape {shapes[0]} look like float images with the channels "
+        "last. The student takes them as one long vector. Put the channels first in the environment to get a student with "
+        "convolutions, which is smaller"
+    )
+    return False

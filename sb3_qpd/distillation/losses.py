@@ -1,12 +1,12 @@
 """
-Distillation losses: pure functions of tensors that return one value per sample; the caller takes the mean.
+Distillation losses: pure functions of tensors that return one value per sample. The caller takes the mean.
 
-Every actor loss compares a student with its teacher's targets; the critic's loss is added by :func:`actor_critic`.
+Every actor loss compares a student with its teacher's targets. :func:`actor_critic` adds the critic's loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch as th
@@ -47,9 +47,9 @@ def multi_categorical_kl(
 
     A Bernoulli distribution with logit l is a categorical one with the logits 0 and l.
 
-    :param student_logits: of all distributions, one after the other, shape (batch_size, sum(nvec))
-    :param teacher_logits: same shape
-    :param nvec: categories of each distribution
+    :param student_logits: logits of all distributions side by side, shape (batch_size, sum(nvec))
+    :param teacher_logits: the teacher's logits, same shape
+    :param nvec: number of categories of each distribution
     :param temperature: see :func:`categorical_kl`
     :return: divergence per sample in nats, shape (batch_size,)
     """
@@ -64,7 +64,7 @@ def gaussian_kl(
     teacher_mean: th.Tensor,
     teacher_log_std: th.Tensor,
     *,
-    half_range: th.Tensor,
+    unit: th.Tensor,
     min_std: float = 0.05,
 ) -> th.Tensor:
     """
@@ -72,56 +72,60 @@ def gaussian_kl(
 
         L = sum_i log(s_i / t_i) + (t_i^2 + (mu_t - mu_s)^2) / (2 s_i^2) - 1/2
 
-    Both deviations are floored: a nearly deterministic teacher would otherwise weigh one dimension without bound. A student
-    below the floor still feels a pull upwards.
+    Both deviations have a floor: a nearly deterministic teacher would otherwise give one dimension an unbounded weight. A
+    student's deviation below the floor still gets a gradient upwards.
 
     :param student_mean: shape (batch_size, action_dim)
     :param student_log_std: broadcastable to ``student_mean``
     :param teacher_mean: shape (batch_size, action_dim)
     :param teacher_log_std: broadcastable to ``teacher_mean``
-    :param half_range: half the width of the action box, shape (action_dim,)
-    :param min_std: floor of a deviation, as a share of ``half_range``
+    :param unit: unit of each dimension of the action, at most half its range, shape (action_dim,)
+    :param min_std: floor of a deviation, as a share of ``unit``
     :return: divergence per sample in nats, shape (batch_size,)
     """
     _check_shapes(student_mean, teacher_mean)
-    floor = min_std * half_range
+    floor = min_std * unit
     student_std = clamp_to_box(student_log_std, floor.log(), th.full_like(floor, th.inf)).exp()
     teacher_std = th.maximum(teacher_log_std.exp(), floor)
     squares = teacher_std.square() + (teacher_mean - student_mean).square()
     return ((student_std / teacher_std).log() + squares / (2 * student_std.square()) - 0.5).sum(1)
 
 
-def squared_error(student_mean: th.Tensor, teacher_mean: th.Tensor, *, half_range: th.Tensor) -> th.Tensor:
+def squared_error(student_mean: th.Tensor, teacher_mean: th.Tensor, *, unit: th.Tensor) -> th.Tensor:
     """
-    Squared error of a deterministic action, each dimension in units of half its range.
+    Squared error of a deterministic action, each dimension in its unit.
 
         L = 1/2 sum_i ((mu_s - mu_t) / h_i)^2
 
     :param student_mean: shape (batch_size, action_dim)
     :param teacher_mean: shape (batch_size, action_dim)
-    :param half_range: half the width of the action box h, shape (action_dim,)
+    :param unit: unit h of each dimension of the action, at most half its range, shape (action_dim,)
     :return: shape (batch_size,)
     """
     _check_shapes(student_mean, teacher_mean)
-    return 0.5 * ((student_mean - teacher_mean) / half_range).square().sum(1)
+    return 0.5 * ((student_mean - teacher_mean) / unit).square().sum(1)
 
 
-def huber(student_mean: th.Tensor, teacher_mean: th.Tensor, *, half_range: th.Tensor, delta: float = 0.3) -> th.Tensor:
+def huber(student_mean: th.Tensor, teacher_mean: th.Tensor, *, unit: th.Tensor, delta: float = 0.3) -> th.Tensor:
     """
-    Huber loss of a deterministic action, each dimension in units of half its range.
+    Huber loss of a deterministic action, each dimension in its unit.
 
-    Huber, Robust estimation of a location parameter, 1964; quadratic below ``delta``, linear with slope one above, so that
-    the few states in which a teacher saturates do not rule the gradient.
+    The loss is quadratic below ``delta`` and linear with slope one above it. So the few states in which a teacher saturates
+    do not dominate the gradient. Huber, Robust estimation of a location parameter, 1964.
 
     :param student_mean: shape (batch_size, action_dim)
     :param teacher_mean: shape (batch_size, action_dim)
-    :param half_range: half the width of the action box, shape (action_dim,)
+    :param unit: unit of each dimension of the action, at most half its range, shape (action_dim,)
     :param delta: error at which the loss turns linear
     :return: shape (batch_size,)
     """
     _check_shapes(student_mean, teacher_mean)
-    error = (student_mean - teacher_mean) / half_range
+    error = (student_mean - teacher_mean) / unit
     return F.huber_loss(error, th.zeros_like(error), reduction="none", delta=delta).sum(1) / delta
+
+
+# Box action losses by their names as hyperparameters
+BOX_LOSSES: dict[str, Callable[..., th.Tensor]] = {f.__name__: f for f in (huber, squared_error, gaussian_kl)}
 
 
 class _ClampToBox(th.autograd.Function):
@@ -140,7 +144,7 @@ class _ClampToBox(th.autograd.Function):
 
 def clamp_to_box(mean: th.Tensor, low: th.Tensor, high: th.Tensor) -> th.Tensor:
     """
-    A mean action as the environment executes it; outside the box only gradients that lead back inside pass.
+    A mean action as the environment executes it. Outside the box only gradients that lead back inside pass.
 
     Fujita and Maeda, Clipped Action Policy Gradient, 2018: https://arxiv.org/abs/1802.07564
 
@@ -154,11 +158,12 @@ def clamp_to_box(mean: th.Tensor, low: th.Tensor, high: th.Tensor) -> th.Tensor:
 
 def log_std_error(student_log_std: th.Tensor, teacher_log_std: th.Tensor) -> th.Tensor:
     """
-    Squared error of the logarithm of the deviation, for losses that speak of the mean alone: the student explores as widely
-    as its teacher, when its actions are sampled or it is trained on.
+    Squared error of the logarithm of the standard deviation, added to losses of the mean alone.
+
+    The student then explores as widely as its teacher when its actions are sampled or when it is trained further.
 
     :param student_log_std: shape (batch_size, action_dim)
-    :param teacher_log_std: same shape
+    :param teacher_log_std: shape (batch_size, action_dim)
     :return: shape (batch_size,)
     """
     _check_shapes(student_log_std, teacher_log_std)
@@ -167,11 +172,13 @@ def log_std_error(student_log_std: th.Tensor, teacher_log_std: th.Tensor) -> th.
 
 def value_error(student_value: th.Tensor, teacher_value: th.Tensor, *, std: th.Tensor) -> th.Tensor:
     """
-    Huber loss of the value in units of the deviation of the teacher's values, which needs no tuning per environment.
+    Huber loss of the value, in units of the standard deviation of the teacher's values.
+
+    This unit makes the loss independent of the scale of an environment's rewards.
 
     :param student_value: in the teacher's units, shape (batch_size,)
     :param teacher_value: shape (batch_size,)
-    :param std: deviation of the teacher's values, shape ()
+    :param std: standard deviation of the teacher's values, shape ()
     :return: shape (batch_size,)
     """
     _check_shapes(student_value, teacher_value)
@@ -181,7 +188,7 @@ def value_error(student_value: th.Tensor, teacher_value: th.Tensor, *, std: th.T
 
 def actor_critic(actor_loss: th.Tensor, critic_loss: th.Tensor, *, critic_coef: float) -> th.Tensor:
     """
-    The loss of QPD for actor-critic networks: policy and value together; ``critic_coef=0`` is the actor-only loss.
+    The loss of QPD for actor-critic networks: policy and value together. ``critic_coef=0`` is the actor-only loss.
 
         L = L_actor + c L_critic
 

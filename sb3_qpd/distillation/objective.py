@@ -1,4 +1,4 @@
-"""What a gradient step minimises, the losses of :mod:`sb3_qpd.distillation.losses` put together for a student and a batch; and the step."""
+"""The loss that a gradient step minimises: the losses of :mod:`sb3_qpd.distillation.losses` added up for a batch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import torch as th
 from sb3_qpd.distillation import losses
 from sb3_qpd.distillation.buffers import DistillationSamples
 from sb3_qpd.spaces import masked
+from sb3_qpd.students.layers import QuantLayer
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import TeacherOutput
-
-BOX_LOSSES = ("huber", "squared_error", "gaussian_kl")
 
 
 def distillation_loss(
@@ -25,14 +24,14 @@ def distillation_loss(
     """
     The mean loss of a batch.
 
-    :param policy: the student, in the mode that its precision is to be trained in
+    :param policy: the student, in training mode
     :param samples: observations and the teacher's targets
-    :param temperature: of the teacher's discrete distribution
-    :param critic_coef: weight of the value's loss
+    :param temperature: temperature of the teacher's discrete distribution
+    :param critic_coef: weight of the value loss
     :param entropy_coef: weight of the student's entropy
-    :param box_loss: one of ``BOX_LOSSES``
-    :return: the loss, shape (), and the actor's and the critic's part for the log, detached, shape (batch_size,) each; the
-        critic's is zero where the teacher has no value
+    :param box_loss: key of :data:`~sb3_qpd.distillation.losses.BOX_LOSSES`
+    :return: the loss, shape (), and the actor's and the critic's part for the log, detached, shape (batch_size,) each. The
+        critic's part is zero where the teacher has no value
     """
     actor, value = policy.actor_and_value(samples.observations)
     head = policy.head
@@ -50,34 +49,51 @@ def distillation_loss(
     return loss.mean(), (actor_loss.detach(), critic_loss.detach())
 
 
-def descend(optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float) -> None:
+@th.no_grad()
+def measure_student(
+    policy: QuantActorCriticPolicy, samples: DistillationSamples, temperature: float = 1.0
+) -> dict[str, float]:
     """
-    One gradient step.
+    How close the student as it is deployed, in evaluation mode, comes to its teacher's labels.
 
-    :param optimizer: of the student's parameters
-    :param loss: shape ()
-    :param max_grad_norm: bound of the gradient's norm
+    :param policy: the student, which is left in evaluation mode
+    :param samples: observations and the teacher's labels
+    :param temperature: temperature of the teacher's discrete distribution
+    :return: ``agreement``, the share of equal most probable actions, and ``kl`` in nats; ``action_error``, the mean absolute
+        error of a Box action in its units; ``weight_bits``, the mean bits of a weight in training
     """
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    # its lists of parameters are there already: policy.parameters() walks through all modules
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    th.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-    optimizer.step()
+    policy.set_training_mode(False)
+    actor, _ = policy.actor_and_value(samples.observations)
+    head, target = policy.head, samples.targets.actor
+    weights = [
+        (module.weight.numel(), module.weight_quantizer) for module in policy.modules() if isinstance(module, QuantLayer)
+    ]
+    total = sum(size for size, _ in weights)
+    bits = sum(size * bits * share for size, one in weights for bits, share in one.precision.items()) / total
+    if head.is_box:
+        low, high = policy.action_low, policy.action_high
+        error = (actor.clamp(low, high) - target.clamp(low, high)).abs() / policy.action_unit
+        return {"action_error": error.mean().item(), "weight_bits": bits}
+    logits = masked(head.logits(actor), samples.targets.masks)
+    same = (head.best(logits) == head.best(target)).reshape(len(target), -1).all(1).float().mean().item()
+    kl = losses.multi_categorical_kl(logits, target, nvec=head.nvec, temperature=temperature).mean().item()
+    return {"agreement": same, "kl": kl, "weight_bits": bits}
 
 
 def _box_loss(policy: QuantActorCriticPolicy, actor: th.Tensor, targets: TeacherOutput, name: str) -> th.Tensor:
     """
-    Both means inside the box; a loss of the mean alone is joined by one of the deviation. A deterministic teacher has none:
-    then the divergence is a loss of the mean alone, too.
+    The loss of a Box action, with both means clamped to the box.
+
+    A loss of the mean alone is joined by one of the standard deviation. A deterministic teacher has no deviation, and so no
+    divergence: ``gaussian_kl`` is then replaced by ``huber``.
     """
     log_std, low, high = policy.log_std, policy.action_low, policy.action_high
-    half_range = ((high - low) / 2).clamp_min(1e-6)  # an action may be fixed
+    unit = policy.action_unit
     mean, target = losses.clamp_to_box(actor, low, high), targets.actor.clamp(low, high)
     if name == "gaussian_kl" and targets.log_std is not None:
-        return losses.gaussian_kl(mean, log_std, target, targets.log_std, half_range=half_range)
-    loss = losses.squared_error if name == "squared_error" else losses.huber
-    error = loss(mean, target, half_range=half_range)
+        return losses.gaussian_kl(mean, log_std, target, targets.log_std, unit=unit)
+    loss = losses.BOX_LOSSES["huber" if name == "gaussian_kl" else name]
+    error = loss(mean, target, unit=unit)
     if targets.log_std is None:
         return error
     return error + losses.log_std_error(log_std.expand_as(targets.log_std), targets.log_std)

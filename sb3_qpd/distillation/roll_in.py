@@ -1,7 +1,9 @@
-"""Who acts while observations are collected: the teacher or the student."""
+"""Roll-in: which of teacher and student acts while observations are collected."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +16,18 @@ from sb3_qpd.teachers.teacher import TeacherOutput
 
 class RollIn:
     """
-    In a share of the episodes the teacher plays from start to end; in the others the student does, after a random number of
-    first steps by the teacher if wanted, so that a weak student meets late states too.
+    The turns of teacher and student in each environment.
+
+    The teacher plays a share of the episodes from start to end. The student plays the others, on request after a random
+    number of first steps by the teacher, so that a weak student meets late states too.
 
     Ross and Bagnell, Reinforcement and Imitation Learning via Interactive No-Regret Learning, 2014
 
-    :param n_envs: environments side by side
-    :param beta: share of the teacher's episodes
-    :param roll_in: whether the teacher plays first steps: a uniform number up to the length of its own recent episodes
-    :param rng: where the draws come from
+    :param n_envs: number of environments side by side
+    :param beta: share of the episodes that the teacher plays from start to end
+    :param roll_in: whether the teacher plays first steps of the other episodes. Their number is uniform, up to the recent
+        length of the teacher's own episodes
+    :param rng: generator of the draws
     """
 
     def __init__(self, n_envs: int, beta: float, roll_in: bool, rng: np.random.Generator) -> None:
@@ -34,19 +39,19 @@ class RollIn:
         self._draw(np.arange(n_envs))
 
     def teacher_acts(self) -> np.ndarray:
-        """Whose turn it is in each environment: True for the teacher's, shape (n_envs,)."""
+        """Whether the teacher acts next, for each environment; shape (n_envs,)."""
         return self._left > 0
 
     def end_step(self, dones: np.ndarray) -> None:
         """
-        Count the step, and draw for the episodes that begin.
+        Count the step, and draw the turns of the episodes that begin.
 
-        :param dones: which episodes have ended, shape (n_envs,)
+        :param dones: whether an episode has ended, shape (n_envs,)
         """
         self._steps += 1
         self._left -= 1
         ended = np.flatnonzero(dones)
-        for i in ended[np.isinf(self._left[ended])]:  # its whole episodes; first steps end early only where it failed
+        for i in ended[np.isinf(self._left[ended])]:  # whole episodes only: first steps end early where the teacher failed
             self._teacher_length += 0.1 * (self._steps[i] - self._teacher_length)
         self._draw(ended)
 
@@ -59,17 +64,54 @@ class RollIn:
                 self._left[i] = self._rng.integers(int(self._teacher_length) + 1) if self.roll_in else 0
 
 
+class StudentEpisodes:
+    """
+    Recent returns of the episodes of which the student played more than half the steps.
+
+    :param n_envs: number of environments side by side
+    :param window: number of episodes to keep
+    """
+
+    def __init__(self, n_envs: int, window: int) -> None:
+        self._steps = np.zeros(n_envs)  # of the running episodes, by the student
+        self.returns: deque[float] = deque(maxlen=window)
+        self.lengths: deque[float] = deque(maxlen=window)
+
+    def acted(self, by_teacher: np.ndarray) -> None:
+        """
+        Count a step.
+
+        :param by_teacher: whether the teacher acts, shape (n_envs,)
+        """
+        self._steps += ~by_teacher
+
+    def end_step(self, dones: np.ndarray, infos: Sequence[dict[str, Any]]) -> None:
+        """
+        Keep the episodes that have ended, where a ``Monitor`` tells their returns.
+
+        :param dones: whether an episode has ended, shape (n_envs,)
+        :param infos: the environments' information about the step
+        """
+        for i, info in enumerate(infos):
+            episode = info.get("episode")
+            if episode is not None and 2 * self._steps[i] > episode["l"]:
+                self.returns.append(float(episode["r"]))
+                self.lengths.append(float(episode["l"]))
+        self._steps[dones] = 0
+
+
 @th.no_grad()
 def mix_in_student(
     targets: TeacherOutput, policy: QuantActorCriticPolicy, observations: Any, by_teacher: np.ndarray
 ) -> TeacherOutput:
     """
-    What the actions are sampled from: the teacher's answer in its turns, the student's in the others.
+    The distributions that actions are sampled from: the teacher's in its turns, the student's in the others.
 
-    :param targets: what the teacher said of the observations
-    :param policy: the student, in the mode that it acts in
-    :param observations: raw, shape (n_envs, *observation_shape); a dict of such arrays
-    :param by_teacher: whose turn it is, shape (n_envs,)
+    :param targets: the teacher's labels of the observations
+    :param policy: the student, in the mode in which it acts
+    :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
+    :param by_teacher: whether the teacher acts, shape (n_envs,)
+    :return: the labels, with the student's logits or mean where the student acts
     """
     tensor, _ = policy.obs_to_tensor(observations)
     student, _ = policy.actor_and_value(tensor)

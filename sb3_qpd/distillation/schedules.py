@@ -1,11 +1,11 @@
-"""What follows the progress of ``learn()``: the learning rate, its warm-up, and how much of the transition has passed."""
+"""Functions of the progress of ``learn()``: the learning rate, its warm-up, and the progress of the transition."""
 
 from __future__ import annotations
 
 import math
 
-WARM_UP_UPDATES = 200  # the learning rate rises: at once, it leaves a CNN's ReLUs dead
-# where the cosine begins
+WARM_UP_UPDATES = 200  # a full learning rate from the first update leaves a CNN's ReLUs dead
+# first values of the cosine
 DEFAULT_LEARNING_RATE_IMAGES = 1e-2
 DEFAULT_LEARNING_RATE_VECTORS = 2e-3
 
@@ -14,7 +14,7 @@ class CosineSchedule:
     """
     A learning rate that falls to zero along half a cosine (patient, consistent teachers: Beyer et al. 2022).
 
-    :param initial: value at the start
+    :param initial: learning rate at the start
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
@@ -31,11 +31,12 @@ class CosineSchedule:
 
 def warmup_learning_rate(rate: float, n_updates: int, total_updates: int) -> float:
     """
-    The learning rate of an update: a share of the schedule's in the first ones, which grows linearly.
+    The learning rate of an update. It grows linearly to the schedule's rate during the first updates.
 
-    :param rate: the schedule's; below zero it would climb the loss, and is zero
-    :param n_updates: updates before this one
-    :param total_updates: of the whole run; a twentieth of a short one warms up
+    :param rate: rate that the schedule gives; a negative one becomes zero
+    :param n_updates: number of updates before this one
+    :param total_updates: number of updates of the whole run; the warm-up takes at most a twentieth of them
+    :return: the learning rate, at least 0
     """
     rate, warm_up = max(rate, 0.0), min(WARM_UP_UPDATES, total_updates // 20)
     return rate * (n_updates + 1) / (warm_up + 1) if n_updates <= warm_up else rate
@@ -43,10 +44,11 @@ def warmup_learning_rate(rate: float, n_updates: int, total_updates: int) -> flo
 
 def stage_progress(progress: float, start: float, end: float) -> float:
     """
-    How much of a stage of learning has passed, in [0, 1].
+    The share of a stage of learning that has passed.
 
-    :param progress: of ``learn()``
+    :param progress: progress of ``learn()``, 0 to 1
     :param start: progress at which the stage begins
-    :param end: progress at which it ends
+    :param end: progress at which the stage ends
+    :return: 0 to 1
     """
     return min(max((progress - start) / max(end - start, 1e-9), 0.0), 1.0)

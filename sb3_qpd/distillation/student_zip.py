@@ -1,4 +1,4 @@
-"""A student's zip from elsewhere, opened without executing anything in it."""
+"""Reading a student's zip from an untrusted source: nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch as th
-from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.distillation.environment import EnvSource
+from sb3_qpd.distillation.schedules import CosineSchedule
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.files.archive import Archive, TeacherError, read_file
 from sb3_qpd.teachers.files.sb3_zip import read_json, read_spaces
@@ -24,21 +23,19 @@ from sb3_qpd.teachers.files.weights import read_weights
 EXPECTED = "a student's zip, which QPDDistiller.save() writes"
 
 
-def load_student(
-    path: str | Path, env: str | EnvRecipe | gym.Env | VecEnv | None = None, device: th.device | str = "auto"
-) -> QPDDistiller:
+def load_student(path: str | Path, env: EnvSource | None = None, device: th.device | str = "auto") -> QPDDistiller:
     """
-    Open a student's zip, and execute nothing in it.
+    Open a student's zip without executing anything in it.
 
-    SB3's own loader unpickles what the zip holds, so that a zip can run any code. This function takes plain values, spaces
-    and weights only: the two spaces are read as data, and the weights by ``torch.load(weights_only=True)``. The teacher is
-    not looked for; give one to :meth:`~sb3_qpd.QPDDistiller.learn` by ``student.teacher = ...``.
+    :meth:`sb3_qpd.QPDDistiller.load` unpickles the zip, so that a hostile file can run any code. This function takes plain
+    values, spaces and weights only. It reads the two spaces as data, and the weights by ``torch.load(weights_only=True)``.
+    The student has no teacher: set ``student.teacher = ...`` before ``learn()``.
 
     :param path: a zip that ``QPDDistiller.save()``, ``sb3-qpd compress`` or ``sb3-qpd zoo train`` wrote
     :param env: environment to go on learning in, as in the constructor; not needed to predict
     :param device: device of the student
-    :return: the student, in the state in which it was saved, with a new optimizer
-    :raises ValueError: the file is not a student's, or contradicts itself
+    :return: the student as it was saved, with a new optimizer
+    :raises ValueError: the file is not a student's zip, or contradicts itself
     """
     path = Path(path)
     archive = _open(path)
@@ -52,7 +49,7 @@ def load_student(
     make = partial(QuantActorCriticPolicy, observation_space, action_space, lambda _: 0.0, **policy_kwargs)
     weights = _read_matching_weights(archive, path, policy_kwargs, make)
     known = {
-        **{"policy_class": QuantActorCriticPolicy, "learning_rate": 0.0, "n_envs": 1},
+        **{"policy_class": QuantActorCriticPolicy, "learning_rate": _learning_rate(data.get("learning_rate")), "n_envs": 1},
         **{"observation_space": observation_space, "action_space": action_space},
         "student_arch": policy_kwargs["student_arch"],
     }
@@ -61,7 +58,7 @@ def load_student(
 
 def is_student(path: Path) -> bool:
     """
-    Whether a file is a zip whose policy is a class of this package. Anything else is left to the reader of teachers.
+    Whether a file is a zip whose policy is a class of this package.
 
     :param path: any file
     """
@@ -80,10 +77,19 @@ def _names_student(data: dict[str, Any]) -> bool:
     return isinstance(policy_class, dict) and str(policy_class.get("__module__")).partition(".")[0] == "sb3_qpd"
 
 
+def _learning_rate(value: Any) -> float | CosineSchedule | None:
+    """The saved rate: a number, or the usual schedule from its number. ``None``, the default, stands for other schedules."""
+    is_cosine = isinstance(value, dict) and CosineSchedule.__name__ in str(value.get(":type:"))
+    number = value.get("initial") if is_cosine else value
+    if not isinstance(number, float) or not 0 <= number <= 1:
+        return None
+    return CosineSchedule(number) if is_cosine else number
+
+
 def _read_matching_weights(
     archive: Archive, path: Path, policy_kwargs: dict[str, Any], make: Callable[[], QuantActorCriticPolicy]
 ) -> dict[str, th.Tensor]:
-    """The weights, after a comparison with the network that the file describes. It is laid out without memory for that."""
+    """The weights. Their shapes are compared with the network that the file describes, built on the meta device."""
     if "policy.pth" not in archive.names:
         raise ValueError(f"{path} has no weights: expected a member policy.pth")
     weights = read_weights(archive.read("policy.pth"), f"policy.pth of {path}")
@@ -95,6 +101,8 @@ def _read_matching_weights(
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
     for name, expected in policy.state_dict().items():
+        if name not in weights and name in QuantActorCriticPolicy.added_state:
+            continue
         shape = tuple(weights[name].shape) if name in weights else "nothing"
         if shape != tuple(expected.shape):
             raise ValueError(
@@ -109,7 +117,7 @@ def _write_anew(
     weights: dict[str, th.Tensor],
     make: Callable[[], QuantActorCriticPolicy],
 ) -> io.BytesIO:
-    """A zip for SB3's loader, which holds the plain values and the checked weights alone."""
+    """A zip for SB3's loader that holds only plain values and the checked weights."""
     model = QPDDistiller(_init_setup_model=False)
     settings = vars(model).keys() - {*model._excluded_save_params(), *known}
     plain = {key: data[key] for key in settings & data.keys() if ":serialized:" not in json.dumps(data[key])}

@@ -1,1 +1,1 @@
-"""Students: small quantized policies that are ordinary SB3 policies."""
+"""Students: small quantized policies that are ordinary policies of Stable-Baselines3."""

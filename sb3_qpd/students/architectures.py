@@ -1,9 +1,9 @@
-"""Student sizes as plain data."""
+"""Sizes and bits of students, as plain data."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ def _is_bits(value: Any) -> bool:
 
 
 def _tuples(value: Any) -> Any:
-    """Lists, as JSON and YAML give them, as tuples."""
+    """Nested lists, which JSON and YAML give, as tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
@@ -28,14 +28,14 @@ def _is_positive(value: Any) -> bool:
 @dataclass(frozen=True)
 class StudentArch:
     """
-    Sizes and bits of a student. One entry serves both kinds of input: ``hidden`` is the trunk for vectors, ``conv`` and
-    ``conv_hidden`` the trunk for images.
+    Sizes and bits of a student. ``hidden`` is the trunk for vectors; ``conv`` and ``conv_hidden`` are the trunk for images.
+    Without ``conv`` an image is flattened, and ``conv_hidden`` (or else ``hidden``) is its trunk.
 
     :param hidden: units of each fully connected layer of the trunk for vectors; ``()`` is a linear policy
-    :param conv: (channels, kernel size, stride) of each convolution, no padding
+    :param conv: (channels, kernel size, stride) of each convolution, without padding
     :param conv_hidden: units of each fully connected layer after the convolutions
-    :param weight_bits: bits of the weights of the inner layers (first layer and head have 8, LSQ, Esser et al. 2020), or
-        one number for each layer, head included; 32 is float
+    :param weight_bits: bits of the inner layers' weights, or one number for each layer, head included; 32 is float. With one
+        number, first layer and head have at least 8 bits (LSQ, Esser et al. 2020)
     :param activation_bits: bits of every hidden activation; 32 is float
     """
 
@@ -56,9 +56,9 @@ class StudentArch:
         if not (isinstance(self.conv, tuple) and all(_is_positive(layer) and len(layer) == 3 for layer in self.conv)):
             raise ValueError(f"StudentArch.conv takes (channels, kernel size, stride) triples, got {self.conv}")
         all_bits = (*(self.weight_bits if isinstance(self.weight_bits, tuple) else (self.weight_bits,)), self.activation_bits)
-        got = f"got weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
+        got = f"got weight_bits={self.weight_bits!r}, activation_bits={self.activation_bits!r}"
         if not all(_is_bits(bits) for bits in all_bits):
-            raise ValueError(f"Bits must be one of {BITS} (or {FLOAT_BITS} for float), {got}")
+            raise ValueError(f"Bits must be one of {BITS}, or {FLOAT_BITS} for float, as integers: {got}")
         if FLOAT_BITS in all_bits and set(all_bits) != {FLOAT_BITS}:
             raise ValueError(
                 f"A student is float ({FLOAT_BITS} bits) in both its weights and its activations, or in neither, {got}"
@@ -68,7 +68,8 @@ class StudentArch:
         """
         Bits of the weights of each layer, head included.
 
-        :param n_layers: number of layers of the trunk and head together
+        :param n_layers: number of layers of trunk and head together
+        :raises ValueError: ``weight_bits`` names another number of layers
         """
         if isinstance(self.weight_bits, tuple):
             if len(self.weight_bits) != n_layers:
@@ -79,10 +80,10 @@ class StudentArch:
 
     def trunk_bits(self, sizes: list[int]) -> list[list[int]]:
         """
-        Bits of the weights where several trunks meet in one head: each trunk has a first layer.
+        Bits of the weights of several trunks that share one head. Each trunk has a first layer.
 
         :param sizes: number of layers of each trunk
-        :return: bits of each trunk's layers, and of the head
+        :return: bits of the layers of each trunk, then of the head
         """
         if not isinstance(self.weight_bits, tuple):
             return [*(self.layer_bits(n + 1)[:-1] for n in sizes), self.layer_bits(1)]
@@ -90,16 +91,22 @@ class StudentArch:
         return [[next(bits) for _ in range(n)] for n in (*sizes, 1)]
 
     def with_bits(self, weight_bits: int | tuple[int, ...] | None, activation_bits: int | None) -> StudentArch:
-        """The same sizes at other bits; ``None`` keeps what is there."""
+        """
+        The same sizes at other bits.
+
+        :param weight_bits: bits of the weights; ``None`` keeps them
+        :param activation_bits: bits of the activations; ``None`` keeps them
+        """
         changes: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def asdict(self) -> dict[str, Any]:
+        """The fields as plain values."""
         return asdict(self)
 
 
 def _atari(c1: int, c2: int, c3: int, fc: int, stride: int = 1) -> dict[str, Any]:
-    """NatureCNN's kernels and strides with other widths; a stride in the third layer shrinks the first dense one."""
+    """NatureCNN's kernels and strides with other widths. A stride in the third layer makes the first dense layer smaller."""
     return {"conv": ((c1, 8, 4), (c2, 4, 2), (c3, 3, stride)), "conv_hidden": (fc,)}
 
 
@@ -113,24 +120,69 @@ STUDENT_ARCHS: dict[str, StudentArch] = {
 }
 
 
+# kernel size and stride of three convolutions for images that are too small for NatureCNN's, from large to small ones
+SMALL_KERNELS = (
+    ((4, 2), (4, 2), (3, 1)),
+    ((3, 2), (3, 1), (3, 1)),
+    ((3, 1), (3, 1), (3, 1)),
+    ((2, 1), (2, 1), (2, 1)),
+    ((1, 1), (1, 1), (1, 1)),
+)
+
+
+def conv_output_sides(conv: tuple[tuple[int, int, int], ...], sides: tuple[int, ...]) -> tuple[int, ...]:
+    """
+    Height and width after convolutions without padding.
+
+    :param conv: (channels, kernel size, stride) of each convolution
+    :param sides: height and width of the image
+    :return: height and width; below 1 where the image is too small
+    """
+    for _, kernel, stride in conv:
+        sides = tuple((side - kernel) // stride + 1 for side in sides)
+        if min(sides) < 1:
+            break
+    return sides
+
+
+def fit_to_images(arch: StudentArch, shapes: Iterable[tuple[int, ...]]) -> StudentArch:
+    """
+    The architecture with smaller kernels and strides where an image is too small for its own.
+
+    :param arch: a named architecture, with three convolutions
+    :param shapes: shapes of the images, channels first
+    """
+    sides = [shape[1:] for shape in shapes]
+    own = tuple((kernel, stride) for _, kernel, stride in arch.conv)
+    for kernels in (own, *SMALL_KERNELS):
+        conv = tuple((channels, *one) for (channels, _, _), one in zip(arch.conv, kernels, strict=True))
+        if all(min(conv_output_sides(conv, one)) >= 1 for one in sides):
+            return replace(arch, conv=conv)
+    return arch
+
+
 def make_arch(
     student_arch: str | StudentArch | Mapping[str, Any],
     weight_bits: int | tuple[int, ...] | None = None,
     activation_bits: int | None = None,
+    image_shapes: Iterable[tuple[int, ...]] = (),
 ) -> StudentArch:
     """
-    The architecture that a name, a dict of fields or a ``StudentArch`` means.
+    The architecture for a name, a dict of fields or a ``StudentArch``.
 
-    :param student_arch: a key of ``STUDENT_ARCHS``, the fields of a ``StudentArch``, or one itself
-    :param weight_bits: overrides the architecture's own
-    :param activation_bits: overrides the architecture's own
+    :param student_arch: a key of ``STUDENT_ARCHS``, a dict of the fields of a ``StudentArch``, or a ``StudentArch``
+    :param weight_bits: bits of the weights instead of the architecture's own
+    :param activation_bits: bits of the activations instead of the architecture's own
+    :param image_shapes: shapes of the images, channels first, that a named architecture has to fit
+    :raises ValueError: unknown name, field or value
+    :raises TypeError: any other type
     """
     if isinstance(student_arch, str):
         if student_arch not in STUDENT_ARCHS:
             close = difflib.get_close_matches(student_arch, STUDENT_ARCHS, n=1)
             hint = f" Did you mean '{close[0]}'?" if close else ""
             raise ValueError(f"Unknown student_arch '{student_arch}'. Known: {', '.join(STUDENT_ARCHS)}.{hint}")
-        arch = STUDENT_ARCHS[student_arch]
+        arch = fit_to_images(STUDENT_ARCHS[student_arch], image_shapes)
     elif isinstance(student_arch, StudentArch):
         arch = student_arch
     elif isinstance(student_arch, Mapping):

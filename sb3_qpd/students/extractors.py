@@ -1,4 +1,4 @@
-"""The student's trunk as an SB3 features extractor."""
+"""The student's trunk as a features extractor of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from torch import nn
 
 from sb3_qpd.integer import ObservationPart, group_parts
 from sb3_qpd.spaces import observation_parts
-from sb3_qpd.students.architectures import StudentArch
+from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch, conv_output_sides
 from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLinear, VectorGrid
 from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer
 
-MIN_STD = 1e-8  # floor of the deviation that an input is normalized with
+FAR_PIXEL = 32.0  # standard deviations beyond which a float pixel, such as a missing depth, saturates
+MIN_STD = 1e-8  # smallest standard deviation that normalizes an input
 
 
 class QuantExtractor(BaseFeaturesExtractor):
     """
     The whole trunk of a student: input grid, then convolutions (images) and fully connected layers, each with its ReLU.
 
-    :param observation_space: an image, channels first, or what makes a vector; in a Dict all values make one
+    :param observation_space: an image, channels first, or a vector; the values of a Dict are concatenated to one vector
     :param arch: sizes and bits
     :param normalized_image: see :func:`~sb3_qpd.spaces.observation_parts`
-    :param parts: of the observation; ``None``: all of them
-    :param output_grid: that the last layer shares with other trunks
-    :param weight_bits: of each layer; ``None``: the architecture's
+    :param parts: the parts of the observation to take; ``None`` takes all
+    :param output_grid: grid of the last layer, shared with other trunks; ``None`` makes one
+    :param weight_bits: bits of each layer's weights; ``None`` takes the architecture's
     """
 
     def __init__(
@@ -43,9 +44,9 @@ class QuantExtractor(BaseFeaturesExtractor):
     ) -> None:
         self.parts = observation_parts(observation_space, normalized_image) if parts is None else parts
         self.is_image, shape = self.parts[0].is_image, self.parts[0].shape
-        conv, hidden = (arch.conv, arch.conv_hidden) if self.is_image else ((), arch.hidden)
-        if self.is_image and not conv:
-            raise ValueError("This student_arch has no convolutions (conv), which image observations need")
+        conv, hidden = (arch.conv, _image_hidden(arch)) if self.is_image else ((), arch.hidden)
+        if self.is_image and not (conv or hidden):
+            raise ValueError("A student of images needs a layer: give conv, conv_hidden or hidden in student_arch, or a name")
         flat = sum(part.n_features for part in self.parts)
         super().__init__(observation_space, _features_dim(shape, conv, hidden, flat))
         bits = arch.layer_bits(len(conv) + len(hidden) + 1) if weight_bits is None else [*weight_bits, 0]
@@ -58,7 +59,7 @@ class QuantExtractor(BaseFeaturesExtractor):
             outputs[-1] = output_grid
         layers: list[nn.Module] = []
         grid: nn.Module = self.input_grid
-        size = shape[0] if self.is_image else flat
+        size = shape[0] if conv else flat
         for channels, kernel, stride in conv:
             i = len(layers)
             layers.append(
@@ -77,22 +78,26 @@ class QuantExtractor(BaseFeaturesExtractor):
     def _make_input_grid(self, n_features: int, bits: int) -> PixelGrid | VectorGrid:
         if self.parts[0].kind == "image":
             return PixelGrid()
-        return VectorGrid(1 if self.is_image else n_features, bits)
+        return VectorGrid(1, bits, largest=FAR_PIXEL) if self.is_image else VectorGrid(n_features, bits)
 
     @property
     def trunks(self) -> list[QuantExtractor]:
-        """One, but see :class:`QuantCombinedExtractor`."""
+        """This trunk alone; :class:`QuantCombinedExtractor` has several."""
         return [self]
 
     def forward(self, observations: PyTorchObs) -> th.Tensor:
         """
-        :param observations: raw, float32: pixels, or vectors; indices as zeros and ones
+        :param observations: raw pixels or vectors in float32, with indices one-hot encoded
         :return: features on the last grid, shape (batch_size, features_dim)
         """
         return self._through(observations, list(self.layers)).flatten(1)
 
     def real_output(self, observations: PyTorchObs) -> th.Tensor:
-        """Features before they are brought to the last grid, see :meth:`QuantLayer.real_output`."""
+        """
+        Features before they are rounded to the last grid, see :meth:`QuantLayer.real_output`.
+
+        :param observations: as for :meth:`forward`
+        """
         *layers, last = self.layers
         x = self._through(observations, layers)
         return last.real_output(x.flatten(1) if isinstance(last, QuantLinear) else x).flatten(1)  # type: ignore[operator]
@@ -111,7 +116,12 @@ class QuantExtractor(BaseFeaturesExtractor):
         return flat[0] if len(flat) == 1 else th.cat(flat, dim=1)
 
     def set_normalization(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
-        """See :meth:`QuantActorCriticPolicy.set_normalization`."""
+        """
+        Freeze the normalization of the input, see :meth:`QuantActorCriticPolicy.set_normalization`.
+
+        :param mean: mean of the input
+        :param std: standard deviation of the input
+        """
         grid = self.input_grid
         if isinstance(grid, PixelGrid):
             grid.centre.fill_(float(np.rint(mean)))
@@ -122,9 +132,9 @@ class QuantExtractor(BaseFeaturesExtractor):
 
 class QuantCombinedExtractor(BaseFeaturesExtractor):
     """
-    A trunk for each image of a Dict observation and one for everything else, whose features stand side by side on one grid.
+    One trunk for each image of a Dict observation and one for all other values. Their features are concatenated on one grid.
 
-    :param observation_space: a Dict
+    :param observation_space: space of Dict observations
     :param arch: sizes and bits of every trunk
     :param normalized_image: see :func:`~sb3_qpd.spaces.observation_parts`
     """
@@ -132,10 +142,10 @@ class QuantCombinedExtractor(BaseFeaturesExtractor):
     trunks: Any
 
     def __init__(self, observation_space: spaces.Dict, arch: StudentArch, normalized_image: bool = False) -> None:
-        super().__init__(observation_space, 1)  # not known yet, as in SB3's CombinedExtractor
+        super().__init__(observation_space, 1)  # the size is not known yet, as in SB3's CombinedExtractor
         self.parts = observation_parts(observation_space, normalized_image)
         groups = group_parts(self.parts)
-        sizes = [len(arch.conv) + len(arch.conv_hidden) if group[0].is_image else len(arch.hidden) for group in groups]
+        sizes = [len(arch.conv) + len(_image_hidden(arch)) if group[0].is_image else len(arch.hidden) for group in groups]
         bits = arch.trunk_bits(sizes)
         self.head_bits, self.output_grid = bits[-1][0], _activation_grid(arch.activation_bits)
         self.trunks = nn.ModuleList(
@@ -149,7 +159,7 @@ class QuantCombinedExtractor(BaseFeaturesExtractor):
         :param observations: as for :class:`QuantExtractor`
         :return: features on the shared grid, shape (batch_size, features_dim)
         """
-        if not (self.output_grid.ready or self.output_grid.is_float):  # no trunk alone may decide on the grid
+        if not (self.output_grid.ready or self.output_grid.is_float):  # the grid has to fit the features of all trunks
             self.output_grid.calibrate(th.cat([trunk.real_output(observations) for trunk in self.trunks], dim=1))
         return th.cat([trunk(observations) for trunk in self.trunks], dim=1)
 
@@ -157,7 +167,7 @@ class QuantCombinedExtractor(BaseFeaturesExtractor):
 def _activation_grid(bits: int) -> Quantizer:
     grid = Quantizer(bits, signed=False)
     with th.no_grad():
-        grid.log_scale.fill_(float(np.log(6 / grid.high)))  # what counts before anything was seen; then calibrated
+        grid.log_scale.fill_(float(np.log(6 / grid.high)))  # a range of 6 until it is calibrated
     return grid
 
 
@@ -166,9 +176,16 @@ def _features_dim(shape: tuple[int, ...], conv: tuple[tuple[int, int, int], ...]
         return hidden[-1]
     if not conv:
         return flat
-    sides = list(shape[1:])
-    for _, kernel, stride in conv:
-        sides = [(side - kernel) // stride + 1 for side in sides]
-        if min(sides) < 1:
-            raise ValueError(f"The convolutions {conv} of this student_arch do not fit images of shape {shape}")
+    sides = conv_output_sides(conv, shape[1:])
+    if min(sides) < 1:
+        raise ValueError(
+            f"The convolutions {conv} of this student_arch do not fit images of shape {shape}: give smaller kernels, such as "
+            'student_arch={"conv": [[8, 3, 1], [16, 3, 1]], "conv_hidden": [32]}, or a name, whose kernels adapt '
+            f"({', '.join(STUDENT_ARCHS)})"
+        )
     return conv[-1][0] * sides[0] * sides[1]
+
+
+def _image_hidden(arch: StudentArch) -> tuple[int, ...]:
+    """Fully connected layers of an image's trunk: without convolutions, those for vectors will do."""
+    return arch.conv_hidden if arch.conv or arch.conv_hidden else arch.hidden

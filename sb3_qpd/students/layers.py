@@ -1,9 +1,9 @@
 """
 Quantized layers: the training forward, the exact evaluation forward and the integer form side by side.
 
-Between layers flow real numbers that lie on a grid (integer times step); only pixels flow as integers. In training mode a
-layer computes in floating point at the precision that the transition has reached; in evaluation mode it computes with
-integers held in float tensors, by the rule of :class:`sb3_qpd.integer.IntegerLayer`, so that both give the same bits.
+Layers exchange real numbers that lie on a grid (integer times step); only pixels are passed as integers. In training mode a
+layer computes in floating point at the precision that the transition has reached. In evaluation mode it computes with
+integers in float tensors, by the rule of :class:`sb3_qpd.integer.IntegerLayer`, with the same bits.
 """
 
 from __future__ import annotations
@@ -18,21 +18,24 @@ from torch.nn import functional as F
 from sb3_qpd.integer import IntegerLayer
 from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer
 
-BIAS_LIMIT = 2.0**23  # keeps biases, and so accumulators of any student of sensible width, exact in float32
+BIAS_LIMIT = 2.0**23  # biases, and accumulators of students of usual width, are then exact in float32
 FLOAT32_EXACT = 2.0**24
+# finite but absurd observations, such as 3e38, saturate in training as they do on the grid
+MAX_STEPS = 2.0**15
+MAX_NORMALIZED = 1e4
 
 
 def requantization_multiplier(unit: th.Tensor, output_scale: th.Tensor) -> th.Tensor:
     """
-    ``M`` of :class:`~sb3_qpd.integer.IntegerLayer`: from the accumulators' unit to the output grid.
+    The multiplier M of :class:`~sb3_qpd.integer.IntegerLayer`, from the unit of the accumulators to the output grid.
 
-    With M = p/q and an even q every q-th accumulator is a tie, which float32 rounds to even and fixed point upwards; it is one
-    in float32 too where M is but the float next to p/q. Next to such fractions (odd p up to 15, q up to 1,024: rarer ties do
-    not matter) M is made a few roundings larger: there are no ties, and both modes agree.
+    With M = p/q and an even q, every q-th accumulator is a tie. Float32 rounds a tie to even, fixed point rounds it upwards.
+    The same happens where M is the float next to p/q. So M is made a few roundings larger near such fractions, and both modes
+    agree. Only odd p up to 15 and q up to 1,024 are looked at: other ties are rare.
 
     :param unit: real value of an accumulator of 1, shape (n_out,) or (1,)
     :param output_scale: step of the output grid
-    :return: float32, the unit's shape
+    :return: float32, same shape as ``unit``
     """
     multiplier = unit / output_scale
     p = th.arange(1.0, 16.0, 2.0, device=unit.device)[:, None]
@@ -43,13 +46,14 @@ def requantization_multiplier(unit: th.Tensor, output_scale: th.Tensor) -> th.Te
 
 class PixelGrid(nn.Module):
     """
-    The input grid of uint8 images, with step 1/255. Pixels are carried as the integers that they are: the first layer scales
-    its few weights instead of all the pixels, and takes the centre off in its bias.
+    The input grid of uint8 images, with step 1/255.
+
+    Pixels stay integers. The first layer scales its few weights instead of all pixels, and subtracts the centre in its bias.
     """
 
     is_float = False
-    carried = 1 / 255  # real value of what is carried, divided by it
-    centre: th.Tensor  # the pixel that is the network's zero
+    carried = 1 / 255  # real value of a pixel of 1
+    centre: th.Tensor  # pixel value that is the network's zero
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +65,9 @@ class PixelGrid(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
-        :param x: 0 to 255, float32
+        Return the pixels unchanged.
+
+        :param x: pixels of 0 to 255, float32
         """
         return x
 
@@ -74,13 +80,15 @@ class VectorGrid(nn.Module):
 
     :param n_features: length of the vector
     :param bits: 8, or 32 for a float student
+    :param largest: standard deviations up to which the grid is calibrated; values beyond saturate
     """
 
     mean: th.Tensor
     std: th.Tensor
 
-    def __init__(self, n_features: int, bits: int = 8) -> None:
+    def __init__(self, n_features: int, bits: int = 8, largest: float = MAX_NORMALIZED) -> None:
         super().__init__()
+        self.largest = largest
         self.quantizer = Quantizer(bits, signed=True)
         with th.no_grad():
             self.quantizer.log_scale.fill_(float(np.log(4 / 127)))
@@ -95,24 +103,26 @@ class VectorGrid(nn.Module):
         return self.quantizer.scale()
 
     def affine(self) -> tuple[th.Tensor, th.Tensor]:
-        """m and a in float32, each computed once in float64; finite, because infinity minus infinity is NaN."""
+        """The multiplier m and the offset a in float32, each rounded once from float64, and finite: inf - inf would be NaN."""
         step, largest = self.std * self.scale().detach().double(), th.finfo(th.float32).max
         return (1 / step).float(), (-self.mean / step).clamp(-largest, largest).float()
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
+        Normalize observations and round them to the grid.
+
         :param x: raw observations in float32, shape (batch_size, n_features)
         :return: normalized observations on the grid, same shape
         """
         if self.is_float or not self.quantizer.ready:
-            normalized = ((x - self.mean) / self.std).float()
-            self.quantizer.calibrate_once(normalized)
+            normalized = ((x - self.mean) / self.std).clamp(-MAX_NORMALIZED, MAX_NORMALIZED).float()
+            self.quantizer.calibrate_once(normalized.clamp(-self.largest, self.largest))
             if self.is_float:
                 return normalized
         with th.no_grad():
             m, a = self.affine()
-            scaled = x * m  # two roundings, not one: a fused form has other bits
-            t = scaled + a
+            scaled = x * m  # two roundings: a fused multiplication and addition has other bits
+            t = (scaled + a).clamp(-MAX_STEPS, MAX_STEPS)  # a share of it is not rounded: a huge number would become NaN
             rounded = t.round()
             q = rounded.clamp(self.quantizer.low, self.quantizer.high)
         scale = self.scale()
@@ -128,12 +138,12 @@ class VectorGrid(nn.Module):
 
 class QuantLayer(nn.Module):
     """
-    What :class:`QuantLinear` and :class:`QuantConv2d` share. Mixed in before ``nn.Linear`` or ``nn.Conv2d``.
+    The base that :class:`QuantLinear` and :class:`QuantConv2d` share. It comes before ``nn.Linear`` or ``nn.Conv2d``.
 
-    :param input_grid: grid of what comes in: the previous layer's output, or the input
-    :param output_grid: grid that a ReLU's output is brought to; ``None`` for a head
+    :param input_grid: grid of the input: of the previous layer's output, or of the observation
+    :param output_grid: grid of the output after the ReLU; ``None`` for a head
     :param weight_bits: bits of the weights
-    :param per_channel: a step for each output channel, or one for the whole layer
+    :param per_channel: one step for each output channel, or one for the whole layer
     """
 
     weight: th.Tensor
@@ -154,7 +164,7 @@ class QuantLayer(nn.Module):
         return self.weight_quantizer.is_float or bool(self.input_grid.is_float)
 
     def _float_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-        """The layer on what its input grid carries."""
+        """The layer in float, on real numbers or on pixels."""
         if isinstance(self.input_grid, PixelGrid):
             weight = weight * self.input_grid.carried
             bias = bias - self.input_grid.centre * weight.flatten(1).sum(1)
@@ -164,7 +174,12 @@ class QuantLayer(nn.Module):
         return x if isinstance(self.input_grid, PixelGrid) else (x / input_scale).round()
 
     def weight_scale(self, input_scale: th.Tensor) -> th.Tensor:
-        """Step of the weights, never so small that a bias would not fit its grid; shape (n_out,) or (1,)."""
+        """
+        Step of the weights, large enough for the bias to fit its grid.
+
+        :param input_scale: step of the input grid
+        :return: shape (n_out,) or (1,)
+        """
         self.weight_quantizer.calibrate_once(self.weight)
         smallest = self.bias.detach().abs() / (input_scale.detach() * BIAS_LIMIT)
         if not self.weight_quantizer.n_channels:
@@ -176,7 +191,7 @@ class QuantLayer(nn.Module):
         return scale.reshape(-1, *(1,) * (self.weight.dim() - 1))
 
     def _integers(self, input_scale: th.Tensor, weight_scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """Weights and bias as integers held in float32 and float64 tensors."""
+        """Weights and bias as integers, in a float32 and a float64 tensor."""
         weight = self.weight_quantizer.quantize(self.weight, self._per_weight(weight_scale))
         # + 0: a bias of -0 could give a logit of -0, which integers do not have
         bias = (self.bias.double() / (input_scale.double() * weight_scale.double())).round() + 0.0
@@ -184,18 +199,24 @@ class QuantLayer(nn.Module):
             bias = bias - self.input_grid.centre.double() * weight.double().flatten(1).sum(1)
         return weight, bias
 
+    def _accumulator_unit(self, input_scale: th.Tensor, weight_scale: th.Tensor) -> th.Tensor:
+        """Real value of an accumulator of 1, shape (n_out,) or (1,)."""
+        return input_scale * weight_scale
+
+    def _output(self, y: th.Tensor) -> th.Tensor:
+        """The output of a layer in float: on its grid, or a head's as it is."""
+        return y if self.output_grid is None else self.output_grid(y)
+
     def forward(self, x: th.Tensor) -> th.Tensor:
         if self.is_float:
-            y = self._float_layer(x, self.weight, self.bias)
-            return y if self.output_grid is None else self.output_grid(y)
+            return self._output(self._float_layer(x, self.weight, self.bias))
         return self._train_forward(x) if self.training else self._exact_forward(x)
 
     def _train_forward(self, x: th.Tensor) -> th.Tensor:
         if self.weight_quantizer.trains_in_float:
             self.weight_quantizer.calibrate_once(self.weight)
-            y = self._float_layer(x, self.weight, self.bias)
-            return y if self.output_grid is None else self.output_grid(y)
-        with th.no_grad():  # its step learns where the grid is applied
+            return self._output(self._float_layer(x, self.weight, self.bias))
+        with th.no_grad():  # the step gets its gradient where the grid is applied
             input_scale = self.input_grid.scale()  # type: ignore[operator]
         weight_scale = self.weight_scale(input_scale)
         weight = self.weight_quantizer.mix(self.weight, self._per_weight(weight_scale))
@@ -204,13 +225,12 @@ class QuantLayer(nn.Module):
             rounding = (self.bias / grid).round() * grid - self.bias
             if (float_share := self.weight_quantizer.precision.get(FLOAT_BITS, 0.0)) > 0.0:
                 rounding = (1 - float_share) * rounding
-        y = self._float_layer(x, weight, self.bias + rounding)
-        return y if self.output_grid is None else self.output_grid(y)
+        return self._output(self._float_layer(x, weight, self.bias + rounding))
 
     @th.no_grad()
     def accumulators(self, x: th.Tensor) -> th.Tensor:
         """
-        ``W x + b`` as integers, held in float32 or, where that could not hold them, in float64.
+        ``W x + b`` as integers, in float32 or, where float32 could be inexact, in float64.
 
         :param x: as for ``forward``
         """
@@ -219,8 +239,8 @@ class QuantLayer(nn.Module):
 
     def _accumulate(self, x: th.Tensor, input_scale: th.Tensor, weight_scale: th.Tensor) -> th.Tensor:
         weight, bias = self._integers(input_scale, weight_scale)
-        # a GPU's convolution may use inexact transforms, or TF32: float64 is exact there too, and nobody has to ask it for the
-        # bound. The CPU's second choice, NNPACK, transforms as well
+        # On CUDA always use float64: convolutions may use TF32 or Winograd, and reading the bound would synchronize. On a CPU
+        # NNPACK would use inexact transforms as well
         dtype = th.float32 if x.device.type == "cpu" and _bound(weight, bias) < FLOAT32_EXACT else th.float64
         with th.backends.nnpack.flags(enabled=False):
             return self._apply_layer(self._input_integers(x, input_scale).to(dtype), weight.to(dtype), bias.to(dtype))
@@ -228,7 +248,7 @@ class QuantLayer(nn.Module):
     @th.no_grad()
     def real_output(self, x: th.Tensor) -> th.Tensor:
         """
-        What the output grid is calibrated on: the exact output after the ReLU, before it is rounded.
+        The exact output after the ReLU, before it is rounded. The output grid is calibrated on it.
 
         :param x: as for ``forward``
         """
@@ -242,7 +262,7 @@ class QuantLayer(nn.Module):
         input_scale = self.input_grid.scale()  # type: ignore[operator]
         weight_scale = self.weight_scale(input_scale)
         acc = self._accumulate(x, input_scale, weight_scale).float()
-        unit = input_scale * weight_scale
+        unit = self._accumulator_unit(input_scale, weight_scale)
         if self.output_grid is None:
             return acc * unit
         if not self.output_grid.ready:
@@ -258,13 +278,17 @@ class QuantLayer(nn.Module):
 
     @th.no_grad()
     def to_integer(self) -> IntegerLayer:
-        """The layer that :mod:`sb3_qpd.integer` interprets and exporters write."""
+        """
+        The layer in integers.
+
+        :raises ValueError: the layer is float
+        """
         if self.is_float:
             raise ValueError("A float layer (32 bits) has no integer form: build the student with weight_bits of 2 to 8")
         input_scale = self.input_grid.scale()  # type: ignore[operator]
         weight_scale = self.weight_scale(input_scale)
         weight, bias = self._integers(input_scale, weight_scale)
-        unit = input_scale * weight_scale
+        unit = self._accumulator_unit(input_scale, weight_scale)
         multiplier = unit if self.output_grid is None else requantization_multiplier(unit, self.output_grid.scale())
         return IntegerLayer(
             weight=weight.cpu().numpy().astype(np.int8),
@@ -277,7 +301,7 @@ class QuantLayer(nn.Module):
 
 
 def _bound(weight: th.Tensor, bias: th.Tensor) -> float:
-    """No accumulator of 8-bit inputs is larger."""
+    """The largest absolute value that an accumulator of 8-bit inputs can have."""
     return float((weight.abs().flatten(1).sum(1).double() * 255 + bias.abs()).max())
 
 
@@ -296,6 +320,48 @@ class QuantLinear(QuantLayer, nn.Linear):
 
     def _apply_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
         return F.linear(x, weight, bias)
+
+
+class QuantMeanHead(QuantLinear):
+    """
+    A head whose outputs are the mean of a Box action.
+
+    An optimizer such as Adam changes weights by absolute steps, which suit actions of order one. So an action whose unit is
+    below 0.1 or above 10 leaves the layer multiplied by its unit, in the integer form as part of the multiplier.
+
+    :param in_features: length of the input
+    :param action_unit: the unit in which errors of each action are measured, shape (action_dim,)
+    :param kwargs: see :class:`QuantLayer`
+    """
+
+    action_unit: th.Tensor
+    output_unit: th.Tensor  # what an output of 1 stands for
+
+    def __init__(self, in_features: int, action_unit: th.Tensor, **kwargs: Any) -> None:
+        super().__init__(in_features, len(action_unit), **kwargs)
+        self.register_buffer("action_unit", action_unit.float())
+        self.register_buffer("output_unit", th.ones(len(action_unit)))
+
+    def set_action_unit(self, action_unit: th.Tensor) -> None:
+        """
+        Freeze the units.
+
+        :param action_unit: shape (action_dim,), positive
+        """
+        self.action_unit.copy_(action_unit)
+        is_usual = (self.action_unit >= 0.1) & (self.action_unit <= 10.0)
+        self.output_unit.copy_(th.where(is_usual, th.ones_like(self.action_unit), self.action_unit))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        for name in ("action_unit", "output_unit"):  # students of older versions have none
+            state_dict.setdefault(f"{prefix}{name}", getattr(self, name))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _accumulator_unit(self, input_scale: th.Tensor, weight_scale: th.Tensor) -> th.Tensor:
+        return input_scale * weight_scale * self.output_unit
+
+    def _output(self, y: th.Tensor) -> th.Tensor:
+        return y * self.output_unit
 
 
 class QuantConv2d(QuantLayer, nn.Conv2d):
@@ -319,7 +385,7 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
 
 class ValueHead(nn.Linear):
     """
-    A float value head whose output is in the teacher's units: ``std (w x + b) + mean`` with frozen mean and std.
+    A float value head. Its output is ``std (w x + b) + mean``, with the frozen mean and deviation of the teacher's values.
 
     :param in_features: length of the features
     """

@@ -1,4 +1,4 @@
-"""Quantized students as ordinary SB3 policies."""
+"""Quantized students as ordinary policies of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -14,41 +14,45 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_qpd.integer import IntegerModel, group_parts
-from sb3_qpd.spaces import action_head, float32_bounds, masked, observation_parts
+from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import StudentArch, make_arch
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
-from sb3_qpd.students.layers import QuantLinear, ValueHead, VectorGrid
+from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
 from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer, shared_scales
 from sb3_qpd.students.transitions import Transition
 
 
 class QuantActorCriticPolicy(ActorCriticPolicy):
     """
-    An actor-critic policy whose actor is quantized: the trunk is the shared features extractor, the head is quantized too,
-    the value head stays float. In evaluation mode it *is* the integer arithmetic of :meth:`to_integer`, at the final bits.
+    An actor-critic policy whose actor is quantized. The shared features extractor is the trunk. Trunk and action head are
+    quantized; the value head stays float. Evaluation mode *is* the integer arithmetic of
+    :meth:`to_integer`, at the final bits.
 
     It trains under :class:`sb3_qpd.QPDDistiller` and under stock ``PPO`` and ``A2C``.
 
-    :param observation_space: what :func:`~sb3_qpd.spaces.observation_parts` takes, images channels first, as SB3 hands them over
-    :param action_space: what :func:`~sb3_qpd.spaces.action_head` takes
+    :param observation_space: a space that ``observation_parts`` in ``spaces.py`` takes; images are channels first
+    :param action_space: a space that ``action_head`` in ``spaces.py`` takes
     :param lr_schedule: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`
     :param student_arch: name in ``STUDENT_ARCHS``, a ``StudentArch`` or a dict of its fields
     :param weight_bits: bits of the inner layers' weights, ``None`` for the architecture's own; 32 is a float student
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
-    :param normalized_image: Boxes of floats with three axes are images (channels first), not vectors
-    :param uses_masks: its teacher had action masks, and whoever plays it should give them to ``predict``
-    :param kwargs: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`; what has no integer twin is refused
+    :param normalized_image: whether Boxes of floats with three axes are images (channels first), not vectors
+    :param uses_masks: whether the student was taught with action masks, so that ``predict`` needs them
+    :param kwargs: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`. Options without an integer form are
+        refused
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
     takes_raw_observations: ClassVar[bool] = True
+    # missing in the zips of older versions
+    added_state: ClassVar[tuple[str, ...]] = ("action_net.action_unit", "action_net.output_unit")
 
     action_net: QuantLinear
     value_net: ValueHead
     features_extractor: QuantExtractor | QuantCombinedExtractor
     metadata: dict[str, Any]  # JSON values that its integer model carries along
-    n_batches: th.Tensor  # that a stock algorithm trained on; -1 once somebody calibrates on purpose
-    action_low: th.Tensor  # of a Box, flat: where the policy is, so that no loss has to send them there
+    n_batches: th.Tensor  # batches that a stock algorithm trained on; -1 after calibrate()
+    action_low: th.Tensor  # bounds of a Box action, shape (action_dim,), on the policy's device
     action_high: th.Tensor
 
     def __init__(
@@ -63,10 +67,11 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         uses_masks: bool = False,
         **kwargs: Any,
     ) -> None:
-        _refuse_without_integer_twin(kwargs)
+        _refuse_without_integer_form(kwargs)
         self.head, groups = action_head(action_space), group_parts(observation_parts(observation_space, normalized_image))
         self.normalized_image, self.uses_masks, self.metadata = normalized_image, uses_masks, {}
-        self.arch = make_arch(student_arch, weight_bits, activation_bits)
+        images = [part.shape for group in groups for part in group if part.is_image]
+        self.arch = make_arch(student_arch, weight_bits, activation_bits, images)
         self._action_bounds = float32_bounds(action_space) if isinstance(action_space, spaces.Box) else None
         super().__init__(
             observation_space,
@@ -83,14 +88,16 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         extractor = self.features_extractor
-        head = QuantLinear(
-            extractor.features_dim,
-            self.action_net.out_features,
-            input_grid=extractor.output_grid,
-            output_grid=None,
-            weight_bits=extractor.head_bits,
-            per_channel=self.head.is_box,  # argmax needs logits in one unit
-        )
+        options: dict[str, Any] = {
+            "output_grid": None,
+            "input_grid": extractor.output_grid,
+            "weight_bits": extractor.head_bits,
+        }
+        head: QuantLinear
+        if isinstance(self.action_space, spaces.Box):
+            head = QuantMeanHead(extractor.features_dim, th.from_numpy(half_range(self.action_space)), **options)
+        else:  # argmax needs all logits in one unit
+            head = QuantLinear(extractor.features_dim, self.action_net.out_features, per_channel=False, **options)
         head.load_state_dict(self.action_net.state_dict(), strict=False)
         value_head = ValueHead(extractor.features_dim)
         value_head.load_state_dict(self.value_net.state_dict(), strict=False)
@@ -98,14 +105,15 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self.register_buffer("n_batches", th.tensor(0))
         if isinstance(self.action_space, spaces.Box):
             for name, bound in (("action_low", self.action_space.low), ("action_high", self.action_space.high)):
+                bound = bound if np.issubdtype(bound.dtype, np.floating) else bound.astype(np.float32)
                 self.register_buffer(name, th.tensor(bound.reshape(-1)), persistent=False)
         if any(trunk.is_image for trunk in extractor.trunks):
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
-        # SB3 made its optimizer before the heads were in place. A student's parameters are many and small: one call for all of
-        # them. (Not torch's fused Adam: its threads wait for each other at every parameter, on a busy processor for long.)
+        # SB3 made its optimizer before these heads existed. foreach updates the many small parameters in one call. Torch's
+        # fused Adam is slower on a busy processor: its threads wait for each other at every parameter
         is_adam = self.optimizer_class is th.optim.Adam and "fused" not in self.optimizer_kwargs
-        options = {**({"foreach": True} if is_adam else {}), **self.optimizer_kwargs}
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **options)  # type: ignore[call-arg]
+        settings = {**({"foreach": True} if is_adam else {}), **self.optimizer_kwargs}
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **settings)  # type: ignore[call-arg]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -116,18 +124,16 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         flags = {name: True for name in ("normalized_image", "uses_masks") if getattr(self, name)}
         return data | {"student_arch": self.arch.asdict()} | flags
 
-    # -- distillation -------------------------------------------------------------------------------------------------
-
     def quantizers(self) -> Iterator[Quantizer]:
-        """Each quantizer once."""
+        """All quantizers, each once."""
         return (module for module in self.modules() if isinstance(module, Quantizer))
 
     def set_precision(self, transition: Transition, progress: float) -> None:
         """
-        Move the training forward along a transition; evaluation mode is not touched.
+        Set the precision of the training forward. Evaluation mode always has the target bits.
 
         :param transition: see :mod:`sb3_qpd.students.transitions`
-        :param progress: 0 (float, for those that begin so) to 1 (the target bits)
+        :param progress: progress of the transition, 0 to 1 (the target bits)
         """
         for quantizer in self.quantizers():
             if not quantizer.is_float:
@@ -135,33 +141,72 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
 
     def set_normalization(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
         """
-        Freeze the student's input normalization (the first trunk's, where there are several).
+        Freeze the normalization of the student's input, or of the first trunk's where there are several.
 
-        :param mean: shape of one observation; for images one pixel value that, rounded, becomes the network's zero: around it
-            a CNN learns several times as fast as with pixels that are all positive, and in integers it costs nothing
-        :param std: shape of one observation; floored at ``extractors.MIN_STD``; pixels are always divided by 255
+        :param mean: mean, shape of one observation. For images it is one pixel value, which is rounded and becomes the
+            network's zero: a CNN then learns several times as fast, and in integers it costs nothing
+        :param std: standard deviation, shape of one observation, at least ``extractors.MIN_STD``. Pixels are always divided
+            by 255
         """
         self.features_extractor.trunks[0].set_normalization(mean, std)
 
     def set_value_scale(self, mean: float, std: float) -> None:
-        """Mean and deviation of the teacher's values: the unit that the value head works in."""
+        """
+        Freeze the unit of the value head.
+
+        :param mean: mean of the teacher's values
+        :param std: standard deviation of the teacher's values
+        """
         self.value_net.mean.fill_(mean)
         self.value_net.std.fill_(max(std, 1e-6))
 
+    @property
+    def action_unit(self) -> th.Tensor:
+        """
+        The unit of each dimension of a Box action, shape (action_dim,), in which losses and errors are measured.
+
+        It is half the range, and less where the teacher uses little of the range.
+        """
+        if not isinstance(self.action_net, QuantMeanHead):
+            raise ValueError(f"Only Box actions have units, this student's actions are {self.action_space}")
+        return self.action_net.action_unit
+
+    @th.no_grad()
+    def set_action_unit(self, unit: np.ndarray, mean: np.ndarray) -> None:
+        """
+        Freeze the units of a Box action, before training. Head and standard deviation start at their scale.
+
+        :param unit: unit of each dimension, shape (action_dim,), positive
+        :param mean: mean of each dimension of the teacher's actions, shape (action_dim,)
+        """
+        head = self.action_net
+        assert isinstance(head, QuantMeanHead)
+        head.set_action_unit(th.as_tensor(unit, device=head.action_unit.device))
+        self.log_std.add_(head.output_unit.log())
+        bias = th.as_tensor(mean, dtype=th.float32, device=head.bias.device) / head.output_unit
+        head.bias.copy_(th.where(bias.abs() > 10.0, bias, head.bias))  # too far for an optimizer's absolute steps
+
     def calibrate(self, observations: PyTorchObs) -> None:
         """
-        Set every step to the one of least squared error, layer by layer, each fed by the integers before it. From then on
-        only learning moves them.
+        Set every step to the one of least squared error, layer by layer, each on the integers of the layer before it.
 
-        :param observations: raw, shape (batch_size, *observation_shape)
+        From then on only learning changes them.
+
+        :param observations: raw observations, shape (batch_size, *observation_shape)
         """
         self._calibrate(observations)
         self.n_batches.fill_(-1)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
-        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`. Stock algorithms train through this and never
-        calibrate, and their first policy sees little of the environment: steps are set anew at batches 1, 2, 4, 8, ...
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`.
+
+        Stock algorithms train through this method and never calibrate, and their first policy sees little of the environment.
+        So steps are calibrated at batches 1, 2, 4, 8, ...
+
+        :param obs: raw observations, shape (batch_size, *observation_shape)
+        :param actions: shape (batch_size, *action_shape)
+        :return: values, log probabilities and entropies
         """
         if self.training and self.n_batches >= 0:
             n = int(self.n_batches)
@@ -181,9 +226,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
 
     def actor_and_value(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
         """
-        Logits or mean action, and value in the teacher's units, in the current mode.
+        Logits or mean action, and value in the teacher's units, in the current mode (training or evaluation).
 
-        :param observations: raw, shape (batch_size, *observation_shape)
+        :param observations: raw observations, shape (batch_size, *observation_shape)
         :return: shapes (batch_size, n_actions or action_dim) and (batch_size,)
         """
         with shared_scales(self.quantizers()):
@@ -199,13 +244,13 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         action_masks: np.ndarray | None = None,
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
         """
-        SB3's ``predict``, with sb3-contrib's masks.
+        SB3's ``predict``, with sb3-contrib's action masks.
 
-        :param observation: raw, one or a batch
-        :param state: returned as it came
+        :param observation: one raw observation or a batch
+        :param state: returned unchanged
         :param episode_start: not used
-        :param deterministic: the most probable action, or one drawn from the distribution
-        :param action_masks: which discrete actions are allowed, shape (batch_size, sum of all categories)
+        :param deterministic: most probable actions, else sampled ones
+        :param action_masks: whether a discrete action is allowed, shape (batch_size, sum of all categories)
         :return: actions, and ``state``
         """
         if action_masks is None:
@@ -229,20 +274,19 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         masks = None if action_masks is None else head.check_masks(action_masks, len(features), features.device)
         if masks is not None and not all(bool(one.any(1).all()) for one in head.split(masks)):
             raise ValueError("action_masks allow no action at all for an observation")
-        # the argmax of the integers, or of the logits themselves: rounding or a softmax could make two of them equal
+        # argmax of the integers, or of the logits: rounding or a softmax could make two of them equal
         exact = deterministic and not (self.training or self.action_net.is_float)
         outputs = self.action_net.accumulators(features) if exact else self.action_net(features)
         logits = masked(head.logits(outputs), masks, value=-th.inf)
         return head.best(logits) if deterministic else head.sample(logits)
 
-    # -- deployment ---------------------------------------------------------------------------------------------------
-
     @th.no_grad()
     def to_integer(self, **metadata: Any) -> IntegerModel:
         """
-        The policy in integers: what evaluation mode computes, bit for bit.
+        The policy in integers, with the bits of evaluation mode.
 
-        :param metadata: JSON values to carry along
+        :param metadata: JSON values to store with the model
+        :raises ValueError: the student is float, or its parameters are not finite
         """
         extractor = self.features_extractor
         if extractor.head_bits == FLOAT_BITS or self.arch.activation_bits == FLOAT_BITS:
@@ -258,6 +302,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             low, high = self._action_bounds
             box = {"action_low": low.reshape(-1), "action_high": high.reshape(-1)}
             box["action_std"] = self.log_std.exp().cpu().numpy()
+            metadata = {"action_unit": self.action_unit.tolist(), **metadata}
         return IntegerModel(
             layers=[layer.to_integer() for layer in layers],
             observation_shape=self.observation_space.shape or (),
@@ -298,8 +343,8 @@ class QuantMultiInputActorCriticPolicy(QuantActorCriticPolicy):
         super().__init__(observation_space, *args, **kwargs)
 
 
-def _refuse_without_integer_twin(kwargs: dict[str, Any]) -> None:
-    """Refuse what integers cannot express; drop the keywords that say what is so anyway (stock PPO passes some)."""
+def _refuse_without_integer_form(kwargs: dict[str, Any]) -> None:
+    """Refuse options without an integer form. Drop keywords at the only possible value: stock PPO passes some."""
     only = {
         "use_sde": False,
         "squash_output": False,
@@ -311,10 +356,10 @@ def _refuse_without_integer_twin(kwargs: dict[str, Any]) -> None:
     for name, value in only.items():
         given = kwargs.pop(name, None)
         if given is not None and given != value and not (name == "net_arch" and not any(_units(given))):
-            raise ValueError(f"A quantized policy has {name}={value}, got {given}: sizes go into student_arch")
+            raise ValueError(f"A quantized policy needs {name}={value}, got {given}: sizes go into student_arch")
     for name in ("features_extractor_class", "features_extractor_kwargs"):
         if kwargs.pop(name, None):
-            raise ValueError(f"{name} has no integer twin: describe the network with student_arch")
+            raise ValueError(f"{name} has no integer form: leave it out and describe the network with student_arch")
 
 
 def _units(net_arch: Any) -> list[int]:

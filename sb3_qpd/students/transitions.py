@@ -44,7 +44,7 @@ def blend(progress: float, bits: int) -> Precision:
 
 def progressive(progress: float, bits: int) -> Precision:
     """
-    8, then 4, then 2 bits, each for an equal part of the transition, never below the target.
+    8, then 4, then 2 bits, each for an equal part of the transition, down to the target.
 
     Zhuang et al. 2018: https://arxiv.org/abs/1711.00205
     """
@@ -58,7 +58,8 @@ def mixture(progress: float, bits: int) -> Precision:
     """
     A softmax over 8, 4 and 2 bits (down to the target) whose temperature falls until only the target is left.
 
-    DQA, Ke et al. 2021 (mixture of quantizers with a cooled softmax); scores are the widths' distance from the target.
+    DQA, Ke et al. 2021 (mixture of quantizers with a cooled softmax). The scores are distances from a position that moves from
+    8 bits to the target.
     """
     if progress <= 0:
         return {FLOAT_BITS: 1.0}
@@ -67,7 +68,7 @@ def mixture(progress: float, bits: int) -> Precision:
     widths = [b for b in (8, 4, 2) if b > bits] + [bits]
     # from nearly all at 8 bits (progress 0) to nearly all at the target (progress 1)
     position = progress * (len(widths) - 1)
-    cooling = 4.0 + progress  # faster, and the coarse shares would fall for a while
+    cooling = 4.0 + progress  # with faster cooling the coarse shares would fall for a while
     scores = [math.exp(-cooling * abs(i - position)) for i in range(len(widths))]
     return {width: score / sum(scores) for width, score in zip(widths, scores, strict=True)}
 
@@ -76,7 +77,12 @@ TRANSITIONS: dict[str, Transition] = {f.__name__: f for f in (none, scratch, abr
 
 
 def get_transition(name: str) -> Transition:
-    """The transition of that name; an unknown one lists those there are."""
+    """
+    A transition by its name.
+
+    :param name: key of ``TRANSITIONS``
+    :raises ValueError: there is no transition of this name
+    """
     if name not in TRANSITIONS:
         close = difflib.get_close_matches(str(name), TRANSITIONS, n=1)
         hint = f" Did you mean '{close[0]}'?" if close else ""

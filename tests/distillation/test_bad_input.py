@@ -69,9 +69,66 @@ def test_whole_numbers_may_be_floats():
 
 
 def test_a_buffer_that_no_machine_holds():
-    student = QPDDistiller(untrained(pointers(n_envs=1)), buffer_size=10**15, **QUICK)
-    with pytest.raises(MemoryError, match="Unable to allocate .*: take a smaller buffer_size than 1000000000000000"):
-        student.learn(32)
+    """It is refused by the constructor, with the size that would fit."""
+    with pytest.raises(
+        ValueError, match="buffer_size=1000000000000000 needs 12,000,000.0 GB .* take a buffer_size of at most"
+    ):
+        QPDDistiller(untrained(pointers(n_envs=1)), buffer_size=10**15, **QUICK)
+
+
+WRONG_CALLS = [
+    (lambda t: QPDDistiller(t, "tiny"), ValueError, "env='tiny' is the name of a student's size: write student_arch='tiny'"),
+    (lambda t: QPDDistiller(t, None, "nano"), ValueError, "policy='nano' is .* write student_arch='nano'"),
+    (lambda t: QPDDistiller("MlpPolicy", "CartPole-v1"), ValueError, "first argument is the teacher, got .* 'MlpPolicy'"),
+    (lambda t: QPDDistiller("CartPole-v1", t), TypeError, "second argument is the environment, got a PPO"),
+    (lambda t: QPDDistiller(t, seed="a"), ValueError, "seed must be a whole number .*, got 'a'"),
+    (lambda t: QPDDistiller(t, seed=-1), ValueError, "seed must be a whole number .*, got -1"),
+    (lambda t: QPDDistiller(t, weight_bits="8"), ValueError, "Bits must be one of .*weight_bits='8'"),
+    (lambda t: QPDDistiller(t, beta="all"), ValueError, "beta must be a share .*, got 'all'"),
+    (lambda t: QPDDistiller(t, transition_start="0.5"), ValueError, "transition_start='0.5'"),
+    (lambda t: QPDDistiller(t, max_grad_norm="1"), ValueError, "max_grad_norm must be positive, got '1'"),
+    (lambda t: QPDDistiller(t, batch_size="64"), ValueError, "batch_size must be a whole number .*, got '64'"),
+    (
+        lambda t: QPDDistiller(t, device="gpu"),
+        ValueError,
+        "device='gpu' cannot be used on this machine: .* Give 'cpu' or 'auto'",
+    ),
+    (lambda t: QPDDistiller(t, "CartPole-v1", n_envs=100_000), ValueError, "n_envs must be at most 1024 .*got 100000"),
+]
+
+
+@pytest.mark.parametrize("call", range(len(WRONG_CALLS)))
+def test_wrong_calls_say_what_is_meant(call):
+    make, kind, message = WRONG_CALLS[call]
+    with pytest.raises(kind, match=message):
+        make(untrained("CartPole-v1"))
+
+
+@pytest.mark.skipif(th.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    """SB3 would take the CPU and say nothing."""
+    with pytest.raises(ValueError, match="device='cuda' cannot be used on this machine"):
+        QPDDistiller(untrained(pointers(n_envs=1)), device="cuda")
+
+
+def test_a_run_that_never_ends_is_refused():
+    student = QPDDistiller(untrained(pointers(n_envs=1)), **QUICK)
+    with pytest.raises(ValueError, match="total_timesteps must be at most 1e.10, got 1000000000000000.0: it would take years"):
+        student.learn(1e15)
+
+
+def test_what_is_printed_fits_a_line_or_two():
+    student = QPDDistiller(untrained(pointers(n_envs=2)), **QUICK).learn(40)
+    assert "40 steps learned, 2 environments, on cpu" in repr(student) and len(repr(student)) < 300
+    model = student.policy.to_integer()
+    assert f"{model.nbytes:,} bytes" in repr(model) and len(repr(model)) < 200
+    assert repr(model.layers[0]) == "IntegerLayer(8x3, W8A8)" and "head" in repr(model.layers[-1])
+
+
+def test_an_environment_by_its_class():
+    for env in (Pointer, lambda: Pointer(n_steps=3)):
+        student = QPDDistiller(untrained(pointers(n_envs=2)), env, n_envs=3, **QUICK).learn(30)
+        assert student.env.num_envs == 3
 
 
 @pytest.mark.parametrize("total_timesteps", [0, -5, 0.5, float("nan"), float("inf"), "1e3", None])

@@ -1,5 +1,6 @@
 """What learn() owes to its arguments, to SB3's and RL Zoo's callbacks, and to the log."""
 
+import csv
 import math
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from stable_baselines3.common.callbacks import (
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
-from toys import QUICK, Pointer, assert_equal_states, assert_same_bits, pointers, score, taught, untrained
+from toys import BOX, DISCRETE, QUICK, Pointer, assert_equal_states, assert_same_bits, pointers, score, taught, untrained
 
 from sb3_qpd import QPDDistiller, load_teacher
+from sb3_qpd.distillation.callbacks import StageBar
 
 OBSERVATIONS = Pointer.sample(200)
 
@@ -177,3 +179,39 @@ def test_an_interrupted_student_can_be_saved_and_learn_on(tmp_path):
     student.save(tmp_path / "student.zip")
     assert_same_bits(QPDDistiller.load(tmp_path / "student.zip", device="cpu").policy, OBSERVATIONS)
     assert student.learn(80, reset_num_timesteps=False).num_timesteps == 280
+
+
+@pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "box"])
+def test_the_log_tells_how_close_the_student_is(action_space, tmp_path):
+    student = QPDDistiller(untrained(pointers(action_space)), **QUICK, weight_bits=4)
+    student.set_logger(configure(str(tmp_path), ["csv"]))
+    student.learn(6_200)
+    rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
+    bits = [float(row["student/weight_bits"]) for row in rows]
+    assert bits[0] > bits[-1] and 4 < bits[-1] < 8  # first layer and head keep 8
+    if action_space is DISCRETE:
+        samples = student._buffer.newest(500)
+        mine = student.policy.to_integer().predict(samples.observations.numpy(), deterministic=True)[0]
+        agreement = (mine == samples.targets.actor.argmax(1).numpy()).mean()
+        assert float(rows[-1]["student/agreement"]) == pytest.approx(agreement, abs=0.1)
+        assert float(rows[-1]["student/kl"]) >= 0
+    else:
+        assert 0 <= float(rows[-1]["student/action_error"]) < 1
+
+
+def test_the_students_episodes_are_counted_apart(teacher, tmp_path):
+    """A student that never learns beside a good teacher: their mean is neither's return."""
+    student = QPDDistiller(teacher, **QUICK, learning_rate=0.0, beta=0.5, roll_in=False, learning_starts=0)
+    student.set_logger(configure(str(tmp_path), ["csv"]))
+    student.learn(4_000)
+    row = list(csv.DictReader((tmp_path / "progress.csv").open()))[-1]
+    assert float(row["rollout/student_ep_rew_mean"]) + 1 < float(row["rollout/ep_rew_mean"])
+    assert float(row["rollout/student_ep_len_mean"]) == 10
+
+
+@pytest.mark.filterwarnings("ignore:rich is experimental")
+def test_the_bar_names_the_stage_and_the_quality(monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(StageBar, "tell", lambda bar, text: told.append(text))
+    QPDDistiller(untrained(pointers()), **QUICK).learn(2_100, progress_bar=True)
+    assert told[:2] == ["collecting", "calibrating"] and "agreement" in told[-1]

@@ -19,7 +19,9 @@ from toys import BOX, DISCRETE, QUICK, Pointer, Quadrant, assert_equal_states, p
 
 from sb3_qpd import QPDDistiller, QuantActorCriticPolicy, evaluate
 from sb3_qpd.distillation.buffers import DistillationSamples
-from sb3_qpd.distillation.objective import BOX_LOSSES, descend, distillation_loss
+from sb3_qpd.distillation.distiller import descend
+from sb3_qpd.distillation.losses import BOX_LOSSES
+from sb3_qpd.distillation.objective import distillation_loss
 from sb3_qpd.students.transitions import TRANSITIONS, get_transition
 from sb3_qpd.teachers.teacher import TeacherOutput
 
@@ -54,7 +56,7 @@ def test_an_update_stays_on_its_device_and_waits_for_nothing(where, transition):
     with OneDevice():
         for progress in (0.0, 0.5, 1.0):
             student.set_precision(get_transition(transition), progress)
-            for box_loss in BOX_LOSSES if is_box else BOX_LOSSES[:1]:
+            for box_loss in BOX_LOSSES if is_box else ["huber"]:
                 loss, _ = distillation_loss(student, samples, entropy_coef=0.1, box_loss=box_loss)
                 descend(student.optimizer, loss, 10.0)
     assert all(p.grad is not None and p.grad.is_meta for p in student.parameters())

@@ -21,11 +21,13 @@ from toys import (
     DISCRETE,
     ODD_BOXES,
     QUICK,
+    Anything,
     Pointer,
     Quadrant,
     assert_same_bits,
     assert_saves_and_loads,
     pointers,
+    sample,
     untrained,
 )
 
@@ -198,6 +200,75 @@ def test_images_of_a_users_own(tmp_path):
         student.predict(images, deterministic=True)[0], student.policy.to_integer().predict(images, deterministic=True)[0]
     )
     assert student.predict(images[0], deterministic=True)[0] == student.predict(images, deterministic=True)[0][0]
+
+
+class SmallGrid(Quadrant):
+    """Images below NatureCNN's 36 pixels, as MiniGrid's."""
+
+    side = 7
+
+
+@pytest.mark.parametrize("arch", ["nano", {"hidden": [9]}, {"conv": [[4, 3, 1]], "conv_hidden": [8]}])
+def test_small_images_and_flat_students(arch, tmp_path):
+    """Also those of a teacher with an MlpPolicy, and a zip remembers the kernels that were chosen."""
+    student = QPDDistiller(untrained(make_vec_env(SmallGrid, 2)), batch_size=32, **{**QUICK, "student_arch": arch}).learn(64)
+    images = np.stack([SmallGrid().reset(seed=i)[0] for i in range(20)])
+    assert_saves_and_loads(student, tmp_path, images.transpose(0, 3, 1, 2))
+
+
+def test_kernels_that_do_not_fit_are_refused_with_some_that_do():
+    arch = {"conv": [[8, 8, 4]], "conv_hidden": [8]}
+    with pytest.raises(ValueError, match=r"do not fit images of shape \(3, 7, 7\): give smaller kernels, .*nano, tiny"):
+        QPDDistiller(untrained(make_vec_env(SmallGrid, 2)), **{**QUICK, "student_arch": arch})
+    with pytest.raises(ValueError, match="A student of images needs a layer"):
+        QPDDistiller(untrained(make_vec_env(SmallGrid, 2)), **{**QUICK, "student_arch": {}})
+
+
+class OwnCnn(BaseFeaturesExtractor):
+    """A user's own, for images of floats: SB3 itself takes them for vectors."""
+
+    def __init__(self, observation_space: spaces.Box, channels: int = 2) -> None:
+        super().__init__(observation_space, 4)
+        self.net = th.nn.Sequential(th.nn.Conv2d(channels, 4, 3), th.nn.ReLU(), th.nn.AdaptiveAvgPool2d(1), th.nn.Flatten())
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.net(observations if observations.shape[1] == 2 else observations.movedim(-1, 1))
+
+
+def test_float_images_of_a_teacher_with_its_own_convolutions(tmp_path):
+    space = spaces.Box(0, 1, (2, 20, 24), np.float32)
+    env = make_vec_env(lambda: Anything(space, DISCRETE), 2)
+    student = QPDDistiller(untrained(env, policy_kwargs={"features_extractor_class": OwnCnn}), batch_size=16, **QUICK).learn(
+        32
+    )
+    assert student.policy.features_extractor.is_image and student.policy.to_integer().nbytes < 3_000
+    assert_saves_and_loads(student, tmp_path, sample(space, 20))
+    last = make_vec_env(lambda: Anything(spaces.Box(0, 1, (20, 24, 2), np.float32), DISCRETE), 2)
+    with pytest.warns(UserWarning, match="float images with the channels last.*Put the channels first"):
+        flat = QPDDistiller(untrained(last, policy_kwargs={"features_extractor_class": OwnCnn}), **QUICK)
+    assert not flat.policy.features_extractor.is_image
+
+
+class Silent(DummyVecEnv):
+    """As bridges to game engines are: what SB3's learn() does not need is missing."""
+
+    def seed(self) -> Any:  # type: ignore[override]
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Any:
+        raise NotImplementedError
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> Any:
+        if attr_name == "render_mode":  # VecEnv's constructor asks
+            return [None] * self.num_envs
+        raise AttributeError(attr_name)
+
+
+def test_environments_that_have_only_what_learning_needs():
+    env = Silent([Pointer] * 2)
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=16, device="cpu").learn(32)
+    with pytest.warns(UserWarning, match="Silent takes no seed"):
+        assert QPDDistiller(model, env, **QUICK).learn(40).num_timesteps == 40
 
 
 def test_frames_are_stored_once():

@@ -45,48 +45,48 @@ def test_masked_actions_of_the_teacher_cost_nothing():
 def test_gaussian_kl_by_hand_and_as_torch_has_it():
     student, teacher = th.tensor([[0.0, 0.0]]), th.tensor([[1.0, 0.0]])
     # log(s/t) + (t^2 + 1) / (2 s^2) - 1/2 with s = 2, t = 1; the other dimension is equal
-    result = gaussian_kl(student, th.tensor([math.log(2), 0.0]), teacher, th.tensor([[0.0, 0.0]]), half_range=HALF)
+    result = gaussian_kl(student, th.tensor([math.log(2), 0.0]), teacher, th.tensor([[0.0, 0.0]]), unit=HALF)
     th.testing.assert_close(result, th.tensor([math.log(2) + 2 / 8 - 0.5]))
 
     student_log_std = LOG_STDS.flip(0)
     expected = th.distributions.kl_divergence(
         th.distributions.Normal(MEANS, LOG_STDS.exp()), th.distributions.Normal(MEANS.flip(1), student_log_std.exp())
     ).sum(1)
-    th.testing.assert_close(gaussian_kl(MEANS.flip(1), student_log_std, MEANS, LOG_STDS, half_range=HALF), expected)
+    th.testing.assert_close(gaussian_kl(MEANS.flip(1), student_log_std, MEANS, LOG_STDS, unit=HALF), expected)
 
 
 def test_gaussian_kl_floors_both_deviations():
     far_below, floor = th.full((1, 2), -50.0), (0.1 * HALF).log()[None]
     student, teacher = th.zeros(1, 2), th.ones(1, 2)
-    expected = gaussian_kl(student, floor, teacher, floor, half_range=HALF, min_std=0.1)
-    th.testing.assert_close(gaussian_kl(student, far_below, teacher, far_below, half_range=HALF, min_std=0.1), expected)
+    expected = gaussian_kl(student, floor, teacher, floor, unit=HALF, min_std=0.1)
+    th.testing.assert_close(gaussian_kl(student, far_below, teacher, far_below, unit=HALF, min_std=0.1), expected)
     th.testing.assert_close(expected, (0.5 / (0.1 * HALF) ** 2).sum()[None])
 
 
 def test_a_deviation_below_the_floor_finds_its_way_up():
     log_std = th.full((2,), -4.0, requires_grad=True)  # the floor is at 0.05 * 2 and 0.05 * 0.5
-    gaussian_kl(MEANS, log_std, MEANS, LOG_STDS, half_range=th.tensor([2.0, 2.0])).mean().backward()
+    gaussian_kl(MEANS, log_std, MEANS, LOG_STDS, unit=th.tensor([2.0, 2.0])).mean().backward()
     assert (log_std.grad < 0).all()
     log_std.grad = None
     below = th.full_like(LOG_STDS, -10.0)  # and stays where the teacher's is floored too
-    gaussian_kl(MEANS, log_std, MEANS, below, half_range=th.tensor([2.0, 2.0])).mean().backward()
+    gaussian_kl(MEANS, log_std, MEANS, below, unit=th.tensor([2.0, 2.0])).mean().backward()
     assert (log_std.grad.abs() < 1e-5).all()
 
 
 def test_squared_error_by_hand():
-    result = squared_error(th.tensor([[1.0, 0.5], [0.0, 0.0]]), th.tensor([[-1.0, 0.25], [0.0, 0.0]]), half_range=HALF)
+    result = squared_error(th.tensor([[1.0, 0.5], [0.0, 0.0]]), th.tensor([[-1.0, 0.25], [0.0, 0.0]]), unit=HALF)
     th.testing.assert_close(result, th.tensor([0.5 * (1.0 + 0.25), 0.0]))
 
 
 def test_huber_by_hand():
     # errors in half ranges: 1 (linear), 0.1 (quadratic)
-    result = huber(th.tensor([[2.0, 0.05]]), th.zeros(1, 2), half_range=HALF, delta=0.3)
+    result = huber(th.tensor([[2.0, 0.05]]), th.zeros(1, 2), unit=HALF, delta=0.3)
     th.testing.assert_close(result, th.tensor([(1 - 0.15) + 0.1**2 / 0.6]))
 
 
 def test_huber_has_slope_one_far_away_in_either_direction():
     mean = th.tensor([[100.0, -100.0]], requires_grad=True)
-    huber(mean, th.zeros(1, 2), half_range=HALF).backward()
+    huber(mean, th.zeros(1, 2), unit=HALF).backward()
     th.testing.assert_close(mean.grad, th.tensor([[0.5, -2.0]]))  # one, in units of half the range
 
 
@@ -118,10 +118,10 @@ def test_without_critic_not_even_nan_comes_through():
 LOSSES = {
     "categorical_kl": lambda s, t: categorical_kl(s, t),
     "cold categorical_kl": lambda s, t: categorical_kl(s / 0.3, t, temperature=0.3),
-    "gaussian_kl": lambda s, t: gaussian_kl(s, LOG_STDS[: len(s)], t, LOG_STDS[: len(s)], half_range=HALF),
-    "deviation of gaussian_kl": lambda s, t: gaussian_kl(MEANS[: len(s)], s, MEANS[: len(s)], t, half_range=HALF),
-    "squared_error": lambda s, t: squared_error(s, t, half_range=HALF),
-    "huber": lambda s, t: huber(s, t, half_range=HALF),
+    "gaussian_kl": lambda s, t: gaussian_kl(s, LOG_STDS[: len(s)], t, LOG_STDS[: len(s)], unit=HALF),
+    "deviation of gaussian_kl": lambda s, t: gaussian_kl(MEANS[: len(s)], s, MEANS[: len(s)], t, unit=HALF),
+    "squared_error": lambda s, t: squared_error(s, t, unit=HALF),
+    "huber": lambda s, t: huber(s, t, unit=HALF),
     "log_std_error": lambda s, t: log_std_error(s, t),
     "value_error": lambda s, t: value_error(s[:, 0], t[:, 0], std=th.tensor(3.0)),
 }
@@ -158,9 +158,9 @@ def test_gradients_are_finite_at_extremes(loss, extreme):
     [
         lambda: categorical_kl(th.zeros(4, 3), th.zeros(4, 2)),
         lambda: categorical_kl(th.zeros(4, 3), th.zeros(1, 3)),
-        lambda: gaussian_kl(th.zeros(4, 2), th.zeros(2), th.zeros(4, 1), th.zeros(4, 1), half_range=HALF),
-        lambda: squared_error(th.zeros(4, 2), th.zeros(2), half_range=HALF),
-        lambda: huber(th.zeros(4, 2), th.zeros(5, 2), half_range=HALF),
+        lambda: gaussian_kl(th.zeros(4, 2), th.zeros(2), th.zeros(4, 1), th.zeros(4, 1), unit=HALF),
+        lambda: squared_error(th.zeros(4, 2), th.zeros(2), unit=HALF),
+        lambda: huber(th.zeros(4, 2), th.zeros(5, 2), unit=HALF),
         lambda: log_std_error(th.zeros(2), th.zeros(4, 2)),
         lambda: value_error(th.zeros(4), th.zeros(4, 1), std=th.tensor(1.0)),  # would broadcast to (4, 4)
         lambda: actor_critic(th.zeros(4), th.zeros(4, 1), critic_coef=0.5),
@@ -189,6 +189,6 @@ def test_a_mean_far_outside_the_box_comes_back_to_a_target_inside():
     optimizer = th.optim.SGD([mean], lr=0.1)
     for _ in range(300):
         optimizer.zero_grad()
-        huber(clamp_to_box(mean, LOW, HIGH), th.tensor([[1.0, 0.5]]), half_range=HALF).sum().backward()
+        huber(clamp_to_box(mean, LOW, HIGH), th.tensor([[1.0, 0.5]]), unit=HALF).sum().backward()
         optimizer.step()
     th.testing.assert_close(mean, th.tensor([[1.0, 0.5]]), atol=0.2, rtol=0)

@@ -6,7 +6,8 @@ from students import BOX, DISCRETE, IMAGE, SPACES, VECTOR, make_student, some_ob
 
 from sb3_qpd.distillation import losses
 from sb3_qpd.distillation.buffers import DistillationSamples
-from sb3_qpd.distillation.objective import BOX_LOSSES, distillation_loss
+from sb3_qpd.distillation.losses import BOX_LOSSES
+from sb3_qpd.distillation.objective import distillation_loss
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import TeacherOutput
 
@@ -77,7 +78,7 @@ def test_a_students_mean_outside_the_box_counts_as_its_bound_and_comes_back(box_
     _, (actor_loss, _) = distillation_loss(policy, samples._replace(targets=bounds), box_loss=box_loss)
     deviations = losses.log_std_error(policy.log_std.expand(N, 3), samples.targets.log_std)
     if box_loss == "gaussian_kl":
-        deviations = losses.gaussian_kl(HALF[None], policy.log_std, HALF[None], samples.targets.log_std[:1], half_range=HALF)
+        deviations = losses.gaussian_kl(HALF[None], policy.log_std, HALF[None], samples.targets.log_std[:1], unit=HALF)
     th.testing.assert_close(actor_loss, deviations.detach().expand(N))
 
 
@@ -98,7 +99,7 @@ def test_a_deterministic_teacher_is_learned_by_the_loss_that_was_asked_for():
     target = samples.targets.actor.clamp(th.from_numpy(BOX.low), th.from_numpy(BOX.high))
     for box_loss, loss in (("huber", losses.huber), ("squared_error", losses.squared_error), ("gaussian_kl", losses.huber)):
         _, (actor_loss, _) = distillation_loss(policy, samples, box_loss=box_loss)
-        th.testing.assert_close(actor_loss, loss(mean, target, half_range=HALF).detach())
+        th.testing.assert_close(actor_loss, loss(mean, target, unit=HALF).detach())
 
 
 @pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "box"])

@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch, make_arch
+from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch, conv_output_sides, make_arch
 
 NATURE_ACTOR = 4 * 32 * 64 + 32 + 32 * 64 * 16 + 64 + 64 * 64 * 9 + 64 + 3136 * 512 + 512  # without the head
 
@@ -29,14 +29,6 @@ def atari_bytes(arch: StudentArch, n_actions: int) -> int:
 def test_small_atari_students_are_as_small_as_they_claim(name, percent, n_actions):
     teacher = 4 * (NATURE_ACTOR + 513 * n_actions)
     assert atari_bytes(STUDENT_ARCHS[name], n_actions) <= percent / 100 * teacher
-
-
-def test_sizes_are_those_of_the_documentation():
-    hidden = {name: arch.hidden for name, arch in STUDENT_ARCHS.items()}
-    assert hidden == {"nano": (8, 8), "tiny": (16, 16), "small": (32, 32), "medium": (64, 64), "large": (256, 256)}
-    for name, widths in {"small": (16, 16, 16, 64), "medium": (16, 16, 16, 128), "large": (16, 32, 32, 256)}.items():
-        arch = STUDENT_ARCHS[name]
-        assert (*(channels for channels, _, _ in arch.conv), *arch.conv_hidden) == widths
 
 
 def test_first_and_last_layer_keep_eight_bits():
@@ -114,3 +106,18 @@ def test_weights_and_activations_are_float_together():
 def test_wrong_type_is_refused():
     with pytest.raises(TypeError, match="a name, a dict or a StudentArch, got int"):
         make_arch(16)
+
+
+@pytest.mark.parametrize("side", range(1, 40))
+@pytest.mark.parametrize("name", STUDENT_ARCHS)
+def test_names_fit_images_of_any_size(name, side):
+    for shape in ((3, side, side), (1, side, 50), (4, 50, side)):
+        arch = make_arch(name, image_shapes=[shape])
+        assert min(conv_output_sides(arch.conv, shape[1:])) >= 1
+        assert [channels for channels, _, _ in arch.conv] == [channels for channels, _, _ in STUDENT_ARCHS[name].conv]
+        assert (arch == STUDENT_ARCHS[name]) == (side >= 36)
+
+
+def test_sizes_that_are_described_are_taken_as_they_are():
+    described = STUDENT_ARCHS["tiny"].asdict()
+    assert make_arch(described, image_shapes=[(3, 7, 7)]) == STUDENT_ARCHS["tiny"]

@@ -280,11 +280,12 @@ def test_integer_form_is_defined_before_anything_was_seen(bits):
         policy = QuantActorCriticPolicy(observation_space, action_space, lambda _: 1e-3, SMALL, bits, bits)
         policy.set_training_mode(False)
         model = policy.to_integer(name="fresh")
-        assert model.metadata == {"calibrated": False, "name": "fresh"}
+        units = {"action_unit": policy.action_unit.tolist()} if action_space is BOX else {}
+        assert model.metadata == {"calibrated": False, "name": "fresh", **units}
         actions, _ = model.predict(some_observations(observation_space, 10))
         assert all(action_space.contains(action) for action in actions)
         actor_output(policy, some_observations(observation_space, 100)[32:])
-        assert policy.to_integer().metadata == {"calibrated": True}
+        assert policy.to_integer().metadata == {"calibrated": True, **units}
         assert_twins(policy, some_observations(observation_space, 50))
 
 
@@ -353,22 +354,22 @@ def test_state_dict_can_be_read_without_unpickling(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"use_sde": True}, "has use_sde=False, got True"),
-        ({"squash_output": True}, "has squash_output=False, got True"),
-        ({"activation_fn": th.nn.Tanh}, "has activation_fn=.*ReLU.*, got .*Tanh"),
-        ({"net_arch": [64, 64]}, r"has net_arch=\[\], got \[64, 64\]: sizes go into student_arch"),
-        ({"net_arch": {"pi": [], "vf": [64]}}, r"has net_arch=\[\], got .*'vf': \[64\]"),
-        ({"share_features_extractor": False}, "has share_features_extractor=True, got False"),
-        ({"normalize_images": False}, "has normalize_images=True, got False"),
-        ({"features_extractor_class": NatureCNN}, "features_extractor_class has no integer twin: .* student_arch"),
-        ({"features_extractor_kwargs": {"features_dim": 3}}, "features_extractor_kwargs has no integer twin"),
+        ({"use_sde": True}, "needs use_sde=False, got True"),
+        ({"squash_output": True}, "needs squash_output=False, got True"),
+        ({"activation_fn": th.nn.Tanh}, "needs activation_fn=.*ReLU.*, got .*Tanh"),
+        ({"net_arch": [64, 64]}, r"needs net_arch=\[\], got \[64, 64\]: sizes go into student_arch"),
+        ({"net_arch": {"pi": [], "vf": [64]}}, r"needs net_arch=\[\], got .*'vf': \[64\]"),
+        ({"share_features_extractor": False}, "needs share_features_extractor=True, got False"),
+        ({"normalize_images": False}, "needs normalize_images=True, got False"),
+        ({"features_extractor_class": NatureCNN}, "features_extractor_class has no integer form: .* student_arch"),
+        ({"features_extractor_kwargs": {"features_dim": 3}}, "features_extractor_kwargs has no integer form"),
         ({"student_arch": "huge"}, "Unknown student_arch 'huge'. Known: nano, tiny"),
         ({"weight_bits": 9}, "Bits must be one of"),
         ({"weight_bits": (8, 8)}, "names 2 layers, this student has 3"),
         ({"student_arch": {"hidden": (4, 4, 4)}, "weight_bits": (8, 8)}, "names 2 layers, this student has 4"),
     ],
 )
-def test_what_has_no_integer_twin_is_refused(arguments, message):
+def test_what_has_no_integer_form_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         QuantActorCriticPolicy(VECTOR, DISCRETE, lambda _: 1e-3, **arguments)
 
@@ -401,7 +402,6 @@ def test_keywords_that_say_what_is_so_anyway_are_accepted():
         (VECTOR, spaces.MultiDiscrete([[2, 3]]), "Actions of MultiDiscrete.* are not supported. Supported: Discrete, Multi"),
         (VECTOR, spaces.MultiBinary((2, 2)), "Actions of MultiBinary.* are not supported"),
         (VECTOR, spaces.Box(-np.inf, np.inf, (2,)), "have no finite bounds: .* Rescale the actions with a wrapper"),
-        (spaces.Box(0, 255, (4, 10, 10), np.uint8), DISCRETE, r"do not fit images of shape \(4, 10, 10\)"),
     ],
 )
 def test_spaces_that_have_no_student_are_refused(observation_space, action_space, message):
@@ -409,9 +409,20 @@ def test_spaces_that_have_no_student_are_refused(observation_space, action_space
         QuantActorCriticPolicy(observation_space, action_space, lambda _: 1e-3)
 
 
-def test_images_need_convolutions():
-    with pytest.raises(ValueError, match="has no convolutions"):
-        QuantActorCriticPolicy(IMAGE, DISCRETE, lambda _: 1e-3, {"hidden": (8,)})
+def test_images_need_a_layer():
+    with pytest.raises(ValueError, match="A student of images needs a layer"):
+        QuantActorCriticPolicy(IMAGE, DISCRETE, lambda _: 1e-3, {})
+    with pytest.raises(ValueError, match=r"do not fit images of shape \(4, 36, 36\)"):
+        QuantActorCriticPolicy(IMAGE, DISCRETE, lambda _: 1e-3, {"conv": [(4, 40, 1)]})
+
+
+@pytest.mark.parametrize("shape", [(3, 7, 7), (1, 16, 16), (2, 4, 5), (3, 1, 1)])
+@pytest.mark.parametrize("arch", ["tiny", {"hidden": (9, 8)}], ids=["adapted", "flat"])
+def test_small_and_flattened_images_are_the_same_in_integers(shape, arch):
+    space = spaces.Box(0, 255, shape, np.uint8)
+    for action_space in (DISCRETE, BOX):
+        student = make_student(space, action_space, (4, 4), arch)
+        assert_twins(student, np.random.default_rng(0).integers(0, 256, (50, *shape), np.uint8))
 
 
 def test_cnn_policy_is_for_images_alone():
@@ -585,3 +596,14 @@ def test_bounds_that_are_no_float32():
     ours, _ = policy.to_integer().predict(observations, deterministic=True)
     assert actions.dtype == ours.dtype
     np.testing.assert_array_equal(actions, ours)
+
+
+def test_a_box_without_a_teacher_keeps_the_units_of_its_environment():
+    """Stock algorithms start with means near zero and a deviation of one, in a wide Box too; so does a copy."""
+    wide = spaces.Box(-1e6, 1e6, (2,), np.float32)
+    policy, copy = (QuantActorCriticPolicy(VECTOR, wide, lambda _: 1e-3, SMALL) for _ in range(2))
+    copy.load_state_dict(policy.state_dict())
+    observations = some_observations(VECTOR, 64)[32:]
+    for one in (policy, copy):
+        one.set_training_mode(False)
+        assert np.abs(actor_output(one, observations)).max() < 1e3 and (one.action_unit == 1e6).all()

@@ -67,11 +67,6 @@ def test_mixture_moves_from_eight_bits_to_the_target():
     assert mixture(0.99, 2)[2] > mixture(0.01, 2)[8]
 
 
-@pytest.mark.parametrize("name", TRANSITIONS)
-def test_by_name(name):
-    assert get_transition(name).__name__ == name
-
-
 def test_unknown_name_lists_those_known_and_the_nearest():
     with pytest.raises(ValueError, match="Unknown transition 'blended'. Known: none, scratch, .* Did you mean 'blend'?"):
         get_transition("blended")

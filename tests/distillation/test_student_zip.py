@@ -1,0 +1,142 @@
+"""Students' zips: older ones open, new ones name no module, and ``load_student`` executes nothing."""
+
+import base64
+import io
+import json
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
+from teacher_files import Payload, edit_zip, read_data, serialized
+from toys import QUICK, Pointer, actor_of, assert_same_bits, pointers, untrained
+
+from sb3_qpd import QPDDistiller, load_student
+
+HERE = Path(__file__).parent
+OBSERVATIONS = Pointer.sample(50)
+
+
+@pytest.fixture(scope="module")
+def student() -> QPDDistiller:
+    return QPDDistiller(untrained(pointers()), **QUICK).learn(80)
+
+
+@pytest.fixture(scope="module")
+def zip_path(student: QPDDistiller, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("student") / "student.zip"
+    student.save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["vector", "image"])
+def test_a_zip_from_before_the_folders(kind):
+    """It names modules that are gone. W4A4 students of LunarLander and Pong, with what they said of observations."""
+    said = np.load(HERE / f"old_student_{kind}.npz")
+    assert re.search(rb"sb3_qpd\.policies", everything_in(HERE / f"old_student_{kind}.zip"))
+    student = load_student(HERE / f"old_student_{kind}.zip", device="cpu")
+    integer = assert_same_bits(student.policy, said["observations"])
+    np.testing.assert_array_equal(integer.logits(said["observations"]), said["logits"])
+    np.testing.assert_array_equal(student.predict(said["observations"], deterministic=True)[0], said["actions"])
+
+
+def everything_in(path: Path) -> bytes:
+    """The data of a zip, its pickles decoded, and its other members."""
+    data = read_data(path)
+    pickles = [
+        base64.b64decode(one[":serialized:"]) for one in data.values() if isinstance(one, dict) and ":serialized:" in one
+    ]
+    with zipfile.ZipFile(path) as archive:
+        members = [archive.read(name) for name in archive.namelist()]
+    return b"\n".join([json.dumps(data).encode(), *pickles, *members])
+
+
+def test_a_zip_names_the_package_and_no_module(zip_path):
+    content = everything_in(zip_path)
+    assert b"sb3_qpd" in content and not re.findall(rb"sb3_qpd\.[a-z]\w*", content)
+
+
+@pytest.mark.parametrize("key", ["policy_class", "learning_rate", "lr_schedule", "_last_episode_starts", "unknown"])
+def test_nothing_is_executed(zip_path, tmp_path, key):
+    marker = tmp_path / "executed"
+    hostile = pickle.dumps(Payload(f"touch {marker}"))
+    value = {**read_data(zip_path)["policy_class"], **serialized(hostile)} if key == "policy_class" else serialized(hostile)
+    path = edit_zip(zip_path, tmp_path / "hostile.zip", {key: value})
+    loaded = load_student(path, device="cpu")
+    assert not marker.exists() and loaded.policy is not None
+    pickle.loads(hostile)
+    assert marker.exists(), "the payload works"
+
+
+@pytest.mark.parametrize("key", ["observation_space", "action_space", "policy_kwargs"])
+def test_pickles_that_are_needed_are_refused(zip_path, tmp_path, key):
+    marker = tmp_path / "executed"
+    path = edit_zip(zip_path, tmp_path / "hostile.zip", {key: serialized(pickle.dumps(Payload(f"touch {marker}")))})
+    with pytest.raises(ValueError, match="hostile.zip"):
+        load_student(path, device="cpu")
+    assert not marker.exists()
+
+
+def test_pickled_weights_are_refused(zip_path, tmp_path):
+    marker = tmp_path / "executed"
+    for name in ("policy.pth", "policy.optimizer.pth"):
+        path = edit_zip(zip_path, tmp_path / "hostile.zip", members={name: pickle.dumps(Payload(f"touch {marker}"))})
+        if name == "policy.pth":
+            with pytest.raises(ValueError, match="policy.pth"):
+                load_student(path, device="cpu")
+        else:  # the optimizer is made anew
+            load_student(path, device="cpu")
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "env", [None, "CartPole-v1", lambda: gym.make("CartPole-v1"), lambda: DummyVecEnv([lambda: gym.make("CartPole-v1")])]
+)
+def test_environments(tmp_path, env):
+    teacher = untrained("CartPole-v1")
+    QPDDistiller(teacher, **QUICK).learn(32).save(tmp_path / "student.zip")
+    loaded = load_student(str(tmp_path / "student.zip"), env() if callable(env) else env, device="cpu")
+    assert (loaded.env is None) == (env is None)
+    if env is not None:
+        loaded.teacher = teacher
+        assert loaded.learn(32).num_timesteps >= 32
+
+
+def test_the_student_is_the_one_that_was_saved(student, zip_path):
+    loaded = load_student(zip_path, device="cpu")
+    np.testing.assert_array_equal(actor_of(loaded.policy, OBSERVATIONS), actor_of(student.policy, OBSERVATIONS))
+    assert loaded.teacher is None and loaded.num_timesteps == student.num_timesteps
+    assert loaded.teacher_checksum == student.teacher_checksum and loaded.policy.metadata == student.policy.metadata
+    again = io.BytesIO()
+    loaded.save(again)
+
+
+def test_a_teacher_is_refused_by_name(tmp_path):
+    untrained("CartPole-v1").save(tmp_path / "teacher.zip")
+    with pytest.raises(ValueError, match="teacher.zip holds no student of sb3_qpd.*load_teacher"):
+        load_student(tmp_path / "teacher.zip")
+
+
+def test_files_that_are_no_zip(tmp_path):
+    with pytest.raises(ValueError, match="nothere.zip"):
+        load_student(tmp_path / "nothere.zip")
+    (tmp_path / "text.zip").write_text("no zip")
+    with pytest.raises(ValueError, match="Expected a student's zip"):
+        load_student(tmp_path / "text.zip")
+
+
+@pytest.mark.parametrize("rate", [None, 0.01], ids=["the default schedule", "a number"])
+def test_a_student_learns_on(tmp_path, rate):
+    """With the learning rate that it was saved with."""
+    QPDDistiller(untrained(pointers()), **QUICK, learning_rate=rate).learn(80).save(tmp_path / "student.zip")
+    student = load_student(tmp_path / "student.zip", env=pointers(), device="cpu")
+    plain = QPDDistiller.load(tmp_path / "student.zip", device="cpu")
+    assert repr(student.learning_rate) == repr(plain.learning_rate) and student.lr_schedule(0.5) == plain.lr_schedule(0.5) > 0
+    before = {name: value.clone() for name, value in student.policy.named_parameters()}
+    student.teacher = untrained(pointers())
+    student.learn(80)
+    assert any((value != before[name]).any() for name, value in student.policy.named_parameters())
