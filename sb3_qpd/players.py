@@ -1,4 +1,4 @@
-"""Players: anything with SB3's ``predict``, how each is asked for actions, and the random policy."""
+"""Players: anything with SB3's ``predict``, how they are asked for actions in an environment, and the random policy."""
 
 from __future__ import annotations
 
@@ -10,16 +10,22 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.observations import Observation, batch_size, copy_row, stack
 from sb3_qpd.spaces import action_head
 
+# VecEnvs of game engines and simulators implement what SB3's `learn` needs. Their other methods raise one of these
+MISSING = (NotImplementedError, AttributeError, TypeError)
+
 
 class Player(Protocol):
     """Anything with SB3's ``predict``: a model, a policy, a teacher, an integer model."""
 
-    def predict(self, observation: Any, *, deterministic: bool = ...) -> tuple[np.ndarray, Any]: ...
+    def predict(self, observation: Any, *, deterministic: bool = ...) -> tuple[np.ndarray, Any]:
+        """See SB3's ``predict``."""
+        ...
 
 
 def takes_masks(player: Any) -> bool:
@@ -36,9 +42,39 @@ def gives_masks(env: gym.Env | VecEnv) -> bool:
     """
     Whether an environment says which actions are allowed (``env.action_masks()``, sb3-contrib's convention).
 
-    :param env: environment or vectorized environment
+    :param env: environment or vectorized environment. A VecEnv without ``get_attr`` gives no masks
     """
-    return is_masking_supported(env)
+    try:
+        return is_masking_supported(env)
+    except MISSING:
+        return False
+
+
+def seed_if_possible(env: VecEnv, seed: int | None) -> bool:
+    """
+    Seed a vectorized environment that can be seeded.
+
+    :param env: any vectorized environment
+    :param seed: seed of its first sub-environment
+    :return: whether it took the seed
+    """
+    try:
+        env.seed(seed)
+    except MISSING:
+        return False
+    return True
+
+
+def is_monitored(env: VecEnv) -> bool:
+    """
+    Whether every sub-environment has SB3's ``Monitor``, which tells the end of an episode from a lost life.
+
+    :param env: any vectorized environment
+    """
+    try:
+        return all(env.env_is_wrapped(Monitor))
+    except MISSING:
+        return False
 
 
 def masks_for(player: Any, env: gym.Env | VecEnv | Sequence[gym.Env]) -> Callable[..., np.ndarray | None]:
@@ -65,9 +101,9 @@ def act(player: Any, observations: Any, deterministic: bool, action_masks: np.nd
     A batch of a player's actions.
 
     :param player: anything with SB3's ``predict``
-    :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
+    :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
     :param deterministic: most probable actions, else sampled ones
-    :param action_masks: from :func:`masks_for`
+    :param action_masks: masks that :func:`masks_for` gave for these observations
     """
     masks = {} if action_masks is None else {"action_masks": action_masks}
     return player.predict(observations, deterministic=deterministic, **masks)[0]
@@ -118,7 +154,7 @@ class ObservationRecorder:
     Plays as ``policy`` and keeps a uniform sample of the observations that it was given (reservoir sampling).
 
     :param policy: the player
-    :param n_observations: how many observations to keep
+    :param n_observations: number of observations to keep
     :param seed: seed of the sampling
     """
 
@@ -131,6 +167,7 @@ class ObservationRecorder:
 
     @property
     def uses_masks(self) -> bool:
+        """Whether the recorded player takes action masks."""
         return takes_masks(self.policy)
 
     def predict(self, observation: Observation, *args: Any, **kwargs: Any) -> tuple[np.ndarray, Any]:

@@ -1,19 +1,59 @@
-"""The files of a student: their names, what each is, and which of them are published."""
+"""The files of a student: their names, what each is, which of them are published, and which ``compress`` writes."""
 
 from __future__ import annotations
 
-# name -> what it is, for the card; what else lies in the folder stays at home
+from pathlib import Path
+
+INTEGER_MODEL = "student.npz"
+STUDENT_ZIP = "student.zip"
+FLOAT_ZIP = "student_float.zip"  # the same student before its precision fell
+ONNX_FILE = "student.onnx"
+TFLITE_FILE = "student.tflite"
+C_FILE = "policy.c"
+NUMPY_FILE = "policy.py"
+REPORT = "report.json"
+REPORT_TEXT = "report.md"
+CONFIG = "config.yml"
+
+# Files that are published: name -> description for the model card. Other files in the folder stay on the user's machine.
 FILES = {
-    "student.npz": "the integer model: what a device runs, with numpy alone",
-    "student.zip": "the student as an SB3 model; in evaluation mode it computes the same bits",
-    "student.onnx": "for ONNX Runtime, the same bits",
-    "student.tflite": "for TFLite",
-    "policy.c": "the student in C99",
-    "policy.h": "its interface",
-    "policy_README.md": "how to use it",
-    "main.c": "checks it against test_vectors.h",
-    "test_vectors.h": "observations and what the student says of them",
-    "policy.py": "runs student.npz with numpy alone",
-    "report.json": "everything that was measured",
-    "config.yml": "how it was distilled: for `sb3-qpd zoo train --algo qpd --conf-file config.yml`",
+    INTEGER_MODEL: "the integer model: what a device runs, with numpy alone",
+    STUDENT_ZIP: "the student as an SB3 model; in evaluation mode it computes the same bits",
+    ONNX_FILE: "for ONNX Runtime, the same bits",
+    TFLITE_FILE: "for TFLite",
+    C_FILE: "the student in C99",
+    "policy.h": "the C interface",
+    "policy_README.md": "how to use the C code",
+    "main.c": "checks the C code against test_vectors.h",
+    "test_vectors.h": "observations, and the student's outputs for them",
+    NUMPY_FILE: "runs student.npz with numpy alone",
+    REPORT: "everything that was measured",
+    CONFIG: "how it was distilled: for `sb3-qpd zoo train --algo qpd --conf-file config.yml`",
 }
+
+STUDENT_ZIPS = (STUDENT_ZIP, FLOAT_ZIP)
+
+# Files that compress and its exports write. A new run replaces all of them, so that no file of an earlier student remains.
+OUTPUTS = (*(name for name in FILES if name != CONFIG), FLOAT_ZIP, REPORT_TEXT)
+
+# Zips of a repository that are not the model that it publishes; the first is RL Zoo's.
+NO_MODELS = ("train_eval_metrics.zip", FLOAT_ZIP)
+
+# Which file each export target writes first; the others of its files go with it.
+TARGET_FILES = {"onnx": ONNX_FILE, "c": C_FILE, "tflite": TFLITE_FILE, "numpy": NUMPY_FILE}
+
+
+def folder_of(path: str | Path) -> Path:
+    """
+    The folder of a student that a user names by the folder itself or by a file in it.
+
+    :param path: a folder, or one of its files
+    :raises FileNotFoundError: nothing exists at that path
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"There is no folder or file {path}. Expected the folder that sb3-qpd compress or export wrote, or a file in it; "
+            "check the path"
+        )
+    return path if path.is_dir() else path.parent

@@ -1,4 +1,4 @@
-"""How fast each form of a student is and what memory it takes, beside its teacher: one thread, medians."""
+"""Time and memory of each form of a student, beside its teacher: one thread, medians."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,19 @@ import cloudpickle
 import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from tqdm import tqdm
 
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.evaluation.fitting import check_teacher_of
 from sb3_qpd.evaluation.float_baseline import quantize_after_training, write_float_onnx
+from sb3_qpd.evaluation.implementations import NoCompiler, compile_c
 from sb3_qpd.evaluation.own_episodes import Jitter, replay
-from sb3_qpd.evaluation.verify import compile_c, load_model
+from sb3_qpd.evaluation.verify import load_model
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, emulate, missing_tools
-from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import Player
+from sb3_qpd.student_folder import C_FILE, INTEGER_MODEL, ONNX_FILE, STUDENT_ZIP, TFLITE_FILE, folder_of
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -34,7 +37,7 @@ BATCH = 64
 MIN_CALLS = 20
 N_EMULATED = 16  # observations that a microcontroller gets
 
-# what a fresh process does: load, act once, say how much memory it has taken at most
+# A fresh process loads, acts once, and prints the most memory that it has taken
 FRESH = r"""
 import cloudpickle, re, sys
 with open(sys.argv[1], "rb") as file:
@@ -49,11 +52,11 @@ class Speed(NamedTuple):
     """
     One row of the table.
 
-    :param name: who acts
-    :param microseconds: for one action, batch size 1; of C, which takes one observation at a time, in a loop in C
-    :param per_second: actions a second at batch size 64
-    :param nbytes: of its file, or of its parameters where it has none
-    :param memory: peak bytes of a fresh process that loads it and acts once, libraries included; of C its own RAM
+    :param name: form of the student, or the teacher
+    :param microseconds: time of one action at batch size 1. C takes one observation at a time and is measured in a loop in C
+    :param per_second: actions per second at batch size 64
+    :param nbytes: size of its file, or of its parameters where it has none
+    :param memory: peak bytes of a fresh process that loads it and acts once, libraries included; for C its own RAM
     """
 
     name: str
@@ -65,11 +68,11 @@ class Speed(NamedTuple):
 
 class Networks(NamedTuple):
     """
-    Policies that take part, besides the files of the folder.
+    Policies that are measured, besides the files of the folder.
 
     :param policy: the student as an SB3 policy
-    :param float_policy: the student before precision fell
-    :param teacher: what it was distilled from
+    :param float_policy: the student before its precision fell
+    :param teacher: the student's teacher
     """
 
     policy: QuantActorCriticPolicy | None = None
@@ -79,12 +82,12 @@ class Networks(NamedTuple):
 
 class BenchmarkCase(NamedTuple):
     """
-    What a row is measured of.
+    The subject of one row.
 
-    :param name: for the table
-    :param make: makes what acts on a batch; sent to a fresh process, so it names only what that has to import
+    :param name: name for the table
+    :param make: makes the function that acts on a batch; sent to a fresh process, so it names only what that has to import
     :param nbytes: see :class:`Speed`
-    :param ram: bytes of C
+    :param ram: bytes of RAM of C, ``None`` for other forms, whose process is measured
     """
 
     name: str
@@ -93,25 +96,54 @@ class BenchmarkCase(NamedTuple):
     ram: int | None = None
 
 
-def benchmark(folder: Path, recipe: EnvRecipe, given: Networks, seconds: float = 1.0) -> list[Speed]:
+def benchmark(
+    folder: str | Path,
+    recipe: EnvRecipe,
+    given: Networks,
+    seconds: float = 1.0,
+    *,
+    progress_bar: bool = False,
+    left_out: list[str] | None = None,
+) -> list[Speed]:
     """
     Measure everything in a folder on observations of the student's own episodes.
 
-    :param folder: with ``student.npz`` and what was exported from it
-    :param recipe: where the student plays
-    :param given: policies that take part as well
-    :param seconds: spent on each row and batch size
+    A form that cannot be run here (no C compiler, no ONNX Runtime) is left out.
+
+    :param folder: folder with ``student.npz`` and what was exported from it, or a file in it
+    :param recipe: environment that the student plays in
+    :param given: policies that are measured as well
+    :param seconds: time for each row and batch size
+    :param progress_bar: show one on stderr
+    :param left_out: gets a line for each form that was left out
+    :raises ValueError: the folder holds no student, or the teacher is another environment's
     """
+    folder, reasons = folder_of(folder), [] if left_out is None else left_out
+    if given.teacher is not None:
+        check_teacher_of(load_model(folder), given.teacher)
     observations = own_observations(folder, recipe, BATCH)
-    with one_torch_thread(), tempfile.TemporaryDirectory() as scratch:
-        return [_measure(row, observations, seconds) for row in _benchmark_cases(folder, given, observations, Path(scratch))]
+    rows = []
+    with (
+        one_torch_thread(),
+        tempfile.TemporaryDirectory() as scratch,
+        tqdm(desc="benchmark", unit="row", disable=not progress_bar) as bar,
+    ):
+        for case in _benchmark_cases(folder, given, observations, Path(scratch), reasons):
+            bar.set_postfix_str(case.name)
+            rows.append(_measure(case, observations, seconds))
+            bar.update()
+    return rows
 
 
 def own_observations(folder: Path, recipe: EnvRecipe, n: int) -> np.ndarray:
     """
-    :param folder: with ``student.npz``
-    :param recipe: where the student plays
-    :param n: how many
+    Observations of the student's own episodes.
+
+    :param folder: folder with ``student.npz``
+    :param recipe: environment that the student plays in
+    :param n: number of observations
+    :return: shape (n, *observation_shape)
+    :raises ValueError: the student takes Dict observations
     """
     model = load_model(folder)
     if model.is_dict:
@@ -132,9 +164,9 @@ def _measure(case: BenchmarkCase, observations: np.ndarray, seconds: float) -> S
 
 def peak_memory(make: Callable[[], Callable[[np.ndarray], Any]], observations: np.ndarray) -> int:
     """
-    Bytes that a fresh process takes at most.
+    The most bytes that a fresh process takes.
 
-    :param make: called there; makes what acts
+    :param make: called in that process; makes the function that acts
     :param observations: one batch
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -145,39 +177,49 @@ def peak_memory(make: Callable[[], Callable[[np.ndarray], Any]], observations: n
     return 1024 * int(done.stdout.splitlines()[-1])
 
 
-def table(rows: list[Speed]) -> str:
-    """As text; the last column is how many times as fast as the first row one action is."""
+def table(rows: list[Speed], left_out: Sequence[str] = ()) -> str:
+    """
+    The rows as text. The last column compares the time of one action with the first row's: 2.0x is twice as fast.
+
+    :param rows: from :func:`benchmark`
+    :param left_out: forms that were left out, and why
+    """
     per_second = f"actions/s, batch {BATCH}"
     lines = [f"{'one thread, medians':36} {'us/action':>10} {per_second:>20} {'bytes':>10} {'peak memory':>12} {'ratio':>8}"]
     for row in rows:
         ratio, memory = rows[0].microseconds / row.microseconds, f"{row.memory / 1000:,.1f} kB"
         numbers = f"{row.microseconds:10.1f} {row.per_second:20,.0f} {row.nbytes:10} {memory:>12}"
-        lines.append(f"{row.name:36} {numbers} {ratio:7.1f}x")
-    return "\n".join(lines)
+        lines.append(f"{row.name:36} {numbers} {ratio:7.1f}x" if ratio >= 0.1 else f"{row.name:36} {numbers} {ratio:7.3f}x")
+    if rows:
+        lines.append(f"1.0x is the time of one action of: {rows[0].name}")
+    return "\n".join([*lines, *(f"not measured: {reason}" for reason in left_out)])
 
 
-def microcontrollers(folder: Path, recipe: EnvRecipe) -> dict[str, Emulation | str]:
+def microcontrollers(folder: str | Path, recipe: EnvRecipe, progress_bar: bool = False) -> dict[str, Emulation | str]:
     """
     The C of a folder on each emulated microcontroller, or what is missing for that.
 
-    :param folder: with ``student.npz``; without C there are none
-    :param recipe: where the student plays
+    :param folder: folder with ``student.npz``, or a file in it; without C in it the result is empty
+    :param recipe: environment that the student plays in
+    :param progress_bar: show one on stderr
     """
-    if not (folder / "policy.c").is_file():
+    folder = folder_of(folder)
+    if not (folder / C_FILE).is_file():
         return {}
     model, missing = load_model(folder), {name: missing_tools(name) for name in MICROCONTROLLERS}
     if all(missing.values()):
         return dict(missing)
     observations = own_observations(folder, recipe, N_EMULATED)
-    return {name: problem or emulate(folder, model, observations, name) for name, problem in missing.items()}
+    bar = tqdm(missing.items(), desc="emulation", unit="device", disable=not progress_bar)
+    return {name: problem or emulate(folder, model, observations, name) for name, problem in bar}
 
 
 def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:
     """
-    As text.
+    The emulations as text.
 
-    :param seen: see :func:`microcontrollers`
-    :param mhz: clock of the processors
+    :param seen: from :func:`microcontrollers`
+    :param mhz: clock of the processors in MHz
     """
     at_clock = f"ms at {mhz:g} MHz"
     lines = [f"{'C, emulated':36} {'instructions':>12} {at_clock:>16} {'flash':>10} {'RAM + stack':>12}"]
@@ -192,11 +234,11 @@ def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:
 
 def median_seconds(act: Callable[[np.ndarray], Any], observations: np.ndarray, seconds: float) -> float:
     """
-    Median processor time of a call: on a machine with other work, the clock on the wall would count that too.
+    Median processor time of a call, in seconds. Wall time would also count the other work of the machine.
 
-    :param act: what is measured
+    :param act: the function that is measured
     :param observations: one batch
-    :param seconds: how long to go on; a tenth of it warms up beforehand
+    :param seconds: time to go on for; a tenth of it warms up beforehand
     """
     times: list[int] = []
     start = time.perf_counter()
@@ -211,6 +253,7 @@ def median_seconds(act: Callable[[np.ndarray], Any], observations: np.ndarray, s
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
+    """Let torch use one thread inside."""
     n_threads = th.get_num_threads()
     th.set_num_threads(1)
     try:
@@ -219,41 +262,68 @@ def one_torch_thread() -> Iterator[None]:
         th.set_num_threads(n_threads)
 
 
-def _benchmark_cases(folder: Path, given: Networks, observations: np.ndarray, scratch: Path) -> Iterator[BenchmarkCase]:
+def _benchmark_cases(
+    folder: Path, given: Networks, observations: np.ndarray, scratch: Path, left_out: list[str]
+) -> Iterator[BenchmarkCase]:
+    for name, find in _forms(folder, given, observations, scratch):
+        try:
+            yield from find()
+        except (ImportError, NoCompiler) as error:
+            left_out.append(f"{name}: {' '.join(str(error).split())}")
+
+
+def _forms(
+    folder: Path, given: Networks, observations: np.ndarray, scratch: Path
+) -> Iterator[tuple[str, Callable[[], Iterator[BenchmarkCase]]]]:
+    """The forms that there are, in the order of the table: a name, and a function that yields the rows."""
     policy, teacher = given.policy, given.teacher
     takes_indices = load_model(folder).parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
     if teacher is not None:
-        yield BenchmarkCase("teacher, SB3 predict", lambda: _predict(teacher), teacher.nbytes)
+        yield "teacher", partial(_in_sb3, "teacher", teacher, teacher.nbytes)
     if teacher is not None and not takes_indices:
-        yield from _in_onnx_runtime("teacher", teacher.policy, teacher.normalize(observations), scratch)
+        inputs = teacher.normalize(observations)
+        yield "teacher in ONNX Runtime", partial(_in_onnx_runtime, "teacher", teacher.policy, inputs, scratch)
     if given.float_policy is not None and not takes_indices:
-        yield from _in_onnx_runtime("float student", given.float_policy, observations, scratch)
+        in_onnx = partial(_in_onnx_runtime, "float student", given.float_policy, observations, scratch)
+        yield "float student in ONNX Runtime", in_onnx
     if policy is not None:
-        yield BenchmarkCase("student, SB3 predict", lambda: _predict(policy), os.path.getsize(folder / "student.zip"))
-    npz = folder / "student.npz"
-    numpy_act = lambda: partial(IntegerModel.load(npz).predict, deterministic=True)  # noqa: E731  # by value: no torch
-    yield BenchmarkCase("student, numpy", numpy_act, os.path.getsize(npz))
-    if (onnx := folder / "student.onnx").is_file():
-        from sb3_qpd.export.onnx.runtime import OnnxPolicy
-
-        yield BenchmarkCase("student, ONNX Runtime", lambda: OnnxPolicy(onnx).run, os.path.getsize(onnx))
-    if (tflite := folder / "student.tflite").is_file():
-        from sb3_qpd.export.tflite.runtime import TflitePolicy
-
-        yield BenchmarkCase("student, TFLite", lambda: TflitePolicy(tflite).run, os.path.getsize(tflite))
-    yield from _in_c(folder)
+        yield STUDENT_ZIP, partial(_in_sb3, "student", policy, os.path.getsize(folder / STUDENT_ZIP))
+    for file, find in ((INTEGER_MODEL, _in_numpy), (ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c)):
+        if (folder / file).is_file():
+            yield file, partial(find, folder / file)
 
 
-def _in_c(folder: Path) -> Iterator[BenchmarkCase]:
-    nbytes = load_model(folder).nbytes
+def _in_sb3(name: str, player: Player, nbytes: int) -> Iterator[BenchmarkCase]:
+    yield BenchmarkCase(f"{name}, SB3 predict", lambda: _predict(player), nbytes)
+
+
+def _in_numpy(path: Path) -> Iterator[BenchmarkCase]:
+    act = lambda: partial(IntegerModel.load(path).predict, deterministic=True)  # noqa: E731  # by value: no torch
+    yield BenchmarkCase("student, numpy", act, os.path.getsize(path))
+
+
+def _in_onnx(path: Path) -> Iterator[BenchmarkCase]:
+    from sb3_qpd.export.onnx.runtime import OnnxPolicy
+
+    yield BenchmarkCase("student, ONNX Runtime", lambda: OnnxPolicy(path).run, os.path.getsize(path))
+
+
+def _in_tflite(path: Path) -> Iterator[BenchmarkCase]:
+    from sb3_qpd.export.tflite.runtime import TflitePolicy
+
+    yield BenchmarkCase("student, TFLite", lambda: TflitePolicy(path).run, os.path.getsize(path))
+
+
+def _in_c(path: Path) -> Iterator[BenchmarkCase]:
+    nbytes = load_model(path).nbytes
     for name, flags in (("student, C", ("-O3",)), ("student, C, -march=native", ("-O3", "-march=native"))):
-        if (c_policy := compile_c(folder, flags)) is not None:
-            act = c_policy.actions
-            yield BenchmarkCase(name, lambda act=act: act, nbytes, c_policy.ram)  # type: ignore[misc]
+        c_policy = compile_c(path.parent, flags)
+        yield BenchmarkCase(name, lambda act=c_policy.actions: act, nbytes, c_policy.ram)  # type: ignore[misc]
 
 
 def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, scratch: Path) -> Iterator[BenchmarkCase]:
-    """A float policy in ONNX Runtime, in float32 and quantized after training; it is given what its network takes."""
+    """A float policy in ONNX Runtime, in float32 and quantized after training, on the observations that its network takes."""
+    from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
     if observations.dtype != np.uint8:
         observations = observations.astype(np.float32)

@@ -1,9 +1,10 @@
-"""The contest: random policy, teacher, float and integer student play the same episodes; what comes out is the report."""
+"""Random policy, teacher, float and integer student play the same episodes; the result is the report."""
 
 import platform
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -15,9 +16,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvRecipe, describe_env, make_recipe
+from sb3_qpd.evaluation.cache import play_once
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, evaluate, microseconds_per_action
 from sb3_qpd.evaluation.report import mode_name, notes_of, to_json
-from sb3_qpd.evaluation.statistics import Evaluation, compare, episodes_needed, plan_episodes
+from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, episodes_needed, plan_episodes
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, pieces
 from sb3_qpd.players import ObservationRecorder, Player
@@ -26,7 +28,7 @@ from sb3_qpd.students.quantizers import FLOAT_BITS
 from sb3_qpd.teachers.teacher import Teacher
 from sb3_qpd.version import __version__
 
-N_OBSERVATIONS = 1_000  # of the student's own games: parity and agreement are counted on them
+N_OBSERVATIONS = 1_000  # of the student's own games, for parity and agreement
 N_PLANNING = 32  # episodes, on validation seeds, from which the number of test episodes follows
 PACKAGES = ("stable-baselines3", "gymnasium", "numpy", "torch", "ale-py")
 
@@ -34,15 +36,18 @@ PACKAGES = ("stable-baselines3", "gymnasium", "numpy", "torch", "ale-py")
 @dataclass(frozen=True)
 class EvaluationPlan:
     """
-    Where and how long everybody plays; fixed before anybody does.
+    Where and how long every policy plays; fixed before the first of them does.
 
     :param env: id, recipe, or an environment
-    :param n_episodes: in the mode of the verdict
-    :param n_other: in the other mode
+    :param n_episodes: number of episodes in the mode of the verdict
+    :param n_other: number of episodes in the other mode
     :param deterministic: the mode of the verdict
-    :param seed: of the first episode
-    :param n_envs: episodes side by side
-    :param progress_bar: show one for each contender
+    :param seed: seed of the first episode
+    :param n_envs: number of episodes that are played side by side
+    :param progress_bar: show one for each policy
+    :param max_episode_steps: see :func:`~sb3_qpd.evaluation.episodes.evaluate`
+    :param cache: keep the episodes of the teacher and of the random policy, see :mod:`sb3_qpd.evaluation.cache`
+    :param needed: episodes for 80 % power by the teacher's spread; ``None``: not planned, the caller gave the number
     """
 
     env: str | EnvRecipe | gym.Env | VecEnv
@@ -52,18 +57,28 @@ class EvaluationPlan:
     seed: int = TEST_SEED
     n_envs: int = 32
     progress_bar: bool = False
+    max_episode_steps: int | None = None
+    cache: bool = True
+    needed: int | None = None
 
     def play(self, policy: Player | str, name: str, other_mode: bool = False) -> Evaluation:
-        return evaluate(
-            policy,
-            self.env,
-            n_episodes=self.n_other if other_mode else self.n_episodes,
-            seed=self.seed,
-            deterministic=self.deterministic != other_mode,
-            n_envs=self.n_envs,
-            name=f"{name}, {mode_name(self.deterministic != other_mode)}",
-            progress_bar=self.progress_bar,
-        )
+        """
+        Let a policy play.
+
+        :param policy: anything that :func:`~sb3_qpd.evaluation.episodes.evaluate` takes
+        :param name: name for the progress bar and the result
+        :param other_mode: in the other mode than that of the verdict
+        """
+        deterministic = self.deterministic != other_mode
+        settings: dict[str, Any] = {
+            **{"n_episodes": self.n_other if other_mode else self.n_episodes, "seed": self.seed},
+            **{"deterministic": deterministic, "n_envs": self.n_envs, "max_episode_steps": self.max_episode_steps},
+        }
+        title = f"{name}, {mode_name(deterministic)}"
+        play = partial(evaluate, policy, self.env, **settings, name=title, progress_bar=self.progress_bar)
+        if not self.cache or isinstance(self.env, gym.Env | VecEnv) or not isinstance(policy, Teacher | str):
+            return play()
+        return play_once(policy, make_recipe(self.env), settings, play)
 
 
 def plan_evaluation(
@@ -75,31 +90,45 @@ def plan_evaluation(
     seed: int = TEST_SEED,
     n_envs: int = 32,
     progress_bar: bool = False,
+    max_episode_steps: int | None = None,
+    cache: bool = True,
 ) -> EvaluationPlan:
     """
     Fix the mode and the number of episodes.
 
     :param teacher: plays on validation seeds where its spread has to be known
-    :param env: where everybody will play
-    :param n_episodes: None: from the teacher's spread, for 80 % power
-    :param deterministic: mode of the verdict; None: RL Zoo's, sampled for Atari and deterministic elsewhere
-    :param seed: of the first test episode
-    :param n_envs: episodes side by side
-    :param progress_bar: show one for each contender
+    :param env: environment of all policies
+    :param n_episodes: number of test episodes; ``None``: from the teacher's spread, for 80 % power
+    :param deterministic: mode of the verdict; ``None``: RL Zoo's, sampled for Atari and deterministic elsewhere
+    :param seed: seed of the first test episode
+    :param n_envs: number of episodes that are played side by side
+    :param progress_bar: show one for each policy
+    :param max_episode_steps: see :func:`~sb3_qpd.evaluation.episodes.evaluate`
+    :param cache: keep the episodes of the teacher and of the random policy, see :mod:`sb3_qpd.evaluation.cache`
     """
     if deterministic is None:
         deterministic = isinstance(env, gym.Env | VecEnv) or make_recipe(env).deterministic
+    options: dict[str, Any] = {"n_envs": n_envs, "progress_bar": progress_bar}
+    options |= {"max_episode_steps": max_episode_steps, "cache": cache}
     if n_episodes is None:
-        trial = EvaluationPlan(env, N_PLANNING, N_PLANNING, deterministic, VALIDATION_SEED, n_envs, progress_bar)
+        trial = EvaluationPlan(env, N_PLANNING, N_PLANNING, deterministic, VALIDATION_SEED, **options)
         planning = trial.play(teacher, "planning: teacher"), trial.play("random", "planning: random")
-        n_episodes = plan_episodes(episodes_needed(*planning))
+        needed = episodes_needed(*planning)
+        n_episodes, options["needed"] = plan_episodes(needed), needed and max(needed, MIN_VERDICT_EPISODES)
     n_other = min(n_episodes, max(20, n_episodes // 4))
-    return EvaluationPlan(env, n_episodes, n_other, deterministic, seed, n_envs, progress_bar)
+    return EvaluationPlan(env, n_episodes, n_other, deterministic, seed, **options)
 
 
 @dataclass(frozen=True)
 class PolicyScores:
-    """Both modes of one contender, and what it costs."""
+    """
+    Both modes of one policy, and its size.
+
+    :param policy: the policy; ``None`` for the random one, which is not timed
+    :param main: its episodes in the mode of the verdict
+    :param other: its episodes in the other mode
+    :param size: its bytes, parameters and multiply-accumulates
+    """
 
     policy: Player | None
     main: Evaluation
@@ -107,16 +136,21 @@ class PolicyScores:
     size: dict[str, int]
 
     def section(self, observations: Any) -> dict[str, Any]:
+        """
+        The policy's section of ``report.json``.
+
+        :param observations: batch of raw observations, to time single actions on
+        """
         timing = None if self.policy is None else microseconds_per_action(self.policy, observations)
         return {**_figures(self.main), "other_mode": _figures(self.other), **self.size, "microseconds_per_action": timing}
 
 
 class Evidence(NamedTuple):
     """
-    That the integers are the student.
+    Evidence that the integer model is the student.
 
     :param parity: share of bit-equal outputs of the policy in eval mode and the integer model
-    :param observations: of its own games, on which that was counted
+    :param observations: observations of the student's own games, on which the share was counted
     :param played_by: which of the two played
     """
 
@@ -131,46 +165,39 @@ def make_report(
     """
     Let the random policy, the teacher, the float and the integer student play, and compare.
 
-    :param distiller: after learning
+    :param distiller: the student, after learning
     :param plan: see :func:`plan_evaluation`
     :param baselines: other students of the same teacher and sizes, by name
-    :return: what ``report.json`` holds
+    :return: contents of ``report.json``
+    :raises ValueError: the student has no teacher to compare with
     """
     if (teacher := distiller.teacher) is None:
         raise ValueError("A report compares with the teacher, and this student has none: load it with teacher=...")
     start, model = time.perf_counter(), distiller.policy.to_integer()
     float_student, float_size = distiller.float_student(), _size(4 * model.n_parameters, model)
     random_play = plan.play("random", "random")
-    contenders = {
+    scores = {
         "random": PolicyScores(None, random_play, random_play, {}),
         "teacher": _play(plan, teacher, "teacher", _size(teacher.nbytes, teacher)),
     }
     if float_student is not None:
-        contenders["float"] = _play(plan, float_student.policy, "float", float_size)
+        scores["float"] = _play(plan, float_student.policy, "float", float_size)
     integer, evidence = _play_integer(plan, distiller.policy, "integer")
-    contenders["integer"] = integer
-    others = {}
-    for name, student in (baselines or {}).items():
-        is_float = FLOAT_BITS in (student.policy.arch.weight_bits, student.policy.arch.activation_bits)
-        others[name] = (
-            _play(plan, student.policy, name, float_size) if is_float else _play_integer(plan, student.policy, name)[0]
-        )
-    against = contenders["teacher"].main, random_play
+    scores["integer"] = integer
+    others = {name: _play_baseline(plan, student.policy, name, float_size) for name, student in (baselines or {}).items()}
+    judge = partial(compare, teacher=scores["teacher"].main, random=random_play, planned=plan.needed)
     report = {
         **_identity(distiller, plan),
         "float": None,
-        **{name: contender.section(evidence.observations) for name, contender in contenders.items()},
-        **asdict(compare(integer.main, *against)),
+        **{name: one.section(evidence.observations) for name, one in scores.items()},
+        **asdict(judge(integer.main)),
         **_percentages(model, teacher),
         "parity": evidence.parity,
         "parity_observations": batch_size(evidence.observations),
         "integer_played_by": evidence.played_by,
         "teacher_agreement": agreement(teacher, model, evidence.observations),
-        "teacher_agreement_unit": "half_range" if model.is_box else "share",
-        "baselines": {
-            name: {**contender.section(evidence.observations), **asdict(compare(contender.main, *against))}
-            for name, contender in others.items()
-        },
+        "teacher_agreement_unit": "teacher_spread" if model.is_box else "share",
+        "baselines": {name: {**one.section(evidence.observations), **asdict(judge(one.main))} for name, one in others.items()},
         "evaluation_seconds": time.perf_counter() - start,
     }
     return to_json({**report, "notes": notes_of(report)})
@@ -180,10 +207,18 @@ def _play(plan: EvaluationPlan, policy: Player, name: str, size: dict[str, int])
     return PolicyScores(policy, plan.play(policy, name), plan.play(policy, name, other_mode=True), size)
 
 
+def _play_baseline(
+    plan: EvaluationPlan, policy: QuantActorCriticPolicy, name: str, float_size: dict[str, int]
+) -> PolicyScores:
+    is_float = FLOAT_BITS in (policy.arch.weight_bits, policy.arch.activation_bits)
+    return _play(plan, policy, name, float_size) if is_float else _play_integer(plan, policy, name)[0]
+
+
 def _play_integer(plan: EvaluationPlan, policy: QuantActorCriticPolicy, name: str) -> tuple[PolicyScores, Evidence]:
     """
-    The integer model plays. For images the policy in eval mode plays in its place, which is faster: it gives the same bits,
-    which is checked on observations of these very games, and where it does not, the integer model plays them again.
+    The integer model plays. For images the policy in eval mode plays in its place, which is faster and gives the same bits.
+
+    The bits are compared on observations of these games. Where they differ, the integer model plays the games again.
     """
     model = policy.to_integer()
     has_images = any(part.is_image for part in model.parts)
@@ -195,8 +230,8 @@ def _play_integer(plan: EvaluationPlan, policy: QuantActorCriticPolicy, name: st
     if player is not recorder.policy:
         main = plan.play(player, name)
     played_by = "the integer model" if player is model else "the policy in eval mode, which gives the same bits"
-    contender = PolicyScores(model, main, plan.play(player, name, other_mode=True), _size(model.nbytes, model))
-    return contender, Evidence(parity, observations, played_by)
+    scores = PolicyScores(model, main, plan.play(player, name, other_mode=True), _size(model.nbytes, model))
+    return scores, Evidence(parity, observations, played_by)
 
 
 def _size(nbytes: int, actor: Any) -> dict[str, int]:
@@ -208,9 +243,9 @@ def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations:
     """
     Share of outputs (logits, or mean actions) that are bit for bit the same in the policy and in the integer model.
 
-    :param policy: it is put in eval mode
+    :param policy: the policy, which is put in eval mode
     :param model: its integer form
-    :param observations: raw, shape (n_observations, *observation_shape)
+    :param observations: raw observations, shape (n_observations, *observation_shape)
     """
     policy.set_training_mode(False)
     equal = []
@@ -222,20 +257,40 @@ def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations:
 
 def agreement(teacher: Teacher, student: Player, observations: Any) -> float:
     """
-    How alike both act on the same observations, deterministically and without masks.
+    How alike teacher and student act on the same observations, deterministically and without masks.
 
-    :return: share of equal actions (of equal dimensions, where there are several); for Box actions their mean absolute
-        difference over half the range
+    :param teacher: the teacher
+    :param student: the student
+    :param observations: raw observations, shape (n_observations, *observation_shape)
+    :return: share of equal actions (of equal dimensions, where there are several). For Box actions their mean absolute
+        difference in units of the teacher's spread, see :func:`spread_of`
     """
-    actions = [
+    theirs, ours = (
         np.concatenate([policy.predict(part, deterministic=True)[0] for part in pieces([observations])])
         for policy in (teacher, student)
-    ]
+    )
     space = teacher.action_space
     if not isinstance(space, spaces.Box):
-        return float(np.mean(actions[0] == actions[1]))
-    half = (space.high.astype(np.float64) - space.low) / 2
-    return float(np.mean(np.abs(actions[0] - actions[1]) / np.where(np.isfinite(half), half, 1.0)))
+        return float(np.mean(theirs == ours))
+    return float(np.mean(np.abs(theirs.astype(np.float64) - ours) / spread_of(theirs, space)))
+
+
+def spread_of(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
+    """
+    The unit of a Box action's errors: the standard deviation of the teacher's actions, at most half the range.
+
+    The bounds of a Box may lie far outside the actions in use (an unbounded action of Isaac Lab becomes ±100), so that half
+    the range alone would make any error look small. A dimension that the teacher never moves has half the range as its unit.
+
+    :param actions: the teacher's actions, shape (n_actions, *action_shape)
+    :param space: space of the actions
+    :return: unit of each dimension, shape (*action_shape)
+    """
+    spread = actions.std(axis=0, dtype=np.float64)
+    half_range = (space.high.astype(np.float64) - space.low) / 2
+    half_range = np.where(np.isfinite(half_range) & (half_range > 0), half_range, 1.0)
+    is_moved = spread > 1e-6 * np.abs(actions.astype(np.float64)).max(axis=0)
+    return np.where(is_moved, np.minimum(spread, half_range), half_range)
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:
@@ -249,13 +304,14 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
         "length_mean": float(np.mean(evaluation.lengths)),
         "deterministic": evaluation.deterministic,
         "seconds": evaluation.seconds,
+        "is_cached": evaluation.is_cached,
     }
 
 
 def _percentages(model: IntegerModel, teacher: Teacher) -> dict[str, float]:
     return {
         "size_percent": 100 * model.nbytes / teacher.nbytes,
-        # one byte for each parameter, biases too: an int8 teacher is a little larger, so this flatters nobody but it
+        # one byte for each parameter, biases too: a real int8 teacher is a little larger
         "size_percent_of_int8_teacher": 100 * model.nbytes / teacher.n_parameters,
         "params_percent": 100 * model.n_parameters / teacher.n_parameters,
         "macs_percent": 100 * model.macs / teacher.macs,
@@ -275,13 +331,14 @@ def _identity(distiller: QPDDistiller, plan: EvaluationPlan) -> dict[str, Any]:
         "timesteps": distiller.num_timesteps,
         "seconds": distiller.seconds_learning,
         "seed": distiller.seed,
+        "input_findings": distiller.input_findings,
         "evaluation_seed": plan.seed,
         "versions": versions(),
     }
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python, and whatever else the figures depend on."""
+    """Versions of this package, of Python, and of the packages that the figures depend on."""
     found = {"sb3_qpd": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,85 +1,120 @@
-"""Evaluation of anything with SB3's ``predict``: whole episodes, raw returns, the same episodes for every contender."""
+"""Evaluation of anything with SB3's ``predict``: whole episodes, raw returns, the same episodes for every policy."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch as th
-from stable_baselines3.common.monitor import Monitor
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
+from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+from sb3_qpd.evaluation.fitting import check_env
 from sb3_qpd.evaluation.statistics import Evaluation
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import Observation, batch_size, copy_row, stack
-from sb3_qpd.players import ObservationRecorder, Player, RandomPolicy, act, actor, masks_for
+from sb3_qpd.players import (
+    MISSING,
+    ObservationRecorder,
+    Player,
+    RandomPolicy,
+    act,
+    actor,
+    is_monitored,
+    masks_for,
+    seed_if_possible,
+)
 
 # Three disjoint ranges of seeds, each a million wide. The test range is touched once, for the row that is published
 TRAIN_SEED = 0
 VALIDATION_SEED = 1_000_000  # callbacks, searches, choosing a size or a checkpoint
 TEST_SEED = 2_000_000
 
+# An episode that is longer is taken for one that never ends
+MAX_EPISODE_STEPS = 10_000  # or the environment's own limit, where that is larger
+MAX_ATARI_STEPS = 108_000  # ALE ends a game after as many frames
+
+RANDOM = "random"
+
 
 def evaluate(
-    policy: Player | str,
-    env: str | EnvRecipe | gym.Env | VecEnv,
+    policy: Player | str | Path,
+    env: str | EnvRecipe | gym.Env | VecEnv | None = None,
     *,
     n_episodes: int = 100,
     seed: int = TEST_SEED,
     deterministic: bool = True,
     n_envs: int = 32,
     name: str = "",
+    max_episode_steps: int | None = None,
     progress_bar: bool = False,
 ) -> Evaluation:
     """
-    Play whole episodes and keep every raw return. Who plays takes raw observations and has no memory.
+    Play whole episodes and keep every raw return. The policy takes raw observations and has no memory.
 
-    - an id, recipe or plain environment: episode k of every contender starts from ``reset(seed=seed + k)``
+    How the episodes start:
+
+    - an id, recipe or plain environment: episode k of every policy starts from ``reset(seed=seed + k)``
     - an Atari id or recipe: game k of sub-environment i of ``AtariVecEnv``, the same number of games in each
-    - a vectorized environment: the first episodes of each sub-environment after ``env.seed(seed)``
+    - a vectorized environment: the first episodes of each sub-environment after ``env.seed(seed)``, where it takes a seed
 
     No episode is cut off, and none is counted because it was short. Where the environment says which actions are allowed
     (``env.action_masks()``), a teacher that was trained with masks, its student and the random policy are told.
 
-    :param policy: anything with SB3's ``predict`` (model, policy, teacher, integer model), or "random"
-    :param env: where to play; what is built here is closed here
-    :param n_episodes: how many
-    :param seed: of the first episode, see ``VALIDATION_SEED`` and ``TEST_SEED``; seeds sampled actions as well
-    :param deterministic: most likely actions, else sampled ones
-    :param n_envs: how many episodes are played side by side
-    :param name: of the contender
+        evaluate("student.npz")                      # a student's folder, or a file in it: it knows its environment
+        evaluate("sb3/ppo-CartPole-v1", "CartPole-v1")
+
+    :param policy: anything with SB3's ``predict`` (model, policy, teacher, integer model), ``"random"``, or a path or Hub
+        name that :func:`~sb3_qpd.evaluation.opening.open_player` takes
+    :param env: environment to play in; what is built here is closed here. ``None``: the one that the policy names
+    :param n_episodes: number of episodes
+    :param seed: seed of the first episode, see ``VALIDATION_SEED`` and ``TEST_SEED``; seeds sampled actions as well
+    :param deterministic: most probable actions, else sampled ones
+    :param n_envs: number of episodes that are played side by side
+    :param name: name of the policy, for the progress bar and the result
+    :param max_episode_steps: steps after which an episode is taken for one that never ends, and an error is raised; ``None``:
+        10,000, or the environment's own limit where that is larger
     :param progress_bar: show one on stderr
     :return: one return and length for each episode
+    :raises ValueError: policy and environment do not fit together, or an episode does not end
     """
-    if n_episodes < 1:
-        raise ValueError(f"n_episodes must be at least 1, got {n_episodes}.")
-    _check_player(policy, env)
+    _check_count("n_episodes", n_episodes)
+    _check_count("n_envs", n_envs)
+    if max_episode_steps is not None:
+        _check_count("max_episode_steps", max_episode_steps)
+    player, env = _open(policy, env)
+    _check_player(player, env)
     start = time.perf_counter()
-    with _arena(env, seed, min(n_envs, n_episodes)) as (played, starts):
-        name = name or ("random" if isinstance(policy, str) else type(policy).__name__)
-        player = _random_policy(played, seed) if isinstance(policy, str) else policy
+    with _opened_env(env, seed, min(n_envs, n_episodes)) as (played, starts, env_name):
+        name = name or (RANDOM if player == RANDOM else type(player).__name__)
+        player = RandomPolicy(_spaces_of(played)[1], seed) if player == RANDOM else player
+        check_env(player, _spaces_of(played)[0], env_name)
+        limit = step_limit(played) if max_episode_steps is None else max_episode_steps
         with (
             _seeded_sampling(player, seed),
             tqdm(total=n_episodes, desc=name, unit="episode", disable=not progress_bar) as bar,
         ):
+            score = _Score(n_episodes, limit, env_name, bar)
             if isinstance(played, VecEnv):
-                returns, lengths = _play_vec_env(player, played, n_episodes, seed, deterministic, bar)
+                _play_vec_env(player, played, seed, deterministic, score)
             else:
-                returns, lengths = _play_seeded(player, played, n_episodes, seed, deterministic, bar)
-    return Evaluation(name, returns, lengths, deterministic, seed, time.perf_counter() - start, starts)
+                _play_seeded(player, played, seed, deterministic, score)
+    return Evaluation(name, score.returns, score.lengths, deterministic, seed, time.perf_counter() - start, starts)
 
 
 def microseconds_per_action(policy: Player, observations: Observation, n_calls: int = 300) -> float:
     """
-    Median time of ``predict`` for a single observation.
+    Median time of ``predict`` for a single observation, in microseconds.
 
-    :param policy: who acts
-    :param observations: a batch to take them from, one after the other
-    :param n_calls: how often; a tenth of them warms up beforehand
+    :param policy: anything with SB3's ``predict``
+    :param observations: a batch to take the observations from, one after the other
+    :param n_calls: number of calls; a tenth of them warms up beforehand
     """
     n_warm = max(1, n_calls // 10)
     times = []
@@ -91,16 +126,80 @@ def microseconds_per_action(policy: Player, observations: Observation, n_calls: 
     return float(np.median(times[n_warm:])) / 1_000
 
 
+class _Score:
+    """
+    Returns and lengths of the episodes, and the limit that each of them has.
+
+    :param n_episodes: number of episodes
+    :param limit: steps after which an episode is taken for one that never ends
+    :param env_name: name of the environment, for the message
+    :param bar: progress bar, which counts the episodes
+    """
+
+    def __init__(self, n_episodes: int, limit: int, env_name: str, bar: tqdm) -> None:
+        self.returns, self.lengths = np.zeros(n_episodes), np.zeros(n_episodes, dtype=np.int64)
+        self.limit, self.env_name, self.bar = limit, env_name, bar
+
+    def check_length(self, steps: float) -> None:
+        """
+        Refuse an episode that does not end.
+
+        :param steps: its steps so far
+        """
+        if steps >= self.limit:
+            raise ValueError(
+                f"An episode of {self.env_name} had not ended after {self.limit} steps: expected that every episode ends. "
+                "Register the environment with max_episode_steps=, or wrap it in a TimeLimit; where its episodes are longer, "
+                "raise the limit: max_episode_steps=, on the command line --max-episode-steps"
+            )
+
+    def finish(self, episode: int, info: Any, total: float, steps: float) -> None:
+        """
+        Count an episode that has ended, by its monitor where there is one inside the reward wrappers.
+
+        :param episode: number of the episode
+        :param info: info of its last step
+        :param total: sum of the rewards outside all wrappers
+        :param steps: steps outside all wrappers
+        """
+        monitored = info.get("episode", {}) if isinstance(info, Mapping) else {}
+        self.returns[episode] = float(monitored.get("r", total))
+        self.lengths[episode] = int(monitored.get("l", steps))
+        self.bar.update()
+
+
+def _check_count(name: str, value: Any) -> None:
+    if not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def _open(policy: Any, env: Any) -> tuple[Any, Any]:
+    """The policy behind a path or a name, and the environment that it names where none is given."""
+    if isinstance(policy, str | Path) and policy != RANDOM:
+        from sb3_qpd.evaluation.opening import open_player  # reads all kinds of files: not needed for what is open already
+
+        policy, recorded = open_player(policy, needs_env=env is None)
+    else:
+        recorded = getattr(policy, "recipe", None) or getattr(policy, "vec_env", None)
+    env = recorded if env is None else env
+    if env is None:
+        raise ValueError("The policy does not say in which environment it plays: give evaluate(policy, env) an id or recipe.")
+    return policy, env
+
+
 @contextmanager
-def _arena(env: str | EnvRecipe | gym.Env | VecEnv, seed: int, n_envs: int) -> Iterator[tuple[list[gym.Env] | VecEnv, str]]:
-    """What is played on, and the description of how its episodes start."""
+def _opened_env(
+    env: str | EnvRecipe | gym.Env | VecEnv, seed: int, n_envs: int
+) -> Iterator[tuple[list[gym.Env] | VecEnv, str, str]]:
+    """The environments, how their episodes start (empty: not reproducible), and their name."""
     if isinstance(env, VecEnv):
         normalize = unwrap_vec_normalize(env)
         if normalize is not None and normalize.training:
             raise ValueError("env is a VecNormalize that would learn from the evaluation: set env.training = False first.")
-        yield env, ""
+        yield env, "", type(env).__name__
     elif isinstance(env, gym.Env):
-        yield [env], f"{env.spec.id if env.spec else type(env.unwrapped).__name__}: episode k from reset(seed={seed} + k)"
+        env_name = env.spec.id if env.spec else type(env.unwrapped).__name__
+        yield [env], f"{env_name}: episode k from reset(seed={seed} + k)", env_name
     else:
         recipe = make_recipe(env)
         with _built(recipe, seed, n_envs) as built:
@@ -108,7 +207,7 @@ def _arena(env: str | EnvRecipe | gym.Env | VecEnv, seed: int, n_envs: int) -> I
             if recipe.is_atari:
                 how = f"game k of sub-environment i of {n_envs}, seed {seed}"
             reproducible = recipe.is_atari or isinstance(built, list)
-            yield built, f"{recipe.env_id}{recipe.env_kwargs or ''}: {how}" if reproducible else ""
+            yield built, f"{recipe.env_id}{recipe.env_kwargs or ''}: {how}" if reproducible else "", recipe.env_id
 
 
 @contextmanager
@@ -141,10 +240,9 @@ def _seeded_sampling(player: Player, seed: int) -> Iterator[None]:
 
 
 def _check_player(policy: Any, env: Any) -> None:
-    if policy != "random" and not hasattr(policy, "predict"):
+    if policy != RANDOM and not hasattr(policy, "predict"):
         raise ValueError(
-            f"policy must have a predict method or be the string 'random', got {policy!r}. A file is opened first: with "
-            "load_teacher, QPDDistiller.load or IntegerModel.load."
+            f"policy must have a predict method, be 'random' or the path of a student or teacher, got {policy!r}."
         )
     if isinstance(policy, ObservationRecorder):
         policy = policy.policy
@@ -157,17 +255,33 @@ def _check_player(policy: Any, env: Any) -> None:
         )
 
 
-def _random_policy(played: list[gym.Env] | VecEnv, seed: int) -> RandomPolicy:
-    return RandomPolicy(played.action_space if isinstance(played, VecEnv) else played[0].action_space, seed)
+def _spaces_of(played: list[gym.Env] | VecEnv) -> tuple[spaces.Space, spaces.Space]:
+    env = played if isinstance(played, VecEnv) else played[0]
+    return env.observation_space, env.action_space
 
 
-def _play_seeded(
-    policy: Player, envs: list[gym.Env], n_episodes: int, seed: int, deterministic: bool, bar: tqdm
-) -> tuple[np.ndarray, np.ndarray]:
+def step_limit(played: list[gym.Env] | VecEnv) -> int:
+    """
+    Steps after which an episode is taken for one that never ends, where the caller names no number.
+
+    :param played: environments side by side, or a vectorized environment
+    """
+    env = played if isinstance(played, VecEnv) else played[0]
+    try:
+        spec: Any = env.get_attr("spec", 0)[0] if isinstance(env, VecEnv) else env.spec
+    except (*MISSING, IndexError):
+        spec = None
+    if isinstance(env, AtariVecEnv) or "AtariEnv" in str(getattr(spec, "entry_point", "")):
+        return MAX_ATARI_STEPS
+    return max(MAX_EPISODE_STEPS, getattr(spec, "max_episode_steps", None) or 0)
+
+
+def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: bool, score: _Score) -> None:
     """Episode k starts from ``reset(seed=seed + k)`` in whichever environment is free; those that play are one batch."""
-    returns, lengths = np.zeros(n_episodes), np.zeros(n_episodes, dtype=np.int64)
+    n_episodes = len(score.returns)
     waiting = iter(range(n_episodes))
     episode: dict[int, int] = {}  # environment -> the episode that it plays
+    total, steps = np.zeros(len(envs)), np.zeros(len(envs), int)
     observations: dict[int, Any] = {}
     ask_masks = masks_for(policy, envs)
     for j in range(min(len(envs), n_episodes)):
@@ -177,51 +291,39 @@ def _play_seeded(
         playing = list(episode)
         actions = act(policy, stack([observations[j] for j in playing]), deterministic, ask_masks(playing))
         for j, action in zip(playing, actions, strict=True):
-            k = episode[j]
             observations[j], reward, terminated, truncated, info = envs[j].step(action)
-            returns[k] += float(reward)
-            lengths[k] += 1
+            total[j] += float(reward)
+            steps[j] += 1
             if not (terminated or truncated):
+                score.check_length(steps[j])
                 continue
-            returns[k], lengths[k] = _monitored(info, returns[k], lengths[k])
-            bar.update()
+            score.finish(episode[j], info, total[j], steps[j])
+            total[j] = steps[j] = 0
             if (following := next(waiting, None)) is None:
                 del episode[j]
             else:
                 episode[j] = following
                 observations[j], _ = envs[j].reset(seed=seed + following)
-    return returns, lengths
 
 
-def _play_vec_env(
-    policy: Player, env: VecEnv, n_episodes: int, seed: int, deterministic: bool, bar: tqdm
-) -> tuple[np.ndarray, np.ndarray]:
+def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, score: _Score) -> None:
     """The first episodes of each sub-environment: a number fixed beforehand, so that short ones have no advantage."""
-    n_envs = env.num_envs
-    returns, lengths = np.zeros(n_episodes), np.zeros(n_episodes, dtype=np.int64)
+    n_envs, n_episodes = env.num_envs, len(score.returns)
     quotas = np.array([len(range(i, n_episodes, n_envs)) for i in range(n_envs)])
     played, total, steps = np.zeros((3, n_envs))
-    monitored = all(env.env_is_wrapped(Monitor))
+    monitored = is_monitored(env)
     act_in_env = actor(policy, env, deterministic)
-    env.seed(seed)
+    seed_if_possible(env, seed)
     observations = env.reset()
-    while (played < quotas).any():
+    while (playing := played < quotas).any():
         observations, rewards, dones, infos = env.step(act_in_env(observations))
         total += rewards
         steps += 1
         for i in np.flatnonzero(dones):
             if monitored and "episode" not in infos[i]:
                 continue  # a lost life: the game goes on
-            if played[i] < quotas[i]:
-                k = int(played[i]) * n_envs + i
-                returns[k], lengths[k] = _monitored(infos[i], total[i], steps[i])
-                bar.update()
+            if playing[i]:
+                score.finish(int(played[i]) * n_envs + int(i), infos[i], total[i], steps[i])
             played[i] += 1
             total[i] = steps[i] = 0.0
-    return returns, lengths
-
-
-def _monitored(info: dict[str, Any], total: float, steps: float) -> tuple[float, int]:
-    """The raw return and length of a finished episode: the monitor's, where there is one inside the reward wrappers."""
-    episode = info.get("episode", {})
-    return float(episode.get("r", total)), int(episode.get("l", steps))
+        score.check_length(steps[playing].max())

@@ -1,4 +1,4 @@
-"""Float policies in ONNX Runtime, in float32 and quantized after training: what integer students are measured against."""
+"""Float policies in ONNX Runtime, in float32 and quantized after training: the baselines of integer students."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 
-from sb3_qpd.export.onnx.exporter import INPUT
-
 
 class Actor(th.nn.Module):
     """
-    The network that acts, without the value's.
+    The network of the action, without that of the value.
 
-    :param policy: SB3's
+    :param policy: policy of SB3
     """
 
     def __init__(self, policy: BasePolicy) -> None:
@@ -27,8 +25,10 @@ class Actor(th.nn.Module):
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         """
-        :param observations: as SB3 hands them to its policies
-        :return: logits or mean action; of a policy without those, the action
+        Compute the actor's outputs.
+
+        :param observations: observations as SB3 hands them to its policies
+        :return: logits or mean action; the action where the policy has neither
         """
         if not hasattr(self.policy, "mlp_extractor"):
             return self.policy._predict(observations, deterministic=True)
@@ -39,29 +39,31 @@ class Actor(th.nn.Module):
 
 def write_float_onnx(policy: BasePolicy, observation: np.ndarray, path: Path) -> None:
     """
-    A float policy as an ONNX file, by torch's own exporter.
+    Write a float policy as an ONNX file, by torch's own exporter.
 
-    :param policy: SB3's
-    :param observation: a batch of one
-    :param path: where to
+    :param policy: policy of SB3
+    :param observation: a batch of one observation
+    :param path: the file
     """
     policy.set_training_mode(False)
     names: dict[str, Any] = {"input_names": ["observation"], "output_names": ["actor"]}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, to its users
+        warnings.simplefilter("ignore")  # the exporter's remarks on itself
         axes = {"observation": {0: "batch"}, "actor": {0: "batch"}}
         th.onnx.export(Actor(policy), (th.as_tensor(observation),), str(path), dynamo=False, dynamic_axes=axes, **names)
 
 
 def quantize_after_training(path: Path, out: Path, observations: np.ndarray) -> None:
     """
-    ONNX Runtime's own static quantization of a float file to int8: what a student is measured against.
+    Quantize a float file to int8 by ONNX Runtime's own static quantization.
 
-    :param path: of a float network whose input is called ``observation``
-    :param out: where to
-    :param observations: to calibrate the activations with
+    :param path: file of a float network whose input is called ``observation``
+    :param out: the quantized file
+    :param observations: batch to calibrate the activations with
     """
     from onnxruntime import quantization
+
+    from sb3_qpd.export.onnx.exporter import INPUT
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:

@@ -1,29 +1,55 @@
-"""``report.json`` and ``report.md``: the evidence in one file for programs and one for people."""
+"""``report.json`` and ``report.md``: the evidence in one file for programs and in one for people."""
 
 import json
 import math
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
-from sb3_qpd.evaluation.statistics import MAX_EPISODES
+from sb3_qpd.atomic import AtomicFolder
+from sb3_qpd.distillation.inputs import describe_findings
+from sb3_qpd.evaluation.statistics import MAX_EPISODES, MIN_VERDICT_EPISODES
+from sb3_qpd.student_folder import REPORT, REPORT_TEXT
+from sb3_qpd.students.architectures import STUDENT_ARCHS
+from sb3_qpd.teachers.hub import teacher_on_hub
 
 VERDICTS = {
-    "non_inferior": "non-inferior: it loses less than the margin",
-    "inferior": "inferior: it loses more than the margin",
-    "inconclusive": "inconclusive: these episodes cannot tell whether it loses more than the margin",
+    "non_inferior": "The integer student is non-inferior: it loses less than the margin",
+    "inferior": "The integer student is inferior: it loses more than the margin",
+    "inconclusive": "The integer student is inconclusive: these episodes cannot tell whether it loses more than the margin",
+    "no_claim": "No claim about the integer student: its teacher is not clearly above the random policy",
 }
+LIKELY_CAUSES = (
+    "Likely causes: the teacher's vecnormalize.pkl was not given or is another run's; a wrapper, the frame skip, the frame "
+    "stack or the version of the environment is not the one that the teacher was trained with; the teacher was not trained "
+    "to the end; the episodes are too few."
+)
+RED, NO_COLOR = "\033[1;31m", "\033[0m"
+MANY_STEPS = 1_000_000  # from here on a larger student is a better bet than more steps
+MORE_STEPS = 4  # times as many
+FULL_BITS = 8
 
 
 def mode_name(deterministic: bool) -> str:
+    """
+    How a policy chose its actions, in one word.
+
+    :param deterministic: it took its most probable actions
+    """
     return "deterministic" if deterministic else "sampled"
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values; what is not a finite number is null."""
+    """
+    Plain JSON values; a number that is not finite becomes ``None``.
+
+    :param value: numbers, strings, arrays, and mappings and sequences of these
+    """
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -34,30 +60,33 @@ def to_json(value: Any) -> Any:
 
 
 def write_report(report: Mapping[str, Any], directory: str | Path) -> None:
-    """Write ``report.json`` and ``report.md``; each appears whole or not at all."""
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    _write(directory / "report.json", json.dumps(to_json(report), indent=2, allow_nan=False) + "\n")
-    _write(directory / "report.md", to_markdown(report))
+    """
+    Write ``report.json`` and ``report.md``, both or neither.
 
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    :param report: see :func:`~sb3_qpd.evaluation.comparison.make_report`
+    :param directory: folder for the two files; created where there is none
+    """
+    with AtomicFolder(Path(directory), force=True) as folder:
+        text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
+        (folder.path / REPORT).write_text(text, encoding="utf-8")
+        (folder.path / REPORT_TEXT).write_text(to_markdown(report), encoding="utf-8")
+        folder.commit()
 
 
 def to_markdown(report: Mapping[str, Any]) -> str:
-    """The report for people: verdict, table, what it rests on."""
+    """
+    The report for people: verdict, what to do next, table, and what they rest on.
+
+    :param report: contents of ``report.json``
+    """
     bits = f"{report['weight_bits']}-bit weights, {report['activation_bits']}-bit activations"
     lines = [
         f"# {report['student_arch']} student of {report['teacher_name'] or 'a teacher without a name'}"
         f" on {report['env']['env_id']}",
         "",
         f"**{verdict_line(report)}**",
+        "",
+        next_step(report),
         "",
         table(report),
         "",
@@ -71,26 +100,139 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def console_summary(
+    report: Mapping[str, Any],
+    command: str | None = "",
+    out: str = "DIR",
+    teacher: str = "",
+    stream: TextIO | None = None,
+) -> str:
+    """
+    What a command prints after an evaluation: table, verdict, and what to do next.
+
+    :param report: contents of ``report.json``
+    :param command: see :func:`next_step`
+    :param out: see :func:`next_step`
+    :param teacher: see :func:`next_step`
+    :param stream: stream that the text goes to, ``None`` for stdout. A terminal gets a verdict without a claim in red
+    """
+    verdict = verdict_line(report)
+    if report["verdict"] == "no_claim" and (stream or sys.stdout).isatty() and "NO_COLOR" not in os.environ:
+        verdict = f"{RED}{verdict}{NO_COLOR}"
+    return f"{table(report)}\n\n{verdict}\n{next_step(report, command, out, teacher)}"
+
+
 def verdict_line(report: Mapping[str, Any]) -> str:
-    """The verdict in one sentence."""
-    low, high = report["difference_ci95"]
+    """
+    The verdict in one paragraph.
+
+    :param report: contents of ``report.json``
+    """
+    if report["verdict"] == "no_claim":
+        numbers = _with_interval("teacher - random policy", report["lead"], report["lead_ci95"])
+        passes = _random_would_pass(report)
+        return f"{VERDICTS['no_claim']} ({numbers}).{passes} {LIKELY_CAUSES} The student is {size_phrase(report)}."
+    numbers = _with_interval("student - teacher", report["difference"], report["difference_ci95"])
     quotients = [
         f"{name} {report[name]:.3f}" + (" [{:.3f}, {:.3f}]".format(*report[f"{name}_ci95"]) if report[f"{name}_ci95"] else "")
         for name in ("score", "ratio")
         if report[name] is not None
     ]
     return (
-        f"The integer student is {VERDICTS[report['verdict']]} (student - teacher: {report['difference']:.2f}"
-        f" [{low:.2f}, {high:.2f}], margin {report['margin']:.2f}); {', '.join([*quotients, size_phrase(report)])}."
+        f"{VERDICTS[report['verdict']]} ({numbers}, margin {report['margin']:.2f}){_too_few(report)}; "
+        f"{', '.join([*quotients, size_phrase(report)])}."
     )
 
 
+def _with_interval(name: str, value: float, ci95: tuple[float, float]) -> str:
+    return f"{name}: {value:.2f} [{ci95[0]:.2f}, {ci95[1]:.2f}]"
+
+
+def _random_would_pass(report: Mapping[str, Any]) -> str:
+    """A positive mean return makes the margin 5 % of it, which may be more than all that there is to learn."""
+    if not 0 < report["lead"] <= report["margin"]:
+        return ""
+    return (
+        f" A random policy in the student's place would pass: the margin of {report['margin']:.2f} is larger than this lead."
+    )
+
+
+def _too_few(report: Mapping[str, Any]) -> str:
+    n, needed = report["integer"]["episodes"], report["episodes_needed"]
+    if report["verdict"] != "inconclusive" or needed is None or n >= needed:
+        return ""
+    return f", {n} episodes are too few: it takes {needed}"
+
+
 def size_phrase(report: Mapping[str, Any]) -> str:
+    """
+    The student's size in bytes and beside its teacher's.
+
+    :param report: contents of ``report.json``
+    """
     return f"{report['integer']['bytes']} bytes = {report['size_percent']:.2f} % of the teacher's float32 actor"
 
 
+def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "DIR", teacher: str = "") -> str:
+    """
+    One line that says what to do after a verdict, with the command to copy.
+
+    :param report: contents of ``report.json``
+    :param command: the command line that made the report, which is repeated with other options; ``""``: one is made from the
+        report; ``None``: name no command
+    :param out: folder of the student
+    :param teacher: the words that name the teacher on a command line, with its options; ``""``: its name on the Hub, if any
+    """
+    verdict, folder, teacher = report["verdict"], shlex.quote(out), teacher or _teacher_word(report)
+    if verdict == "non_inferior":
+        advice, line = "export the student for a device", f"sb3-qpd export {folder} --target c --out {folder}"
+    elif verdict == "no_claim":
+        advice, line = "see what the teacher does, then give what it lacks", f"sb3-qpd evaluate {teacher}"
+    else:
+        advice, options = _improvement(report)
+        line = f"{command or _own_command(report, folder, teacher)} --force {options}"
+    return f"Next: {advice}." if command is None else f"Next: {advice}: `{line}`"
+
+
+def _teacher_word(report: Mapping[str, Any]) -> str:
+    """The teacher's name where it is one on the Hub; else a word that stands for a path, which no report knows."""
+    name = report["teacher_name"] or ""
+    return name if teacher_on_hub(name) is not None else "TEACHER"
+
+
+def _own_command(report: Mapping[str, Any], folder: str, teacher: str) -> str:
+    """A command that would make this report again."""
+    words = ["sb3-qpd", "compress", teacher, "--out", folder, "--timesteps", str(report["timesteps"])]
+    has_names = report["student_arch"] in STUDENT_ARCHS and isinstance(report["weight_bits"], int)
+    if not has_names:
+        words += ["--student-arch", shlex.quote(json.dumps(to_json(report["student"])))]
+    else:
+        words += ["--student-arch", report["student_arch"]]
+        words += ["--weight-bits", str(report["weight_bits"]), "--activation-bits", str(report["activation_bits"])]
+    return " ".join(words)
+
+
+def _improvement(report: Mapping[str, Any]) -> tuple[str, str]:
+    """The change that is most likely to make the student non-inferior, and the options for it."""
+    integer, float_student, needed = report["integer"], report["float"], report["episodes_needed"]
+    if report["verdict"] == "inconclusive" and needed is not None and integer["episodes"] < needed:
+        return f"play {needed} episodes", f"--episodes {needed}"
+    has_few_bits = np.min(report["weight_bits"]) < FULL_BITS or np.min(report["activation_bits"]) < FULL_BITS
+    if has_few_bits and float_student and float_student["return_mean"] > integer["return_mean"] + report["margin"]:
+        return "take more bits, as the float student plays better", f"--weight-bits {FULL_BITS} --activation-bits {FULL_BITS}"
+    sizes = list(STUDENT_ARCHS)
+    larger = sizes[sizes.index(report["student_arch"]) + 1 :][:1] if report["student_arch"] in sizes else []
+    if report["timesteps"] < MANY_STEPS or not larger:
+        return "let the student learn for longer", f"--timesteps {MORE_STEPS * report['timesteps']}"
+    return "take a larger student", f"--student-arch {larger[0]}"
+
+
 def table(report: Mapping[str, Any]) -> str:
-    """A Markdown table with aligned columns, one row for each contender."""
+    """
+    A Markdown table with aligned columns, one row for each policy.
+
+    :param report: contents of ``report.json``
+    """
     other = mode_name(report["integer"]["other_mode"]["deterministic"])
     header = ["", "return", "IQM", "95 % interval", "episodes", "distinct", other, "bytes", "MACs", "us/action"]
     sections = {name: report[name] for name in ("random", "teacher", "float", "integer") if report[name] is not None}
@@ -117,8 +259,12 @@ def _row(name: str, section: Mapping[str, Any]) -> list[str]:
 
 
 def notes_of(report: Mapping[str, Any]) -> list[str]:
-    """What a reader has to know before believing the table."""
-    integer, needed = report["integer"], report["episodes_needed"]
+    """
+    What a reader has to know before believing the table.
+
+    :param report: contents of ``report.json``, but for these notes
+    """
+    integer = report["integer"]
     notes = [
         f"Whole episodes, raw rewards, {mode_name(integer['deterministic'])} actions"
         f" (the other mode: {integer['other_mode']['episodes']} episodes); student and teacher"
@@ -129,19 +275,55 @@ def notes_of(report: Mapping[str, Any]) -> list[str]:
         f"{report['size_percent_of_int8_teacher']:.2f} % of the teacher at one byte a parameter,"
         f" {report['params_percent']:.2f} % of its parameters, {report['macs_percent']:.2f} % of its multiply-accumulates.",
         _agreement_note(report),
+        *_power_notes(report),
+        *_distinct_notes(report),
     ]
-    if needed is None:
-        notes.append("The margin is zero: the teacher is not above the random policy, and nothing can be claimed.")
-    elif needed > integer["episodes"]:
-        cap = f", beyond the usual cap of {MAX_EPISODES}" if needed > MAX_EPISODES else ""
-        notes.append(f"For 80 % power {needed} episodes were needed{cap}: an equal student may well be called inconclusive.")
-    if integer["distinct_returns"] < integer["episodes"] / 2:
-        notes.append(f"Only {integer['distinct_returns']} distinct returns: the intervals may be too narrow.")
+    if inputs := describe_findings(report["input_findings"]):
+        notes.append(inputs)
+    cached = [name for name in ("random", "teacher") if report[name]["is_cached"]]
+    if cached:
+        kept = " and ".join({"random": "the random policy", "teacher": "the teacher"}[name] for name in cached)
+        notes.append(f"The episodes of {kept} were played by an earlier run and kept: the same seeds give the same episodes.")
     return notes
 
 
 def _agreement_note(report: Mapping[str, Any]) -> str:
-    agreement, unit = report["teacher_agreement"], report["teacher_agreement_unit"]
-    if unit == "share":
-        return f"Student and teacher choose the same action in {100 * agreement:.1f} % of them."
-    return f"On them the student's action is {100 * agreement:.2f} % of half the action range away from the teacher's."
+    if report["teacher_agreement_unit"] == "share":
+        return f"Student and teacher choose the same action in {100 * report['teacher_agreement']:.1f} % of them."
+    return (
+        f"On them the student's action is {100 * report['teacher_agreement']:.2f} % of the teacher's spread away from the "
+        "teacher's. The spread is the standard deviation of the teacher's actions there, at most half the range."
+    )
+
+
+def _power_notes(report: Mapping[str, Any]) -> list[str]:
+    needed, n = report["episodes_needed"], report["integer"]["episodes"]
+    if report["verdict"] == "no_claim":
+        return [
+            "The teacher's lead over the random policy is too small or too uncertain: nothing can be claimed of a student."
+        ]
+    if needed is None or n >= needed:
+        return []
+    if n < MIN_VERDICT_EPISODES:
+        return [f"Fewer than {MIN_VERDICT_EPISODES} episodes give no verdict. It takes at least {needed}."]
+    cap = f", beyond the usual cap of {MAX_EPISODES}" if needed > MAX_EPISODES else ""
+    return [f"For 80 % power {needed} episodes were needed{cap}: an equal student may well be called inconclusive."]
+
+
+def _distinct_notes(report: Mapping[str, Any]) -> list[str]:
+    """Intervals that are a point or may be too narrow; why a verdict may rest on them, see the module ``statistics``."""
+    integer = report["integer"]
+    n, distinct = integer["episodes"], integer["distinct_returns"]
+    if distinct == 1:
+        return [
+            f"All {n} episodes of the student returned {integer['return_mean']:.2f}: its interval has no width. Where the "
+            f"episodes differ at all, a return that never occurred is rarer than {min(100.0, 300 / n):.1f} % (95 %, rule of "
+            "three)."
+        ]
+    low, high = report["difference_ci95"]
+    notes = []
+    if low == high:
+        notes.append("Student and teacher differ by the same return in every episode: the interval has no width.")
+    if distinct < n / 2:
+        notes.append(f"Only {distinct} distinct returns in {n} episodes: the intervals may be too narrow.")
+    return notes

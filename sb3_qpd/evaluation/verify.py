@@ -1,50 +1,36 @@
 """
-That the files of a student are the same policy: real observations go through each of them, and every value that differs from
-:class:`~sb3_qpd.integer.IntegerModel` is counted, layer by layer.
+Verification that the files of a student are the same policy. Real observations go through each of them, and every value that
+differs from :class:`~sb3_qpd.integer.IntegerModel` is counted, layer by layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch as th
-from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
 
 from sb3_qpd import integer
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
-from sb3_qpd.evaluation.own_episodes import Jitter, check_shape, replay, replay_masked
+from sb3_qpd.evaluation.fitting import check_batch, check_teacher_of
+from sb3_qpd.evaluation.implementations import MASKED_ACTION, Implementation, Steps, find_implementations, integer_steps
+from sb3_qpd.evaluation.own_episodes import Jitter, replay, replay_masked
 from sb3_qpd.integer import IntegerModel
-from sb3_qpd.observations import batch_size, pieces
+from sb3_qpd.observations import batch_size, pieces, take_rows
 from sb3_qpd.players import Player
-from sb3_qpd.students.layers import PixelGrid
+from sb3_qpd.student_folder import (
+    INTEGER_MODEL,
+    NUMPY_FILE,
+    STUDENT_ZIP,
+    TARGET_FILES,
+    folder_of,
+)
 from sb3_qpd.students.policies import QuantActorCriticPolicy
-
-# what a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
-Steps = dict[str, np.ndarray]
-MASKED_ACTION = "masked_action"  # and this, where the environment says what is allowed
-
-
-class Implementation(NamedTuple):
-    """
-    One form of the student.
-
-    :param name: for the table
-    :param steps: raw observations, and action masks or ``None``, to those of its values that can be seen from outside;
-        ``MASKED_ACTION`` is among them where there are masks and it takes them
-    :param is_exact: equality is promised
-    """
-
-    name: str
-    steps: Callable[[Any, np.ndarray | None], Steps]
-    is_exact: bool = True
 
 
 @dataclass
@@ -52,9 +38,14 @@ class Difference:
     """
     How one implementation differs from the integer model in one step.
 
-    :param implementation: its name
-    :param step: of the computation
+    :param implementation: name of the implementation
+    :param step: step of the computation
     :param is_exact: equality is promised
+    :param n_values: number of compared values
+    :param n_differing: how many of them differ
+    :param largest: largest distance of two values
+    :param n_rows: number of compared observations
+    :param n_equal_rows: how many of them gave equal values
     """
 
     implementation: str
@@ -67,7 +58,12 @@ class Difference:
     n_equal_rows: int = 0
 
     def add(self, expected: np.ndarray, got: np.ndarray) -> None:
-        """Count a batch."""
+        """
+        Count a batch.
+
+        :param expected: values of the integer model, shape (batch_size, ...)
+        :param got: values of the implementation, same shape
+        """
         a, b = (np.reshape(values, (len(expected), -1)) for values in (expected, got))
         differs = a != b
         self.n_values += a.size
@@ -85,26 +81,35 @@ class Difference:
         return self.n_equal_rows / max(self.n_rows, 1)
 
 
-@dataclass
+@dataclass(repr=False)
 class Verification:
     """
-    What was counted.
+    The differences that were counted.
 
-    :param n_observations: that went through every implementation
+    :param n_observations: number of observations that went through every implementation
     :param n_masked: how many of them came with action masks; ``None``: the student was taught without
-    :param rows: by implementation and step
-    :param jitter: mean change of a Box action from step to step, by who plays
+    :param rows: differences by implementation and step
+    :param files: file of each implementation
+    :param jitter: mean change of a Box action from step to step, by player
     :param has_other_copy: ``policy.py`` is another file than the integer model's own, which it should be a copy of
+    :param left_out: files that could not be compared here, and why
     """
 
     n_observations: int = 0
     n_masked: int | None = None
     rows: dict[tuple[str, str], Difference] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     jitter: dict[str, float] = field(default_factory=dict)
     has_other_copy: bool = False
+    left_out: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        result = "all equal where equality is promised" if self.holds else f"different: {', '.join(self.stale_files)}"
+        return f"<Verification: {self.n_observations} observations, {len(self.files)} forms, {result}>"
 
     @property
     def differences(self) -> list[Difference]:
+        """All differences, in the order of the table."""
         return list(self.rows.values())
 
     def add(
@@ -115,20 +120,21 @@ class Verification:
         masks: np.ndarray | None = None,
     ) -> Steps:
         """
-        Send a batch through everybody.
+        Send a batch through every implementation.
 
-        :param model: what the others are compared with
+        :param model: the integer model, which the others are compared with
         :param implementations: the others
-        :param observations: raw
+        :param observations: batch of raw observations
         :param masks: the actions that the environment allowed then
         :return: every step of the model
         """
-        check_shape(model, observations)
+        check_batch(model, observations)
         expected = integer_steps(model, observations, masks)
         self.n_observations += batch_size(observations)
         if model.uses_masks:
             self.n_masked = (self.n_masked or 0) + (0 if masks is None else len(masks))
         for implementation in implementations:
+            self.files[implementation.name] = implementation.file
             got = implementation.steps(observations, masks)
             for step in (name for name in expected if name in got):
                 row = self.rows.setdefault(
@@ -140,11 +146,26 @@ class Verification:
     @property
     def holds(self) -> bool:
         """Something was compared, and nothing differs where equality is promised."""
-        differs = self.has_other_copy or any(row.n_differing for row in self.differences if row.is_exact)
-        return self.n_observations > 0 and not differs
+        return self.n_observations > 0 and not self.stale_files
+
+    @property
+    def stale_files(self) -> list[str]:
+        """
+        The files that are another student's. ``student.npz`` is the one where every other file differs from it.
+        """
+        promised = {self.files.get(row.implementation, row.implementation) for row in self.differences if row.is_exact}
+        differing = [
+            self.files.get(row.implementation, row.implementation)
+            for row in self.differences
+            if row.is_exact and row.n_differing
+        ]
+        stale = list(dict.fromkeys(differing))
+        if len(promised) > 1 and set(stale) == promised:
+            stale = [INTEGER_MODEL]
+        return [*stale, *([NUMPY_FILE] if self.has_other_copy else [])]
 
     def table(self) -> str:
-        """As text, for people."""
+        """The differences as text."""
         lines = [f"{self.n_observations} observations, compared with the integer model"]
         lines.append(f"{'':24} {'step':13} {'values':>12} {'differing':>10} {'largest':>10}  same action")
         for row in self.differences:
@@ -152,167 +173,106 @@ class Verification:
             note = "" if row.is_exact else "  (not promised)"
             counts = f"{row.n_values:12} {row.n_differing:10} {row.largest:10.3g}"
             lines.append(f"{row.implementation:24} {row.step:13} {counts}{agreement}{note}")
-        if self.has_other_copy:
-            lines.append("policy.py is not this version's integer.py, of which it should be a copy: export it again")
-        lines.append("all equal where equality is promised" if self.holds else "DIFFERENT where equality is promised")
+        lines += self._remarks()
         if self.n_masked is not None:
             lines.append(f"{self.n_masked} of the observations came with action masks")
             without = dict.fromkeys(name for name, _ in self.rows if (name, MASKED_ACTION) not in self.rows)
             lines += [f"{name}: masks were not compared" for name in without]
-        lines += [f"mean |a_t - a_(t-1)| of {who}: {value:.4g}" for who, value in self.jitter.items()]
+        lines += [f"mean |a_t - a_(t-1)| of {player}: {value:.4g}" for player, value in self.jitter.items()]
         return "\n".join(lines)
+
+    def _remarks(self) -> list[str]:
+        remarks = [f"not compared: {reason}" for reason in self.left_out]
+        if self.has_other_copy:
+            remarks.append("policy.py is not this version's integer.py, of which it should be a copy: export it again")
+        if self.holds:
+            return [*remarks, "all equal where equality is promised"]
+        if not self.stale_files:
+            return [*remarks, "nothing was compared"]
+        remarks.append(f"DIFFERENT where equality is promised: {', '.join(self.stale_files)}")
+        targets = [target for target, file in TARGET_FILES.items() if file in self.stale_files]
+        source = STUDENT_ZIP if INTEGER_MODEL in self.stale_files else INTEGER_MODEL
+        if STUDENT_ZIP in self.stale_files:
+            remarks.append(f"{STUDENT_ZIP} and {INTEGER_MODEL} are two students: export the one that you mean again")
+        elif source == STUDENT_ZIP:
+            remarks.append(f"{INTEGER_MODEL} is another student than all other files: export {STUDENT_ZIP} again")
+        else:
+            options = " ".join(f"--target {target}" for target in targets)
+            remarks.append(f"Export the stale files again: sb3-qpd export DIR/{source} {options} --out DIR")
+        return remarks
 
 
 def verify(
-    folder: Path,
-    source: EnvRecipe | np.ndarray,
+    folder: str | Path,
+    source: EnvRecipe | VecEnv | np.ndarray | Mapping[str, np.ndarray],
     n_observations: int = 1_000,
     *,
     policy: QuantActorCriticPolicy | None = None,
     teacher: Player | None = None,
     seed: int = VALIDATION_SEED,
+    progress_bar: bool = False,
 ) -> Verification:
     """
     Compare every form of a student with its integer model.
 
-    :param folder: with ``student.npz`` and what was exported from it
-    :param source: the environment that the student plays in, or observations, shape (n, *observation_shape)
-    :param n_observations: how many
-    :param policy: the SB3 policy
+    A form that cannot be run here (no C compiler, no ONNX Runtime) is left out, and the result says so.
+
+    :param folder: folder with ``student.npz`` and what was exported from it, or a file in it
+    :param source: environment that the student plays in, or raw observations, shape (n, *observation_shape), a dict of them
+        for Dict observations
+    :param n_observations: number of observations
+    :param policy: the student as an SB3 policy, to compare it too
     :param teacher: its jitter is shown beside the student's
-    :param seed: of the environment
+    :param seed: seed of the environment
+    :param progress_bar: show one on stderr
+    :raises ValueError: the folder holds no student, or nothing to compare it with
     """
-    model = load_model(folder)
-    implementations = list(find_implementations(folder, model, policy))
-    copy = folder / "policy.py"  # is compared as a file, and never run
-    has_other_copy = copy.is_file() and copy.read_bytes() != Path(integer.__file__).read_bytes()
+    folder = folder_of(folder)
+    model, result, jitter = load_model(folder), Verification(), Jitter()
+    implementations = list(find_implementations(folder, model, policy, result.left_out))
+    copy = folder / NUMPY_FILE  # is compared as a file, and never run
+    result.has_other_copy = copy.is_file() and copy.read_bytes() != Path(integer.__file__).read_bytes()
     if not implementations:
-        raise ValueError(f"{folder} holds nothing to compare with student.npz: expected student.zip, or what was exported")
-    result, jitter = Verification(has_other_copy=has_other_copy), Jitter()
-    if isinstance(source, np.ndarray):
-        for observations in pieces([source[:n_observations]]):
-            result.add(model, implementations, observations)
-        return result
-    for observations, masks in pieces(replay_masked(model, source, n_observations, seed, jitter)):
-        result.add(model, implementations, observations, masks)
-    if model.is_box:
+        found = "; ".join(result.left_out) or "expected student.zip, or what was exported"
+        raise ValueError(f"{folder} holds nothing to compare with {INTEGER_MODEL}: {found}")
+    if teacher is not None:
+        check_teacher_of(model, teacher)
+    is_env = isinstance(source, EnvRecipe | VecEnv)
+    seen = replay_masked(model, source, n_observations, seed, jitter) if is_env else _batch(source, n_observations)  # type: ignore[arg-type]
+    total = n_observations if is_env else min(n_observations, batch_size(source))
+    with tqdm(total=total, desc="verify", unit="observation", disable=not progress_bar) as bar:
+        for observations, masks in pieces(seen):
+            result.add(model, implementations, observations, masks)
+            bar.update(batch_size(observations))
+    if model.is_box and is_env:
         result.jitter["the student"] = jitter.mean
         if teacher is not None:
-            jitter = Jitter()
-            for _ in replay(teacher, source, n_observations, seed, jitter):
-                pass
-            result.jitter["the teacher"] = jitter.mean
+            result.jitter["the teacher"] = _jitter_of(teacher, source, n_observations, seed)  # type: ignore[arg-type]
     return result
 
 
-def load_model(folder: Path) -> IntegerModel:
-    """The integer model of a folder: what the others are compared with."""
-    path = folder / "student.npz"
+def _batch(source: Any, n_observations: int) -> Iterator[tuple[Any, None]]:
+    yield take_rows(source if isinstance(source, np.ndarray) else dict(source), slice(n_observations)), None
+
+
+def _jitter_of(player: Player, env: EnvRecipe | VecEnv, n_observations: int, seed: int) -> float:
+    jitter = Jitter()
+    for _ in replay(player, env, n_observations, seed, jitter):
+        pass
+    return jitter.mean
+
+
+def load_model(folder: str | Path) -> IntegerModel:
+    """
+    The integer model of a folder, which the other files are compared with.
+
+    :param folder: folder of a student, or a file in it
+    :raises ValueError: there is none
+    """
+    folder = folder_of(folder)
+    path = folder / INTEGER_MODEL
     if not path.is_file():
-        raise ValueError(f"{folder} holds no student.npz, which the others are compared with: sb3-qpd export writes one")
+        raise ValueError(
+            f"{folder} holds no {INTEGER_MODEL}, which the other files are compared with: sb3-qpd export writes one"
+        )
     return IntegerModel.load(path)
-
-
-def find_implementations(folder: Path, model: IntegerModel, policy: QuantActorCriticPolicy | None) -> Iterator[Implementation]:
-    """What in the folder can be run. Only C and numpy know the requantization without float; C and TFLite take no masks."""
-    is_float = model.requantization == "float32"
-    if policy is not None:
-        yield Implementation("policy in eval mode", partial(policy_steps, policy), is_float)
-    if (path := folder / "student.onnx").is_file():
-        from sb3_qpd.export.onnx.runtime import OnnxPolicy
-
-        for optimize in (True, False):
-            onnx_policy = OnnxPolicy(path, optimize=optimize)
-            is_exact = is_float and (onnx_policy.form == "operators" or optimize)
-            name = "ONNX Runtime" if optimize else "ONNX, not optimized"
-            yield Implementation(name, _file_steps(onnx_policy, model, takes_masks=True), is_exact)
-    if (path := folder / "student.tflite").is_file():
-        from sb3_qpd.export.tflite.runtime import TflitePolicy
-
-        yield Implementation("TFLite, XNNPACK", _file_steps(TflitePolicy(path), model), is_float)
-        yield Implementation("TFLite, own kernels", _file_steps(TflitePolicy(path, xnnpack=False), model), is_exact=False)
-    if (c_policy := compile_c(folder)) is not None:
-        yield Implementation("C on this computer", _c_steps(c_policy, model))
-
-
-def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any | None:
-    """The C code of a folder, compiled for this computer; None: there is none."""
-    if not (folder / "policy.c").is_file():
-        return None
-    try:
-        return import_module("sb3_qpd.export.c.runtime").CPolicy(folder, cflags)
-    except RuntimeError as error:  # no compiler, or it refuses
-        raise ValueError(str(error)) from error
-
-
-def integer_steps(model: IntegerModel, observations: Any, masks: np.ndarray | None = None) -> Steps:
-    """Every step of the integer model."""
-    *grids, acc = model.trace(observations)
-    grids = [grid.astype(np.int16) for grid in grids]  # 0 to 255, or int8
-    steps = dict(zip(model.step_names(), [*grids, acc], strict=True))
-    steps |= {_output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
-    return steps if masks is None else {**steps, MASKED_ACTION: model.actions(acc, action_masks=masks)}
-
-
-@th.no_grad()
-def policy_steps(policy: QuantActorCriticPolicy, observations: Any, masks: np.ndarray | None = None) -> Steps:
-    """Every step of the SB3 policy in evaluation mode, looked at while it predicts."""
-    policy.set_training_mode(False)
-    with recorded_intermediates(policy) as steps:
-        actions, _ = policy.predict(observations, deterministic=True)
-    features, head = steps.pop("features"), policy.action_net
-    name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
-    outputs = {"accumulators": head.accumulators(features), name: head(features)}
-    steps |= {**{name: values.cpu().numpy() for name, values in outputs.items()}, "action": actions}
-    if masks is not None:
-        steps[MASKED_ACTION] = policy.predict(observations, deterministic=True, action_masks=masks)[0]
-    return steps
-
-
-@contextmanager
-def recorded_intermediates(policy: QuantActorCriticPolicy) -> Iterator[dict[str, Any]]:
-    """
-    What the trunk computes, in units of each step's grid, and its ``features`` as they are; filled when the policy is called.
-
-    :param policy: in either mode
-    """
-    extractor, steps = policy.features_extractor, dict[str, Any]()
-
-    def keep(name: str, grid_step: Any) -> Callable[..., None]:
-        def hook(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
-            steps[name] = output.detach() if grid_step is None else (output.detach() / grid_step).round().cpu().numpy()
-
-        return hook
-
-    watched: list[tuple[str, Any, Any]] = [("features", extractor, None)]
-    for number, trunk in enumerate(extractor.trunks):
-        grid, first = trunk.input_grid, len(watched) - number - 1
-        watched.append((f"input_grid{number or ''}", grid, 1 if isinstance(grid, PixelGrid) else grid.scale()))
-        watched += [(f"layer{i}", layer, layer.output_grid.scale()) for i, layer in enumerate(trunk.layers, first)]
-    handles = [module.register_forward_hook(keep(name, step)) for name, module, step in watched]
-    try:
-        yield steps
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _output_name(model: IntegerModel) -> str:
-    return "mean" if model.is_box else "logits"
-
-
-def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> Callable[[Any, np.ndarray | None], Steps]:
-    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
-        actions, outputs = policy.run(observations)
-        values = {**policy.trace(observations), _output_name(model): outputs, "action": actions}
-        return {**values, MASKED_ACTION: policy.run(observations, masks)[0]} if takes_masks and masks is not None else values
-
-    return steps
-
-
-def _c_steps(policy: Any, model: IntegerModel) -> Callable[[Any, np.ndarray | None], Steps]:
-    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
-        values, actions = policy.trace(observations, model)
-        return {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
-
-    return steps

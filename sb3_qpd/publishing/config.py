@@ -16,19 +16,25 @@ from sb3_qpd.envs.zoo_config import to_zoo_entry
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.teachers.hub import teacher_on_hub
 
-# what QPDDistiller was told, as far as it is plain values; the seed is RL Zoo's, of its command line
+# Settings of QPDDistiller that an entry holds. The seed is missing: RL Zoo takes it on its command line
 SETTINGS = (
     *("n_envs", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
     *("temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
     *("transition", "transition_start", "transition_end", "max_grad_norm"),
 )
-# schedules that an entry can name: the end of the type's name -> its attribute, and how RL Zoo writes it
+# Schedules that an entry can name: class -> its attribute, and the prefix that RL Zoo writes before the number
 SCHEDULES = {"ConstantSchedule": ("val", ""), "SimpleLinearSchedule": ("initial_value", "lin_")}
 
 
-# --- config.yml ---
 def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes | None) -> bytes:
-    """An entry of ``hyperparams/qpd.yml``, and in comments what it cannot hold."""
+    """
+    An entry of ``hyperparams/qpd.yml``. Comments below it name what an entry cannot hold.
+
+    :param report: contents of ``report.json``
+    :param model: the student
+    :param student: contents of ``student.zip``, which has the settings; ``None`` where there is none
+    :return: YAML
+    """
     told: dict[str, Any] = {}
     if student is not None:
         with zipfile.ZipFile(io.BytesIO(student)) as archive:
@@ -44,7 +50,7 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
         comments.append(f"teacher: {teacher or 'without a name'}, which is not on the Hub: pass -params teacher:\"'PATH'\"")
     entry |= to_zoo_entry(EnvRecipe.from_json(env))
     if "frame_stack" not in env:
-        comments.append("env_wrapper, frame_stack: not known, the environment was not built from public parts alone")
+        comments.append("env_wrapper, frame_stack: unknown, as the environment was not built from a recipe")
     entry |= {"transition": report["transition"], **{k: told[k] for k in SETTINGS if k in told and not is_pickled(told[k])}}
     entry |= {"student_arch": report["student"]}  # with its bits
     has_images = any(part.is_image for part in model.parts)
@@ -53,13 +59,13 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
     entry |= rate
     comments += remarks
     if student is None:
-        comments.append("all else: the settings were in student.zip, which is not here")
+        comments.append("other settings: unknown, they are in student.zip, which is missing here")
     text = yaml.safe_dump({env["env_id"]: entry}, sort_keys=False)
     return (text + "".join(f"  # {' '.join(comment.split())}\n" for comment in comments)).encode()
 
 
 def _learning_rate(value: Any, usual: float) -> tuple[dict[str, Any], list[str]]:
-    """What an entry can say of it, or a comment; of the usual one it says nothing."""
+    """The rate as a part of the entry, and a comment where an entry cannot name it. The usual rate is left out."""
     if not is_pickled(value):
         return ({} if value is None else {"learning_rate": value}), []
     kind = str(value.get(":type:")).rstrip("'>").rpartition(".")[2]

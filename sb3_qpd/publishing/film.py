@@ -1,14 +1,9 @@
-"""A film of a student that plays."""
+"""A film of a student at play."""
 
 from __future__ import annotations
 
-import importlib
 import io
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,29 +17,31 @@ from sb3_qpd.players import actor
 N_FRAMES = 400
 
 
-# --- the film ---
 def film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
-    """``replay.mp4``, or ``replay.gif`` where there is no ffmpeg, or nothing, and why: no film keeps a student at home."""
+    """
+    Film a student. A film that fails does not stop the publication.
+
+    :param model: the student
+    :param env: environment as its report describes it, see :meth:`EnvRecipe.to_json`
+    :return: ``replay.mp4``, or ``replay.gif`` without imageio's ffmpeg, or no file; and a remark, which says why
+    """
     try:
         recipe = EnvRecipe.from_json(env)
-        check_untrusted_recipe(recipe)  # the folder may be a stranger's
-        frames, fps = _frames(model, make_recipe(recipe))
+        check_untrusted_recipe(recipe)  # the folder may come from elsewhere
+        frames, fps = film_frames(model, make_recipe(recipe))
         return _encode(frames, fps)
-    except Exception as error:  # whatever a renderer, a driver, an encoder or a package that is not here raises
+    except Exception as error:  # of any kind: renderers, drivers, encoders and missing packages raise their own
         return {}, f"no replay: {str(error).strip() or type(error).__name__}"
 
 
-def _encode(frames: np.ndarray, fps: float) -> tuple[dict[str, bytes], str]:
-    if (ffmpeg := _find_ffmpeg()) is not None:
-        return {"replay.mp4": _to_mp4(frames, fps, ffmpeg)}, ""
-    try:
-        return {"replay.gif": _to_gif(frames, fps)}, "a GIF instead of a video: ffmpeg is not installed"
-    except ImportError:
-        return {}, "no replay: neither ffmpeg nor pillow is installed"
+def film_frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
+    """
+    Pictures of the student at play.
 
-
-def _frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
-    """Pictures of the student, shape (n_frames, height, width, 3), and how many make a second."""
+    :param model: the student
+    :param recipe: its environment
+    :return: RGB pictures, uint8, shape (n_frames, height, width, 3), and the number of pictures per second
+    """
     shown = recipe if recipe.is_native else make_recipe(recipe, {"render_mode": "rgb_array"})
     env = shown.make_vec_env(1, seed=VALIDATION_SEED, training=False)
     try:
@@ -62,26 +59,17 @@ def _frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
         env.close()
 
 
-def _find_ffmpeg() -> str | None:
-    if (found := shutil.which("ffmpeg")) is not None:
-        return found
+def _encode(frames: np.ndarray, fps: float) -> tuple[dict[str, bytes], str]:
     try:
-        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()  # comes with moviepy, which RL Zoo brings
-    except (ImportError, RuntimeError):
-        return None
-
-
-def _to_mp4(frames: np.ndarray, fps: float, ffmpeg: str) -> bytes:
-    height, width = frames.shape[1:3]
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p", "-movflags", "+faststart"]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "replay.mp4"  # a film needs a file: its index is written last
-        command = [ffmpeg, "-loglevel", "error", "-y", *raw, *even, str(path)]
-        done = subprocess.run(command, input=frames.tobytes(), capture_output=True)
-        if done.returncode != 0:
-            raise ValueError(f"{ffmpeg} cannot write a video: {done.stderr.decode(errors='replace').strip()[:300]}")
-        return path.read_bytes()
+        import imageio_ffmpeg  # noqa: F401  # imageio finds its ffmpeg by it
+        from imageio import v3 as imageio
+    except ImportError:
+        why = "a GIF instead of a video: imageio's ffmpeg is not installed (pip install sb3_qpd[film])"
+        return {"replay.gif": _to_gif(frames, fps)}, why
+    # H.264 in yuv420p, which every browser shows, takes even sizes; the index first, so that a browser need not load it all
+    even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)))
+    options: dict[str, Any] = {"fps": fps, "macro_block_size": 1, "output_params": ["-movflags", "+faststart"]}
+    return {"replay.mp4": imageio.imwrite("<bytes>", even, extension=".mp4", plugin="FFMPEG", **options)}, ""
 
 
 def _to_gif(frames: np.ndarray, fps: float) -> bytes:

@@ -1,4 +1,4 @@
-"""Absolute paths of this machine, which no published file may name."""
+"""A search for absolute paths of this machine, which no published file may name."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ import yaml
 from sb3_qpd.publishing.config import is_pickled
 
 _HOMES = rb"(?:/home/|/Users/|/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/))[\w.@\x80-\xff-]+"
-# What a path of this machine does not follow: archive/data/0 is not /data/0. In a binary file the length of a text, and what
-# kind of text it is, stand right before it, and these two bytes may look like letters
+# Where a path may begin: archive/data/0 is not /data/0. In a binary file two bytes stand before a text, its kind and its
+# length, and both may look like letters
 _TEXT, _BINARY = rb"(?<![\w.-])", rb"(?<![\w.-]{3})"
 
 
-# --- paths of this machine ---
 def check_no_paths(files: Mapping[str, bytes], folder: Path) -> None:
     """
-    Refuse to publish what names a path of this machine or anybody's home, or where a value of JSON, YAML or a pickle is an
-    absolute path: in a zip's members too.
+    Refuse files that name a path of this machine or a home folder.
 
-    :param files: what would be published
-    :param folder: where it was read from
+    Members of zips are searched too. In JSON, YAML and pickles, any text that is an absolute path is refused.
+
+    :param files: contents of the files to publish, by name
+    :param folder: folder that they were read from
+    :raises ValueError: names the file and the path
     """
     own = {folder.resolve(), Path.cwd(), Path.home(), Path(tempfile.gettempdir()).resolve(), Path(__file__).parents[1]}
     known = b"|".join(re.escape(str(path).encode()) for path in own if len(path.parts) > 1) or rb"(?!)"
@@ -55,7 +56,7 @@ def _is_absolute(text: str) -> bool:
 
 
 def _texts(where: str, content: bytes) -> Iterator[str]:
-    """Every text in a JSON or YAML document, or in a pickle, which is not run."""
+    """Every text in a JSON or YAML document, or in a pickle, which is not executed."""
     try:
         if content.startswith(b"\x80"):
             yield from (arg for _, arg, _ in pickletools.genops(content) if isinstance(arg, str))
@@ -76,7 +77,7 @@ def _walk(value: Any) -> Iterator[str]:
 
 
 def _parts(where: str, content: bytes) -> Iterator[tuple[str, bytes]]:
-    """A file, the members of zips, the header of an integer model, and what is pickled in the JSON of an SB3 model."""
+    """A file, the members of a zip, the header of an integer model, and the pickles in the JSON of an SB3 model."""
     yield where, content
     if content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)):
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -1,7 +1,7 @@
 """
-Publish a student on the Hugging Face Hub: its files, how it was made, and a model card with what was measured.
+Publication of a student on the Hugging Face Hub: its files, its settings, and a model card with what was measured.
 
-Everything is prepared in memory and searched for paths of this machine before anything is sent; one commit holds all of it.
+All files are prepared in memory and searched for paths of this machine before anything is sent. One commit holds them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sb3_qpd.publishing.config import make_config
 from sb3_qpd.publishing.film import film
 from sb3_qpd.publishing.paths import check_no_paths
 from sb3_qpd.publishing.upload import upload
-from sb3_qpd.student_folder import FILES
+from sb3_qpd.student_folder import CONFIG, FILES, INTEGER_MODEL, REPORT, STUDENT_ZIP, folder_of
 
 
 def push_to_hub(
@@ -31,17 +31,18 @@ def push_to_hub(
     replay: bool = True,
 ) -> tuple[str, list[str]]:
     """
-    Publish what ``sb3-qpd compress`` and ``export`` wrote.
+    Publish the files that ``sb3-qpd compress`` and ``export`` wrote.
 
-    :param folder: with ``student.npz`` and ``report.json``, and what else of ``FILES`` there is
-    :param repo_id: ``owner/name``; the repository is created where there is none
-    :param private: of a new repository; ``None`` is the account's default
-    :param branch: to commit to; ``None`` is ``main``
-    :param message: of the commit
+    :param folder: folder with ``student.npz`` and ``report.json``, or a file in it; other files of ``FILES`` are published too
+    :param repo_id: repository as ``owner/name``, created where there is none
+    :param private: whether a new repository is private; ``None`` is the account's default
+    :param branch: branch to commit to; ``None`` is ``main``
+    :param message: message of the commit
     :param replay: film a few episodes
     :return: address of the commit, and remarks
+    :raises ValueError: a file is missing, is of another student, or names a path of this machine; or the upload fails
     """
-    folder = Path(folder)
+    folder = folder_of(folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id):
         raise ValueError(f"repo_id must be owner/name, got {repo_id!r}")
     files, remarks = _prepare(folder, repo_id, replay)
@@ -50,18 +51,18 @@ def push_to_hub(
 
 
 def _prepare(folder: Path, repo_id: str, replay: bool) -> tuple[dict[str, bytes], list[str]]:
-    missing = [name for name in ("student.npz", "report.json") if not (folder / name).is_file()]
+    missing = [name for name in (INTEGER_MODEL, REPORT) if not (folder / name).is_file()]
     if missing:
         raise ValueError(
-            f"{folder} has no {' and no '.join(missing)}: expected a folder that sb3-qpd compress wrote. "
-            "A student is published with what was measured"
+            f"{folder} has no {' and no '.join(missing)}: expected a folder that sb3-qpd compress wrote, as a student is "
+            "published with its report"
         )
     files = {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
-    report = _read_report(files["report.json"], folder)
-    model = IntegerModel.load(folder / "student.npz")
+    report = _read_report(files[REPORT], folder)
+    model = IntegerModel.load(folder / INTEGER_MODEL)
     if model.nbytes != report["integer"]["bytes"]:
-        raise ValueError(f"report.json and student.npz in {folder} are not of the same student. Run sb3-qpd compress again")
-    files["config.yml"] = make_config(report, model, files.get("student.zip"))
+        raise ValueError(f"{REPORT} and {INTEGER_MODEL} in {folder} are not of the same student. Run sb3-qpd compress again")
+    files[CONFIG] = make_config(report, model, files.get(STUDENT_ZIP))
     replay_files, remark = film(model, report["env"]) if replay else ({}, "no replay, as you asked")
     files |= replay_files
     left = sorted(path.name for path in folder.iterdir() if path.name not in files)
@@ -78,5 +79,5 @@ def _read_report(content: bytes, folder: Path) -> dict[str, Any]:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"it has no {error}" if isinstance(error, KeyError) else error
         raise ValueError(
-            f"report.json in {folder} is not what this version writes ({reason}). Run sb3-qpd compress again"
+            f"{REPORT} in {folder} is not what this version writes ({reason}). Run sb3-qpd compress again"
         ) from error

@@ -11,14 +11,15 @@ def upload(
     repo_id: str, files: Mapping[str, bytes], *, private: bool | None = None, branch: str | None = None, message: str
 ) -> str:
     """
-    All files in one commit, or none.
+    Upload all files in one commit, or none.
 
-    :param repo_id: ``owner/name``; created where there is none
-    :param files: contents by their names
-    :param private: of a new repository
-    :param branch: ``None`` is ``main``
-    :param message: of the commit
+    :param repo_id: repository as ``owner/name``, created where there is none
+    :param files: contents of the files, by name
+    :param private: whether a new repository is private
+    :param branch: branch to commit to; ``None`` is ``main``
+    :param message: message of the commit
     :return: address of the commit
+    :raises ValueError: there is no such branch, no connection, or no right to write
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
 
@@ -29,7 +30,7 @@ def upload(
         return str(api.create_commit(repo_id, additions, commit_message=message, revision=branch).commit_url)
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo_id} has no branch {branch!r}. Create it first, or leave it out") from error
-    except Exception as error:  # whatever the client's HTTP library raises
+    except Exception as error:  # of any kind: the client's HTTP library raises its own
         offline = "HF_HUB_OFFLINE is set. " if constants.HF_HUB_OFFLINE else ""
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(

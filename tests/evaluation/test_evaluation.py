@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
-from sb3_qpd import QPDDistiller, load_teacher
+from sb3_qpd import QPDDistiller, load_teacher, make_recipe
 from sb3_qpd.envs.atari import AtariVecEnv
-from sb3_qpd.evaluation.episodes import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, evaluate, microseconds_per_action
+from sb3_qpd.evaluation import episodes
+from sb3_qpd.evaluation.episodes import evaluate, microseconds_per_action
+from sb3_qpd.evaluation.own_episodes import Jitter, replay
 from sb3_qpd.players import ObservationRecorder, RandomPolicy
 
 
@@ -85,7 +88,7 @@ class Fixed(Counting):
 def test_short_episodes_of_a_vectorized_environment_have_no_advantage(wrap: Any) -> None:
     env = DummyVecEnv([lambda: wrap(Fixed(2)), lambda: wrap(Fixed(30))])
     evaluation = evaluate(AlwaysTwo(), env, n_episodes=5)
-    assert evaluation.lengths.tolist() == [2, 30, 2, 30, 2]  # 3 of the first, 2 of the second, whoever is first
+    assert evaluation.lengths.tolist() == [2, 30, 2, 30, 2]  # 3 of the first, 2 of the second, in any order
     np.testing.assert_array_equal(evaluation.returns, 2 * evaluation.lengths)
     assert evaluation.starts == ""
 
@@ -120,12 +123,16 @@ def test_random_policy_is_reproducible() -> None:
 
 
 def test_mistakes() -> None:
-    with pytest.raises(ValueError, match="'random', got 'greedy'"):
-        evaluate("greedy", "CartPole-v1", n_episodes=1)
-    with pytest.raises(ValueError, match="got .*teacher.zip.* is opened first: with load_teacher"):
-        evaluate(Path("teacher.zip"), "CartPole-v1", n_episodes=1)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        evaluate("random", "CartPole-v1", n_episodes=0)
+    for source in ("greedy", Path("teacher.zip"), "nothere.npz"):
+        with pytest.raises(ValueError, match=f"no file or folder '{source}'. Expected the folder, .npz or zip of a student"):
+            evaluate(source, "CartPole-v1", n_episodes=1)
+    with pytest.raises(ValueError, match="must have a predict method, be 'random' or the path .*, got 7"):
+        evaluate(7, "CartPole-v1", n_episodes=1)  # type: ignore[arg-type]
+    for name, value in (("n_episodes", 0), ("n_episodes", 1e2), ("n_envs", 0), ("max_episode_steps", -1)):
+        with pytest.raises(ValueError, match=f"{name} must be an integer of at least 1, got {value}"):
+            evaluate("random", "CartPole-v1", **{name: value})
+    with pytest.raises(ValueError, match="does not say in which environment it plays"):
+        evaluate("random")
     with pytest.raises(ValueError, match="CartPole-v1"):
         evaluate("random", "CartPol-v1", n_episodes=1)
 
@@ -165,8 +172,142 @@ def test_time_per_action() -> None:
     assert 1 < microseconds_per_action(model, np.zeros((4, 4), np.float32), n_calls=20) < 1e6
 
 
-def test_seed_ranges_are_apart() -> None:
-    assert VALIDATION_SEED - TRAIN_SEED >= 1_000_000 and TEST_SEED - VALIDATION_SEED >= 1_000_000
+class Endless(Counting):
+    """An environment whose episodes never end by themselves, with a limit only where one is registered."""
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return np.zeros(2), 1.0, False, False, {}
+
+
+gym.register("Endless-v0", entry_point=Endless)
+gym.register("Long-v0", entry_point=Endless, max_episode_steps=300)
+
+
+def endless_vec_env() -> DummyVecEnv:
+    return DummyVecEnv([Endless, Endless])
+
+
+@pytest.mark.parametrize("make", [lambda: "Endless-v0", Endless, endless_vec_env], ids=["id", "environment", "VecEnv"])
+def test_an_episode_that_never_ends_is_an_error(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"An episode of .* had not ended after 50 steps.*max_episode_steps="):
+        evaluate(AlwaysTwo(), make(), n_episodes=2, max_episode_steps=50)
+    monkeypatch.setattr(episodes, "MAX_EPISODE_STEPS", 60)
+    with pytest.raises(ValueError, match="had not ended after 60 steps"):
+        evaluate(AlwaysTwo(), make(), n_episodes=2)
+
+
+def test_registered_limits_are_longer_than_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(episodes, "MAX_EPISODE_STEPS", 100)
+    for env in ("Long-v0", gym.make("Long-v0"), DummyVecEnv([lambda: gym.make("Long-v0")])):
+        assert evaluate(AlwaysTwo(), env, n_episodes=1).lengths.tolist() == [300]
+    recipe_of_a_game, game = make_recipe("PongNoFrameskip-v4"), gym.make("PongNoFrameskip-v4")
+    assert episodes.step_limit(recipe_of_a_game.make_vec_env(1)) == episodes.step_limit([game]) == 108_000
+
+
+class Engine(VecEnv):
+    """A vectorized environment of a simulator, with no more than SB3's ``learn`` asks for. Episodes have five steps."""
+
+    def __init__(self) -> None:
+        super().__init__(3, spaces.Box(-1, 1, (2,), np.float32), spaces.Box(-1, 1, (1,), np.float32))
+
+    def seed(self) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+    def reset(self) -> np.ndarray:
+        self.t = 0
+        return np.zeros((3, 2), np.float32)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.actions = actions
+
+    def step_wait(self) -> Any:
+        self.t += 1
+        dones = np.full(3, self.t % 5 == 0)
+        return np.zeros((3, 2), np.float32), np.ones(3, np.float32), dones, [{} for _ in range(3)]
+
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, name: str, indices: Any = None) -> Any:
+        if name == "render_mode":  # VecEnv's own constructor asks
+            raise AttributeError(name)
+        raise NotImplementedError(name)
+
+    def set_attr(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError
+
+    def env_method(self) -> None:  # type: ignore[override]
+        raise NotImplementedError
+
+    def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> Any:
+        raise NotImplementedError
+
+
+def test_a_vectorized_environment_of_a_simulator() -> None:
+    env = Engine()
+    model = PPO("MlpPolicy", env, n_steps=16, batch_size=48, device="cpu").learn(48)
+    student = QPDDistiller(model, env, student_arch="nano", device="cpu", check_teacher=False).policy.to_integer()
+    for player in (model, student, "random", load_teacher(model)):
+        evaluation = evaluate(player, env, n_episodes=7)
+        assert evaluation.lengths.tolist() == evaluation.returns.tolist() == [5] * 7 and evaluation.starts == ""
+    seen = list(replay(student, env, 10, 0, Jitter()))
+    assert [len(batch) for batch in seen] == [3, 3, 3, 1]
+
+
+def test_paths_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0, n_steps=64)
+    teacher.save(tmp_path / "teacher.zip")
+    student = QPDDistiller(teacher, "CartPole-v1", student_arch="nano", device="cpu", check_teacher=False).learn(64)
+    folder = tmp_path / "student"
+    folder.mkdir()
+    student.save(folder / "student.zip")
+    student.to_integer("CartPole-v1").save(folder / "student.npz")
+    expected = evaluate(student.policy.to_integer(), "CartPole-v1", n_episodes=3).returns
+    for source in (folder, str(folder), folder / "student.npz"):
+        np.testing.assert_array_equal(evaluate(source, n_episodes=3).returns, expected)
+    np.testing.assert_array_equal(evaluate(folder / "student.zip", "CartPole-v1", n_episodes=3).returns, expected)
+    with pytest.raises(ValueError, match="does not say in which environment it plays"):
+        evaluate(folder / "student.zip", n_episodes=3)
+    (folder / "report.json").write_text('{"env": {"env_id": "CartPole-v1"}}')
+    np.testing.assert_array_equal(evaluate(folder / "student.zip", n_episodes=3).returns, expected)
+    np.testing.assert_array_equal(
+        evaluate(tmp_path / "teacher.zip", "CartPole-v1", n_episodes=3).returns,
+        evaluate(teacher, "CartPole-v1", n_episodes=3).returns,
+    )
+    with pytest.raises(ValueError, match="report.json is a file .* is not played here. Expected student.npz"):
+        evaluate(folder / "report.json")
+
+
+def test_a_students_file_names_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "innocent.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    teacher = PPO("MlpPolicy", "CartPole-v1", device="cpu", n_steps=64)
+    student = QPDDistiller(teacher, "CartPole-v1", student_arch="nano", device="cpu", check_teacher=False).learn(64)
+    for env in ({"env_id": "innocent:CartPole-v1"}, {"env_id": 7}, "CartPole-v1", {"env_id": "NotHere-v1"}):
+        student.policy.to_integer(env=env).save(tmp_path / "student.npz")
+        with pytest.raises(ValueError, match="Give env= yourself"):
+            evaluate(tmp_path)
+        assert evaluate(tmp_path, "CartPole-v1", n_episodes=1).episodes == 1
+    assert not (tmp_path / "ran").exists()
+
+
+def test_another_environment_is_named() -> None:
+    model = PPO("MlpPolicy", "CartPole-v1", device="cpu")
+    student = QPDDistiller(model, "CartPole-v1", student_arch="nano", device="cpu", check_teacher=False).learn(64)
+    integer = student.to_integer("CartPole-v1")
+    message = r"Pendulum-v1 gives observations of shape \(3,\), but this {} takes \(4,\)"
+    for player, name in ((model, "PPO"), (integer, "IntegerModel of CartPole-v1"), (ObservationRecorder(model), "PPO")):
+        with pytest.raises(ValueError, match=message.format(name)):
+            evaluate(player, "Pendulum-v1", n_episodes=1)
+
+
+def test_results_print_in_a_line() -> None:
+    text = str(evaluate("random", "Counting-v0", n_episodes=20))
+    assert re.fullmatch(
+        r"<Evaluation of random: return [\d.]+ ± [\d.]+, 95 % interval of the mean \[[\d.]+, [\d.]+\], 20 episodes "
+        r"\(\d+ distinct returns\), deterministic actions>",
+        text,
+    )
 
 
 def test_atari_plays_whole_games() -> None:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,20 +10,22 @@ import gymnasium as gym
 import numpy as np
 import onnx
 import pytest
+from commands import mistake
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
 from students import BITS, BOX, DISCRETE, IMAGE, SPACES, VECTOR, actor_output, make_student, some_observations
-from test_cli import mistake
-from toys import QUICK, Strict
+from toys import QUICK, Anything, Strict, sample
 
-from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, make_recipe
+from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, load_teacher, make_recipe
 from sb3_qpd.cli import main
-from sb3_qpd.evaluation.benchmark import Networks, benchmark, microcontroller_table, microcontrollers
+from sb3_qpd.evaluation.benchmark import Networks, benchmark, microcontroller_table, microcontrollers, table
 from sb3_qpd.evaluation.float_baseline import write_float_onnx
+from sb3_qpd.evaluation.implementations import policy_steps
 from sb3_qpd.evaluation.own_episodes import Jitter, replay_masked
-from sb3_qpd.evaluation.verify import Difference, policy_steps, verify
+from sb3_qpd.evaluation.verify import Difference, verify
 from sb3_qpd.export import export
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
@@ -86,7 +89,87 @@ def test_a_difference_is_seen(folder: Path, capsys: pytest.CaptureFixture[str]) 
         tuple(line.split()[:3]): int(line.split()[4]) for line in output.splitlines() if line.startswith("ONNX Runtime")
     }
     assert differing["ONNX", "Runtime", "layer0"] == 0 and differing["ONNX", "Runtime", "layer1"] > 0
-    assert "DIFFERENT where equality is promised" in output
+    assert "DIFFERENT where equality is promised: student.onnx\n" in output
+    assert "Export the stale files again: sb3-qpd export DIR/student.npz --target onnx --out DIR\n" in output
+
+
+def test_the_stale_file_is_named(folder: Path, teacher: PPO) -> None:
+    """Whichever of them is another student's: an export, the zip, or the integer model itself."""
+    policy = QPDDistiller(teacher, "CartPole-v1", **QUICK).learn(64).policy  # the student of this folder again
+    observations = some_observations(spaces.Box(-1, 1, (4,)), 64)
+    result = verify(folder, observations, policy=policy)
+    assert result.holds and result.stale_files == [] and "all equal where equality is promised" in str(result)
+    other = QPDDistiller(teacher, "CartPole-v1", **{**QUICK, "seed": 1}).learn(64)
+    result = verify(folder, observations, policy=other.policy)
+    assert not result.holds and result.stale_files == ["student.zip"]
+    assert "student.zip and student.npz are two students: export the one that you mean again" in result.table()
+    other.policy.to_integer().save(folder / "student.npz")
+    result = verify(folder, observations, policy=policy)
+    assert not result.holds and result.stale_files == ["student.npz"] and "different: student.npz" in str(result)
+    assert "student.npz is another student than all other files: export student.zip again" in result.table()
+
+
+def test_progress_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    verify(folder, make_recipe("CartPole-v1"), 20)
+    assert capsys.readouterr().err == ""
+    verify(folder, make_recipe("CartPole-v1"), 20, progress_bar=True)
+    assert "verify: 100%" in capsys.readouterr().err
+    benchmark(folder, make_recipe("CartPole-v1"), Networks(), seconds=0.01, progress_bar=True)
+    assert "2row" in capsys.readouterr().err
+
+
+def test_without_a_compiler_the_rest_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    export(IntegerModel.load(folder / "student.npz"), "c", folder)
+    monkeypatch.setenv("CC", "no-such-compiler")
+    reason = "policy.c: No C compiler found ($CC = no-such-compiler): install one"
+    result = verify(folder, some_observations(spaces.Box(-1, 1, (4,)), 20))
+    assert result.holds and f"not compared: {reason}" in result.table()
+    left_out: list[str] = []
+    rows = benchmark(folder, make_recipe("CartPole-v1"), Networks(), seconds=0.01, left_out=left_out)
+    assert [row.name for row in rows] == ["student, numpy", "student, ONNX Runtime"]
+    assert f"not measured: {reason}" in table(rows, left_out)
+    for name in ("student.onnx", "student.zip"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match="holds nothing to compare with student.npz: policy.c: No C compiler found"):
+        verify(folder, make_recipe("CartPole-v1"), 20)
+
+
+def test_without_onnx_runtime_the_rest_is_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = QPDDistiller.load(folder / "student.zip", device="cpu").policy
+    for module in ("onnx", "onnxruntime", "sb3_qpd.export.onnx.runtime"):
+        monkeypatch.setitem(sys.modules, module, None)
+    result = verify(folder, some_observations(spaces.Box(-1, 1, (4,)), 20), policy=policy)
+    assert result.holds and "not compared: student.onnx: " in result.table()
+    left_out: list[str] = []
+    rows = benchmark(folder, make_recipe("CartPole-v1"), Networks(policy, policy, None), seconds=0.01, left_out=left_out)
+    assert [row.name for row in rows] == ["student, SB3 predict", "student, numpy"]
+    assert [line.partition(":")[0] for line in left_out] == ["float student in ONNX Runtime", "student.onnx"]
+
+
+def test_another_environments_teacher_is_refused(folder: Path) -> None:
+    other = load_teacher(PPO("MlpPolicy", "Acrobot-v1", device="cpu"))
+    message = r"another environment's: it takes observations of shape \(6,\), this student of shape \(4,\)"
+    with pytest.raises(ValueError, match=message):
+        verify(folder, make_recipe("CartPole-v1"), 20, teacher=other)
+    with pytest.raises(ValueError, match=message):
+        benchmark(folder, make_recipe("CartPole-v1"), Networks(teacher=other), seconds=0.01)
+
+
+def test_a_file_in_the_folder_means_the_folder(folder: Path) -> None:
+    assert verify(folder / "student.npz", some_observations(spaces.Box(-1, 1, (4,)), 20)).holds
+    with pytest.raises(FileNotFoundError, match="There is no folder or file .*nowhere"):
+        verify(folder / "nowhere", make_recipe("CartPole-v1"))
+
+
+def test_a_vectorized_environment_and_dict_observations(tmp_path: Path) -> None:
+    space = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(3)})
+    env = make_vec_env(Anything, 2, env_kwargs={"observation_space": space, "action_space": DISCRETE})
+    teacher = PPO("MultiInputPolicy", env, n_steps=32, batch_size=32, device="cpu")
+    policy = QPDDistiller(teacher, env, **QUICK).learn(64).policy
+    policy.to_integer().save(tmp_path / "student.npz")
+    for source in (env, sample(space, 40)):
+        result = verify(tmp_path, source, 40, policy=policy)
+        assert result.holds and result.n_observations == 40
 
 
 # --- action masks ---
@@ -262,7 +345,8 @@ def test_benchmark(folder: Path, teacher: PPO, tmp_path: Path, capsys: pytest.Ca
         folder / "student_float.zip"
     )
     assert main(["benchmark", str(folder), "--seconds", "0.01", "--teacher", str(tmp_path / "teacher.zip")]) == 0
-    lines = capsys.readouterr().out.splitlines()[-9:]
+    *lines, unit = capsys.readouterr().out.splitlines()[-10:]
+    assert unit == "1.0x is the time of one action of: teacher, SB3 predict"
     assert re.match(r"one thread, medians +us/action +actions/s, batch 64 +bytes +peak memory +ratio", lines[0])
     in_onnx = [f"{who}, ONNX Runtime {kind}" for who in ("teacher", "float student") for kind in ("float32", "int8")]
     names = ["teacher, SB3 predict", *in_onnx, "student, SB3 predict", "student, numpy", "student, ONNX Runtime"]
@@ -323,11 +407,9 @@ def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytes
     assert "channels_last is for images" in mistake(capsys, *start, "onnx", "--channels-last")
     assert "--env ID" in mistake(capsys, "export", student_zip, "--out", out, "--target", "onnx")
     assert "nowhere.npz" in mistake(capsys, "export", "nowhere.npz", "--out", out, "--target", "onnx")
-    assert "expected what sb3-qpd compress writes" in mistake(
-        capsys, "export", "nowhere.zip", "--out", out, "--target", "onnx"
-    )
+    assert "No such file or folder: nowhere.zip" in mistake(capsys, "export", "nowhere.zip", "--out", out, "--target", "onnx")
     assert "--target" in mistake(capsys, "export", student_zip, "--out", out)
-    assert "--requantization float32" in mistake(capsys, *start, "onnx", "--requantization", "fixed")
+    assert "--requantization fixed is not for the target onnx" in mistake(capsys, *start, "onnx", "--requantization", "fixed")
     assert not out.exists()
     for command in ("verify", "benchmark"):
         assert "holds no student.npz" in mistake(capsys, command, tmp_path)
@@ -356,7 +438,7 @@ def test_a_students_file_imports_nothing(tmp_path: Path, capsys: pytest.CaptureF
         with pytest.MonkeyPatch.context() as patch:
             patch.syspath_prepend(tmp_path)
             message = mistake(capsys, "evaluate", path)
-        assert "--env ID" in message
+        assert "--env " in message
     assert not (tmp_path / "ran").exists()
 
 

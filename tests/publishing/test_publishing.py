@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 import pickle
 import sys
 import zipfile
@@ -16,20 +15,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
-from hub_server import HubServer, running_hub
+from hub_server import HubServer, point_client_at, running_hub
 from huggingface_hub import ModelCard, constants, hf_hub_download
 from rl_zoo3.utils import SimpleLinearSchedule
 from sb3_contrib import MaskablePPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import ConstantSchedule
-from test_hub import point_client_at
 
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher, push_to_hub
 from sb3_qpd.cli import main
 from sb3_qpd.distillation.schedules import CosineSchedule
 from sb3_qpd.envs.recipe import EnvRecipe, describe_env
-from sb3_qpd.publishing import push as publishing
-from sb3_qpd.publishing.config import _config
+from sb3_qpd.publishing import film
+from sb3_qpd.publishing.config import make_config
 from sb3_qpd.publishing.paths import check_no_paths
 from sb3_qpd.teachers.hub import teacher_on_hub
 from sb3_qpd.zoo.entries import check_entry, check_environment
@@ -40,7 +38,7 @@ PUBLISHED = ["README.md", "config.yml", "policy.py", "replay.mp4", "report.json"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What compress wrote of a teacher from the Hub."""
+    """The folder that compress wrote for a teacher from the Hub."""
     base = tmp_path_factory.mktemp("publishing")
     with pytest.MonkeyPatch.context() as monkeypatch, running_hub() as server:
         point_client_at(server.url, base / "cache", monkeypatch)
@@ -140,14 +138,14 @@ def test_the_card(hub: HubServer, folder: Path) -> None:
 
 
 def published_entry(student: QPDDistiller, env: EnvRecipe, teacher_name: str = "") -> tuple[dict[str, Any], str]:
-    """What config.yml says of a student, and its text."""
+    """The entry in a student's config.yml, and the text of the file."""
     buffer = io.BytesIO()
     student.save(buffer)
     report = {
         **{"env": describe_env(env), "teacher_name": teacher_name, "seed": 0, "timesteps": 500, "transition": "blend"},
         "student": student.policy.arch.asdict(),
     }
-    text = _config(report, student.policy.to_integer(), buffer.getvalue()).decode()
+    text = make_config(report, student.policy.to_integer(), buffer.getvalue()).decode()
     return yaml.safe_load(text)[env.env_id], text
 
 
@@ -159,7 +157,7 @@ def test_config_of_a_game_stacks_and_wraps_as_its_teacher_saw() -> None:
         entry, text = published_entry(student, env, pong.name)
         assert entry["policy"] == "CnnPolicy" and entry["frame_stack"] == 4 and entry["n_envs"] == 2
         assert entry["learning_rate"] == 3e-3
-        # ppo/PongNoFrameskip-v4 would be somebody's repository for whoever runs this
+        # ppo/PongNoFrameskip-v4 could be a repository on the Hub, of another user
         assert "teacher" not in entry and "# teacher: ppo/PongNoFrameskip-v4, which is not on the Hub: pass -params" in text
         check_entry({**entry, "teacher": "my/agent"})
         check_environment(pong, entry, "PongNoFrameskip-v4")
@@ -252,12 +250,11 @@ def test_a_path_begins_where_it_begins(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_without_ffmpeg(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     _, remarks = push_to_hub(folder, "me/student")
     files = hub.repositories["me/student"].commits[hub.repositories["me/student"].refs["main"]]
     assert files["replay.gif"].startswith(b"GIF8") and "replay.mp4" not in files
-    assert "a GIF instead of a video: ffmpeg is not installed" in remarks
+    assert "a GIF instead of a video: imageio's ffmpeg is not installed (pip install sb3_qpd[film])" in remarks
     assert "![The student plays](replay.gif)" in files["README.md"].decode()
 
 
@@ -297,23 +294,22 @@ class OnlyOne(gym.Wrapper):
 def test_a_film_of_a_student_that_minds_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = replace(gym.spec("CartPole-v1"), additional_wrappers=(OnlyOne.wrapper_spec(),))
     monkeypatch.setitem(gym.registry, "OnlyOne-v1", spec)
-    monkeypatch.setattr(publishing, "N_FRAMES", 40)
+    monkeypatch.setattr(film, "N_FRAMES", 40)
     teacher = load_teacher(MaskablePPO("MlpPolicy", "OnlyOne-v1", n_steps=16, batch_size=16, device="cpu"))
     student = QPDDistiller(teacher, "OnlyOne-v1", student_arch="nano", check_teacher=False, device="cpu").learn(64)
-    frames, _ = publishing._frames(student.policy.to_integer(), EnvRecipe("OnlyOne-v1"))
+    frames, _ = film.film_frames(student.policy.to_integer(), EnvRecipe("OnlyOne-v1"))
     assert len(frames) == 40 and frames.shape[3] == 3
 
 
 def test_a_film_that_fails_keeps_no_student_at_home(
     hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ffmpeg = tmp_path / "bin" / "ffmpeg"
-    ffmpeg.parent.mkdir()
+    ffmpeg = tmp_path / "ffmpeg"
     ffmpeg.write_text("#!/bin/sh\necho no such codec >&2\nexit 1\n")
     ffmpeg.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{ffmpeg.parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", str(ffmpeg))
     _, remarks = push_to_hub(folder, "me/student")
-    assert "cannot write a video: no such codec" in remarks[0]
+    assert remarks[0].startswith("no replay: ")
     monkeypatch.setitem(
         gym.registry, "Invisible-v1", replace(gym.spec("CartPole-v1"), additional_wrappers=(Invisible.wrapper_spec(),))
     )
@@ -345,7 +341,11 @@ def test_mistakes(
         return capsys.readouterr().err
 
     assert "repo_id must be owner/name, got 'student'" in mistake(folder, "--repo-id", "student")
-    assert "has no student.npz and no report.json: expected a folder" in mistake(tmp_path, "--repo-id", "me/student")
+    assert "has no student.npz and no report.json" in mistake(tmp_path, "--repo-id", "me/student")
+    with pytest.raises(
+        ValueError, match="has no student.npz and no report.json: expected a folder that sb3-qpd compress wrote"
+    ):
+        push_to_hub(tmp_path, "me/student")
     own = copy(folder, tmp_path / "own")
     report = json.loads((own / "report.json").read_text())
     report["integer"]["bytes"] += 1

@@ -1,0 +1,199 @@
+"""The forms of a student that can be run here, and the values that each of them computes step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+
+from sb3_qpd.integer import IntegerModel
+from sb3_qpd.student_folder import (
+    C_FILE,
+    ONNX_FILE,
+    STUDENT_ZIP,
+    TFLITE_FILE,
+)
+from sb3_qpd.students.layers import PixelGrid
+from sb3_qpd.students.policies import QuantActorCriticPolicy
+
+# the values that a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
+Steps = dict[str, np.ndarray]
+MASKED_ACTION = "masked_action"  # one more of them, where the environment says which actions are allowed
+
+
+class Implementation(NamedTuple):
+    """
+    One form of the student.
+
+    :param name: name for the table
+    :param file: file that it was made from
+    :param steps: function from raw observations and action masks (or ``None``) to the values that can be seen from outside;
+        ``MASKED_ACTION`` is among them where there are masks and the form takes them
+    :param is_exact: equality is promised
+    """
+
+    name: str
+    file: str
+    steps: Callable[[Any, np.ndarray | None], Steps]
+    is_exact: bool = True
+
+
+def find_implementations(
+    folder: Path, model: IntegerModel, policy: QuantActorCriticPolicy | None, left_out: list[str] | None = None
+) -> Iterator[Implementation]:
+    """
+    The forms of the student that can be run. Requantization without float is exact in C and numpy only.
+
+    :param folder: folder of the student
+    :param model: its integer model
+    :param policy: the student as an SB3 policy
+    :param left_out: gets a line for each file that cannot be run here
+    """
+    is_float = model.requantization == "float32"
+    if policy is not None:
+        yield Implementation("policy in eval mode", STUDENT_ZIP, partial(policy_steps, policy), is_float)
+    for file, find in ((ONNX_FILE, _find_onnx), (TFLITE_FILE, _find_tflite), (C_FILE, _find_c)):
+        if not (folder / file).is_file():
+            continue
+        try:
+            yield from find(folder / file, model, is_float)
+        except (ImportError, NoCompiler) as error:
+            (left_out if left_out is not None else []).append(f"{file}: {' '.join(str(error).split())}")
+
+
+def _find_onnx(path: Path, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+    from sb3_qpd.export.onnx.runtime import OnnxPolicy
+
+    for optimize in (True, False):
+        onnx_policy = OnnxPolicy(path, optimize=optimize)
+        is_exact = is_float and (onnx_policy.form == "operators" or optimize)
+        name = "ONNX Runtime" if optimize else "ONNX, not optimized"
+        yield Implementation(name, path.name, _file_steps(onnx_policy, model, takes_masks=True), is_exact)
+
+
+def _find_tflite(path: Path, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+    from sb3_qpd.export.tflite.runtime import TflitePolicy
+
+    yield Implementation("TFLite, XNNPACK", path.name, _file_steps(TflitePolicy(path), model), is_float)
+    own = TflitePolicy(path, xnnpack=False)
+    yield Implementation("TFLite, own kernels", path.name, _file_steps(own, model), is_exact=False)
+
+
+def _find_c(path: Path, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+    yield Implementation("C on this computer", path.name, _c_steps(compile_c(path.parent), model))
+
+
+class NoCompiler(RuntimeError):
+    """No C compiler is installed."""
+
+
+def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any:
+    """
+    The C code of a folder, compiled for this computer.
+
+    :param folder: folder with ``policy.c``
+    :param cflags: options of the compiler
+    :raises NoCompiler: there is no compiler
+    :raises ValueError: the compiler refuses the code
+    """
+    from sb3_qpd.export.c.runtime import CPolicy, find_compiler
+
+    try:
+        compiler = find_compiler()
+    except RuntimeError as error:
+        raise NoCompiler(str(error)) from error
+    try:
+        return CPolicy(folder, cflags, compiler=compiler)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
+def integer_steps(model: IntegerModel, observations: Any, masks: np.ndarray | None = None) -> Steps:
+    """
+    Every step of the integer model.
+
+    :param model: the integer model
+    :param observations: batch of raw observations
+    :param masks: action masks, or ``None``
+    """
+    *grids, acc = model.trace(observations)
+    grids = [grid.astype(np.int16) for grid in grids]  # 0 to 255, or int8
+    steps = dict(zip(model.step_names(), [*grids, acc], strict=True))
+    steps |= {_output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
+    return steps if masks is None else {**steps, MASKED_ACTION: model.actions(acc, action_masks=masks)}
+
+
+@th.no_grad()
+def policy_steps(policy: QuantActorCriticPolicy, observations: Any, masks: np.ndarray | None = None) -> Steps:
+    """
+    Every step of the SB3 policy in evaluation mode, recorded while it predicts.
+
+    :param policy: the policy, which is put in eval mode
+    :param observations: batch of raw observations
+    :param masks: action masks, or ``None``
+    """
+    policy.set_training_mode(False)
+    with recorded_intermediates(policy) as steps:
+        actions, _ = policy.predict(observations, deterministic=True)
+    features, head = steps.pop("features"), policy.action_net
+    name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
+    outputs = {"accumulators": head.accumulators(features), name: head(features)}
+    steps |= {**{name: values.cpu().numpy() for name, values in outputs.items()}, "action": actions}
+    if masks is not None:
+        steps[MASKED_ACTION] = policy.predict(observations, deterministic=True, action_masks=masks)[0]
+    return steps
+
+
+@contextmanager
+def recorded_intermediates(policy: QuantActorCriticPolicy) -> Iterator[dict[str, Any]]:
+    """
+    The trunk's values in units of each step's grid, and its ``features`` as they are; filled when the policy is called.
+
+    :param policy: the policy, in either mode
+    """
+    extractor, steps = policy.features_extractor, dict[str, Any]()
+
+    def keep(name: str, grid_step: Any) -> Callable[..., None]:
+        def hook(module: th.nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
+            steps[name] = output.detach() if grid_step is None else (output.detach() / grid_step).round().cpu().numpy()
+
+        return hook
+
+    watched: list[tuple[str, Any, Any]] = [("features", extractor, None)]
+    for number, trunk in enumerate(extractor.trunks):
+        grid, first = trunk.input_grid, len(watched) - number - 1
+        watched.append((f"input_grid{number or ''}", grid, 1 if isinstance(grid, PixelGrid) else grid.scale()))
+        watched += [(f"layer{i}", layer, layer.output_grid.scale()) for i, layer in enumerate(trunk.layers, first)]
+    handles = [module.register_forward_hook(keep(name, step)) for name, module, step in watched]
+    try:
+        yield steps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _output_name(model: IntegerModel) -> str:
+    return "mean" if model.is_box else "logits"
+
+
+def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> Callable[[Any, np.ndarray | None], Steps]:
+    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
+        actions, outputs = policy.run(observations)
+        values = {**policy.trace(observations), _output_name(model): outputs, "action": actions}
+        return {**values, MASKED_ACTION: policy.run(observations, masks)[0]} if takes_masks and masks is not None else values
+
+    return steps
+
+
+def _c_steps(policy: Any, model: IntegerModel) -> Callable[[Any, np.ndarray | None], Steps]:
+    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
+        values, actions = policy.trace(observations, model)
+        return {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
+
+    return steps

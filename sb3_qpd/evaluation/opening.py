@@ -1,0 +1,76 @@
+"""Policies from paths and names: a student's folder or one of its files, a teacher's zip or run folder, a model on the Hub."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch as th
+
+from sb3_qpd.distillation.student_zip import is_student, load_student
+from sb3_qpd.envs.limits import check_untrusted_recipe
+from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+from sb3_qpd.integer import IntegerModel
+from sb3_qpd.players import Player
+from sb3_qpd.student_folder import C_FILE, FILES, INTEGER_MODEL, REPORT
+from sb3_qpd.teachers.hub import download, parse_source
+from sb3_qpd.teachers.loading import load_teacher
+
+
+def open_player(
+    source: str | Path, *, needs_env: bool = True, device: th.device | str = "auto"
+) -> tuple[Player, EnvRecipe | None]:
+    """
+    Open what a path or a name means, and execute nothing in it.
+
+    :param source: a student's folder, its ``student.npz`` or one of its zips; a teacher as
+        :func:`~sb3_qpd.teachers.loading.load_teacher` takes it; either as a model on the Hub
+    :param needs_env: the caller wants the environment that the files name; an unsafe one is refused then
+    :param device: device of a policy in torch; an integer model needs none
+    :return: the policy, and its environment, ``None`` where the files name none or ``needs_env`` is ``False``
+    :raises ValueError: it is neither a student nor a teacher
+    """
+    path = _find_file(source)
+    if path.suffix == ".npz":
+        model = IntegerModel.load(path)
+        return model, _recorded_env(path, model.metadata.get("env")) if needs_env else None
+    if path.is_file() and path.suffix != ".zip" and path.name in FILES:
+        raise ValueError(
+            f"{path} is a file for devices or about a student, and is not played here. Expected {INTEGER_MODEL}, a zip or the "
+            f"folder; sb3-qpd verify {path.parent} compares ONNX, TFLite and {C_FILE} with the student"
+        )
+    if is_student(path):
+        return load_student(path, device=device), _recorded_env(path, _reported_env(path)) if needs_env else None
+    teacher = load_teacher(source, device=device, needs_env=needs_env)
+    return teacher, teacher.recipe
+
+
+def _find_file(source: str | Path) -> Path:
+    """The file that is opened; of a student's folder the integer model, which needs no torch."""
+    on_hub = parse_source(source) if isinstance(source, str) else None
+    path = Path(source) if on_hub is None else download(on_hub).path
+    if not path.exists() and not Path(f"{path}.zip").is_file():
+        raise ValueError(
+            f"There is no file or folder {str(source)!r}. Expected the folder, .npz or zip of a student, the zip or run "
+            "folder of a teacher, a model on the Hub as owner/name, or, to play at random, the word random"
+        )
+    return path / INTEGER_MODEL if (path / INTEGER_MODEL).is_file() else path
+
+
+def _reported_env(path: Path) -> Any:
+    """The environment that the report beside a student's zip names."""
+    report = path.with_name(REPORT)
+    return json.loads(report.read_text(encoding="utf-8")).get("env") if report.is_file() else None
+
+
+def _recorded_env(path: Path, recorded: Any) -> EnvRecipe | None:
+    """The environment of a file, which may come from elsewhere."""
+    if recorded is None:
+        return None
+    try:
+        recipe = EnvRecipe.from_json(recorded)
+        check_untrusted_recipe(recipe)
+        return make_recipe(recipe)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"The environment that {path} names is not used: {error} Give env= yourself") from error

@@ -1,0 +1,146 @@
+"""Episodes that are kept are those that would be played again, and nothing else is taken for them."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import PPO
+
+from sb3_qpd import EnvRecipe, ObsNormalization, Teacher, load_teacher
+from sb3_qpd.evaluation.cache import cache_folder
+from sb3_qpd.evaluation.comparison import EvaluationPlan, plan_evaluation
+from sb3_qpd.evaluation.statistics import Evaluation
+
+CARTPOLE = EnvRecipe("CartPole-v1")
+PLAN = EvaluationPlan(CARTPOLE, n_episodes=5, n_other=5)
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "sb3_qpd" / "episodes"
+
+
+def make_teacher(seed: int = 0, env_id: str = "CartPole-v1") -> Teacher:
+    return load_teacher(PPO("MlpPolicy", env_id, device="cpu", seed=seed, policy_kwargs={"net_arch": [4]}))
+
+
+def n_kept() -> int:
+    return len(list(cache_folder().glob("*.json"))) if cache_folder().is_dir() else 0
+
+
+def assert_same(one: Evaluation, other: Evaluation) -> None:
+    np.testing.assert_array_equal(one.returns, other.returns)
+    np.testing.assert_array_equal(one.lengths, other.lengths)
+    assert one.returns.dtype == other.returns.dtype and one.lengths.dtype == other.lengths.dtype
+    assert (one.name, one.starts, one.deterministic, one.seed) == (other.name, other.starts, other.deterministic, other.seed)
+    assert one.is_paired_with(other)
+
+
+def test_the_same_episodes_come_back() -> None:
+    teacher = make_teacher()
+    for policy in (teacher, "random"):
+        for other_mode in (False, True):
+            first, second = (PLAN.play(policy, "a", other_mode) for _ in range(2))
+            assert not first.is_cached and second.is_cached
+            assert_same(first, second)
+    assert n_kept() == 4
+    again = load_teacher(PPO("MlpPolicy", "CartPole-v1", device="cpu", seed=0, policy_kwargs={"net_arch": [4]}))
+    assert PLAN.play(again, "a").is_cached, "a teacher is its weights"
+
+
+def changed_weight(teacher: Teacher) -> None:
+    with th.no_grad():
+        teacher.policy.action_net.bias[0] += 1e-3
+
+
+def forgotten_statistics(teacher: Teacher) -> None:
+    teacher.normalization = ObsNormalization(np.zeros(4), np.ones(4))
+
+
+@pytest.mark.parametrize("change", [changed_weight, forgotten_statistics])
+def test_another_teacher_is_played(change: Callable[[Teacher], None]) -> None:
+    teacher = make_teacher()
+    PLAN.play(teacher, "a")
+    change(teacher)
+    assert not PLAN.play(teacher, "a").is_cached
+    assert PLAN.play(teacher, "a").is_cached
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 7},
+        {"n_episodes": 6},
+        {"n_envs": 2},
+        {"deterministic": False},
+        {"max_episode_steps": 999},
+        {"env": EnvRecipe("CartPole-v1", {"sutton_barto_reward": True})},
+        {"env": EnvRecipe("CartPole-v0")},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_episodes_are_played(changes: dict[str, Any]) -> None:
+    PLAN.play("random", "a")
+    assert not replace(PLAN, **changes).play("random", "a").is_cached
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[1]", "null", "{}", '{"returns": [1], "lengths": [1]}', "[" * 100_000],
+    ids=["empty", "cut", "list", "null", "no keys", "too short", "deep"],
+)
+def test_a_broken_file_is_ignored_and_mended(content: str, own_folder: Path) -> None:
+    first = PLAN.play("random", "a")
+    (path,) = own_folder.iterdir()
+    whole = json.loads(path.read_text())
+    path.write_text(content)
+    second = PLAN.play("random", "a")
+    assert not second.is_cached and json.loads(path.read_text()).keys() == whole.keys()
+    assert_same(first, second)
+
+
+@pytest.mark.parametrize("change", [{"returns": ["x"] * 5}, {"lengths": [0] * 5}, {"returns": [[1.0]] * 5}, {"seed": None}])
+def test_a_file_of_other_values_is_ignored(change: dict[str, Any], own_folder: Path) -> None:
+    PLAN.play("random", "a")
+    (path,) = own_folder.iterdir()
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert not PLAN.play("random", "a").is_cached
+
+
+def test_what_can_change_without_a_sign_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(gym.Wrapper):
+        pass
+
+    gym.register("Own-v0", entry_point=lambda: Own(gym.make("CartPole-v1")))
+    own_network = make_teacher()
+    own_network.policy.mlp_extractor.policy_net.append(type("OwnLayer", (th.nn.Identity,), {"__module__": __name__})())
+    for policy, env in (("random", "Own-v0"), ("random", gym.make("CartPole-v1")), (own_network, CARTPOLE)):
+        plan = replace(PLAN, env=env)
+        assert not any(plan.play(policy, "a").is_cached for _ in range(2))
+    del gym.registry["Own-v0"]
+    assert n_kept() == 0
+
+
+def test_it_can_be_switched_off() -> None:
+    plan = plan_evaluation(make_teacher(), CARTPOLE, 3, cache=False)
+    assert not any(plan.play("random", "a").is_cached for _ in range(2))
+    assert n_kept() == 0
+
+
+def test_planning_is_kept_too() -> None:
+    teacher = make_teacher()
+    first = plan_evaluation(teacher, CARTPOLE)
+    assert n_kept() == 2 and plan_evaluation(teacher, CARTPOLE) == first
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert not any(PLAN.play("random", "a").is_cached for _ in range(2))
