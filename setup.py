@@ -12,26 +12,29 @@ REQUIRED = [
     "sb3-contrib>=2.9.2,<3.0",  # rl_zoo3 asks for the same release of all three
     "stable-baselines3>=2.9.2,<3.0",
     "torch>=2.8,<3.0",  # SB3's own bound; torch.load(weights_only=True) is safe since 2.6 (CVE-2025-32434)
-    "gymnasium>=1.1.0,<2.0",  # vector environments with an autoreset mode, LunarLander-v3
+    # vector environments with an autoreset mode, LunarLander-v3; classic-control and box2d: the README's own commands
+    "gymnasium[classic-control]>=1.1.0,<2.0",
+    "box2d>=2.3.10",  # a wheel: box2d-py, which gymnasium[box2d] asks for, needs a compiler
     "ale-py>=0.12.1",  # same-step autoreset and life_loss_info of the native vector environment
     "opencv-python-headless>=4.5",  # SB3's Atari preprocessing; the headless build needs no system libraries
     "cloudpickle>=1.6",
     "huggingface_hub>=2.0,<3.0",  # what rl_zoo3's sb3-team-hf-integration asks for as well
     "numpy>=1.26,<3.0",
     "jinja2>=3.1",  # the templates of the C export
-    "scipy>=1.11",  # bootstrap intervals
     "pyyaml>=6.0",
     "tqdm>=4.60",  # progress bars
     "rich>=10.0",
+    # imported by rl_zoo3's programs without being declared: requests by enjoy and load_from_hub, seaborn by the plots,
+    # pandas by -optimize (rl_zoo3's extra `plots` pins it below 3)
+    "requests>=2.28",
+    "pandas>=2.2,<3",
+    "seaborn>=0.13",
 ]
 
 EXTRAS = {
     "export": ["onnx>=1.20", "onnxruntime>=1.18"],  # onnx has UINT2 since 1.20
     "litert": ["ai-edge-litert>=1.0"],
-    # imported by rl_zoo3 without being declared: `requests` by enjoy, pandas by -optimize (rl_zoo3 pins it below 3),
-    # seaborn by the plots
-    # box2d and classic-control: the environments of the README's commands, box2d as a wheel (box2d-py needs a compiler chain)
-    "zoo": ["requests>=2.28", "pandas>=2.2,<3", "seaborn>=0.13", "box2d>=2.3.10", "gymnasium[classic-control]"],
+    "film": ["imageio[ffmpeg]>=2.31"],  # `sb3-qpd push` shows the student as a video; without it a GIF
     "tests": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
@@ -42,13 +45,15 @@ EXTRAS = {
         "types-PyYAML",
         "emx-onnx-cgen>=1.4.0",  # an independent reader of the ONNX files
         "gymnasium[mujoco]",
+        "gymnasium-robotics>=1.4",  # RL Zoo's teacher of FetchReach
         "matplotlib>=3.8",
         "pillow>=10.0",
+        "scipy>=1.11",  # an independent reference of statistics, for the benchmarks too
         "tensorboard>=2.9.1",
         "wandb>=0.17",  # RL Zoo's --track, offline
     ],
 }
-EXTRAS["tests"] += EXTRAS["zoo"]
+EXTRAS["tests"] += EXTRAS["film"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
@@ -67,6 +72,7 @@ setup(
         "sb3_qpd": ["py.typed", "version.txt"],
         "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.hyperparams": ["*.yml"],
+        "sb3_qpd.publishing": ["card.md.jinja"],
     },
     python_requires=">=3.10",
     install_requires=REQUIRED,

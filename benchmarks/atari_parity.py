@@ -7,10 +7,9 @@ Plays whole games with sampled actions on both and prints the mean scores, their
 bootstrap interval as a Markdown table. The wanted result: the interval contains 0.
 """
 
-import argparse
-
 import numpy as np
 import torch as th
+from command_line import make_parser
 from scipy.stats import bootstrap
 from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
@@ -19,14 +18,14 @@ from sb3_qpd import AtariVecEnv, Evaluation, Teacher, evaluate, load_teacher
 
 
 def sb3_atari(env_id: str, n_envs: int) -> VecEnv:
-    """SB3's, raw rewards. A lost life ends an episode there, and FIRE begins the next; the monitor tells whole games."""
+    """SB3's own Atari environment with raw rewards. A lost life ends an episode there; the monitor reports whole games."""
     wrapper_kwargs = {"clip_reward": False}
     venv = make_atari_env(env_id, n_envs, wrapper_kwargs=wrapper_kwargs)
     return VecTransposeImage(VecFrameStack(venv, 4))
 
 
 def play(teacher: Teacher, env: VecEnv, n_episodes: int, seed: int, name: str) -> Evaluation:
-    """Sampled actions; the same number of games in each sub-environment."""
+    """Play with sampled actions, the same number of games in each sub-environment."""
     try:
         return evaluate(teacher, env, n_episodes=n_episodes, seed=seed, deterministic=False, name=name, progress_bar=True)
     finally:
@@ -51,7 +50,7 @@ def table_row(folder: str, n_episodes: int, n_envs: int, seed: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teachers", nargs="+", help="RL Zoo folders of Atari teachers")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--n-envs", type=int, default=32)

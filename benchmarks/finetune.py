@@ -7,19 +7,21 @@ helps.
         --episodes 300 --out finetune.jsonl
     python benchmarks/finetune.py table finetune.jsonl
 
-``distill`` makes the students, one for each seed. ``run`` lets PPO go on from each, at the precision that is deployed, once
-for each kind of head, and adds a line of JSON: ``kept`` is the distilled value head, ``fresh`` has new weights in the same
-units, ``warmed`` is the distilled one, which learns alone for the first updates. Before and after, the integers play the same
-test episodes, nothing is chosen on them: PPO stops where it was told to. gamma has to be the teacher's, or its values mean
-something else.
+``distill`` makes the students, one for each seed. ``run`` continues each with PPO at the precision that is deployed, once for
+each kind of value head, and adds a line of JSON. ``kept`` is the distilled head. ``fresh`` has new weights in the same units.
+``warmed`` is the distilled head, which learns alone for the first updates. The integers play the same test episodes before and
+after. Nothing is chosen on these episodes: PPO stops after its steps. gamma must be the teacher's, since its values are
+discounted by it.
 """
 
 import argparse
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import Commands, add_student
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 from tables import add_rows, read_rows, table_head
@@ -58,11 +60,12 @@ def distill(args: argparse.Namespace) -> None:
 
 
 def make_env(recipe: EnvRecipe, n_envs: int, seed: int) -> VecEnv:
-    """For Atari with the reward and the episodes that its teachers learned from."""
-    if recipe.has_pixels and not recipe.env_wrappers:
-        wrapper = (ATARI_WRAPPER, {"terminal_on_life_loss": True, "clip_reward": True})
-        recipe = EnvRecipe(recipe.env_id, recipe.env_kwargs, (wrapper,), recipe.frame_stack)
-    return recipe.make_vec_env(n_envs, seed)
+    """The environment, for Atari with the rewards and episodes that its teachers learned from."""
+    learned_from = {"terminal_on_life_loss": True, "clip_reward": True}
+    wrappers = tuple(
+        (name, {**learned_from, **kwargs} if name == ATARI_WRAPPER else kwargs) for name, kwargs in recipe.effective_wrappers
+    )
+    return replace(recipe, env_wrappers=wrappers).make_vec_env(n_envs, seed)
 
 
 def fine_tune(student: QPDDistiller, recipe: EnvRecipe, head: str, args: argparse.Namespace) -> PPO:
@@ -104,7 +107,7 @@ def learn_alone(ppo: PPO, head: nn.Module, timesteps: int) -> None:
 
 
 def play(policy: QuantActorCriticPolicy, recipe: EnvRecipe, args: argparse.Namespace) -> dict[str, list[float]]:
-    """Returns in both modes: PPO improves the sampled actions, whatever becomes of the most likely ones."""
+    """Play in both modes: PPO improves the sampled actions, and the most probable ones may get worse."""
     games = {"n_episodes": args.episodes, "seed": VALIDATION_SEED if args.validation else TEST_SEED}
     player = policy if recipe.is_atari else policy.to_integer()  # the same bits
     return {mode: evaluate(player, recipe, **games, deterministic=mode == MODES[0]).returns.tolist() for mode in args.modes}
@@ -153,37 +156,24 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("distill")
-    one.set_defaults(run=distill)
-    one.add_argument("teacher")
-    one.add_argument("--arch", default="nano")
-    one.add_argument("--bits", type=int, nargs=2, default=[8, 8], metavar=("WEIGHTS", "ACTIVATIONS"))
-    one.add_argument("--timesteps", type=float, default=1e5)
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    one.add_argument("--out", type=Path, default=Path("out/students"))
-    two = commands.add_parser("run")
-    two.set_defaults(run=run)
-    two.add_argument("students", type=Path, nargs="+")
-    two.add_argument("--env", required=True)
-    two.add_argument("--heads", nargs="+", default=["kept", "fresh"], choices=["kept", "fresh", "warmed"])
-    two.add_argument("--warm-updates", type=int, default=10, help="rollouts in which the value head learns alone")
-    two.add_argument("--timesteps", type=float, default=3e5)
-    two.add_argument("--learning-rate", type=float, default=1e-4)
-    two.add_argument("--n-envs", type=int, default=16)
-    two.add_argument("--episodes", type=int, default=300)
-    two.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="of the actions that are scored")
-    two.add_argument("--raw-value-loss", action="store_true", help="SB3's vf_coef of 0.5, whatever the values' units")
-    two.add_argument("--validation", action="store_true", help="episodes to choose a learning rate on, instead of the test's")
-    two.add_argument("--device", default="cpu")
-    two.add_argument("--save", type=Path, help="folder that keeps the fine-tuned students")
-    two.add_argument("--out", type=Path, required=True)
-    three = commands.add_parser("table")
-    three.set_defaults(run=table)
-    three.add_argument("results", type=Path, nargs="+")
-    args = parser.parse_args()
-    args.run(args)
+    commands = Commands(__doc__, distill, run, table)
+    add_student(commands["distill"], arch="nano", timesteps=1e5, seeds=[0, 1, 2, 3, 4])
+    commands["distill"].add_argument("--out", type=Path, default=Path("out/students"))
+    one = commands["run"]
+    one.add_argument("students", type=Path, nargs="+")
+    one.add_argument("--env", required=True)
+    one.add_argument("--heads", nargs="+", default=["kept", "fresh"], choices=["kept", "fresh", "warmed"])
+    one.add_argument("--warm-updates", type=int, default=10, help="rollouts in which the value head learns alone")
+    one.add_argument("--timesteps", type=float, default=3e5)
+    one.add_argument("--learning-rate", type=float, default=1e-4)
+    one.add_argument("--n-envs", type=int, default=16)
+    one.add_argument("--episodes", type=int, default=300)
+    one.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="of the actions that are scored")
+    one.add_argument("--raw-value-loss", action="store_true", help="SB3's vf_coef of 0.5, whatever the values' units")
+    one.add_argument("--validation", action="store_true", help="episodes to choose a learning rate on, instead of the test's")
+    one.add_argument("--device", default="cpu")
+    one.add_argument("--save", type=Path, help="folder that keeps the fine-tuned students")
+    commands.start()
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ rate, centre, and bits (float without; else the blend from float in the middle o
 the teacher and the share of equal argmax on frames held out.
 """
 
-import argparse
 import time
 from typing import Any
 
 import numpy as np
 import torch as th
+from command_line import make_parser
 from tables import table_head
 from torch.nn import functional as F
 
@@ -35,7 +35,7 @@ BLEND = (0.3, 0.7)
 
 
 def arch_of(text: str) -> dict[str, Any]:
-    """``8-16-16/32`` or ``16-32-24s2/32`` as the fields of a ``StudentArch``."""
+    """Read ``8-16-16/32`` or ``16-32-24s2/32`` as the fields of a ``StudentArch``."""
     conv, units = text.split("/")
     channels, _, stride = conv.partition("s")
     c1, c2, c3 = (int(n) for n in channels.split("-"))
@@ -43,7 +43,7 @@ def arch_of(text: str) -> dict[str, Any]:
 
 
 def labelled_frames(folder: str, n: int, seed: int) -> tuple[QPDDistiller, DistillationSamples]:
-    """What a short run collects."""
+    """Collect labelled frames in a short run."""
     distiller = QPDDistiller(
         load_teacher(folder), buffer_size=n, gradient_steps=3 / BATCH_SIZE, check_teacher=False, seed=seed, transition="none"
     ).learn(n)
@@ -52,13 +52,13 @@ def labelled_frames(folder: str, n: int, seed: int) -> tuple[QPDDistiller, Disti
 
 
 def rows_of(samples: DistillationSamples, rows: np.ndarray) -> DistillationSamples:
-    """Those rows, as float pixels."""
+    """The samples of these rows, with pixels as floats."""
     targets = (None if t is None else t[rows] for t in samples.targets)
     return DistillationSamples(samples.observations[rows].float(), TeacherOutput(*targets))
 
 
 def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, updates: int, seed: int) -> str:
-    """One row of the table."""
+    """Train one student, and return its row of the table."""
     arch, rate, centre, *width = text.split()
     weights, activations = (int(bits) for bits in width[0][1:].split("A")) if width else (FLOAT_BITS, FLOAT_BITS)
     th.manual_seed(seed)
@@ -97,7 +97,7 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teacher")
     parser.add_argument("--students", nargs="+", default=["8-16-16/32 0.003 0", "8-16-16/32 0.003 87", "8-16-16/32 0.01 87"])
     parser.add_argument("--frames", type=int, default=40_000)

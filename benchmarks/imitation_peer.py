@@ -48,8 +48,9 @@ def bc(trainer: BC, env: VecEnv, teacher: ActorCriticPolicy, args: argparse.Name
 
 def dagger(trainer: BC, env: VecEnv, teacher: ActorCriticPolicy, args: argparse.Namespace) -> Taken:
     """
-    ``SimpleDAggerTrainer.train``, its rounds and their size, but as many gradient samples in each as its environment steps pay
-    for. Its own four epochs of everything so far would give late rounds more, and no number known beforehand.
+    ``SimpleDAggerTrainer.train`` with its rounds and their size, but with gradient samples in proportion to environment steps.
+
+    Its own four epochs over all data so far would give late rounds more samples, and a number that is not known beforehand.
     """
     with tempfile.TemporaryDirectory() as scratch:
         learner = DAggerTrainer(

@@ -3,12 +3,11 @@ The teacher itself after training in 8 bits: what its students are to be compare
 
     python benchmarks/int8_teacher.py TEACHER_FOLDER ... --episodes 100 --out results.jsonl
 
-Weights of every linear and convolutional layer of its actor in int8 (symmetric, a step for each output channel), what goes
-into them in 8 bits (a step and a zero point for the tensor, of the range seen in its own episodes): torch's own fake
-quantization, which computes what an int8 runtime rounds. Biases and the rest stay float.
+Weights of every linear and convolutional layer of its actor are int8: symmetric, with a step for each output channel. Their
+inputs have 8 bits: a step and a zero point for the tensor, from the range seen in the teacher's own episodes. torch's fake
+quantization computes what an int8 runtime rounds. Biases and all else stay float.
 """
 
-import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from command_line import make_parser
 from tables import add_rows
 from torch import nn
 
@@ -32,7 +32,7 @@ def layers_of(teacher: Teacher) -> list[nn.Module]:
 
 @contextmanager
 def watching(layers: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[float, float]]]:
-    """The range of each layer's input, 0 included; of those that run."""
+    """Record the range of the inputs of each layer that runs, 0 included."""
     ranges: dict[nn.Module, tuple[float, float]] = {}
 
     def look(layer: nn.Module, inputs: tuple[th.Tensor, ...]) -> None:
@@ -47,8 +47,10 @@ def watching(layers: list[nn.Module]) -> Iterator[dict[nn.Module, tuple[float, f
 
 def quantize(teacher: Teacher, observations: Any) -> None:
     """
-    :param teacher: is changed
-    :param observations: raw, shape (n, *observation_shape)
+    Quantize a teacher in place: the weights now, the inputs of its layers whenever it is called.
+
+    :param teacher: teacher that is changed
+    :param observations: raw observations for the ranges, shape (n, *observation_shape)
     """
     layers: list[Any] = layers_of(teacher)
     with watching(layers) as ranges:
@@ -71,7 +73,7 @@ def _rounded(step: float, zero_point: int) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teachers", nargs="+")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path)
@@ -84,8 +86,8 @@ def main() -> None:
         quantize(teacher, recorder.observations)
         players = {"int8": teacher, "float": in_float, "random": "random"}
         played = {
-            name: evaluate(who, teacher.recipe, n_episodes=args.episodes, deterministic=deterministic, seed=TEST_SEED)
-            for name, who in players.items()
+            name: evaluate(player, teacher.recipe, n_episodes=args.episodes, deterministic=deterministic, seed=TEST_SEED)
+            for name, player in players.items()
         }
         result = compare(played["int8"], played["float"], played["random"])
         row = {"teacher": teacher.name, "episodes": args.episodes, "margin": result.margin, "verdict": result.verdict}

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import Commands, add_student
 from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
-from sb3_qpd.evaluation.statistics import bootstrap_over_seeds
+from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds, interval95, verdict_of
 
 
 def run(args: argparse.Namespace) -> None:
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
     arch: Any = ast.literal_eval(args.arch) if args.arch.startswith("{") else args.arch
     mode = {"deterministic": teacher.recipe.deterministic, "n_episodes": args.episodes}
     mode["seed"] = VALIDATION_SEED if args.validation else TEST_SEED
-    theirs, chance = (_cached(args.cache, who, teacher, mode) for who in (teacher, "random"))
+    theirs, chance = (_cached(args.cache, player, teacher, mode) for player in (teacher, "random"))
     for seed in args.seeds:
         options = ast.literal_eval(args.options)
         student = QPDDistiller(
@@ -77,13 +78,13 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _cached(folder: Path, who: Any, teacher: Any, mode: dict[str, Any]) -> Evaluation:
-    """The teacher and the random policy play the same episodes for every student: once is enough."""
-    name = "random" if isinstance(who, str) else "teacher"
+def _cached(folder: Path, player: Any, teacher: Any, mode: dict[str, Any]) -> Evaluation:
+    """Play once and keep the result: teacher and random policy play the same episodes for every student."""
+    name = "random" if isinstance(player, str) else "teacher"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{teacher.name.replace('/', '-')}-{name}-{mode['n_episodes']}-{mode['deterministic']}-{mode['seed']}.npz"
     if not file.exists():
-        played = evaluate(who, teacher.recipe, **mode)
+        played = evaluate(player, teacher.recipe, **mode)
         np.savez(file, returns=played.returns, lengths=played.lengths, starts=np.array(played.starts))
     saved = np.load(file)
     return Evaluation(
@@ -104,7 +105,9 @@ def table(args: argparse.Namespace) -> None:
         differences = [np.array(row["returns"]) - np.array(row["teacher_returns"]) for row in rows]
         low, high = bootstrap_over_seeds(differences)
         margin = rows[0]["margin"]
-        overall = "non_inferior" if low > -margin else "inferior" if high < -margin else "inconclusive"
+        # the teacher's episodes are the same for every seed; the random policy's spread is not in the rows
+        lead, lead_ci95 = theirs.mean() - rows[0]["random_mean"], interval95(bootstrap_means(theirs))
+        overall = verdict_of((low, high), margin, lead=lead, lead_ci95=lead_ci95, n_episodes=len(theirs))
         means = ", ".join(f"{np.mean(row['returns']):.1f}" for row in rows)
         verdicts = (
             "/".join(row["verdict"] for row in rows) if len({row["verdict"] for row in rows}) > 1 else rows[0]["verdict"]
@@ -118,27 +121,16 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.set_defaults(run=run)
-    one.add_argument("teacher")
-    one.add_argument("--arch", default="tiny", help="a name, or a dict of StudentArch's fields")
-    one.add_argument("--bits", type=int, nargs=2, default=[8, 8], metavar=("WEIGHTS", "ACTIVATIONS"))
-    one.add_argument("--timesteps", type=float, default=1e5)
-    one.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    commands = Commands(__doc__, run, table)
+    one = commands["run"]
+    add_student(one, arch="tiny", timesteps=1e5, seeds=[0, 1, 2])
     one.add_argument("--episodes", type=int, default=100)
     one.add_argument("--options", default="{}", help="more arguments of QPDDistiller, as a dict")
     one.add_argument("--label", default="")
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
     one.add_argument("--cache", type=Path, default=Path("out/cache"))
     one.add_argument("--save", type=Path, help="folder that keeps the students")
-    one.add_argument("--out", type=Path, required=True)
-    two = commands.add_parser("table")
-    two.set_defaults(run=table)
-    two.add_argument("results", type=Path, nargs="+")
-    args = parser.parse_args()
-    args.run(args)
+    commands.start()
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ Lines already in the file are not run again.
 
 import argparse
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch as th
+from command_line import Commands, add_student
 from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import QPDDistiller, evaluate, load_teacher
@@ -44,7 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 class WeightedDistiller(QPDDistiller):
-    """Samples count by how much the choice matters there: 0.1 + 1 - H / log|A|, mean one (after Bastani et al. 2018)."""
+    """Weights samples by the teacher's certainty: 0.1 + 1 - H / log|A|, normalized to mean one (after Bastani et al. 2018)."""
 
     def _loss(self, samples: DistillationSamples) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:
         actor, value = self.policy.actor_and_value(samples.observations)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
 def table(args: argparse.Namespace) -> None:
     groups: dict[str, dict[int, float]] = defaultdict(dict)
     seconds: dict[str, list[float]] = defaultdict(list)
-    for row in read_rows(args.out):
+    for row in read_rows(*args.results):
         groups[row["variant"]][row["seed"]] = row["return"]
         seconds[row["variant"]].append(row["seconds"])
     base = groups["defaults"]
@@ -98,22 +98,12 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.set_defaults(run=run)
-    one.add_argument("teacher")
-    one.add_argument("--arch", default="nano")
-    one.add_argument("--bits", type=int, nargs=2, default=[8, 8], metavar=("WEIGHTS", "ACTIVATIONS"))
-    one.add_argument("--timesteps", type=float, default=1e4)
+    commands = Commands(__doc__, run, table)
+    one = commands["run"]
+    add_student(one, arch="nano", timesteps=1e4)
     one.add_argument("--episodes", type=int, default=50)
-    one.add_argument("--seeds", type=int, default=5)
-    one.add_argument("--out", type=Path, required=True)
-    two = commands.add_parser("table")
-    two.set_defaults(run=table)
-    two.add_argument("out", type=Path)
-    args = parser.parse_args()
-    args.run(args)
+    one.add_argument("--seeds", type=int, default=5, help="how many")
+    commands.start()
 
 
 if __name__ == "__main__":

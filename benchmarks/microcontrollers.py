@@ -9,11 +9,11 @@ frames of an image) and of call stack; least, median and most instructions for a
 milliseconds at `--mhz` if every instruction took one cycle.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from command_line import make_parser
 from tables import table_head
 
 from sb3_qpd import IntegerModel
@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def real_observations(model: IntegerModel, n: int) -> np.ndarray:
-    """The student plays; evenly spaced observations of 2,000 steps are taken."""
+    """Let the student play 2,000 steps, and take evenly spaced observations of them."""
     env = EnvRecipe.from_json(model.metadata["env"]).make_vec_env(1, seed=3_000_000)
     observation, seen = env.reset(), []
     for _ in range(2000):
@@ -53,7 +53,7 @@ def row(path: Path, model: IntegerModel, observations: np.ndarray, microcontroll
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("students", type=Path, nargs="+", help="files that IntegerModel.save or `sb3-qpd compress` wrote")
     parser.add_argument("--observations", type=int, default=100)
     parser.add_argument("--mhz", type=float, default=100.0)

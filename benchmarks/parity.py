@@ -25,11 +25,13 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch as th
+from command_line import Commands
 from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import QPDDistiller, Teacher, export_c, export_onnx, load_teacher
+from sb3_qpd.evaluation.implementations import find_implementations, recorded_intermediates
 from sb3_qpd.evaluation.own_episodes import Jitter, replay
-from sb3_qpd.evaluation.verify import Difference, Verification, find_implementations, recorded_intermediates
+from sb3_qpd.evaluation.verify import Difference, Verification
 from sb3_qpd.observations import pieces
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 
@@ -40,11 +42,11 @@ CALIBRATION_SEED, N_CALIBRATION = 2_900_000, 2_048
 
 class Width:
     """
-    A student at some bits in all its forms, and what differs between them.
+    A student at given bits in all its forms, with counts of the values that differ between them.
 
     :param policy: the student
-    :param env: as metadata describe it
-    :param folder: for what is exported
+    :param env: the environment, as metadata describe it
+    :param folder: folder for the exported files
     """
 
     def __init__(self, policy: QuantActorCriticPolicy, env: dict[str, Any], folder: Path) -> None:
@@ -60,7 +62,7 @@ class Width:
         self.start()
 
     def start(self) -> None:
-        """Count from zero."""
+        """Set all counts to zero."""
         self.results = {mode: Verification() for mode in self.models}
         self.n_actions, self.training = 0, Difference("training forward", "layers", is_exact=False)
 
@@ -99,7 +101,7 @@ class Width:
 
 
 def at_bits(policy: QuantActorCriticPolicy, bits: tuple[int, int], observations: np.ndarray) -> QuantActorCriticPolicy:
-    """Post-training quantization: the same weights, steps calibrated anew."""
+    """Quantize after training: the weights stay, the steps are calibrated anew."""
     arch = policy.arch.with_bits(*bits)
     if arch == policy.arch:
         return policy
@@ -111,7 +113,7 @@ def at_bits(policy: QuantActorCriticPolicy, bits: tuple[int, int], observations:
 
 
 def make_student(teacher: Teacher, given: str, args: argparse.Namespace) -> tuple[str, QuantActorCriticPolicy]:
-    """What is called for, or a short distillation, which is kept for the next time."""
+    """Load the student that was named, or distill one shortly and keep it for the next time."""
     path = Path(given or args.students / f"{teacher.name.replace('/', '-')}-{args.arch}.zip")
     if not path.is_file():
         student = QPDDistiller(teacher, student_arch=args.arch, seed=0, check_teacher=False).learn(args.timesteps)
@@ -132,7 +134,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def split(args: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    """Numbers of the parts and their observations."""
+    """The numbers of the parts, each with its number of observations."""
     n, size = int(args.observations), int(args.part)
     return ((i, min(size, n - i * size)) for i in range(-(-n // size)))
 
@@ -181,22 +183,15 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.set_defaults(run=run)
+    commands = Commands(__doc__, run, table)
+    one = commands["run"]
     one.add_argument("teachers", nargs="+", metavar="TEACHER[=STUDENT.zip]")
     one.add_argument("--observations", type=float, default=1e5)
     one.add_argument("--part", type=float, default=25_000, help="observations that are measured in one go")
     one.add_argument("--arch", default="tiny", help="of a student that is distilled")
     one.add_argument("--timesteps", type=float, default=2e4)
     one.add_argument("--students", type=Path, default=Path("out/parity"), help="keeps the distilled students")
-    one.add_argument("--out", type=Path, required=True)
-    two = commands.add_parser("table")
-    two.set_defaults(run=table)
-    two.add_argument("results", type=Path, nargs="+")
-    args = parser.parse_args()
-    args.run(args)
+    commands.start()
 
 
 if __name__ == "__main__":

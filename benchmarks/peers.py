@@ -37,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from command_line import make_parser
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
@@ -69,7 +70,7 @@ def plain_env(teacher: Teacher, seed: int) -> VecEnv:
 
 
 class PlainCNN(BaseFeaturesExtractor):
-    """The student's layers, as SB3's documentation writes a network of one's own."""
+    """The student's layers, written as a custom network in SB3's documentation."""
 
     def __init__(self, observation_space: spaces.Box, conv: list[tuple[int, int, int]], hidden: list[int]) -> None:
         super().__init__(observation_space, hidden[-1])
@@ -130,12 +131,12 @@ def loop(teacher: Teacher, timesteps: int, seed: int, epochs: int, args: argpars
 def imitation(
     teacher: Teacher, who: str, timesteps: float, seed: int, args: argparse.Namespace
 ) -> tuple[ActorCriticPolicy, dict[str, Any]]:
-    """The student of the ``imitation`` package, learned by its own interpreter, and what that measured."""
+    """Train a student with the ``imitation`` package in its own interpreter, and return it with what that measured."""
     hidden, policy = make_arch(args.arch).hidden, teacher.policy
     batch, usual_rate = IMITATION[who]
     rate = args.imitation_rate or usual_rate
     options = {
-        "env": teacher.name.split("/")[-1],  # the id of its time
+        "env": teacher.name.split("/")[-1],  # the id under which it was trained
         "teacher-arch": json.dumps(policy.net_arch),
         "teacher-activation": policy.activation_fn.__name__,
         "timesteps": int(timesteps),
@@ -152,7 +153,7 @@ def imitation(
         command = [args.imitation_python, Path(__file__).with_name("imitation_peer.py"), who.removesuffix("256"), theirs, ours]
         command += [f"--{name}={value}" for name, value in options.items()] + ["--hidden", *map(str, hidden)]
         environ = os.environ | {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
-        environ.pop("PYTHONPATH", None)  # packages of this interpreter are none of its business
+        environ.pop("PYTHONPATH", None)  # the other interpreter has packages of its own
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environ)
         with np.load(ours) as file:
             state = {name: th.as_tensor(file[name]) for name in file.files}
@@ -177,7 +178,7 @@ def check_imitation(parser: argparse.ArgumentParser, args: argparse.Namespace, t
 
 
 def run(teacher: Teacher, who: str, timesteps: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Learn, measure, score."""
+    """Train one student, measure the time, and score it."""
     if who in IMITATION:
         student, measured = imitation(teacher, who, timesteps, seed, args)
     else:
@@ -200,7 +201,7 @@ def run(teacher: Teacher, who: str, timesteps: float, seed: int, args: argparse.
 
 
 def table(teacher: str, path: Path) -> None:
-    """Medians over the seeds, and each seed's return."""
+    """Print the medians over the seeds, and each seed's return."""
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for row in read_rows(path):
         if row["teacher"] == teacher:
@@ -215,7 +216,7 @@ def table(teacher: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teacher")
     parser.add_argument("--arch", default="tiny")
     parser.add_argument("--timesteps", type=float, nargs="+", default=[1e5])

@@ -11,7 +11,6 @@ Debian's arm64 packages of python3.11-minimal and the libraries it needs, unpack
 for aarch64, unpacked into SITE; and a /proc/cpuinfo of such a processor in ROOT, without which onnxruntime does not start.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -20,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from command_line import make_parser
 
 from sb3_qpd import IntegerModel, export_numpy, export_onnx
 from sb3_qpd.envs.recipe import EnvRecipe
@@ -58,7 +58,7 @@ print(json.dumps([platform.machine(), np.__version__, ort.__version__, counts]))
 
 
 def prepare(path: Path, n: int, folder: Path) -> None:
-    """What the other side needs."""
+    """Write what the other interpreter needs: the student, its exports, observations and expected values."""
     model = IntegerModel.load(path)
     recipe = EnvRecipe.from_json(model.metadata["env"])
     played = [step.copy() for step in replay(model, recipe, 20 * n, SEED, Jitter())]
@@ -74,7 +74,7 @@ def prepare(path: Path, n: int, folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("students", type=Path, nargs="+", help="files that IntegerModel.save or `sb3-qpd compress` wrote")
     parser.add_argument("--python", required=True, help="command of the other interpreter")
     parser.add_argument("--path", default=None, help="its packages")

@@ -9,7 +9,6 @@ integer model gets. Prints a Markdown table: returns that differ, and whether ev
 was the same (a checksum of all of them).
 """
 
-import argparse
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import make_parser
 from tables import add_rows, table_head
 
 from sb3_qpd import IntegerModel, QPDDistiller, evaluate, export_c, export_onnx, load_teacher
@@ -26,15 +26,15 @@ from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
 # observations, and 32 random bits for each or nothing, to actions
 Act = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
-COLUMNS = "student, actions, who plays, episodes, steps, mean return, returns that differ, every step the same"
+COLUMNS = "student, actions, player, episodes, steps, mean return, returns that differ, every step the same"
 
 
 class Recorded:
     """
-    Plays as ``act`` and remembers what happened.
+    Plays as ``act``, and keeps a checksum of all observations and actions.
 
-    :param act: who plays
-    :param seed: of the random numbers
+    :param act: function from observations and random bits to actions
+    :param seed: seed of the random bits
     """
 
     def __init__(self, act: Act, seed: int = 0) -> None:
@@ -51,7 +51,7 @@ class Recorded:
 
 
 def contests(model: IntegerModel, folder: Path) -> Iterator[tuple[str, bool, dict[str, Act]]]:
-    """What is played, whether deterministic, and by whom; the integer model comes first."""
+    """The kinds of play: a name, whether actions are deterministic, and the players, the integer model first."""
     float32, fixed = (_exported(model, mode, folder / mode) for mode in ("float32", "fixed"))
     onnx = OnnxPolicy(folder / "float32" / "student.onnx")
     yield "deterministic", True, {**float32, "ONNX Runtime": lambda observations, _: onnx.run(observations)[0]}
@@ -83,21 +83,21 @@ def _exported(model: IntegerModel, requantization: str, folder: Path) -> dict[st
 def play(name: str, model: IntegerModel, recipe: Any, n_episodes: int, out: Path, folder: Path) -> None:
     for mode, deterministic, players in contests(model, folder):
         reference: list[Any] = []
-        for who, act in players.items():
+        for player_name, act in players.items():
             player = Recorded(act)
             options = {"n_episodes": n_episodes, "seed": VALIDATION_SEED, "n_envs": 10 if recipe.is_atari else 32}
             returns = evaluate(player, recipe, deterministic=deterministic, **options).returns
             reference = reference or [returns, player.checksum.digest()]
             differ, same = int((returns != reference[0]).sum()), player.checksum.digest() == reference[1]
             verdict = ["", ""] if returns is reference[0] else [differ, "yes" if same else "NO"]
-            cells = [name, mode, who, n_episodes, player.n_steps, f"{returns.mean():.2f}", *verdict]
+            cells = [name, mode, player_name, n_episodes, player.n_steps, f"{returns.mean():.2f}", *verdict]
             print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-            row = {"student": name, "mode": mode, "player": who, "steps": player.n_steps, "returns": returns.tolist()}
+            row = {"student": name, "mode": mode, "player": player_name, "steps": player.n_steps, "returns": returns.tolist()}
             add_rows(out, {**row, "differ": differ, "every_step_same": same})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("students", nargs="+", metavar="TEACHER=STUDENT.zip", help="the teacher says where it plays")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True)

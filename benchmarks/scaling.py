@@ -12,11 +12,11 @@ import os
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-import argparse
 import resource
 from typing import Any
 
 import torch as th
+from command_line import make_parser
 from tables import table_head
 
 from sb3_qpd import QPDDistiller, load_teacher
@@ -32,7 +32,7 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teacher")
     parser.add_argument("--timesteps", type=float, default=5000)
     parser.add_argument("--only", type=int, nargs="+", default=range(len(SETTINGS)), help="rows of the table")

@@ -7,17 +7,17 @@ from typing import Any
 
 
 def add_rows(path: Path, *rows: dict[str, Any]) -> None:
-    """Append them: an interrupted benchmark loses nothing that it has measured."""
+    """Append rows to a file at once, so that an interrupted benchmark loses none."""
     with path.open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def read_rows(*paths: Path, missing_ok: bool = False) -> list[dict[str, Any]]:
     """
-    All rows of some files.
+    Read all rows of some files.
 
     :param paths: files of JSON lines
-    :param missing_ok: a file that is not there holds nothing yet
+    :param missing_ok: whether a file that does not exist counts as empty
     """
     there = [path for path in paths if path.exists() or not missing_ok]
     return [json.loads(line) for path in there for line in path.read_text().splitlines()]

@@ -10,7 +10,6 @@ turns; the divergence is that of the labels from torch's in float32. A runtime w
 processor has the instructions, and its divergence is small beside a good student's, which is 0.02 to 0.04 nats on Pong.
 """
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import torch as th
+from command_line import make_parser
 from onnx import TensorProto, helper, numpy_helper, save
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
@@ -101,7 +101,7 @@ def by_torch(path: str, channels_last: bool, dtype: th.dtype = th.float32) -> La
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teacher")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
@@ -117,17 +117,17 @@ def main() -> None:
         quantize_static(
             in_float, in_int8, Frames(others), quant_format=QuantFormat.QDQ, per_channel=True, reduce_range=True, **types
         )
-        who: dict[str, Labeller] = {
+        labellers: dict[str, Labeller] = {
             "torch float32, channels last": by_torch(args.teacher, True),
             "torch float32, default layout": by_torch(args.teacher, False),
             "torch bfloat16, channels last": by_torch(args.teacher, True, th.bfloat16),
             "ONNX Runtime float32": by_onnx(in_float, args.threads),
             "ONNX Runtime int8": by_onnx(in_int8, args.threads),
         }
-    times: dict[str, list[float]] = {name: [] for name in who}
-    said: dict[str, list[th.Tensor]] = {name: [] for name in who}
+    times: dict[str, list[float]] = {name: [] for name in labellers}
+    said: dict[str, list[th.Tensor]] = {name: [] for name in labellers}
     for turn in range(args.rounds + 1):
-        for name, label in who.items():
+        for name, label in labellers.items():
             start = time.perf_counter()
             said[name] = [label(batch).float() for batch in batches]
             if turn:

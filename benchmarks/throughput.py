@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from command_line import make_parser
 from timing import add_device, now
 
 from sb3_qpd import QPDDistiller, load_teacher
@@ -29,7 +30,7 @@ from sb3_qpd.teachers.teacher import Teacher
 
 
 def measure(parts: dict[str, Callable[[], Any]], calls: int, device: str) -> dict[str, float]:
-    """Milliseconds of a call of each part."""
+    """Measure each part: milliseconds of one call."""
     ms = {}
     for name, part in parts.items():
         start = now(device)
@@ -40,7 +41,7 @@ def measure(parts: dict[str, Callable[[], Any]], calls: int, device: str) -> dic
 
 
 def learned(teacher: Teacher, args: argparse.Namespace, **options: Any) -> tuple[QPDDistiller, float]:
-    """A distiller that has learned, and the seconds of ``learn``."""
+    """Train a distiller, and return it with the seconds of ``learn``."""
     distiller = QPDDistiller(
         teacher, env=teacher.recipe, student_arch=args.arch, seed=0, device=args.device, check_teacher=False, **options
     )
@@ -49,7 +50,7 @@ def learned(teacher: Teacher, args: argparse.Namespace, **options: Any) -> tuple
 
 
 def observation_parts(distiller: QPDDistiller) -> dict[str, Callable[[], Any]]:
-    """What ``learn`` does, one by one, on what it has collected."""
+    """The parts of ``learn`` as functions, on what it has collected."""
     env, teacher, policy = distiller.env, distiller.teacher, distiller.policy
     observations, rng = distiller._last_obs, np.random.default_rng(0)
     actions = [np.array([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(16)]
@@ -72,7 +73,7 @@ def observation_parts(distiller: QPDDistiller) -> dict[str, Callable[[], Any]]:
 
 
 def update_ms(ms: dict[str, float], distiller: QPDDistiller) -> float:
-    """An update's mean over the transition."""
+    """Mean milliseconds of an update over the transition."""
     start, end = distiller.transition_start, distiller.transition_end
     stages = {"update, float stage": start, "update, half way": end - start, "update, target bits": 1 - end}
     return sum(share * ms[stage] for stage, share in stages.items())
@@ -109,7 +110,7 @@ def report(rounds: list[dict[str, Any]], distiller: QPDDistiller, args: argparse
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teacher")
     parser.add_argument("--arch", default="tiny")
     parser.add_argument("--timesteps", type=float, default=5000)

@@ -11,9 +11,9 @@ import os
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-import argparse
 
 import torch as th
+from command_line import make_parser
 from timing import add_device, now
 
 from sb3_qpd import QPDDistiller, compare, evaluate, load_teacher
@@ -22,7 +22,7 @@ from sb3_qpd.teachers.teacher import Teacher
 
 
 def bound(teacher: Teacher, device: str, n_steps: int = 200) -> float:
-    """Seconds of stepping and labelling for 1e6 environment steps."""
+    """Measure the seconds that stepping and labelling take for 1e6 environment steps."""
     env = teacher.recipe.make_vec_env(16, seed=0)
     observations = env.reset()
     start = now(device)
@@ -36,7 +36,7 @@ def bound(teacher: Teacher, device: str, n_steps: int = 200) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("teacher")
     parser.add_argument("--arch", default="tiny")
     parser.add_argument("--steps", type=float, nargs="+", default=[3e4, 6e4, 1e5, 2e5])

@@ -7,7 +7,7 @@ import torch as th
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """``--device``; one that is not there is an error: stable-baselines3 would take the CPU without a word."""
+    """Add ``--device``. A device that is not here is an error: stable-baselines3 would silently take the CPU."""
     parser.add_argument("--device", default="cpu", type=_device, help="cpu (default) or cuda: where networks compute")
 
 
@@ -20,7 +20,7 @@ def _device(name: str) -> str:
 
 
 def now(device: str) -> float:
-    """Seconds on a clock, once the device has done all that it was asked to."""
+    """Read a clock in seconds, after the device has finished its queue."""
     if device == "cuda":
         th.cuda.synchronize()
     return time.perf_counter()

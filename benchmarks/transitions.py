@@ -16,10 +16,10 @@ import argparse
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from command_line import Commands
 from tables import add_rows, read_rows, table_head
 
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
@@ -30,7 +30,7 @@ COLLAPSED = 0.5
 
 
 def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Distill once and score; a float run is quantized to all the widths afterwards."""
+    """Distill once and score. A float student is quantized to all widths after training."""
     import torch as th
 
     from sb3_qpd import QPDDistiller, evaluate, load_teacher
@@ -60,13 +60,13 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     for width, student in students.items():
         player = student if width[0] == 32 else student.policy.to_integer()
         played = evaluate(player, teacher.recipe, n_episodes=job["episodes"], seed=seed)
-        # by name: a path would be one of somebody's machine
+        # the teacher by its name: a path would be one of this machine
         rows.append({**job, "teacher": teacher.name, "bits": list(width), "return": played.return_mean})
     return rows
 
 
 def jobs(args: argparse.Namespace, critic_coef: float, arms: tuple[str, ...], rates: Any, seeds: Any) -> list[dict[str, Any]]:
-    """``rates(arm, bits)`` and the seeds make the list; ``none`` is trained once for all the widths."""
+    """List the runs: each rate of ``rates(arm, bits)`` with each seed. ``none`` is trained once for all widths."""
     common = {"teacher": args.teacher, "arch": args.arch, "timesteps": args.timesteps, "episodes": args.episodes}
     return [
         {**common, "arm": arm, "bits": list(bits), "rate": rate, "seed": seed, "critic_coef": critic_coef}
@@ -83,7 +83,7 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def work(todo: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Run what is not in the file yet; returns all the file's rows."""
+    """Do the runs that are not in the file yet, and return all its rows."""
     rows = read_rows(args.out, missing_ok=True)
     done = {_key(row) for row in rows}
     todo = [job for job in todo if _key(job) not in done]
@@ -96,7 +96,7 @@ def work(todo: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str,
 
 
 def best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[int, ...]], float]:
-    """The better of the learning rates, by the choice seeds alone."""
+    """The better learning rate of each arm and width, by the choice seeds alone."""
     means: dict[Any, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["seed"] in CHOICE_SEEDS and row["critic_coef"]:
@@ -121,7 +121,7 @@ def table(args: argparse.Namespace) -> None:
     from sb3_qpd import evaluate, load_teacher
     from sb3_qpd.evaluation.statistics import bootstrap_means, interval95
 
-    rows = read_rows(args.out)
+    rows = read_rows(*args.results)
     best = best_rates(rows)
     teacher = load_teacher(args.teacher)
     high, low = (evaluate(p, teacher.recipe, n_episodes=rows[0]["episodes"]).return_mean for p in (teacher, "random"))
@@ -144,10 +144,8 @@ def table(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    one = commands.add_parser("run")
-    one.set_defaults(run=run)
+    commands = Commands(__doc__, run, table)
+    one = commands["run"]
     one.add_argument("teacher")
     one.add_argument("--arch", default="nano")
     one.add_argument("--timesteps", type=float, default=1e4)
@@ -158,13 +156,8 @@ def main() -> None:
         "--winner", default="blend", choices=ARMS, help="transition of the comparison with and without the critic"
     )
     one.add_argument("--critic-coefs", type=float, nargs="+", default=[0.0, 0.05], help="of that comparison, besides 0.5")
-    one.add_argument("--out", type=Path, required=True)
-    two = commands.add_parser("table")
-    two.set_defaults(run=table)
-    two.add_argument("teacher")
-    two.add_argument("out", type=Path)
-    args = parser.parse_args()
-    args.run(args)
+    commands["table"].add_argument("teacher")
+    commands.start()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ PONG = ("PongNoFrameskip-v4", ["--timesteps", "5e4", "--episodes", "64"])
 
 
 def frames(policy: PolicyPredictor, recipe: EnvRecipe, n_frames: int, deterministic: bool) -> list[np.ndarray]:
-    """Pictures of one player; a new episode starts where one ends."""
+    """Pictures of one player. A new episode starts where one ends."""
     if recipe.is_atari:
         env = recipe.make_vec_env(1, seed=VALIDATION_SEED, training=False)
         observation, pictures = env.reset(), []
@@ -44,7 +44,7 @@ def frames(policy: PolicyPredictor, recipe: EnvRecipe, n_frames: int, determinis
 
 
 def write_gif(path: Path, players: dict[str, PolicyPredictor], recipe: EnvRecipe, n_frames: int = 500) -> None:
-    """Everybody side by side, with a caption."""
+    """Write a GIF of all players side by side, with captions."""
     shown = {name: frames(policy, recipe, n_frames, not recipe.is_atari) for name, policy in players.items()}
     pictures = []
     for together in list(zip(*shown.values(), strict=True))[::3]:

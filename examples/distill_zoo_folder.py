@@ -19,7 +19,7 @@ args = parser.parse_args()
 teacher = load_teacher(args.folder)  # wrappers, frame stack and normalization are those of the run
 distiller = QPDDistiller(teacher, student_arch="tiny", seed=0, verbose=1).learn(args.timesteps)
 players = {"student": distiller.policy.to_integer(), "teacher": teacher, "random": "random"}
-played = {name: evaluate(who, teacher.recipe, n_episodes=args.episodes, name=name) for name, who in players.items()}
+played = {name: evaluate(player, teacher.recipe, n_episodes=args.episodes, name=name) for name, player in players.items()}
 for name, evaluation in played.items():
     print(f"{name}: {evaluation.return_mean:.1f} ± {evaluation.return_std:.1f}")
 print("verdict:", compare(played["student"], played["teacher"], played["random"]).verdict)

@@ -25,7 +25,7 @@ OTHERS["ent_coef"] = 0.01
 
 
 def make_model(env_id: str, seed: int) -> tuple[PPO, dict[str, Any]]:
-    """The untrained model, and what its config.yml says."""
+    """Build the untrained model, and the content of its config.yml."""
     if make_recipe(env_id).is_atari:
         env: VecEnv = AtariVecEnv(env_id, 8, seed=seed, terminal_on_life_loss=True, clip_reward=True)
         rates: dict[str, Any] = {"learning_rate": lambda left: left * 2.5e-4, "clip_range": lambda left: left * 0.1}
@@ -38,7 +38,7 @@ def make_model(env_id: str, seed: int) -> tuple[PPO, dict[str, Any]]:
 
 
 def write_run_folder(model: PPO, env_id: str, config: dict[str, Any], out: Path) -> Path:
-    """The zip, and the two files that say which environment it plays."""
+    """Write the zip, and the two files that name its environment."""
     folder = out / "ppo" / f"{env_id}_1"
     (folder / env_id).mkdir(parents=True, exist_ok=True)
     fresh = PPO(config["policy"], model.env, device="cpu")  # its optimizer holds nothing: the zip is a third as large

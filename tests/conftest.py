@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,3 +12,15 @@ def teachers() -> Path:
     if not TEACHERS.is_dir():
         pytest.skip("the published teachers are not here: expected a folder shared/teachers beside the checkout")
     return TEACHERS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """
+    Tests leave the user's folders alone: evaluations keep the teacher's episodes there, and the command line remembers
+    environments.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield

@@ -51,7 +51,7 @@ def test_a_trained_teacher_loads(tmp_path):
     assert teacher.recipe is not None and teacher.recipe.env_id == "CartPole-v1" and teacher.name == "ppo/CartPole-v1"
 
 
-# --- short scripts, in this process: each import of torch takes seconds ---
+# The short scripts run in this process: each import of torch takes seconds
 LUNAR_LANDER = EXAMPLES / "teachers" / "ppo" / "LunarLander-v3_1"
 SHORT = ("--timesteps", "600", "--episodes", "2")
 

@@ -2,50 +2,93 @@
 The command ``sb3-qpd``.
 
     sb3-qpd compress TEACHER --out DIR              teacher in, integer student and evidence out
-    sb3-qpd evaluate MODEL                          play a teacher, a student's zip or its .npz
+    sb3-qpd evaluate MODEL                          play a teacher or a student
     sb3-qpd export STUDENT --target onnx --out DIR  files for devices
     sb3-qpd verify DIR                              that all files of a folder are the same policy, bit for bit
     sb3-qpd benchmark DIR                           how fast each of them is
-    sb3-qpd push DIR --repo-id OWNER/NAME           a student for everybody, on the Hugging Face Hub
+    sb3-qpd push DIR --repo-id OWNER/NAME           publish a student on the Hugging Face Hub
     sb3-qpd zoo train --algo qpd --env ID           RL Zoo's programs: train, enjoy, record_video, push_to_hub, ...
 
-A mistake is one line on stderr and exit code 2, before any training starts; nothing half-written is left. What goes wrong
-later, with exit code 1, leaves the student as far as it came. Whatever is heavy is imported inside the commands, so that
-``--help`` is instant.
+An error of the user is one line on stderr and exit code 2, before any training starts, and no half-written file is left. What
+goes wrong later, with exit code 1, leaves the student as far as it came. Heavy packages are imported inside the commands, so
+that ``--help`` is instant.
 """
 
 import os
+import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from sb3_qpd.cli.arguments import EXIT_INTERRUPTED, Parser, one_line
+from sb3_qpd.cli.arguments import Parser
 from sb3_qpd.cli.benchmark import add_benchmark
 from sb3_qpd.cli.compress import add_compress
 from sb3_qpd.cli.deploy import add_export, add_verify
+from sb3_qpd.cli.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, one_line
 from sb3_qpd.cli.evaluate import add_evaluate
 from sb3_qpd.cli.push import add_push
 from sb3_qpd.cli.zoo import add_zoo
+from sb3_qpd.version import __version__
+
+LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch reads it once: large tensors in large pages, see docs/performance.md
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    :param argv: without the program's name; None: the process's own
+    Run the command. The process is left as it was.
+
+    :param argv: arguments without the program's name, ``None`` for the process's own
     :return: exit code
     """
-    args = make_parser().parse_args(argv)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # before torch: large tensors in large pages, see docs/performance.md
-    warnings.formatwarning = lambda message, *_, **__: f"sb3-qpd: warning: {one_line(message)}\n"
-    try:
-        return args.run(args)
-    except KeyboardInterrupt:
-        print("sb3-qpd: interrupted", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    with _own_settings():
+        try:
+            try:
+                return _run(argv)
+            finally:
+                sys.stdout.flush()  # a reader that has closed its end is noticed here, and not when Python exits
+        except BrokenPipeError:
+            _discard_output()
+            return EXIT_CLOSED_PIPE
+        except KeyboardInterrupt:
+            print("sb3-qpd: interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
 
 
 def make_parser() -> Parser:
+    """The parser of the program, with all its commands."""
     parser = Parser(prog="sb3-qpd", description="Distill Stable-Baselines3 agents into tiny integer policies.")
+    parser.add_argument("--version", action="version", version=f"sb3-qpd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for add in (add_compress, add_evaluate, add_export, add_verify, add_benchmark, add_push, add_zoo):
         add(commands)
     return parser
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    given = sys.argv[1:] if argv is None else list(argv)
+    args = make_parser().parse_args(given)
+    args.command_line = shlex.join(["sb3-qpd", *given])  # for messages that say what to type
+    return args.run(args)
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """What the command sets for the whole process, for as long as it runs: one-line warnings, large pages, import paths."""
+    formatwarning, path, large_pages = warnings.formatwarning, [*sys.path], os.environ.get(LARGE_PAGES)
+    warnings.formatwarning = lambda message, *_, **__: f"sb3-qpd: warning: {one_line(message)}\n"
+    os.environ.setdefault(LARGE_PAGES, "1")
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatwarning
+        sys.path[:] = path
+        if large_pages is None:
+            os.environ.pop(LARGE_PAGES, None)
+
+
+def _discard_output() -> None:
+    """Send what Python still has to write to nowhere: writing it to a closed pipe would print an error at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

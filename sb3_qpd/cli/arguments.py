@@ -1,71 +1,205 @@
-"""What the commands share: arguments, and one-line messages for user errors."""
+"""The parser of the command, the types of its arguments, and the arguments that several commands have."""
 
 import argparse
 import ast
+import difflib
+import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-EXIT_DIFFERENCE = 1
-EXIT_MISTAKE = 2
-EXIT_INTERRUPTED = 130
+from sb3_qpd.cli.errors import EXIT_MISTAKE
+
+STUDENT_SOURCE = "a folder that compress or zoo train wrote, a file in it, or its name on the Hub: owner/name[@revision]"
+TEACHER_SOURCE = (
+    "a zip saved by SB3 or sb3-contrib, a run folder of RL Zoo, a file in it, or a model on the Hub: owner/name[@revision]"
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a mistake, without the usage."""
+    """A parser that reports an error in one line, without the usage, and proposes the nearest options."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message}. See {self.prog} --help\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Refuse unknown arguments here, where the command's own options are known, and not in the parser above it."""
+        given = sys.argv[1:] if args is None else list(args)
+        namespace, unknown = super().parse_known_args(given, namespace)
+        if unknown:
+            self.error(self._describe_unknown(unknown, given))
+        return namespace, unknown
 
-def add_folder(parser: argparse.ArgumentParser, *, teacher: str) -> None:
-    """
-    A folder with a student in all its forms, and the teacher to compare it with.
+    def _describe_unknown(self, unknown: Sequence[str], given: Sequence[str]) -> str:
+        options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+        if options:
+            return f"unrecognized arguments: {' '.join(unknown)}" + "".join(map(self._nearest, options))
+        before = [word for word in given[: given.index(unknown[0])] if word.startswith("--")]
+        after = f" after {before[-1]}, which takes fewer values" if before else ""
+        return f"unexpected arguments{after}: {' '.join(unknown)}"
 
-    :param parser: of the command
-    :param teacher: what the command wants it for
+    def _nearest(self, option: str) -> str:
+        known = [one for one in self._option_string_actions if one.startswith("--")]
+        name = option.strip("-")
+        near = [one for one in known if name in one.strip("-").split("-")] or difflib.get_close_matches(option, known, n=2)
+        return f" (did you mean {' or '.join(near[:2])}?)" if near else ""
+
+
+def add_teacher(parser: argparse.ArgumentParser, purpose: str) -> None:
     """
-    parser.add_argument("folder", type=Path, metavar="DIR", help="with student.npz and what was exported")
-    parser.add_argument("--teacher", default=None, help=teacher)
+    Add ``--teacher`` to a command that compares a student with its teacher.
+
+    :param parser: parser of the command
+    :param purpose: what the command needs the teacher for
+    """
+    parser.add_argument("--teacher", default=None, help=f"{purpose}: {TEACHER_SOURCE}")
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--env``, ``--env-kwargs`` and ``--vecnormalize``.
+
+    :param parser: parser of the command
+    """
     parser.add_argument(
-        "--env", type=env_id, default=None, help="environment id (default: what a run folder or a student's file says)"
+        "--env",
+        type=env_id,
+        default=None,
+        help="environment id (default: the one that a run folder or a student's file names). my_envs:Cart-v0 imports my_envs, "
+        "of the current folder too, which registers Cart-v0; later commands remember that you chose it",
     )
     parser.add_argument(
-        "--env-kwargs", type=key_value, nargs="+", default=[], metavar="KEY=VALUE", help="for gym.make, Python literals"
+        "--env-kwargs", type=env_setting, nargs="+", default=[], metavar="KEY=VALUE", help="for gym.make, Python literals"
     )
-    parser.add_argument("--vecnormalize", default=None, metavar="PATH", help="the teacher's vecnormalize.pkl")
+    parser.add_argument(
+        "--vecnormalize", type=existing_file, default=None, metavar="PATH", help="the teacher's vecnormalize.pkl"
+    )
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--device``.
+
+    :param parser: parser of the command
+    """
+    parser.add_argument("--device", default="auto", help="device of the networks: auto (default), cpu, cuda")
+
+
+def add_progress(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--no-progress``.
+
+    :param parser: parser of the command
+    """
+    parser.add_argument("--no-progress", dest="progress", action="store_false", default=True, help="no progress bars")
+
+
+def add_step_limit(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--max-episode-steps``.
+
+    :param parser: parser of the command
+    """
+    parser.add_argument(
+        "--max-episode-steps",
+        type=whole_number(),
+        default=None,
+        help="an episode that is longer is an error (default: 10000, or the environment's own limit where that is larger)",
+    )
 
 
 def env_id(text: str) -> str:
-    """``package:Id-v0`` finds a package of the current folder, as it does with ``python -m``; subprocesses find it too."""
+    """
+    An environment id. For ``package:Id-v0`` the current folder becomes importable, as with ``python -m``.
+
+    :param text: what the user typed
+    """
     if ":" in text and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     return text
 
 
-def timesteps(text: str) -> int:
-    """A positive number of steps; ``1e6`` is one."""
-    number = float(text) if _is_float(text) else math.nan
-    if not (math.isfinite(number) and number >= 1):
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, such as 1e6, got {text!r}")
-    return int(number)
+def whole_number(least: int = 1, most: int | None = None) -> Callable[[str], int]:
+    """
+    The type of a whole number. ``1e6`` is one.
+
+    :param least: smallest value
+    :param most: largest value, ``None`` for no bound
+    """
+    described = f"a whole number of at least {least}" if most is None else f"a whole number from {least} to {most:g}"
+
+    def convert(text: str) -> int:
+        value = _to_whole(text)
+        if value is None or value < least or (most is not None and value > most):
+            raise argparse.ArgumentTypeError(f"expected {described}, such as {max(least, 1000):g}, got {text!r}")
+        return value
+
+    return convert
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
-    return int(text)
+def number(text: str) -> float:
+    """
+    A number with or without a fraction.
+
+    :param text: what the user typed
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, such as 0.5 or 1e-3, got {text!r}") from None
+
+
+def positive_number(text: str) -> float:
+    """
+    A number above zero.
+
+    :param text: what the user typed
+    """
+    value = number(text)
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"expected a number above zero, got {text!r}")
+    return value
+
+
+def bits(text: str) -> int | tuple[int, ...]:
+    """
+    One number of bits for all layers, or one for each layer: ``8,4,4``.
+
+    :param text: what the user typed
+    """
+    values = [_to_whole(part) for part in text.split(",")]
+    if None in values:
+        raise argparse.ArgumentTypeError(f"expected bits such as 8, or 8,4,4 for each layer, got {text!r}")
+    numbers = tuple(value for value in values if value is not None)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def architecture(text: str) -> str | dict[str, Any]:
+    """
+    The name of a student's size, or its fields as JSON: ``{"hidden": [12, 12]}``.
+
+    :param text: what the user typed
+    """
+    if not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"""expected a name such as tiny, or JSON such as '{{"hidden": [12, 12]}}', got {text!r} ({error})"""
+        ) from None
 
 
 def key_value(text: str) -> tuple[str, Any]:
-    """``key=value`` or RL Zoo's ``key:value``; the value is a Python literal, or else a string."""
+    """
+    ``key=value`` or RL Zoo's ``key:value``. The value is a Python literal, else text.
+
+    :param text: what the user typed
+    """
     key, separator, value = text.partition("=") if "=" in text else text.partition(":")
     if not (separator and key.isidentifier()):
         raise argparse.ArgumentTypeError(f"expected key=value, got {text!r}")
@@ -74,38 +208,40 @@ def key_value(text: str) -> tuple[str, Any]:
     return key, value
 
 
-def _is_float(text: str) -> bool:
+def env_setting(text: str) -> tuple[str, Any]:
+    """
+    A keyword argument of ``gym.make``. ``render_mode`` is refused: it slows every step down, and nothing is shown.
+
+    :param text: what the user typed
+    """
+    key, value = key_value(text)
+    if key == "render_mode" and value is not None:
+        raise argparse.ArgumentTypeError(
+            "render_mode is not for this command, which plays many environments and shows none. sb3-qpd zoo enjoy shows an "
+            "agent, sb3-qpd zoo record_video films it"
+        )
+    return key, value
+
+
+def existing_file(text: str) -> str:
+    """
+    The path of a file that exists.
+
+    :param text: what the user typed
+    """
+    if not Path(text).expanduser().is_file():
+        raise argparse.ArgumentTypeError(f"no such file: {text}. Check the path")
+    return text
+
+
+def _to_whole(text: str) -> int | None:
+    """The whole number that a text is, ``None`` for any other text."""
     try:
-        float(text)
+        return int(text)
     except ValueError:
-        return False
-    return True
-
-
-# --- user errors ---
-def one_line(message: object) -> str:
-    return " ".join(str(message).split()) or type(message).__name__
-
-
-def is_user_error(error: BaseException) -> bool:
-    """Whether a user can mend what went wrong, so that one line says it; anything else is a bug, with its traceback."""
-    # of a mistyped id, and of a YAML file that RL Zoo reads; neither is imported for a command that needs it not
-    is_theirs = type(error).__module__.startswith(("gymnasium.error", "yaml."))
-    return is_theirs or isinstance(error, ValueError | TypeError | OSError | ImportError | MemoryError)
-
-
-@contextmanager
-def user_errors(command: str, applies: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """
-    What goes wrong inside is the user's to mend: one line on stderr, exit code 2.
-
-    :param command: for the message
-    :param applies: asked when something went wrong; False: it is a bug, with its traceback
-    """
+        pass
     try:
-        yield
-    except Exception as error:
-        if not (applies() and is_user_error(error)):
-            raise
-        print(f"sb3-qpd {command}: error: {one_line(error)}", file=sys.stderr)
-        raise SystemExit(EXIT_MISTAKE) from error
+        value = float(text)
+    except ValueError:
+        return None
+    return int(value) if math.isfinite(value) and value.is_integer() else None

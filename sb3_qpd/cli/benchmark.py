@@ -1,13 +1,19 @@
-"""``sb3-qpd benchmark``: how fast each form of a student is."""
+"""``sb3-qpd benchmark``: the speed of each form of a student."""
 
 import argparse
 from typing import Any
 
-from sb3_qpd.cli.arguments import add_environment, add_folder, user_errors
-from sb3_qpd.cli.deploy import open_folder
+from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress, add_teacher, positive_number
+from sb3_qpd.cli.errors import user_errors
+from sb3_qpd.cli.models import check_folder, open_folder
 
 
 def add_benchmark(commands: Any) -> None:
+    """
+    Add the command.
+
+    :param commands: the subparsers of the program
+    """
     parser = commands.add_parser(
         "benchmark",
         help="how fast each form of a student is",
@@ -16,22 +22,31 @@ def add_benchmark(commands: Any) -> None:
         "Runtime too. C also on emulated microcontrollers, where their tools are installed.",
     )
     parser.set_defaults(run=benchmark, device="cpu")
-    add_folder(parser, teacher="a teacher's zip, run folder or name on the Hub")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each row and batch size (default: 1)")
-    parser.add_argument("--mhz", type=float, default=100.0, help="clock of the microcontrollers (default: 100)")
+    parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)
+    add_teacher(parser, "to measure beside the student")
+    parser.add_argument("--seconds", type=positive_number, default=1.0, help="for each row and batch size (default: 1)")
+    parser.add_argument("--mhz", type=positive_number, default=100.0, help="clock of the microcontrollers (default: 100)")
     add_environment(parser)
+    add_progress(parser)
 
 
 def benchmark(args: argparse.Namespace) -> int:
-    """Measure, and print the table."""
+    """
+    Measure, and print the table.
+
+    :param args: arguments of the command
+    :return: exit code
+    """
     with user_errors("benchmark"):
+        folder = check_folder(args)
         from sb3_qpd.evaluation.benchmark import benchmark as measure
         from sb3_qpd.evaluation.benchmark import microcontroller_table, microcontrollers, table
 
-        recipe, given = open_folder(args)
-        rows = measure(args.folder, recipe, given, args.seconds)
-        emulated = microcontrollers(args.folder, recipe)
-    print(table(rows))
+        recipe, given = open_folder(folder, args)
+        left_out: list[str] = []
+        rows = measure(folder, recipe, given, args.seconds, progress_bar=args.progress, left_out=left_out)
+        emulated = microcontrollers(folder, recipe, args.progress)
+    print(table(rows, left_out))
     if emulated:
         print(f"\n{microcontroller_table(emulated, args.mhz)}")
     return 0

@@ -1,15 +1,30 @@
 """``sb3-qpd compress``: teacher in, integer student and evidence out."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.atomic import AtomicFolder, uninterrupted
-from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, is_user_error, one_line, positive, timesteps, user_errors
-from sb3_qpd.cli.models import load_teacher
+from sb3_qpd.cli.arguments import (
+    TEACHER_SOURCE,
+    Parser,
+    add_environment,
+    add_progress,
+    add_step_limit,
+    whole_number,
+)
+from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_errors
+from sb3_qpd.cli.hyperparameters import add_hyperparameters, flag_names
+from sb3_qpd.cli.models import check_device, load_teacher
+from sb3_qpd.cli.sources import check_source
+from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, STUDENT_ZIP
+from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
+    from stable_baselines3.common.callbacks import BaseCallback
+
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
     from sb3_qpd.evaluation.comparison import EvaluationPlan
@@ -17,43 +32,26 @@ if TYPE_CHECKING:
 
 DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
 
-# what a run writes, its exports too: those of an earlier run do not stay beside the files of this one
-OUTPUTS = (
-    *("student.zip", "student_float.zip", "student.npz", "report.json", "report.md"),
-    *("student.onnx", "student.tflite", "policy.py", "policy.c", "policy.h", "policy_README.md", "main.c", "test_vectors.h"),
-)
-
 FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
-
-# handed to the distiller as they are, and only where they are given: the defaults are the distiller's own
-HYPERPARAMETERS = {
-    "student_arch": str,
-    "weight_bits": int,
-    "activation_bits": int,
-    "transition": str,
-    "transition_start": float,
-    "transition_end": float,
-    "learning_rate": float,
-    "batch_size": int,
-    "gradient_steps": float,
-    "temperature": float,
-    "critic_coef": float,
-    "beta": float,
-    "buffer_size": int,
-}
+VERDICTS = {"non-inferior": "non_inferior"}  # what --require and --stop-when take -> what report.json says
 
 
 def add_compress(commands: Any) -> None:
-    parser = commands.add_parser(
+    """
+    Add the command.
+
+    :param commands: the subparsers of the program
+    """
+    parser: Parser = commands.add_parser(
         "compress",
         help="teacher in, integer student and evidence out",
         description="Load and check a teacher, distill it, and compare the integer student with it. DIR gets student.zip "
-        "(SB3), student_float.zip, student.npz (integer model), report.json and report.md.",
+        "(SB3), student_float.zip, student.npz (integer model), report.json and report.md. Settings that are not given come "
+        "from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
     )
     parser.set_defaults(run=compress)
-    what = "a zip saved by SB3 or sb3-contrib, a run folder of RL Zoo, or a model on the Hub: owner/name[@revision]"
     teacher = parser.add_mutually_exclusive_group(required=True)
-    teacher.add_argument("teacher", nargs="?", default=argparse.SUPPRESS, help=what)
+    teacher.add_argument("teacher", nargs="?", default=argparse.SUPPRESS, help=TEACHER_SOURCE)
     teacher.add_argument(
         "--teacher", metavar="TEACHER", default=argparse.SUPPRESS, help="the same, as the other commands have it"
     )
@@ -61,19 +59,14 @@ def add_compress(commands: Any) -> None:
     parser.add_argument("--force", action="store_true", default=False, help="replace the files of an earlier run in DIR")
     parser.add_argument(
         "--timesteps",
-        type=timesteps,
+        type=whole_number(most=MAX_TIMESTEPS),
         default=None,
-        help="environment steps, e.g. 1e6 (default: those of the environment's entry in hyperparams/qpd.yml, such as 5e5 for "
-        f"Hopper-v4, and its buffer_size; else {DEFAULT_TIMESTEPS})",
+        help=f"environment steps, e.g. 1e6 (default: those of the environment's entry, else {DEFAULT_TIMESTEPS})",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0); test episodes have their own")
     parser.add_argument(
-        "--episodes", type=positive, default=None, help="test episodes (default: 100 to 1000, from the teacher's spread)"
+        "--episodes", type=whole_number(), default=None, help="test episodes (default: 100 to 1000, from the teacher's spread)"
     )
     add_environment(parser)
-    parser.add_argument("--n-envs", type=positive, default=None, help="environments side by side in training")
-    parser.add_argument("--vec-env", choices=("dummy", "subproc"), default="dummy", help="how they run (default: dummy)")
-    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda")
     parser.add_argument(
         "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
     )
@@ -81,37 +74,84 @@ def add_compress(commands: Any) -> None:
         "--target", action="append", default=[], help="export it too, and verify that: onnx, c, tflite, numpy; several times"
     )
     parser.add_argument(
-        "--no-check-teacher", dest="check_teacher", action="store_false", default=True, help="do not play it beforehand"
+        "--require",
+        choices=tuple(VERDICTS),
+        default=None,
+        help="exit code 1 where the verdict is another one; the files are written all the same",
     )
-    parser.add_argument("--no-progress", dest="progress", action="store_false", default=True, help="no progress bars")
-    group = parser.add_argument_group("hyper-parameters (default: the distiller's own)")
-    for name, kind in HYPERPARAMETERS.items():
-        group.add_argument("--" + name.replace("_", "-"), type=kind, default=None, metavar=kind.__name__.upper())
+    parser.add_argument(
+        "--stop-when",
+        choices=tuple(VERDICTS),
+        default=None,
+        help="end early, once the integer student passes on validation episodes; test episodes then decide as always",
+    )
+    add_progress(parser)
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        default=True,
+        help="play the teacher's episodes even where they are kept",
+    )
+    add_step_limit(parser)
+    add_hyperparameters(parser)
+    parser.set_defaults(seed=0, device="auto")
 
 
 def compress(args: argparse.Namespace) -> int:
-    """Load, check, distill, make integers, evaluate."""
+    """
+    Load, check, distill, convert to integers, evaluate.
+
+    :param args: arguments of the command
+    :return: exit code
+    """
     with user_errors("compress"):
-        staging = AtomicFolder(args.out, args.force)
+        staging = AtomicFolder(args.out, args.force, argument="--out")
     with staging:
         with user_errors("compress"):
-            from sb3_qpd.evaluation.comparison import plan_evaluation
+            _check_teacher_source(args.teacher)
             from sb3_qpd.export import find_exporter
 
             for target in args.target:
                 find_exporter(target)
+            from sb3_qpd.evaluation.comparison import plan_evaluation
+
+            check_device(args.device)
             teacher, recipe = load_teacher(args.teacher, args)
-            _defaults_from_zoo(args, recipe)
+            _take_entry(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
             _check_bits(distiller)
+            _check_targets(distiller, args.target)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
-            plan = plan_evaluation(teacher, recipe, args.episodes, progress_bar=args.progress)
-        _compress(distiller, baseline, plan, args.timesteps, staging, args.progress)
-    return _deploy(distiller, recipe, args) if args.target else 0
+            options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
+            plan = plan_evaluation(teacher, recipe, args.episodes, **options)
+        report = _compress(distiller, baseline, plan, staging, args)
+    code = _deploy(distiller, recipe, args) if args.target else 0
+    return code or _check_verdict(report, args.require)
+
+
+def _check_teacher_source(source: str) -> None:
+    check_source(source)
+    folder = Path(source).expanduser()
+    if (folder / INTEGER_MODEL).is_file() and (folder / STUDENT_ZIP).is_file():
+        raise ValueError(f"{source} is the folder of a student: expected its teacher, {TEACHER_SOURCE}")
+
+
+def _check_verdict(report: dict[str, Any], required: str | None) -> int:
+    if required is None or report["verdict"] == VERDICTS[required]:
+        return 0
+    print(f"sb3-qpd compress: required {required}, the verdict is {report['verdict']}", file=sys.stderr)
+    return EXIT_DIFFERENCE
+
+
+def _teacher_words(args: argparse.Namespace) -> str:
+    """The teacher and its options, as they stood on the command line."""
+    env = [] if args.env is None else ["--env", args.env]
+    return shlex.join([args.teacher, *env, *(["--vecnormalize", args.vecnormalize] if args.vecnormalize else [])])
 
 
 def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
-    """Export and verify; the student is saved by now, whatever comes of it."""
+    """Export and verify. The student is saved by then, whatever comes of it."""
     with user_errors("compress"):
         from sb3_qpd.evaluation.verify import load_model, verify
         from sb3_qpd.export import export
@@ -126,22 +166,38 @@ def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Names
     return 0 if result.holds else EXIT_DIFFERENCE
 
 
-def _defaults_from_zoo(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
-    """How long to learn, and from how much, is what RL Zoo's entry of the environment says, where nobody said it."""
+def _take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
+    """
+    Take what the user did not give from the environment's entry in ``qpd.yml``: steps, size, bits and the other settings.
+
+    What a student sees stays the teacher's: of the entry's keys only the arguments of ``QPDDistiller`` that have a flag count.
+    """
     from sb3_qpd.zoo.entries import read_entries
 
-    entry = read_entries().get("atari" if recipe.is_atari else recipe.env_id, {})
-    args.timesteps = args.timesteps or int(entry.get("n_timesteps", DEFAULT_TIMESTEPS))
-    args.buffer_size = entry.get("buffer_size") if args.buffer_size is None else args.buffer_size
+    name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
+    entry = dict(read_entries().get(name, {}))
+    taken = {key: entry[key] for key in flag_names() if key in entry and getattr(args, key) is None}
+    for key, value in taken.items():
+        setattr(args, key, value)
+    if args.timesteps is None and "n_timesteps" in entry:
+        args.timesteps = int(entry["n_timesteps"])
+        taken = {"timesteps": args.timesteps, **taken}
+    if taken:
+        settings = ", ".join(f"{key} {value}" for key, value in taken.items())
+        print(f"From the entry {name} of hyperparams/qpd.yml: {settings}")
+    args.timesteps = args.timesteps or DEFAULT_TIMESTEPS
 
 
 def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
+    from stable_baselines3.common.utils import configure_logger
+
     from sb3_qpd.distillation.distiller import QPDDistiller
 
-    given = {name: getattr(args, name) for name in HYPERPARAMETERS if getattr(args, name) is not None}
-    same = ("n_envs", "vec_env", "seed", "device", "check_teacher")
-    options = {**{name: getattr(args, name) for name in same}, **given, **changes}
-    return QPDDistiller(teacher, recipe, verbose=1, **options)  # verbose: the check of the teacher is shown
+    given = {name: getattr(args, name) for name in flag_names() if getattr(args, name) is not None}
+    distiller = QPDDistiller(teacher, recipe, verbose=1, **{**given, **changes})  # verbose: the check of the teacher is shown
+    if args.tensorboard_log is not None:  # for TensorBoard alone: nothing of it on stdout
+        distiller.set_logger(configure_logger(verbose=0, tensorboard_log=args.tensorboard_log, tb_log_name="QPD"))
+    return distiller
 
 
 def _check_bits(distiller: "QPDDistiller") -> None:
@@ -154,24 +210,32 @@ def _check_bits(distiller: "QPDDistiller") -> None:
         )
 
 
+def _check_targets(distiller: "QPDDistiller", targets: list[str]) -> None:
+    """Spaces, masks and bits that a target cannot take are known before training."""
+    from sb3_qpd.export import StudentFacts, check_target
+
+    facts = StudentFacts.of_model(distiller.policy.to_integer())
+    for target in targets:
+        check_target(target, facts)
+
+
 def _compress(
     distiller: "QPDDistiller",
     baseline: "QPDDistiller | None",
     plan: "EvaluationPlan",
-    timesteps: int,
     staging: AtomicFolder,
-    progress_bar: bool,
-) -> None:
+    args: argparse.Namespace,
+) -> dict[str, Any]:
     from sb3_qpd.evaluation.comparison import make_report
-    from sb3_qpd.evaluation.report import table, verdict_line, write_report
+    from sb3_qpd.evaluation.report import console_summary, write_report
 
-    options = dict[str, Any](log_interval=None, progress_bar=progress_bar)
+    options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0):
-            distiller.learn(timesteps, **options)
+            distiller.learn(args.timesteps, callback=_callback(plan, args), **options)
         baselines = {}
         if baseline is not None:
-            baseline.learn(timesteps, **options)
+            baseline.learn(args.timesteps, **options)
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
@@ -179,23 +243,33 @@ def _compress(
         write_report(report, staging.path)
     except BaseException as error:
         if isinstance(error, SystemExit) and distiller.num_timesteps == 0:
-            raise  # a mistake that was told already
-        # hours of learning are not thrown away because somebody, or something, stopped the rest
+            raise  # an error of the user, which was reported already
+        # hours of learning are not thrown away because the rest was interrupted or failed
         _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
     files = _publish(distiller, plan, staging)
-    print(f"\n{table(report)}\n\n{verdict_line(report)}\n\nWrote {', '.join(files)} into {staging.out}")
+    summary = console_summary(report, args.command_line, str(staging.out), _teacher_words(args))
+    print(f"\n{summary}\n\nWrote {', '.join(files)} into {staging.out}")
+    return report
+
+
+def _callback(plan: "EvaluationPlan", args: argparse.Namespace) -> "BaseCallback | None":
+    if args.stop_when is None:
+        return None
+    from sb3_qpd.cli.early_stopping import StopWhenNonInferior
+
+    return StopWhenNonInferior(plan)
 
 
 def _publish(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder) -> list[str]:
-    distiller.save(staging.path / "student.zip")
+    distiller.save(staging.path / STUDENT_ZIP)
     if (float_student := distiller.float_student()) is not None:
-        float_student.save(staging.path / "student_float.zip")
+        float_student.save(staging.path / FLOAT_ZIP)
     try:
-        distiller.to_integer(plan.env).save(staging.path / "student.npz")
-    except ValueError as error:  # of weights that are NaN: the zips show how far it came
+        distiller.to_integer(plan.env).save(staging.path / INTEGER_MODEL)
+    except ValueError as error:  # weights that are NaN: the zips show how far the student came
         print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
     return staging.commit(replacing=OUTPUTS)
 

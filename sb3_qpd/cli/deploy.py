@@ -5,18 +5,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.atomic import AtomicFolder
-from sb3_qpd.cli.arguments import EXIT_DIFFERENCE, add_environment, add_folder, positive, user_errors
-from sb3_qpd.cli.models import load_teacher, open_student, student_recipe
+from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress, add_teacher, whole_number
+from sb3_qpd.cli.errors import EXIT_DIFFERENCE, user_errors
+from sb3_qpd.cli.models import check_folder, check_no_teacher_options, open_folder, open_student, student_recipe
+from sb3_qpd.cli.sources import find_student
+from sb3_qpd.student_folder import INTEGER_MODEL
 
 if TYPE_CHECKING:
-    from sb3_qpd.envs.recipe import EnvRecipe
-    from sb3_qpd.evaluation.benchmark import Networks
     from sb3_qpd.integer import IntegerModel
 
-ZIPS = ("student.zip", "student_float.zip")
+# option -> the targets that have it
+TARGETS_OF_OPTION = {"--qdq": ("onnx",), "--channels-last": ("onnx", "tflite")}
 
 
 def add_export(commands: Any) -> None:
+    """
+    Add the command ``export``.
+
+    :param commands: the subparsers of the program
+    """
     parser = commands.add_parser(
         "export",
         help="files for devices",
@@ -24,7 +31,7 @@ def add_export(commands: Any) -> None:
         "with; other files in it stay.",
     )
     parser.set_defaults(run=export, device="cpu")
-    parser.add_argument("student", type=Path, help="a student's zip or its .npz")
+    parser.add_argument("student", help=f"a student's zip or .npz; {STUDENT_SOURCE}")
     parser.add_argument("--target", action="append", required=True, help="onnx, c, tflite, numpy; may be given several times")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument(
@@ -38,6 +45,11 @@ def add_export(commands: Any) -> None:
 
 
 def add_verify(commands: Any) -> None:
+    """
+    Add the command ``verify``.
+
+    :param commands: the subparsers of the program
+    """
     parser = commands.add_parser(
         "verify",
         help="that all files of a folder are the same policy, bit for bit",
@@ -46,23 +58,36 @@ def add_verify(commands: Any) -> None:
         "student.npz where equality is promised.",
     )
     parser.set_defaults(run=verify, device="cpu")
-    add_folder(parser, teacher="of a Box action: show its jitter beside the student's")
-    parser.add_argument("--observations", type=positive, default=1_000, help="how many (default: 1000)")
+    parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)
+    add_teacher(parser, "of a Box action, to show its jitter beside the student's")
+    parser.add_argument("--observations", type=whole_number(), default=1_000, help="how many (default: 1000)")
     add_environment(parser)
+    add_progress(parser)
 
 
 def export(args: argparse.Namespace) -> int:
-    """All targets, or none."""
-    with user_errors("export"):
-        from sb3_qpd.export import export as write
+    """
+    Write all targets, or none.
 
+    :param args: arguments of the command
+    :return: exit code
+    """
+    with user_errors("export"):
         _check_options(args)
-        model = _integer_model(args)
+        path = find_student(args.student)
+        if path is None:
+            raise ValueError(f"{args.student} is not a student: expected {STUDENT_SOURCE}")
+        from sb3_qpd.export import export as write
+        from sb3_qpd.export import find_exporter
+
+        for target in args.target:
+            find_exporter(target)
+        model = _integer_model(path, args)
         model.requantization = args.requantization or model.requantization
-        with AtomicFolder(args.out, force=True) as staging:
+        with AtomicFolder(args.out, force=True, argument="--out") as staging:
             for target in dict.fromkeys(args.target):
                 write(model, target, staging.path, **_options(target, args))
-            model.save(staging.path / "student.npz")
+            model.save(staging.path / INTEGER_MODEL)
             sizes = {name: (staging.path / name).stat().st_size for name in sorted(p.name for p in staging.path.iterdir())}
             staging.commit()
     print(f"the student is {model.nbytes} bytes of weights, biases and multipliers")
@@ -72,12 +97,19 @@ def export(args: argparse.Namespace) -> int:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """An option that no target takes is a mistake, not a wish."""
-    for option, given, targets in (
-        ("--qdq", args.qdq, ("onnx",)),
-        ("--channels-last", args.channels_last, ("onnx", "tflite")),
-    ):
-        if given and not set(targets) & set(args.target):
+    """Refuse unknown targets, options that no target has, and a requantization that one of them lacks."""
+    from sb3_qpd.export import find_target
+
+    lacking = [name for name in args.target if args.requantization not in (None, *find_target(name).requantizations)]
+    if lacking:  # the requantization is the student's: all of its files have it
+        names = " and ".join(lacking)
+        raise ValueError(
+            f"--requantization {args.requantization} is not for the target {names}: export it apart, with "
+            "--requantization float32"
+        )
+    given = {"--qdq": args.qdq, "--channels-last": args.channels_last}
+    for option, targets in TARGETS_OF_OPTION.items():
+        if given[option] and not set(targets) & set(args.target):
             raise ValueError(f"{option} is for {' and '.join(targets)}, the targets are {', '.join(args.target)}")
 
 
@@ -86,37 +118,36 @@ def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
     return {**channels_last, **({"form": "qdq"} if args.qdq and target == "onnx" else {})}
 
 
-def _integer_model(args: argparse.Namespace) -> "IntegerModel":
+def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
     from sb3_qpd.integer import IntegerModel
 
-    path = args.student
+    check_no_teacher_options(args, path)
     if path.suffix == ".npz":
-        return IntegerModel.load(path)
-    if (student := open_student(path, args)) is None:
-        raise ValueError(f"{path} is not a student's zip or .npz: expected what sb3-qpd compress writes")
-    distiller, recipe = student
-    return distiller.to_integer(recipe)
+        model = IntegerModel.load(path)
+        if args.env is not None or args.env_kwargs:
+            model.metadata["env"] = student_recipe(path, model.metadata.get("env"), args).to_json()
+        return model
+    from sb3_qpd.students.quantizers import FLOAT_BITS
+
+    student, recipe = open_student(path, args)
+    if student.policy.arch.activation_bits == FLOAT_BITS:
+        raise ValueError(f"{path} is the float student, which has no integers. Export student.zip or student.npz instead")
+    return student.to_integer(recipe)
 
 
 def verify(args: argparse.Namespace) -> int:
-    """Compare, and say whether it holds."""
+    """
+    Compare all forms of a student, and print whether they are the same.
+
+    :param args: arguments of the command
+    :return: exit code
+    """
     with user_errors("verify"):
+        folder = check_folder(args)
         from sb3_qpd.evaluation.verify import verify as compare
 
-        recipe, given = open_folder(args)
-        result = compare(args.folder, recipe, args.observations, policy=given.policy, teacher=given.teacher)
+        recipe, given = open_folder(folder, args)
+        options = {"policy": given.policy, "teacher": given.teacher, "progress_bar": args.progress}
+        result = compare(folder, recipe, args.observations, **options)
     print(result.table())
     return 0 if result.holds else EXIT_DIFFERENCE
-
-
-def open_folder(args: argparse.Namespace) -> "tuple[EnvRecipe, Networks]":
-    """Where the student of ``args.folder`` plays, and its policies: those of the zips that there are, and --teacher."""
-    from sb3_qpd.evaluation.benchmark import Networks
-    from sb3_qpd.evaluation.verify import load_model
-
-    recipe = student_recipe(args.folder, load_model(args.folder).metadata.get("env"), args)
-    args.env, args.env_kwargs = recipe, {}  # the zips' and the teacher's too
-    zips = [open_student(path, args) if path.is_file() else None for path in (args.folder / name for name in ZIPS)]
-    policy, float_policy = (None if student is None else student[0].policy for student in zips)
-    teacher = None if args.teacher is None else load_teacher(args.teacher, args)[0]
-    return recipe, Networks(policy, float_policy, teacher)

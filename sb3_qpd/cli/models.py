@@ -1,97 +1,246 @@
-"""Teachers and students from the files that a command is given."""
+"""Teachers, students and environments, as the arguments of a command name them."""
 
 import argparse
 import json
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sb3_qpd.cli.remembered import recall, remember
+from sb3_qpd.cli.sources import check_source, find_folder, find_teacher, find_zip
+from sb3_qpd.student_folder import FLOAT_ZIP, REPORT
+
 if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
+    from sb3_qpd.evaluation.benchmark import Networks
+    from sb3_qpd.integer import IntegerModel
     from sb3_qpd.players import Player
     from sb3_qpd.teachers.teacher import Teacher
 
 
-def load_teacher(path: str, args: argparse.Namespace) -> "tuple[Teacher, EnvRecipe]":
-    """A teacher, and the environment that its folder or --env names."""
+def load_teacher(source: str, args: argparse.Namespace) -> "tuple[Teacher, EnvRecipe]":
+    """
+    Load a teacher, and find the environment that its folder or ``--env`` names.
+
+    :param source: path, or name on the Hub
+    :param args: arguments of the command, with ``--env``, ``--env-kwargs``, ``--vecnormalize`` and ``--device``
+    """
+    source = find_teacher(source)
     from sb3_qpd.envs.recipe import make_recipe
     from sb3_qpd.teachers import loading
 
-    recipe = None if args.env is None else make_recipe(args.env, dict(args.env_kwargs))
-    teacher = loading.load_teacher(path, vecnormalize=args.vecnormalize, env=recipe, device=_checked_device(args.device))
+    recipe = None if args.env is None else _chosen_recipe(args)
+    teacher = loading.load_teacher(source, vecnormalize=args.vecnormalize, env=recipe, device=check_device(args.device))
     if teacher.recipe is None:
-        raise ValueError(f"{path} does not say which environment it was trained on. Give it: --env ID")
+        raise ValueError(f"{source} does not say which environment it was trained on. {_with_env(args)}")
     teacher.recipe = make_recipe(teacher.recipe, dict(args.env_kwargs))
     return teacher, teacher.recipe
 
 
-def open_player(source: str, args: argparse.Namespace) -> "tuple[Player, EnvRecipe, str]":
-    """Who plays, where, and how large it is."""
-    path = _student_of_hub(source) or Path(source)
+def open_player(source: str, path: Path | None, args: argparse.Namespace) -> "tuple[Player, EnvRecipe, str]":
+    """
+    Open a teacher or a student for ``evaluate``.
+
+    :param source: path, or name on the Hub
+    :param path: the student's file, ``None`` for a teacher
+    :param args: arguments of the command
+    :return: the player, its environment, and a line about its size
+    """
+    if path is None:
+        teacher, recipe = load_teacher(source, args)
+        return teacher, recipe, _size(teacher.nbytes, teacher)
     if path.suffix == ".npz":
-        from sb3_qpd.integer import IntegerModel
+        model, recipe = open_integer_model(path, args)
+        return model, recipe, _size(model.nbytes, model)
+    return *open_student(path, args), f"{path.stat().st_size} bytes as a zip"
 
-        model = IntegerModel.load(path)
-        return model, student_recipe(path, model.metadata.get("env"), args), _size(model.nbytes, model)
-    if (student := open_student(path, args)) is not None:
-        return *student, f"{path.stat().st_size} bytes as a zip"
+
+def check_no_teacher_options(args: argparse.Namespace, path: Path) -> None:
+    """
+    Refuse ``--vecnormalize``, and ``--device`` with an ``.npz``, where they would change nothing.
+
+    :param args: arguments of the command
+    :param path: the student's file
+    """
+    if args.vecnormalize is not None:
+        raise ValueError(f"--vecnormalize is for a teacher: the student {path} has its own normalization. Leave it out")
+    if path.suffix == ".npz" and args.device not in ("auto", "cpu"):
+        raise ValueError(
+            f"--device {args.device}: the integers of {path} are computed by numpy, on the CPU. Leave it out, or give the zip"
+        )
+
+
+def open_integer_model(path: Path, args: argparse.Namespace) -> "tuple[IntegerModel, EnvRecipe]":
+    """
+    Open an ``.npz``.
+
+    :param path: the integer model
+    :param args: arguments of the command
+    :return: the model and its environment, which ``--env`` names, or else the file
+    """
+    from sb3_qpd.integer import IntegerModel
+
+    model = IntegerModel.load(path)
+    return model, student_recipe(path, model.metadata.get("env"), args)
+
+
+def open_student(path: Path, args: argparse.Namespace) -> "tuple[QPDDistiller, EnvRecipe]":
+    """
+    Open a student's zip.
+
+    :param path: the zip
+    :param args: arguments of the command
+    :return: the student and its environment, which ``--env`` names, or else the report beside the zip
+    """
+    from sb3_qpd.distillation.student_zip import load_student
+
+    recipe = student_recipe(path, _read_env(path.with_name(REPORT)), args)
+    return load_student(path, device=check_device(args.device)), recipe
+
+
+def check_folder(args: argparse.Namespace) -> Path:
+    """
+    Check the arguments of a command that takes a student's folder and its teacher, before torch is imported.
+
+    :param args: arguments of the command
+    :return: the folder
+    """
+    folder = find_folder(args.folder)
+    if args.teacher is not None:
+        check_source(args.teacher)
+    elif args.vecnormalize is not None:
+        raise ValueError("--vecnormalize is for the teacher: give --teacher too, or leave it out")
+    return folder
+
+
+def open_folder(folder: Path, args: argparse.Namespace) -> "tuple[EnvRecipe, Networks]":
+    """
+    Open everything in a student's folder that needs torch, and the teacher.
+
+    :param folder: with ``student.npz``
+    :param args: arguments of the command, with ``--teacher``
+    :return: the environment, and the policies: those of the zips that there are, and the teacher's
+    """
+    from sb3_qpd.evaluation.benchmark import Networks
+    from sb3_qpd.evaluation.verify import load_model
+
+    recipe = student_recipe(folder, load_model(folder).metadata.get("env"), args)
+    where = argparse.Namespace(**{**vars(args), "env": recipe, "env_kwargs": []})  # the zips' and the teacher's too
+    float_zip = folder / FLOAT_ZIP
+    zips = (find_zip(folder), float_zip if float_zip.is_file() else None)
+    policy, float_policy = (None if path is None else open_student(path, where)[0].policy for path in zips)
+    teacher = None if args.teacher is None else _load_matching_teacher(args.teacher, where)
+    return recipe, Networks(policy, float_policy, teacher)
+
+
+def _load_matching_teacher(source: str, args: argparse.Namespace) -> "Teacher":
+    """A teacher that can play in the student's environment."""
+    from sb3_qpd.teachers.check import check_spaces
+
     teacher, recipe = load_teacher(source, args)
-    return teacher, recipe, _size(teacher.nbytes, teacher)
-
-
-def _student_of_hub(name: str) -> Path | None:
-    """One file of a repository, such as ``hub:owner/name/student.npz``; a repository as a whole is a teacher's."""
-    from sb3_qpd.teachers.hub import download, parse_source
-
-    source = parse_source(name)
-    return None if source is None or source.filename is None else download(source).path
-
-
-def open_student(path: Path, args: argparse.Namespace) -> "tuple[QPDDistiller, EnvRecipe] | None":
-    """A student's zip, and the environment that the report beside it or --env names; ``None`` where it is not a student's."""
-    from sb3_qpd.distillation.student_zip import is_student, load_student
-
-    if not is_student(path):
-        return None
-    recipe = student_recipe(path, _read_env(path.with_name("report.json")), args)
-    return load_student(path, device=_checked_device(args.device)), recipe
+    env = recipe.make_vec_env(1)
+    try:
+        check_spaces(teacher, env.observation_space, env.action_space)
+    except ValueError as error:
+        raise ValueError(f"--teacher {source} is the teacher of another environment than {recipe.env_id}: {error}") from error
+    finally:
+        env.close()
+    return teacher
 
 
 def student_recipe(path: Path, recorded: dict[str, Any] | None, args: argparse.Namespace) -> "EnvRecipe":
     """
-    Where a student plays.
+    The environment of a student.
 
-    :param path: for the message
+    :param path: the student's file or folder, for messages
     :param recorded: the environment as its files describe it
-    :param args: --env and --env-kwargs
+    :param args: arguments of the command: ``--env`` comes first
     """
-    from sb3_qpd.envs.limits import check_untrusted_recipe
-    from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+    from sb3_qpd.envs.recipe import make_recipe
 
-    if args.env is None and recorded is None:
-        raise ValueError(f"{path} does not say in which environment it plays. Give it: --env ID")
-    recipe = args.env
-    if recipe is None:
-        if not isinstance(recorded, dict) or not isinstance(recorded.get("env_id"), str):
-            raise ValueError(f"{path} does not name its environment by a plain id. Give it: --env ID")
-        try:
-            recipe = EnvRecipe.from_json(recorded)
-            own = dict(args.env_kwargs)  # what the user gives himself is not the file's
-            check_untrusted_recipe(replace(recipe, env_kwargs={k: v for k, v in recipe.env_kwargs.items() if k not in own}))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: {error} Give it yourself: --env-kwargs KEY=VALUE, or --env ID") from error
-    return make_recipe(recipe, dict(args.env_kwargs))
+    if args.env is not None:
+        return _chosen_recipe(args)
+    return make_recipe(_recorded_recipe(path, recorded, args), dict(args.env_kwargs))
 
 
-def _checked_device(name: str) -> str:
+@contextmanager
+def named_environments(recorded: str | None, recipe: "EnvRecipe") -> Iterator[None]:
+    """
+    Add the names of both environments to an error, where the user plays a student in another one than it was taught in.
+
+    :param recorded: id of the environment that the student's file names
+    :param recipe: where it plays
+    """
+    try:
+        yield
+    except ValueError as error:
+        if recorded in (None, recipe.env_id):
+            raise
+        raise ValueError(f"The student learned in {recorded} and cannot play in {recipe.env_id}: {error}") from error
+
+
+def check_device(name: str) -> str:
+    """
+    Refuse a device that is not here: SB3 would compute on the CPU without a word.
+
+    :param name: ``--device``
+    """
     import torch as th
 
+    if name == "auto":
+        return name
     try:
-        th.device("cpu" if name == "auto" else name)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}") from error
+        th.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}, which torch cannot use here: {reason}") from error
     return name
+
+
+def _chosen_recipe(args: argparse.Namespace) -> "EnvRecipe":
+    """The environment of ``--env``, which exists. What the user typed is remembered."""
+    from sb3_qpd.envs.recipe import make_recipe
+
+    recipe = make_recipe(args.env, dict(args.env_kwargs))
+    if isinstance(args.env, str):
+        remember(args.env)
+    return recipe
+
+
+def _recorded_recipe(path: Path, recorded: Any, args: argparse.Namespace) -> "EnvRecipe":
+    """The environment that a file names, once its settings are checked. A module is imported only if the user named it."""
+    from sb3_qpd.envs.limits import check_untrusted_recipe
+    from sb3_qpd.envs.recipe import EnvRecipe
+    from sb3_qpd.envs.registry import running_id
+
+    if recorded is None:
+        raise ValueError(f"{path} does not say in which environment it plays. {_with_env(args)}")
+    if not isinstance(recorded, dict) or not isinstance(recorded.get("env_id"), str):
+        raise ValueError(f"{path} does not name its environment by a plain id. {_with_env(args)}")
+    own = dict(args.env_kwargs)  # the user's own settings are not the file's
+    env_id = recorded["env_id"]
+    try:
+        recipe = EnvRecipe.from_json(recorded)
+        chosen = None if running_id(env_id) else recall(env_id)
+        if chosen is not None:
+            sys.path.append(chosen[1])
+        named = env_id if chosen is None else env_id.rpartition(":")[2]
+        kwargs = {key: value for key, value in recipe.env_kwargs.items() if key not in own}
+        check_untrusted_recipe(replace(recipe, env_id=named, env_kwargs=kwargs))
+        return recipe if chosen is None else replace(recipe, env_id=chosen[0])
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: {error} {_with_env(args, env_id)}, or --env-kwargs KEY=VALUE") from error
+
+
+def _with_env(args: argparse.Namespace, env_id: str = "ID") -> str:
+    """The command itself, with the environment that it lacks. A file's text is shown only where it is no more than an id."""
+    shown = env_id if re.fullmatch(r"[\w./:-]{1,100}", env_id) else "ID"
+    return f"Give it: {getattr(args, 'command_line', 'sb3-qpd ...')} --env {shown}"
 
 
 def _size(nbytes: int, actor: Any) -> str:

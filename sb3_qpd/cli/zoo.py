@@ -1,13 +1,22 @@
 """``sb3-qpd zoo``: RL Zoo's programs."""
 
 import argparse
+import os
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-from sb3_qpd.cli.arguments import user_errors
+from sb3_qpd.cli.errors import user_errors
+from sb3_qpd.cli.remembered import remember
 from sb3_qpd.zoo import PROGRAMS, has_begun, run
 
 
 def add_zoo(commands: Any) -> None:
+    """
+    Add the command.
+
+    :param commands: the subparsers of the program
+    """
     parser = commands.add_parser(
         "zoo",
         help="RL Zoo's programs, with --algo qpd",
@@ -20,6 +29,26 @@ def add_zoo(commands: Any) -> None:
 
 
 def zoo(args: argparse.Namespace) -> int:
+    """
+    Run the program.
+
+    :param args: arguments of the command
+    :return: exit code
+    """
+    _take_gym_packages(args.arguments)
     with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
         run(args.program, args.arguments)
     return 0
+
+
+def _take_gym_packages(arguments: Sequence[str]) -> None:
+    """The packages of ``--gym-packages`` may lie in the current folder; that the user chose them is remembered."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("--env", default="")
+    known, _ = parser.parse_known_args(arguments)
+    if known.gym_packages and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    for package in known.gym_packages:
+        if known.env:
+            remember(f"{package}:{known.env}")

@@ -1,30 +1,36 @@
 """
 RL Zoo's own programs, with ``qpd`` among their algorithms.
 
-    sb3-qpd zoo train --algo qpd --env LunarLander-v3 -params teacher:"'my_agents/ppo/LunarLander-v3_1'"
+    sb3-qpd zoo train --algo qpd --env LunarLander-v3 -params teacher:my_agents/ppo/LunarLander-v3_1
     python -m sb3_qpd.zoo enjoy --algo qpd --env LunarLander-v3 -f logs
 
-Arguments, files and folders are RL Zoo's, and so is its code: it runs as it is installed. What this package adds: the
-algorithm and its search space (:mod:`~sb3_qpd.zoo.search`), the entries of ``hyperparams/qpd.yml`` and what is checked in
-them (:mod:`~sb3_qpd.zoo.entries`), the student's own files in the run folder (:mod:`~sb3_qpd.zoo.manager`), and bridges over
-defects of today's packages (:mod:`~sb3_qpd.zoo.compat`). In a script of one's own ``register()`` does all of that.
+Arguments, files and folders are RL Zoo's, and so is its code: it runs as it is installed. This package adds the algorithm and
+its search space (:mod:`~sb3_qpd.zoo.search`), the entries of ``hyperparams/qpd.yml`` and their checks
+(:mod:`~sb3_qpd.zoo.entries`), the student's own files in the run folder (:mod:`~sb3_qpd.zoo.manager`), and replacements for
+what is broken in the installed packages (:mod:`~sb3_qpd.zoo.compat`). A script of your own calls ``register()`` for all that.
 """
 
 import importlib
 import runpy
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 ALGO = "qpd"
 _PLOTS = ("plot_train", "plot_from_file", "all_plots")
 PROGRAMS = ("train", "enjoy", "record_video", "push_to_hub", "load_from_hub", *_PLOTS)
-# imported by RL Zoo's programs without being required by it, and by whom they are brought
-UNDECLARED = {name: "sb3_qpd[zoo]" for name in ("requests", "pandas", "seaborn")}
+# RL Zoo's programs import these without requiring them, so that this package requires them
+UNDECLARED = ("requests", "pandas", "seaborn")
+_ABSENT = object()
+
+# bounds of a run, here and on the command line
+MAX_TIMESTEPS = 10**11  # a year at 3,000 steps a second
+MAX_N_ENVS = 4_096  # each is a Python object, or a process
 
 
 def __getattr__(name: str) -> Any:
-    """``hyperparams`` is what RL Zoo asks of a package that ``--conf-file`` names: the entries, read anew each time."""
+    """``hyperparams``: the entries, which RL Zoo reads from a package that ``--conf-file`` names. They are read each time."""
     if name != "hyperparams":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sb3_qpd.zoo.entries import read_entries
@@ -38,11 +44,12 @@ def register() -> None:
     from rl_zoo3 import exp_manager, hyperparams_opt
 
     from sb3_qpd.distillation.distiller import QPDDistiller
-    from sb3_qpd.zoo import compat as bridges
+    from sb3_qpd.zoo.compat import replacements
     from sb3_qpd.zoo.manager import StudentManager
     from sb3_qpd.zoo.search import convert_qpd_params, sample_qpd_params
 
-    bridges.build()
+    for owner, name, value in replacements():
+        setattr(owner, name, value)
     rl_zoo3.ALGOS[ALGO] = QPDDistiller
     hyperparams_opt.HYPERPARAMS_SAMPLER[ALGO] = sample_qpd_params
     hyperparams_opt.HYPERPARAMS_CONVERTER[ALGO] = convert_qpd_params  # type: ignore[assignment]
@@ -50,34 +57,71 @@ def register() -> None:
     StudentManager.has_begun = False
 
 
+@contextmanager
+def registered() -> Iterator[None]:
+    """Register ``qpd`` for a while: what :func:`register` changes in other packages is as before afterwards."""
+    import rl_zoo3
+    import torch as th
+    from rl_zoo3 import exp_manager, hyperparams_opt
+
+    from sb3_qpd.zoo.compat import replacements
+
+    tables: tuple[dict[str, Any], ...] = (
+        rl_zoo3.ALGOS,
+        hyperparams_opt.HYPERPARAMS_SAMPLER,
+        hyperparams_opt.HYPERPARAMS_CONVERTER,
+    )
+    known = [dict(table) for table in tables]
+    places = [*((owner, name) for owner, name, _ in replacements()), (exp_manager, "ExperimentManager")]
+    values = [(owner, name, vars(owner).get(name, _ABSENT)) for owner, name in places]
+    n_threads = th.get_num_threads()  # the programs' --num-threads
+    try:
+        register()
+        yield
+    finally:
+        for owner, name, value in values:
+            if value is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+        for table, entries in zip(tables, known, strict=True):
+            table.clear()
+            table.update(entries)
+        th.set_num_threads(n_threads)
+
+
 def run(program: str, arguments: Sequence[str]) -> None:
     """
     Run one of RL Zoo's programs in this process, as ``python -m`` would.
 
     :param program: one of ``PROGRAMS``
-    :param arguments: the program's own
+    :param arguments: arguments of the program
+    :raises ValueError: RL Zoo refused its arguments
+    :raises ImportError: a package that RL Zoo does not require is missing
     """
     before = sys.argv
     try:
-        register()
-        sys.argv = [f"sb3-qpd zoo {program}", *arguments]
-        if program in _PLOTS:
-            getattr(importlib.import_module("rl_zoo3.plots"), program)()
-        else:
-            runpy.run_module(f"rl_zoo3.{program}", run_name="__main__")
-    except AssertionError as error:  # RL Zoo's way to refuse, such as a file of -i that is not there
+        with registered():
+            sys.argv = [f"sb3-qpd zoo {program}", *arguments]
+            if program in _PLOTS:
+                getattr(importlib.import_module("rl_zoo3.plots"), program)()
+            else:
+                runpy.run_module(f"rl_zoo3.{program}", run_name="__main__")
+    except AssertionError as error:  # how RL Zoo refuses arguments, such as a file of -i that is not there
         if has_begun() or not str(error):
             raise
         raise ValueError(str(error)) from error
     except ModuleNotFoundError as error:
         if error.name not in UNDECLARED:
             raise
-        raise ImportError(f"{program} needs the package {error.name}: pip install '{UNDECLARED[error.name]}'") from error
+        raise ImportError(
+            f"{program} needs the package {error.name}, which sb3_qpd requires: pip install {error.name}"
+        ) from error
     finally:
         sys.argv = before
 
 
 def has_begun() -> bool:
-    """Whether the program has begun to learn: what goes wrong before is somebody's mistake, and one line."""
+    """Whether the program has begun to learn. An error before that is the user's, and one line."""
     manager = sys.modules.get("sb3_qpd.zoo.manager")
     return manager is not None and manager.StudentManager.has_begun

@@ -1,59 +1,88 @@
 """
-Bridges over defects of the packages that RL Zoo's programs stand on. Each says what is wrong, and
-``tests/test_zoo_bridges.py`` fails as soon as it can go.
+Replacements for what is broken or unsafe in the packages that RL Zoo's programs stand on.
 
-Two more are no code: ``requests`` (imported by ``rl_zoo3.load_from_hub``) and ``pandas`` (by ``train -optimize``) are
-required by nobody, so that our extra ``zoo`` requires them. And ``StudentManager`` bridges two of RL Zoo's own: the empty run
-folder that ``-optimize`` leaves, and ``--trial-id 0``.
+Each function says what is wrong and where that is reported; ``tests/zoo/test_compat.py`` fails as soon as one can go. They are
+in force while a program of RL Zoo runs (:func:`sb3_qpd.zoo.registered`).
+
+Two defects of RL Zoo are handled elsewhere. ``StudentManager`` removes the empty run folder of ``-optimize`` (to be filed:
+``setup_experiment`` creates the folder before it knows that there is no run) and takes ``--trial-id 0``
+(DLR-RM/rl-baselines3-zoo#498: ```self.trial_id``` is tested for truth). And RL Zoo imports ``requests``, ``pandas`` and
+``seaborn`` without requiring them (to be filed), so that this package requires them.
 """
 
+import argparse
+import ast
 import functools
 import importlib
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from pprint import pformat
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_sb3
+import rl_zoo3
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
+from rl_zoo3 import utils as zoo_utils
 
 from sb3_qpd.publishing.paths import check_no_paths
 from sb3_qpd.teachers.files.zoo_yaml import ZooLoader, read_yaml
 from sb3_qpd.teachers.hub import parse_source, teacher_on_hub
 
 CARD_NAME = {"QPDDistiller": "QPD"}  # RL Zoo finds an algorithm on the Hub by the lower case of the name on the card
-# of args.yml: folders of somebody's machine
+# keys of args.yml whose values are folders and files of the machine that trained
 _PATHS = ("tensorboard_log", "trained_agent", "optimization_log_path", "storage", "conf_file", "log_folder")
-_PASS_TEACHER = "-params teacher:\"'PATH'\""
+_PASS_TEACHER = "-params teacher:PATH"
 
 
-def build() -> None:
-    """All bridges, in this process; building them again changes nothing."""
-    for bridge in (generate_metadata, missing_files, unsafe_yaml, model_card):
-        bridge()
+class Replacement(NamedTuple):
+    """
+    An attribute of another package, and what it is to be.
+
+    :param owner: module or class
+    :param name: the attribute
+    :param value: its new value
+    """
+
+    owner: Any
+    name: str
+    value: Any
 
 
-def generate_metadata() -> None:
-    """``rl_zoo3.push_to_hub`` imports ``generate_metadata``, which sb3-team-hf-integration 3.2 has renamed and retyped."""
-    # the name huggingface_sb3.push_to_hub is that of a function
-    module = importlib.import_module("huggingface_sb3.push_to_hub")
+def replacements() -> list[Replacement]:
+    """All replacements that the installed packages need."""
+    functions = (generate_metadata, missing_files, unsafe_yaml, unsafe_normalize, text_arguments, sanitized_upload)
+    return [one for function in functions for one in function()]
+
+
+def generate_metadata() -> list[Replacement]:
+    """
+    The function ``generate_metadata``, which ``rl_zoo3.push_to_hub`` imports from ``huggingface_sb3``.
+
+    sb3-team-hf-integration 3.2 has renamed it, and returns another type. The ImportError is reported in
+    huggingface/huggingface_sb3#54 (comment of 2026-01-13).
+    """
+    module = importlib.import_module("huggingface_sb3.push_to_hub")  # the name huggingface_sb3.push_to_hub is a function
     if hasattr(module, "generate_metadata"):
-        return
+        return []
 
     def generate(model_name: str, *args: Any) -> dict[str, Any]:
         return module._generate_metadata(CARD_NAME.get(model_name, model_name), *args).to_dict()
 
-    module.generate_metadata = generate  # type: ignore[attr-defined]
+    return [Replacement(module, "generate_metadata", generate)]
 
 
-def missing_files() -> None:
-    """``rl_zoo3.load_from_hub`` expects requests' error for a missing ``vec_normalize.pkl``; huggingface_hub 1 has its own."""
-    if hasattr(huggingface_sb3.load_from_hub, "__wrapped__"):
-        return
-    load = huggingface_sb3.load_from_hub
+def missing_files() -> list[Replacement]:
+    """
+    ``huggingface_sb3.load_from_hub``, with the error that RL Zoo expects for a missing ``vec_normalize.pkl``.
+
+    ``rl_zoo3.load_from_hub`` catches the HTTPError of ``requests``; huggingface_hub 1 raises its own. To be filed for RL Zoo:
+    catch ``EntryNotFoundError``. DLR-RM/rl-baselines3-zoo#252 is the same for ``train_eval_metrics.zip``.
+    """
+    load = _original(huggingface_sb3.load_from_hub)
 
     @functools.wraps(load)
     def load_from_hub(*args: Any, **kwargs: Any) -> str:
@@ -64,21 +93,63 @@ def missing_files() -> None:
         except EntryNotFoundError as error:
             raise HTTPError(str(error)) from error
 
-    huggingface_sb3.load_from_hub = load_from_hub
+    return [Replacement(huggingface_sb3, "load_from_hub", load_from_hub)]
 
 
-def unsafe_yaml() -> None:
-    """RL Zoo reads config.yml and args.yml with ``yaml.UnsafeLoader``, downloaded ones too: a file could run anything."""
-    yaml.UnsafeLoader = ZooLoader  # type: ignore[misc, assignment]
-
-
-def model_card() -> None:
+def unsafe_yaml() -> list[Replacement]:
     """
-    ``rl_zoo3.push_to_hub`` publishes paths of this machine, and commands that do not know qpd; what it uploads is mended.
+    ``yaml.UnsafeLoader``, with which RL Zoo reads ``config.yml`` and ``args.yml``, downloaded ones too.
+
+    Such a file could run any code; this loader builds plain values only. Part of DLR-RM/rl-baselines3-zoo#505.
     """
-    upload = HfApi.upload_folder
-    if hasattr(upload, "_mends_students"):
-        return
+    return [Replacement(yaml, "UnsafeLoader", ZooLoader)]
+
+
+def unsafe_normalize() -> list[Replacement]:
+    """
+    ``rl_zoo3.utils.get_saved_hyperparams``, which evaluates the text of ``normalize`` in a ``config.yml``.
+
+    Such a text could run any code. Only ``dict(...)`` and literals are let through. DLR-RM/rl-baselines3-zoo#505.
+    """
+    read = _original(zoo_utils.get_saved_hyperparams)
+
+    @functools.wraps(read)
+    def get_saved_hyperparams(stats_path: str, *args: Any, **kwargs: Any) -> Any:
+        config = Path(stats_path) / "config.yml"
+        if config.is_file():
+            _check_normalize(read_yaml(config).get("normalize"), config)
+        return read(stats_path, *args, **kwargs)
+
+    # its programs import the function from either module
+    return [Replacement(owner, "get_saved_hyperparams", get_saved_hyperparams) for owner in (zoo_utils, rl_zoo3)]
+
+
+def text_arguments() -> list[Replacement]:
+    """
+    ``StoreDict`` of RL Zoo's command line, which evaluates each value, so that text needs two pairs of quotes.
+
+    ``-params teacher:logs/ppo/CartPole-v1_1`` was a NameError with its traceback. What cannot be evaluated is text here. To be
+    filed: fall back to the text.
+    """
+
+    class StoreDict(argparse.Action):
+        """Keep ``key:value`` arguments as a dict. A value that is no Python expression is text."""
+
+        def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+            pairs = [argument.partition(":") for argument in values]
+            setattr(namespace, self.dest, {key: _evaluated(value) for key, _, value in pairs})
+
+    return [Replacement(zoo_utils, "StoreDict", StoreDict)]
+
+
+def sanitized_upload() -> list[Replacement]:
+    """
+    ``HfApi.upload_folder``, which sanitizes the folder of a student before it is uploaded.
+
+    ``rl_zoo3.push_to_hub`` publishes paths of the machine that trained, and a card whose commands do not know ``qpd``. The
+    paths are to be filed for RL Zoo; the commands are right for its own algorithms.
+    """
+    upload = _original(HfApi.upload_folder)
 
     @functools.wraps(upload)
     def upload_folder(self: HfApi, *, folder_path: str | Path, **kwargs: Any) -> Any:
@@ -86,19 +157,20 @@ def model_card() -> None:
             sanitize_run_folder(Path(folder_path))
         return upload(self, folder_path=folder_path, **kwargs)
 
-    upload_folder._mends_students = True  # type: ignore[attr-defined]
-    HfApi.upload_folder = upload_folder  # type: ignore[method-assign]
+    return [Replacement(HfApi, "upload_folder", upload_folder)]
 
 
 def sanitize_run_folder(folder: Path) -> None:
     """
-    Make a folder fit to be published: a teacher by its name on the Hub or none, no other paths, commands that work.
+    Make a student's folder fit to be published: the teacher by its name on the Hub or left out, no other paths, and a card
+    whose commands work. A folder of another algorithm stays as it is.
 
     :param folder: what RL Zoo is about to upload
+    :raises ValueError: a path of this machine would be published
     """
     config = read_yaml(folder / "config.yml")
     if not isinstance(teacher := config.get("teacher"), str):
-        return  # no student's
+        return
     name = _name_on_hub(teacher, folder)
     config = _with_teacher(config, name)
     args: dict[str, Any] = {
@@ -109,13 +181,46 @@ def sanitize_run_folder(folder: Path) -> None:
     (folder / "args.yml").write_text(yaml.safe_dump(args), encoding="utf-8")
     left_out = "" if name else f"# teacher: not on the Hub, pass {_PASS_TEACHER}\n"
     (folder / "config.yml").write_text(yaml.safe_dump(config) + left_out, encoding="utf-8")
-    card = _mended_card((folder / "README.md").read_text(encoding="utf-8"), config)
+    card = _sanitized_card((folder / "README.md").read_text(encoding="utf-8"), config)
     (folder / "README.md").write_text(card, encoding="utf-8")
     check_no_paths(_published(folder), folder)
 
 
+def _original(value: Any) -> Callable[..., Any]:
+    """What a replacement stands for; other values are originals themselves."""
+    return getattr(value, "__wrapped__", value)
+
+
+def _evaluated(text: str) -> Any:
+    """The value of an expression with the names that RL Zoo's own ``eval`` has; any other text as it is."""
+    try:
+        return eval(text, {**vars(zoo_utils)})
+    except Exception:  # whatever the text raises: it is typed by the user
+        return text
+
+
+def _check_normalize(text: Any, config: Path) -> None:
+    """Refuse an expression other than a literal, or ``dict`` of literals."""
+    if not isinstance(text, str):
+        return
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        is_dict = isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "dict" and not tree.args
+        values = [keyword.value for keyword in tree.keywords] if isinstance(tree, ast.Call) and is_dict else [tree]
+        for value in values:
+            ast.literal_eval(value)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(
+            f"{config} says normalize: {text[:80]!r}, which RL Zoo would run as code: refused. Expected True, False, or "
+            "settings such as dict(norm_obs=True)"
+        ) from error
+
+
 def _name_on_hub(teacher: str, folder: Path) -> str | None:
-    """Of a path nothing is told; ``ppo/CartPole-v1``, as the student remembers one, would be somebody's repository."""
+    """
+    The teacher's name on the Hub. A path has none: ``ppo/CartPole-v1``, as a student names a teacher from this machine, would
+    be the repository of another user.
+    """
     data = next(folder.glob("qpd-*/data"), None)
     if data is not None and (known := json.loads(data.read_text(encoding="utf-8")).get("teacher_name")):
         return known if teacher_on_hub(known) else None
@@ -127,16 +232,16 @@ def _with_teacher(values: dict[str, Any], name: str | None) -> dict[str, Any]:
     return rest if name is None else {**rest, "teacher": name}
 
 
-def _mended_card(card: str, config: dict[str, Any]) -> str:
-    """The hyperparameters are written anew: RL Zoo breaks long texts into pieces, in which a path would not be found."""
+def _sanitized_card(card: str, config: dict[str, Any]) -> str:
+    """The card with the hyperparameters written anew: RL Zoo wraps long texts, and a path would not be found in the pieces."""
     left_out = "" if "teacher" in config else f"\nThe teacher is not on the Hub: pass `{_PASS_TEACHER}`.\n"
     block = f"# Hyperparameters\n```python\n{pformat(config)}\n```\n{left_out}"
     card = re.sub(r"# Hyperparameters\n```python\n.*?\n```\n", lambda _: block, card, count=1, flags=re.DOTALL)
     card = re.sub(r"python -m rl_zoo3\.(\w+)", r"python -m sb3_qpd.zoo \1", card)
-    return card.replace("pip install rl_zoo3", "pip install 'sb3_qpd[zoo]'")
+    return card.replace("pip install rl_zoo3", "pip install sb3_qpd")
 
 
 def _published(folder: Path) -> dict[str, bytes]:
-    """What ``upload_folder`` takes: all but the client's own notes."""
+    """The files that ``upload_folder`` takes: all but the client's own notes."""
     names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {str(name): path.read_bytes() for name, path in names.items() if name.parts[0] not in (".cache", ".git")}

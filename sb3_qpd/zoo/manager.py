@@ -1,4 +1,4 @@
-"""RL Zoo's experiment, with what a student needs: a checked entry, its teacher, its own files."""
+"""RL Zoo's experiment manager for students: it checks the entry, loads the teacher, and writes the student's own files."""
 
 import contextlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
-from sb3_qpd.evaluation.report import table, verdict_line, write_report
+from sb3_qpd.evaluation.report import console_summary, write_report
 from sb3_qpd.students.architectures import make_arch
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.loading import load_teacher
@@ -23,31 +23,30 @@ from sb3_qpd.zoo.entries import REPORT_EPISODES, check_entry, check_environment,
 from sb3_qpd.zoo.search import BYTES, SIZE, front_table, pareto_front
 
 N_REPORT_EPISODES = 100
+N_EVALUATIONS = 4  # of a run that is shorter than RL Zoo's --eval-freq: without one there is no best_model.zip
 
 
 class StudentManager(ExperimentManager):
     """
-    See :class:`rl_zoo3.exp_manager.ExperimentManager`; other algorithms than ``qpd`` find nothing changed.
+    See :class:`rl_zoo3.exp_manager.ExperimentManager`. Nothing changes for other algorithms than ``qpd``.
 
-    :param args: RL Zoo's
-    :param kwargs: RL Zoo's
+    :param args: see RL Zoo
+    :param kwargs: see RL Zoo
     """
 
-    has_begun: ClassVar[bool] = False  # to learn, in this process
+    has_begun: ClassVar[bool] = False  # whether a run of this process has begun to learn
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.is_student = self.algo == ALGO
         if self.is_student and kwargs.get("config") is None:
-            self.config = __package__  # whose ``hyperparams`` are qpd.yml; no path of this machine in args.yml
+            self.config = __package__  # its attribute ``hyperparams``: so args.yml names no path of this machine
         self.recipe: EnvRecipe | None = None
         self.report_episodes = N_REPORT_EPISODES
         self._study: optuna.Study | None = None
 
-    # -- before anything is learned -----------------------------------------------------------------------------------
-
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The entry, checked; its teacher is loaded once, what is saved names it."""
+        """Check the entry and load its teacher once. The files of the run name the teacher as the entry does."""
         if not self.is_student:
             return super().read_hyperparameters()
         self._take_trial_zero()
@@ -57,6 +56,13 @@ class StudentManager(ExperimentManager):
             raise ValueError(
                 f"Expected a mapping of environments to mappings of hyperparameters in {self.config}, for "
                 f"{self.env_name.gym_id} too: {error}"
+            ) from error
+        except ValueError as error:
+            if not str(error).startswith("Hyperparameters not found"):
+                raise
+            raise ValueError(
+                f"{self.config} has no entry for {self.env_name.gym_id}. Write one into a file of your own (policy, "
+                "n_timesteps, teacher, as in hyperparams/qpd.yml) and pass it: --conf-file my.yml"
             ) from error
         check_entry(hyperparams)
         self.report_episodes = hyperparams.pop(REPORT_EPISODES, N_REPORT_EPISODES)
@@ -68,22 +74,24 @@ class StudentManager(ExperimentManager):
         return {**hyperparams, "teacher": teacher}, saved
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        """See RL Zoo, which imports here what an entry names: wrappers, callbacks, a policy."""
+        """See RL Zoo, which imports here the wrappers, callbacks and policy that an entry names."""
         try:
             return super()._preprocess_hyperparams(hyperparams)
         except AttributeError as error:
             if not self.is_student:
                 raise
-            raise ValueError(f"The entry names what is not there: {error}. Expected dotted names, as in an import") from error
+            raise ValueError(
+                f"The entry names a class that does not exist: {error}. Expected dotted names, as in an import"
+            ) from error
 
     def _take_trial_zero(self) -> None:
-        """RL Zoo takes ``--trial-id 0`` for none."""
+        """Read trial 0: RL Zoo takes ``--trial-id 0`` for no trial."""
         if self.trial_id == 0 and self.storage and self.study_name:
             of_trial = self.load_trial(self.storage, self.study_name, 0)
             self.custom_hyperparams = {**of_trial, **(self.custom_hyperparams or {})}
 
     def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
-        """Nothing stays of a run that cannot start."""
+        """See RL Zoo. The folder of a run that cannot start is removed."""
         if not self.is_student:
             return super().setup_experiment()
         try:
@@ -96,6 +104,12 @@ class StudentManager(ExperimentManager):
             _remove_empty(Path(self.save_path))
             raise
         return results
+
+    def create_callbacks(self) -> None:
+        """See RL Zoo. A run that is shorter than ``--eval-freq`` is evaluated too: ``best_model.zip`` comes from that."""
+        if self.is_student and self.eval_freq > self.n_timesteps:
+            self.eval_freq = max(self.n_timesteps // N_EVALUATIONS, 1)
+        super().create_callbacks()
 
     def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
         """See RL Zoo, which also looks for a ``vecnormalize.pkl`` beside the model of ``-i`` and in the current folder."""
@@ -112,21 +126,19 @@ class StudentManager(ExperimentManager):
         return env
 
     def _try_student(self) -> None:
-        """A mistake in the entry shall not become hundreds of pruned trials; sizes are measured on this one."""
+        """Build the entry's student once: an error in the entry would become hundreds of pruned trials. It gives sizes too."""
         env = self.create_envs(1, no_log=True)
         try:
             self._student = QPDDistiller(env=env, device=self.device, **self._hyperparams)
         finally:
             env.close()
 
-    # -- a run --------------------------------------------------------------------------------------------------------
-
     def learn(self, model: BaseAlgorithm) -> None:
-        """See RL Zoo; nothing stays of a run that fails before its first step."""
+        """See RL Zoo. The folder of a run that fails before its first step is removed."""
         StudentManager.has_begun = True
         if not self.is_student:
             return super().learn(model)
-        model.num_timesteps = 0  # as RL Zoo has it in any case
+        model.num_timesteps = 0  # RL Zoo counts from zero with -i too
         try:
             super().learn(model)
         except Exception as error:
@@ -137,11 +149,11 @@ class StudentManager(ExperimentManager):
                 Path(self.params_path, name).unlink(missing_ok=True)
             _remove_empty(Path(self.save_path))
             if isinstance(error, AttributeError) and error.__context__ is not None:
-                raise error.__context__ from None  # RL Zoo also ended a progress bar that had not begun
+                raise error.__context__ from None  # RL Zoo closed a progress bar that had not been opened
             raise
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
-        """RL Zoo's files, then ``student.npz``, then ``report.json`` and ``report.md``."""
+        """Write RL Zoo's files, then ``student.npz``, then ``report.json`` and ``report.md``."""
         super().save_trained_model(model)
         if not isinstance(model, QPDDistiller):
             return
@@ -162,18 +174,16 @@ class StudentManager(ExperimentManager):
         write_report(report, folder)
         if isinstance(env, VecEnv):
             env.close()
-        print(f"\n{table(report)}\n\n{verdict_line(report)}")
-
-    # -- a search -----------------------------------------------------------------------------------------------------
+        print(f"\n{console_summary(report, None)}")
 
     def hyperparameters_optimization(self) -> None:
-        """See RL Zoo; then the students that are worth their bytes, and no empty run folder, which ``enjoy`` would take."""
+        """See RL Zoo. Then print the Pareto front, and remove the empty run folder, which ``enjoy`` would take."""
         import pandas  # noqa: F401  # RL Zoo needs it, but only after the last trial
 
         StudentManager.has_begun = True
         super().hyperparameters_optimization()
         if self.is_student:
-            # not before: processes that began together share the folder, and those that begin later take another one
+            # at the end: processes that began together share the folder, and those that begin later take another one
             _remove_empty(Path(self.save_path))
         if self.is_student and self._study is not None:
             print(front_table(pareto_front(self._study.trials)))
@@ -187,7 +197,7 @@ class StudentManager(ExperimentManager):
         return value
 
     def _nbytes(self, params: dict[str, Any]) -> int:
-        student = self._student  # of the entry: it has what is not searched
+        student = self._student  # the entry's: settings that are not searched come from it
         size = {name: params.get(name, getattr(student, name)) for name in SIZE}
         arch = make_arch(**size)
         policy_class: type[QuantActorCriticPolicy] = student.policy_class  # type: ignore[assignment]
@@ -197,7 +207,7 @@ class StudentManager(ExperimentManager):
 
 
 def _remove_empty(run: Path) -> None:
-    """A run folder with nothing in it but monitors and empty folders."""
+    """Remove a run folder that holds nothing but monitors and empty folders."""
     monitors = list(run.glob("*.monitor.csv"))
     if {path for path in run.rglob("*") if path.is_file()} - {*monitors}:
         return

@@ -1,4 +1,4 @@
-"""Optuna's search space of ``qpd``, and which of a study's students are worth their bytes."""
+"""Optuna's search space of ``qpd``, and the Pareto front of a study: return against size."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -19,7 +19,7 @@ def sample_qpd_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
     """
     Draw hyperparameters, in the form that RL Zoo asks for.
 
-    :param trial: of the study
+    :param trial: a trial of the study
     :param n_actions: not used
     :param n_envs: not used
     :param additional_args: not used
@@ -33,13 +33,13 @@ def sample_qpd_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
         "critic_coef": trial.suggest_float("critic_coef", 0.0, 1.0),
         "temperature": trial.suggest_float("temperature", 0.25, 2.0, log=True),
     }
-    # RL Zoo turns names of schedules into schedules before it samples, so not these
+    # RL Zoo turns names such as lin_0.001 into schedules before it samples: those of a trial would stay names
     return {**convert_qpd_params(params), "learning_rate": linear_schedule(params["learning_rate"])}
 
 
 def convert_qpd_params(params: dict[str, Any]) -> dict[str, Any]:
     """
-    A trial's parameters as those of an entry of ``qpd.yml``.
+    Write a trial's parameters as an entry of ``qpd.yml`` has them.
 
     :param params: ``trial.params``
     """
@@ -48,9 +48,9 @@ def convert_qpd_params(params: dict[str, Any]) -> dict[str, Any]:
 
 def pareto_front(trials: Iterable[optuna.trial.FrozenTrial]) -> list[optuna.trial.FrozenTrial]:
     """
-    The finished students that none at most as large has beaten, the smallest first.
+    Find the finished students whose return no smaller or equally large student reaches, the smallest first.
 
-    :param trials: of one study
+    :param trials: trials of one study
     """
     done = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE and BYTES in t.user_attrs and t.value is not None]
     front: list[optuna.trial.FrozenTrial] = []
@@ -61,7 +61,11 @@ def pareto_front(trials: Iterable[optuna.trial.FrozenTrial]) -> list[optuna.tria
 
 
 def front_table(front: Iterable[optuna.trial.FrozenTrial]) -> str:
-    """One line for each student of a front."""
+    """
+    Describe each student of a front in one line.
+
+    :param front: trials that :func:`pareto_front` returned
+    """
     lines = ["Return against size (students that no smaller one beats):", "  trial     bytes      return  student"]
     for trial in front:
         arch, weight_bits, activation_bits, transition = (trial.params.get(name, "-") for name in (*SIZE, "transition"))

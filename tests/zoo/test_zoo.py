@@ -17,20 +17,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
-from hub_server import running_hub
+from hub_server import point_client_at, running_hub
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
-from test_hub import point_client_at
 from toys import assert_same_bits
 
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
 from sb3_qpd.cli import main
 from sb3_qpd.envs.recipe import ATARI_WRAPPER
+from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.students.architectures import make_arch
-from sb3_qpd.zoo.entries import check_entry, check_environment, expand_env_id, known_keys, read_entries, recipe_of
+from sb3_qpd.zoo.entries import check_entry, check_environment, expand_env_id, known_keys, read_entries
 
-pytest.importorskip("requests", reason="the extra zoo is not installed")
 ENV = "CartPole-v1"
 
 
@@ -83,7 +82,6 @@ def run(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# --- what a run leaves ---
 def test_the_run_folder(run: Path, teacher: Path) -> None:
     folder = run / "logs" / "qpd" / f"{ENV}_1"
     checkpoints = {f"rl_model_{n}_steps.zip" for n in (400, 800)}
@@ -193,7 +191,6 @@ def test_another_algorithm_finds_nothing_changed(tmp_path: Path) -> None:
 
 
 def test_plots_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("seaborn", reason="the extra zoo is not installed")
     monkeypatch.setenv("MPLBACKEND", "agg")
     with inside(run):
         assert main(["zoo", "plot_train", "-a", "qpd", "-e", ENV, "-f", "logs", "-w", "2"]) == 0
@@ -201,13 +198,13 @@ def test_plots_of_a_run(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(run.glob("plots*"))
 
 
-def test_a_missing_package_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("rl_zoo3.plots")]:
         monkeypatch.delitem(sys.modules, name)  # as in a process that has not plotted yet
     monkeypatch.setitem(sys.modules, "seaborn", None)
     with pytest.raises(SystemExit):
         main(["zoo", "plot_train", "-a", "qpd", "-e", ENV, "-f", "logs"])
-    assert "plot_train needs the package seaborn: pip install 'sb3_qpd[zoo]'" in capsys.readouterr().err
+    assert "plot_train needs the package seaborn, which sb3_qpd requires: pip install seaborn" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -230,7 +227,6 @@ def test_tracked_offline(teacher: Path, tmp_path: Path) -> None:
     assert all(key in content for key in (b"train/actor_loss", b"eval/mean_reward", b"student_arch"))
 
 
-# --- sharing ---
 @pytest.mark.slow
 def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path) -> None:
     """Against a hub on 127.0.0.1; its client reads its settings when it is imported, so in processes of their own."""
@@ -313,7 +309,6 @@ def test_a_teacher_that_says_nothing_of_wrappers(teacher: Path, tmp_path: Path) 
     assert (tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").is_file()
 
 
-# --- user errors ---
 def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str, params: dict[str, Any]) -> str:
     """The one line of an error, which came before anything was written."""
     with pytest.raises(SystemExit) as exit_info:
@@ -339,9 +334,11 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"env_wrapper": "sb3_contrib.common.wrappers.TimeFeatureWrapper"},
         "was trained with env_wrapper: none, this entry has ['sb3_contrib.common.wrappers.TimeFeatureWrapper']",
     ),
-    ({"n_timesteps": -5.0}, "n_timesteps must be at least 1, got -5.0"),
-    ({"n_timesteps": 0.5}, "n_timesteps must be at least 1, got 0.5"),
-    ({"buffer_size": 1e12}, "take a smaller buffer_size than"),
+    ({"n_timesteps": -5.0}, "n_timesteps must be at least 1 and at most 1e+11, got -5.0"),
+    ({"n_timesteps": 0.5}, "n_timesteps must be at least 1 and at most 1e+11, got 0.5"),
+    ({"buffer_size": 1e12}, "take a buffer_size of at most"),
+    ({"n_timesteps": 1e15}, "at most 1e+11, got 1000000000000000.0"),
+    ({"n_envs": 100_000}, "n_envs must be at most 4096, got 100000"),
     ({"n_envs": 0}, "n_envs must be an integer of at least 1, got 0"),
     ({"n_envs": 2.0}, "n_envs must be an integer of at least 1, got 2.0"),
     ({"frame_stack": "four"}, "frame_stack must be an integer of at least 1, got 'four'"),
@@ -352,7 +349,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"learning_rate": "fast"}, "or linear to zero: lin_0.001, got 'fast'"),
     (
         {"callback": "rl_zoo3.callbacks.Nobodys"},
-        "The entry names what is not there: module 'rl_zoo3.callbacks' has no attribute",
+        "The entry names a class that does not exist: module 'rl_zoo3.callbacks' has no attribute",
     ),
     ({"vec_env_wrapper": "stable_baselines3.common.vec_env.VecNormalize"}, "The entry's vec_env_wrapper normalizes"),
     ({"student_arch": "nanno"}, "Unknown student_arch 'nanno'. Known: nano"),
@@ -373,7 +370,7 @@ def test_a_progress_bar_does_not_hide_what_went_wrong(
 ) -> None:
     """RL Zoo ends it, though it never began."""
     message = refused(capsys, tmp_path, "-P", params={"teacher": str(teacher), "buffer_size": 1e12})
-    assert "take a smaller buffer_size than" in message
+    assert "take a buffer_size of at most" in message
 
 
 def test_a_wrapper_that_is_not_there(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -413,7 +410,7 @@ def test_a_teacher_of_an_environment_of_equal_shapes(theirs: str, env_id: str, i
         check_environment(loaded, {}, env_id)
     said = [str(warning.message) for warning in caught]
     assert said == (
-        [f"The teacher ppo/{ENV} was trained on {theirs}, its student is to learn on {env_id}: is that meant?"]
+        [f"The teacher ppo/{ENV} was trained on {theirs}, its student learns on {env_id}: is that intended?"]
         if is_other
         else []
     )
@@ -480,7 +477,6 @@ def test_help_is_the_programs_own(capsys: pytest.CaptureFixture[str]) -> None:
     assert output.startswith("usage: sb3-qpd zoo train [-h]") and "qpd" in output and "--n-startup-trials" in output
 
 
-# --- entries ---
 @pytest.mark.parametrize("name", read_entries())
 def test_every_entry_is_whole(name: str) -> None:
     entry = read_entries()[name]
@@ -489,13 +485,13 @@ def test_every_entry_is_whole(name: str) -> None:
     assert entry["n_envs"] > 1 and isinstance(entry["n_timesteps"], float)
     if name != "atari":
         assert name in gym.registry
-        assert recipe_of(entry, name, {}) is not None
+        assert from_zoo_entry(entry, name, {}) is not None
 
 
 def test_one_entry_serves_every_game() -> None:
     entry = read_entries()["atari"]
     assert expand_env_id(entry["teacher"], "PongNoFrameskip-v4") == "sb3/ppo-PongNoFrameskip-v4"
-    recipe = recipe_of(entry, "PongNoFrameskip-v4", {})
+    recipe = from_zoo_entry(entry, "PongNoFrameskip-v4", {})
     assert recipe is not None and recipe.is_native and recipe.frame_stack == 4
     assert [wrapper for wrapper, _ in recipe.env_wrappers] == [ATARI_WRAPPER]
 
@@ -525,7 +521,6 @@ def test_known_keys() -> None:
     assert not {"seed", "env", "verbose", "vec_env", "_init_setup_model"} & {*known}
 
 
-# --- searches ---
 SEARCH = ["--study-name", "students", "--n-evaluations", "2", "--eval-episodes", "2", "--no-optim-plots", "-n", "256"]
 
 
@@ -594,3 +589,39 @@ def test_the_front_of_a_study() -> None:
     assert [(trial.user_attrs["bytes"], trial.value) for trial in front] == [(200, 5.0), (300, 10.0), (500, 11.0)]
     assert "200        5.00  nano W8A8 blend" in front_table(front)
     assert pareto_front([]) == []
+
+
+def test_a_run_shorter_than_eval_freq_has_a_best_model(teacher: Path, tmp_path: Path) -> None:
+    """The documentation's own commands: an entry of 20,000 steps, and RL Zoo's --eval-freq of 25,000."""
+    train(tmp_path, "-n", "400", "--eval-freq", "25000", "--eval-episodes", "1", params={"teacher": str(teacher)})
+    folder = tmp_path / "logs" / "qpd" / f"{ENV}_1"
+    assert np.load(folder / "evaluations.npz")["timesteps"].tolist() == [100, 200, 300, 400]
+    assert (folder / "best_model.zip").is_file()
+
+
+def test_an_environment_of_the_current_folder(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--gym-packages finds it, a teacher's path needs no quotes, and later commands know whose environment it is."""
+    lines = ["import gymnasium as gym", "from gymnasium.envs.classic_control.cartpole import CartPoleEnv"]
+    lines.append("gym.register('ZooCart-v0', entry_point=CartPoleEnv, max_episode_steps=100)")
+    (tmp_path / "zoo_cart_envs.py").write_text("\n".join(lines))
+    entry = {"policy": "MlpPolicy", "teacher": "none", "n_timesteps": 64, "n_envs": 4, "student_arch": "nano"}
+    (tmp_path / "own.yml").write_text(yaml.safe_dump({"ZooCart-v0": entry}))
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    bare = shutil.copy(teacher / f"{ENV}.zip", tmp_path / "my_teacher.zip")
+    command = ["zoo", "train", "--algo", "qpd", "--env", "ZooCart-v0", "--gym-packages", "zoo_cart_envs", "--device", "cpu"]
+    settings = ["-params", "teacher:my_teacher.zip", "check_teacher:False", "report_episodes:0"]
+    path = [*sys.path]
+    with inside(tmp_path):
+        with pytest.raises(SystemExit):
+            main([*command, *settings])
+        assert "has no entry for ZooCart-v0. Write one into a file of your own" in capsys.readouterr().err
+        assert main([*command, "--conf-file", "own.yml", *settings]) == 0
+    assert Path(bare).is_file() and sys.path == path
+    del gym.registry["ZooCart-v0"], sys.modules["zoo_cart_envs"]  # as in another process, in another folder
+    folder = tmp_path / "logs" / "qpd" / "ZooCart-v0_1"
+    assert main(["evaluate", str(folder), "--episodes", "2", "--no-progress"]) == 0
+    assert "2 of zoo_cart_envs:ZooCart-v0" in capsys.readouterr().out
+    assert main(["verify", str(folder / "student.npz"), "--observations", "20"]) == 0
+    assert "policy in eval mode" in capsys.readouterr().out  # ZooCart-v0.zip is the student's

@@ -1,9 +1,9 @@
-"""
-Each bridge works, and is still needed: a test that fails here after an update says which bridge can go.
-"""
+"""Each replacement works and is still needed. A test that fails here after an update of a package says which one can go."""
 
+import argparse
 import inspect
 import re
+from collections.abc import Iterator
 from importlib.metadata import requires
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,17 +12,15 @@ from typing import Any
 
 import huggingface_sb3
 import pytest
+import requests
 import yaml
 
 from sb3_qpd.teachers.files.zoo_yaml import read_yaml
-from sb3_qpd.zoo import UNDECLARED
-from sb3_qpd.zoo import compat as bridges
-
-requests = pytest.importorskip("requests", reason="the extra zoo is not installed")
+from sb3_qpd.zoo import UNDECLARED, compat, registered
 
 
 def source(package: str, file: str) -> str:
-    """The text of an installed module, as it is before any bridge."""
+    """The text of an installed module."""
     spec = find_spec(package)
     assert spec is not None and spec.submodule_search_locations is not None
     return (Path(spec.submodule_search_locations[0]) / file).read_text(encoding="utf-8")
@@ -34,37 +32,36 @@ def function(package: str, file: str, name: str) -> str:
     return text[start : text.find("\n    def ", start)]
 
 
-# --- still needed? ---
-@pytest.mark.parametrize("package", ["requests", "pandas", "seaborn"])
+@pytest.mark.parametrize("package", UNDECLARED)
 def test_packages_that_rl_zoo_imports_without_requiring_them(package: str) -> None:
     needed = [one for one in requires("rl_zoo3") or () if re.match(rf"{package}\b", one) and "extra" not in one]
-    assert not needed, f"rl_zoo3 requires {package} now: take it out of the extra `zoo` in setup.py"
-    extra = re.search(r'"zoo": \[(.*?)\]', (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8"))
-    assert extra is not None and f'"{package}' in extra[1]
-    assert package in UNDECLARED
+    assert not needed, f"rl_zoo3 requires {package} now: take it out of setup.py"
+    text = (Path(__file__).parents[2] / "setup.py").read_text(encoding="utf-8")
+    required = re.search(r"^REQUIRED = \[(.*?)^\]", text, re.MULTILINE | re.DOTALL)
+    assert required is not None and f'"{package}>=' in required[1]
 
 
 def test_generate_metadata_is_still_missing() -> None:
     assert "generate_metadata" in source("rl_zoo3", "push_to_hub.py").split("class ")[0]
     text = source("huggingface_sb3", "push_to_hub.py")
-    assert "def generate_metadata(" not in text, "delete bridges.generate_metadata (but keep the name on the card)"
+    assert "def generate_metadata(" not in text, "delete compat.generate_metadata (but keep the name on the card)"
 
 
 def test_a_missing_file_is_still_another_error() -> None:
     from huggingface_hub.errors import EntryNotFoundError
 
-    assert "except HTTPError" in source("rl_zoo3", "load_from_hub.py"), "delete bridges.missing_files"
-    assert not issubclass(EntryNotFoundError, requests.exceptions.HTTPError), "delete bridges.missing_files"
+    assert "except HTTPError" in source("rl_zoo3", "load_from_hub.py"), "delete compat.missing_files"
+    assert not issubclass(EntryNotFoundError, requests.exceptions.HTTPError), "delete compat.missing_files"
 
 
 @pytest.mark.parametrize("file", ["utils.py", "enjoy.py", "record_video.py", "push_to_hub.py"])
 def test_yaml_is_still_read_unsafely(file: str) -> None:
-    assert "yaml.UnsafeLoader" in source("rl_zoo3", file), f"rl_zoo3/{file} is safe: see whether bridges.unsafe_yaml can go"
+    assert "yaml.UnsafeLoader" in source("rl_zoo3", file), f"rl_zoo3/{file} is safe: see whether compat.unsafe_yaml can go"
 
 
 def test_the_card_still_has_commands_without_qpd() -> None:
     assert "python -m rl_zoo3.enjoy --algo {algo_name}" in source("rl_zoo3", "push_to_hub.py"), (
-        "see bridges.sanitize_run_folder"
+        "see compat.sanitize_run_folder"
     )
 
 
@@ -78,11 +75,57 @@ def test_trial_zero_is_still_ignored() -> None:
     assert "self.study_name and self.trial_id:" in text, "delete StudentManager._take_trial_zero"
 
 
-# --- and do they work? ---
-@pytest.fixture(scope="module", autouse=True)
-def built() -> None:
-    bridges.build()
-    bridges.build()  # twice is once
+def test_arguments_are_still_evaluated() -> None:
+    assert "= eval(value)" in source("rl_zoo3", "utils.py"), "see whether compat.text_arguments can go"
+
+
+def test_normalize_is_still_evaluated() -> None:
+    assert 'eval(hyperparams["normalize"])' in source("rl_zoo3", "utils.py"), "delete compat.unsafe_normalize"
+
+
+@pytest.fixture(autouse=True)
+def replaced() -> Iterator[None]:
+    with registered(), registered():  # twice is once
+        yield
+
+
+def test_other_packages_are_as_before() -> None:
+    """What a program of RL Zoo ran with does not stay in the process."""
+    import rl_zoo3
+    from rl_zoo3 import exp_manager
+
+    with registered():
+        places = [(one.owner, one.name) for one in compat.replacements()] + [(exp_manager, "ExperimentManager")]
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in places:
+            patch.setattr(owner, name, "as before", raising=False)
+        patch.delitem(rl_zoo3.ALGOS, "qpd")
+        with pytest.raises(RuntimeError), registered():
+            assert "qpd" in rl_zoo3.ALGOS and all(getattr(owner, name) != "as before" for owner, name in places)
+            raise RuntimeError
+        assert "qpd" not in rl_zoo3.ALGOS
+        assert [getattr(owner, name) for owner, name in places] == ["as before"] * len(places)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("logs/ppo/CartPole-v1_1", "logs/ppo/CartPole-v1_1"),
+        ("'logs/ppo/CartPole-v1_1'", "logs/ppo/CartPole-v1_1"),
+        ("sb3/ppo-CartPole-v1", "sb3/ppo-CartPole-v1"),
+        ("my agent.zip", "my agent.zip"),
+        ("C:\\agents", "C:\\agents"),
+        ("1e-3", 1e-3),
+        ("dict(a=[1])", {"a": [1]}),
+        ("None", None),
+    ],
+)
+def test_arguments_without_quotes_are_text(text: str, value: Any) -> None:
+    from rl_zoo3.utils import StoreDict
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-params", nargs="+", action=StoreDict)
+    assert parser.parse_args(["-params", f"teacher:{text}", "n_envs:4"]).params == {"teacher": value, "n_envs": 4}
 
 
 def test_metadata_is_a_dict_with_the_algorithms_key() -> None:
@@ -111,9 +154,24 @@ def test_a_hostile_config_runs_nothing(tmp_path: Path) -> None:
     from rl_zoo3.utils import get_saved_hyperparams
 
     (tmp_path / "config.yml").write_text(f"!!python/object/apply:os.mkdir ['{tmp_path / 'mark'}']\n")
-    with pytest.raises(yaml.YAMLError):
+    with pytest.raises(ValueError, match="refused, without running it"):
+        get_saved_hyperparams(str(tmp_path))
+    with pytest.raises(yaml.YAMLError):  # args.yml is read by RL Zoo itself
+        yaml.load((tmp_path / "config.yml").read_text(), Loader=yaml.UnsafeLoader)
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize("text", ["__import__('os').mkdir('MARK')", "dict(norm_obs=__import__('os').mkdir('MARK'))", "[1"])
+def test_a_hostile_normalize_runs_nothing(text: str, tmp_path: Path) -> None:
+    from rl_zoo3 import get_saved_hyperparams
+
+    text = text.replace("MARK", str(tmp_path / "mark"))
+    (tmp_path / "config.yml").write_text(yaml.safe_dump({"normalize": text}))
+    with pytest.raises(ValueError, match="which RL Zoo would run as code: refused"):
         get_saved_hyperparams(str(tmp_path))
     assert not (tmp_path / "mark").exists()
+    (tmp_path / "config.yml").write_text(yaml.safe_dump({"normalize": "dict(norm_obs=True, clip_obs=5.0)"}))
+    assert get_saved_hyperparams(str(tmp_path))[0]["normalize_kwargs"] == {"norm_obs": True, "clip_obs": 5.0}
 
 
 COMMIT = "0123456789" * 4
@@ -149,13 +207,13 @@ def test_what_is_published_names_no_teacher_that_lay_here(teacher: str, tmp_path
     (tmp_path / "my_agent.zip").touch()
     folder = tmp_path / "hub"
     run_to_publish(folder, teacher.replace("HERE", str(tmp_path)), "ppo/CartPole-v1")
-    bridges.sanitize_run_folder(folder)
+    compat.sanitize_run_folder(folder)
     assert read_yaml(folder / "config.yml") == {"policy": "MlpPolicy"}
     assert "# teacher: not on the Hub, pass -params teacher" in (folder / "config.yml").read_text()
     published = read_yaml(folder / "args.yml")
     assert published["seed"] == 3 and published["hyperparams"] == {}
     card = (folder / "README.md").read_text()
-    assert "python -m sb3_qpd.zoo enjoy --algo qpd" in card and "pip install 'sb3_qpd[zoo]'" in card
+    assert "python -m sb3_qpd.zoo enjoy --algo qpd" in card and "pip install sb3_qpd" in card
     assert "'policy': 'MlpPolicy'" in card and "The teacher is not on the Hub" in card and "# Environment Arguments" in card
     everything = "".join(path.read_text() for path in folder.rglob("*") if path.is_file())
     for text in (str(tmp_path), "/home/", "my_agent", "agents/ppo"):
@@ -164,13 +222,13 @@ def test_what_is_published_names_no_teacher_that_lay_here(teacher: str, tmp_path
 
 def test_a_teacher_of_the_hub_is_published_at_its_commit(tmp_path: Path) -> None:
     run_to_publish(tmp_path / "hub", "sb3/ppo-CartPole-v1", f"sb3/ppo-CartPole-v1@{COMMIT}")
-    bridges.sanitize_run_folder(tmp_path / "hub")
+    compat.sanitize_run_folder(tmp_path / "hub")
     assert read_yaml(tmp_path / "hub" / "config.yml")["teacher"] == f"sb3/ppo-CartPole-v1@{COMMIT}"
     assert f"'teacher': 'sb3/ppo-CartPole-v1@{COMMIT}'" in (tmp_path / "hub" / "README.md").read_text()
 
 
 def test_nothing_is_uploaded_that_names_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a key that sanitize_run_folder does not know."""
+    """A path under a key that sanitize_run_folder does not know."""
     from huggingface_hub import HfApi
 
     sent: list[str] = []
@@ -188,6 +246,6 @@ def test_a_hub_id_stays_and_other_algorithms_too(tmp_path: Path) -> None:
         (folder / "config.yml").write_text(yaml.dump(config))
         (folder / "args.yml").write_text(yaml.dump({"tensorboard_log": ""}))
         (folder / "README.md").write_text("python -m rl_zoo3.enjoy")
-        bridges.sanitize_run_folder(folder)
+        compat.sanitize_run_folder(folder)
         assert read_yaml(folder / "config.yml") == config
     assert (tmp_path / "ppo" / "README.md").read_text() == "python -m rl_zoo3.enjoy"

@@ -1,0 +1,135 @@
+"""
+A flag of ``compress`` for each argument of :class:`~sb3_qpd.QPDDistiller`.
+
+Names, types, defaults and help are read from the class's source text. Importing it would import torch, and ``--help`` would
+take seconds.
+"""
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sb3_qpd.cli.arguments import architecture, bits, number, whole_number
+from sb3_qpd.zoo import MAX_N_ENVS
+
+SOURCE = Path(__file__).parents[1] / "distillation" / "distiller.py"
+
+# arguments that get no flag here, and why
+LEFT_OUT = {
+    "teacher": "the command's own argument",
+    "env": "--env and --env-kwargs",
+    "policy": "follows from the observations",
+    "policy_kwargs": "--student-arch, --weight-bits and --activation-bits describe the network",
+    "stats_window_size": "of a log that compress does not print",
+    "verbose": "compress decides what it prints",
+    "_init_setup_model": "for SB3's loader",
+}
+
+# a type in the annotation -> the type of the flag; the first that fits
+_TYPES: dict[str, Callable[[str], Any]] = {
+    "StudentArch": architecture,
+    "tuple[int, ...]": bits,
+    "int": whole_number(),
+    "float": number,
+    "str": str,
+}
+_SPECIAL: dict[str, Callable[[str], Any]] = {
+    "seed": whole_number(least=0, most=2**32 - 1),
+    "n_envs": whole_number(most=MAX_N_ENVS),
+    "learning_starts": whole_number(least=0),
+}
+
+
+# help where the docstring speaks to Python alone
+_HELP = {
+    "student_arch": """name of a size such as nano, tiny, small; or JSON of its fields: '{"hidden": [12, 12]}'""",
+    "weight_bits": "bits of the inner weights, 2 to 8: one number, or one for each layer: 8,4,4 (default: the size's own)",
+    "tensorboard_log": "folder for TensorBoard's files",
+}
+
+
+class Hyperparameter(NamedTuple):
+    """
+    An argument of ``QPDDistiller``.
+
+    :param name: its name
+    :param annotation: its type, as written
+    :param default: its default value, ``None`` also where that is no literal
+    :param help: its ``:param:`` of the docstring, as plain text
+    """
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+
+
+@cache
+def hyperparameters() -> tuple[Hyperparameter, ...]:
+    """The arguments of ``QPDDistiller``, in order."""
+    tree = ast.parse(SOURCE.read_text(encoding="utf-8"))
+    distiller = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "QPDDistiller")
+    init = next(node for node in distiller.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
+    docs = inspect.cleandoc(ast.get_docstring(distiller) or "")
+    described = dict(re.findall(r"^:param (\w+): (.*?)(?=^:|\Z)", docs, re.MULTILINE | re.DOTALL))
+    positional, keywords = init.args.args[1:], init.args.kwonlyargs
+    pairs = [*zip(positional, init.args.defaults, strict=True), *zip(keywords, init.args.kw_defaults, strict=True)]
+    return tuple(
+        Hyperparameter(arg.arg, ast.unparse(arg.annotation), _literal(default), _plain(described.get(arg.arg, "")))
+        for arg, default in pairs
+        if arg.annotation is not None
+    )
+
+
+def flag_names() -> list[str]:
+    """Names of the arguments that have a flag."""
+    return [one.name for one in hyperparameters() if one.name not in LEFT_OUT]
+
+
+def add_hyperparameters(parser: argparse.ArgumentParser) -> None:
+    """
+    Add a flag for each argument of ``QPDDistiller``. A flag that is not given is ``None``.
+
+    :param parser: parser of the command
+    """
+    group = parser.add_argument_group("the distiller (default: the environment's entry in hyperparams/qpd.yml, else as said)")
+    for one in hyperparameters():
+        if one.name in LEFT_OUT:
+            continue
+        flag = "--" + one.name.replace("_", "-")
+        text = _HELP.get(one.name, one.help) + ("" if one.default is None else f" (default: {one.default})")
+        options: dict[str, Any] = {"default": None, "help": text.replace("%", "%%")}
+        if one.annotation == "bool":
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
+        else:
+            group.add_argument(flag, type=flag_type(one), metavar="X", **options)
+
+
+def flag_type(parameter: Hyperparameter) -> Callable[[str], Any]:
+    """
+    What turns the text of a flag into the argument.
+
+    :param parameter: argument of ``QPDDistiller``
+    """
+    if parameter.name in _SPECIAL:
+        return _SPECIAL[parameter.name]
+    kinds = parameter.annotation.split(" | ")
+    return next((convert for kind, convert in _TYPES.items() if kind in kinds), str)
+
+
+def _literal(node: ast.expr | None) -> Any:
+    try:
+        return None if node is None else ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def _plain(text: str) -> str:
+    """A ``:param:`` without the marks of reStructuredText."""
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", " ".join(text.split()))
+    return text.replace("`", "")

@@ -1,0 +1,131 @@
+"""Which files an argument names: a folder, a file in it, or a repository on the Hub."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from sb3_qpd.student_folder import FILES, INTEGER_MODEL, STUDENT_ZIP, folder_of
+
+_ADDRESS = re.compile(r"https?://[^/]+/(?P<repo>[^/]+/[^/]+)")
+_HUB_NAME = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*(@.+)?")
+
+
+def check_source(text: str) -> None:
+    """
+    Refuse a path that does not exist. Nothing heavy is imported for that, so that the answer comes at once.
+
+    :param text: a path, or a model on the Hub
+    :raises ValueError: there is no such file, and it is no name on the Hub
+    """
+    path = Path(text).expanduser()
+    if text.startswith("hub:") or path.exists() or Path(f"{path}.zip").is_file():
+        return
+    if address := _ADDRESS.match(text):
+        raise ValueError(
+            f"Expected a path, or a model on the Hub as owner/name, got the address {text}: write {address['repo']}"
+        )
+    on_hub = _HUB_NAME.fullmatch(text)
+    if on_hub and path.suffix not in (".zip", ".npz") and not Path(on_hub["owner"]).is_dir():
+        return
+    hint = f". A model of this name on the Hub is hub:{text}" if on_hub else ""
+    raise ValueError(f"No such file or folder: {text}. {_describe_nearest(path)}{hint}")
+
+
+def find_student(text: str) -> Path | None:
+    """
+    The student's file that an argument names.
+
+    :param text: a student's zip or ``.npz``, its folder, or its repository on the Hub
+    :return: the zip or ``.npz``, ``None`` where the argument names a teacher
+    """
+    check_source(text)
+    path = _download_student(text) or Path(text).expanduser()
+    if path.is_dir():
+        return path / INTEGER_MODEL if (path / INTEGER_MODEL).is_file() else None
+    if path.suffix == ".npz":
+        return path
+    if path.is_file() and path.suffix != ".zip" and (path.parent / INTEGER_MODEL).is_file():
+        raise ValueError(
+            f"{path} cannot be played: expected a student's zip or .npz, or its folder {path.parent}. sb3-qpd verify "
+            f"{path.parent} compares what was exported with the student"
+        )
+    if path.suffix != ".zip" and not Path(f"{path}.zip").is_file():
+        return None
+    from sb3_qpd.distillation.student_zip import is_student
+
+    zip_path = path if path.is_file() else Path(f"{path}.zip")  # SB3 appends .zip too
+    return zip_path if is_student(zip_path) else None
+
+
+def find_teacher(text: str) -> str:
+    """
+    The teacher that an argument names, as :func:`~sb3_qpd.load_teacher` takes it.
+
+    :param text: a zip, a run folder of RL Zoo, a file in it, or a model on the Hub
+    :return: the argument, or the run folder of a file that is no zip
+    """
+    check_source(text)
+    path = Path(text).expanduser()
+    if not path.is_file() or path.suffix == ".zip":
+        return text
+    folders = [folder for folder in path.absolute().parents[:2] if any(folder.glob("*.zip"))]
+    return str(folders[0]) if folders else text
+
+
+def find_folder(text: str) -> Path:
+    """
+    The folder of a student's files that an argument names.
+
+    :param text: the folder, a file in it, or a repository on the Hub
+    :raises ValueError: no student lies there
+    """
+    check_source(text)
+    path = _download_student(text) or Path(text).expanduser()
+    folder = folder_of(path) if path.exists() else path  # else a teacher's repository
+    if not (folder / INTEGER_MODEL).is_file():
+        raise ValueError(
+            f"{text} holds no {INTEGER_MODEL}, which the other files are compared with. Expected the folder of a student, a "
+            "file in it, or its name on the Hub: sb3-qpd compress and sb3-qpd export write one"
+        )
+    return folder
+
+
+def find_zip(folder: Path) -> Path | None:
+    """
+    The student as an SB3 model.
+
+    :param folder: the folder that ``compress`` wrote, or a run folder of RL Zoo
+    """
+    names = (STUDENT_ZIP, re.sub(r"_\d+$", "", folder.resolve().name) + ".zip")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def _download_student(text: str) -> Path | None:
+    """The folder of a student's repository, or the file of one. ``None``: a path, or a teacher's repository."""
+    if Path(text).expanduser().exists() or Path(f"{text}.zip").is_file():
+        return None
+    from sb3_qpd.teachers.hub import download, list_files, parse_source
+
+    source = parse_source(text)
+    if source is None:
+        return None
+    if source.filename is not None:
+        return download(source).path
+    names = list_files(source)
+    if INTEGER_MODEL not in names:
+        return None
+    first = download(replace(source, filename=INTEGER_MODEL))
+    pinned = parse_source(first.name) or source  # all files of one commit
+    for name in names:
+        if name in FILES and name != INTEGER_MODEL:
+            download(replace(pinned, filename=name))
+    return first.path.parent
+
+
+def _describe_nearest(path: Path) -> str:
+    """What the nearest folder that exists holds."""
+    folder = path.absolute().parent
+    while not folder.is_dir():
+        folder = folder.parent
+    names = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
+    return f"The folder {folder} holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"

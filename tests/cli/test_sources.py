@@ -1,0 +1,147 @@
+"""One noun: a folder, a file in it, or a name on the Hub; and environments of other packages."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+from commands import QUICK, mistake
+from hub_server import point_client_at, running_hub
+from stable_baselines3 import PPO
+
+from sb3_qpd import IntegerModel
+from sb3_qpd.cli import main
+
+PLAY = ["--episodes", "3", "--no-progress"]
+
+
+def returns(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The first line that ``evaluate`` prints."""
+    assert main(["evaluate", *map(str, argv), *PLAY]) == 0
+    return capsys.readouterr().out.splitlines()[0]
+
+
+def test_a_folder_or_a_file_in_it(compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        returns(capsys, compressed) == returns(capsys, compressed / "student.npz") == returns(capsys, compressed / "student")
+    )
+    for number, student in enumerate((compressed, compressed / "student.zip", compressed / "student.npz")):
+        assert main(["export", str(student), "--target", "numpy", "--out", str(tmp_path / str(number))]) == 0
+    models = [IntegerModel.load(tmp_path / str(number) / "student.npz") for number in range(3)]
+    assert len({model.logits([[0.1, 0.2, 0.3, 0.4]]).tobytes() for model in models}) == 1
+    for source in (compressed, compressed / "report.json"):
+        assert main(["verify", str(source), "--observations", "20"]) == 0
+
+
+def test_a_file_of_a_teachers_run_folder(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "ppo" / "CartPole-v1_1"
+    (run / "CartPole-v1").mkdir(parents=True)
+    shutil.copy(teacher, run / "CartPole-v1.zip")
+    (run / "CartPole-v1" / "args.yml").write_text("env: CartPole-v1\n")
+    expected = returns(capsys, run)
+    assert expected == returns(capsys, run / "CartPole-v1.zip") == returns(capsys, run / "CartPole-v1" / "args.yml")
+
+
+def test_names_on_the_hub(
+    compressed: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A student's repository, one of its files, and a teacher's repository."""
+    with running_hub() as hub:
+        point_client_at(hub.url, tmp_path / "cache", monkeypatch)
+        names = ("student.npz", "student.zip", "report.json")
+        hub.publish("me/tiny-cartpole", {name: (compressed / name).read_bytes() for name in names})
+        hub.publish("me/ppo-CartPole-v1", {"ppo-CartPole-v1.zip": Path(teacher).read_bytes(), "args.yml": b"env: CartPole-v1"})
+        expected = returns(capsys, compressed)
+        assert returns(capsys, "me/tiny-cartpole") == returns(capsys, "hub:me/tiny-cartpole/student.zip") == expected
+        assert returns(capsys, "me/ppo-CartPole-v1") == returns(capsys, teacher, "--env", "CartPole-v1")
+        assert main(["verify", "me/tiny-cartpole", "--observations", "20"]) == 0
+        assert "policy in eval mode" in capsys.readouterr().out
+        assert main(["export", "me/tiny-cartpole", "--target", "c", "--out", str(tmp_path / "c")]) == 0
+        assert "holds no student.npz" in mistake(capsys, "verify", "me/ppo-CartPole-v1")
+        assert "is not a student" in mistake(capsys, "export", "me/ppo-CartPole-v1", "--target", "c", "--out", tmp_path / "x")
+    capsys.readouterr()
+    assert returns(capsys, "me/tiny-cartpole") == expected  # from the cache: the server is gone
+
+
+def test_what_is_no_student(compressed: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is the folder of a student: expected its teacher" in mistake(
+        capsys, "compress", compressed, "--out", tmp_path / "x"
+    )
+    assert "is not a student: expected" in mistake(capsys, "export", teacher, "--target", "c", "--out", tmp_path / "x")
+    float_zip = compressed / "student_float.zip"
+    message = mistake(capsys, "export", float_zip, "--target", "c", "--out", tmp_path / "x")
+    assert "is the float student, which has no integers. Export student.zip or student.npz instead" in message
+
+
+def test_another_environment_than_the_students(compressed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = mistake(capsys, "evaluate", compressed, "--env", "Acrobot-v1", *PLAY)
+    assert "The student learned in CartPole-v1 and cannot play in Acrobot-v1" in message
+
+
+def test_the_teacher_of_another_environment(compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PPO("MlpPolicy", "Acrobot-v1", n_steps=8, batch_size=8, device="cpu").save(tmp_path / "acrobot.zip")
+    message = mistake(capsys, "benchmark", compressed, "--teacher", tmp_path / "acrobot.zip")
+    assert "acrobot.zip is the teacher of another environment than CartPole-v1" in message
+
+
+def test_devices_that_are_not_here(compressed: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SB3 would take the CPU without a word."""
+    for arguments in (["evaluate", compressed / "student.zip"], ["compress", teacher, "--out", tmp_path / "out"]):
+        message = mistake(capsys, *arguments, "--env", "CartPole-v1", "--device", "xpu:7")
+        assert "--device must be auto, cpu or cuda, got 'xpu:7', which torch cannot use here" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_env_names_the_environment_of_an_npz(compressed: Path, tmp_path: Path) -> None:
+    options = ["--target", "numpy", "--out", str(tmp_path), "--env", "CartPole-v0"]
+    assert main(["export", str(compressed / "student.npz"), *options]) == 0
+    assert IntegerModel.load(tmp_path / "student.npz").metadata["env"]["env_id"] == "CartPole-v0"
+
+
+OWN_ENV = """
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+gym.register("OwnCart-v0", entry_point=CartPoleEnv, max_episode_steps=50)
+"""
+
+
+def test_an_environment_of_ones_own(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Named once, it is remembered as this user's choice; where it is not, the command to type is printed."""
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    (here / "own_cart_envs.py").write_text(OWN_ENV)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(here))])
+
+    def forget_module() -> None:
+        gym.registry.pop("OwnCart-v0", None)
+        sys.modules.pop("own_cart_envs", None)
+
+    monkeypatch.chdir(here)
+    assert "Cannot import 'none_such'" in mistake(capsys, "evaluate", teacher, "--env", "none_such:OwnCart-v0", *PLAY)
+    arguments = ["--env", "own_cart_envs:OwnCart-v0", "--timesteps", "64", "--episodes", "2", *QUICK]
+    out = tmp_path / "out"
+    assert main(["compress", teacher, "--out", str(out), *arguments]) == 0 and str(here) not in sys.path
+    monkeypatch.chdir(elsewhere)
+    later = [
+        ["evaluate", str(out), *PLAY],
+        ["evaluate", str(out / "student.zip"), *PLAY],
+        ["verify", str(out), "--observations", "20"],
+        ["export", str(out / "student.zip"), "--target", "numpy", "--out", str(tmp_path / "numpy")],
+    ]
+    for command in later:
+        forget_module()
+        assert main(command) == 0
+    assert "of own_cart_envs:OwnCart-v0 from seed" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "state")  # another user
+    for command in later:
+        forget_module()
+        message = mistake(capsys, *command)
+        assert "would import a module" in message
+        assert f"Give it: sb3-qpd {' '.join(command)} --env own_cart_envs:OwnCart-v0" in message
+        assert "own_cart_envs" not in sys.modules
