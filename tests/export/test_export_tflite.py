@@ -164,7 +164,8 @@ def test_numbers_that_tflite_would_take_for_zero_are_refused(tmp_path: Path) -> 
     for name in ("input_multiplier", "action_high"):
         values = getattr(box, name).copy()
         values[-1] = 1e-40
-        with pytest.raises(ValueError, match=f"TFLite takes denormal numbers for zero, {name} holds 1e-40. Export it as onnx"):
+        words = f"TFLite takes denormal numbers for zero, {name} holds 1e-40. Take the target onnx, c or numpy"
+        with pytest.raises(ValueError, match=words):
             export_tflite(replace(box, **{name: values}), tmp_path)
     box.layers[-1].multiplier = np.full(3, 1e-40, np.float32)
     with pytest.raises(ValueError, match="the head's multiplier holds 1e-40"):
