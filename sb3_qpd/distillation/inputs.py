@@ -20,11 +20,10 @@ from sb3_qpd.students.layers import VectorGrid
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher
 
-NORMAL_WIDTH = 3.29  # width of the central 90 % of a normal variable, in standard deviations
-HALF_TO_CENTRAL = 2.44  # the same, in widths of its central half
-MIN_LEVELS = 16  # levels of the grid, or numbers of float32, for these 90 %
+MIN_LEVELS = 16  # levels of the grid, or numbers of float32, for the central 90 % of a feature
+USUAL_SHARE = 0.8  # share of a feature's values that are certainly no outliers
+GAP, HUGE_GAP = 4.0, 1_000.0  # between outliers and the other values, in widths of the latter
 TRIED_ROWS = 256  # observations on which the teacher compares ranges
-MAX_RANGES = 24  # ranges that it compares, each twice as wide as the one before
 
 
 def shortest_interval(values: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
@@ -42,15 +41,40 @@ def shortest_interval(values: np.ndarray, share: float) -> tuple[np.ndarray, np.
     return low[start, columns], high[start, columns]
 
 
-def central_width(values: np.ndarray) -> np.ndarray:
+def range_without_outliers(values: np.ndarray) -> tuple[float, float]:
     """
-    Width of the central 90 % of each feature, estimated from its central half where outliers are frequent.
+    The range of a feature without isolated outliers, such as a 999 of a sensor that sees nothing.
 
-    :param values: shape (n, n_features)
-    :return: shape (n_features,); 0 where 90 % of the values are equal
+    The range grows from the central 80 % by the values next to it, up to a gap that :func:`_is_sentinel` takes for one. The
+    values of a long tail have no such gap: they belong to the range, as the student may reach them more often than its teacher.
+
+    :param values: shape (n,)
+    :return: lower and upper end
     """
-    width, half = (np.subtract(*shortest_interval(values, share)[::-1]) for share in (0.9, 0.5))
-    return np.where(half > 0, np.minimum(width, HALF_TO_CENTRAL * half), width)
+    ordered = np.sort(values)
+    low, high = (float(end[0]) for end in shortest_interval(values[:, None], USUAL_SHARE))
+    if low == high:
+        return float(ordered[0]), float(ordered[-1])
+    below, above = ordered[ordered < low][::-1], ordered[ordered > high]
+    while True:
+        if len(above) and not _is_sentinel(above - high, high - low):
+            high, above = float(above[0]), above[1:]
+        elif len(below) and not _is_sentinel(low - below, high - low):
+            low, below = float(below[0]), below[1:]
+        else:
+            return low, high
+
+
+def _is_sentinel(distances: np.ndarray, width: float) -> bool:
+    """
+    Whether values stand for something else than a measurement: several that are nearly equal, or any that are very far away.
+
+    :param distances: distances of the values from the range, in rising order
+    :param width: width of the range
+    """
+    gap, spread = distances[0], distances[-1] - distances[0]
+    is_repeated = len(distances) >= 3 and spread <= 0.1 * gap
+    return bool(gap > HUGE_GAP * width or (gap > GAP * width and is_repeated))
 
 
 def grid_levels(values: np.ndarray, step: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -139,9 +163,9 @@ def _numpy(observations: Any) -> Any:
 
 def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples: DistillationSamples) -> list[dict[str, Any]]:
     """
-    Give features that rare outliers leave too few levels a narrower range, beyond which they saturate.
+    Give features that isolated outliers leave too few levels the range of their other values. Outliers saturate.
 
-    The teacher decides by its answers to observations that are rounded to several ranges, see :func:`_best_range`.
+    The teacher decides: its answers to observations on the narrower grid have to be far nearer to its answers to the raw ones.
 
     :param policy: the student, calibrated, before its first update; its normalization is changed
     :param teacher: the teacher
@@ -150,14 +174,17 @@ def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples:
     """
     changed = []
     for inputs in _inputs(policy, _numpy(samples.observations)):
-        suspects = central_width(inputs.values) / inputs.step
         few = _Inputs.__new__(_Inputs)  # fewer rows for the teacher
         few.__dict__.update(vars(inputs), observations=_first_rows(inputs.observations))
-        for column in np.flatnonzero((suspects > 0) & (suspects < MIN_LEVELS)):
-            found = _best_range(policy, teacher, inputs, few, int(column))
-            if found is None:
+        levels = np.subtract(*shortest_interval(inputs.values, USUAL_SHARE)[::-1]) / inputs.step
+        for column in np.flatnonzero((levels > 0) & (levels < MIN_LEVELS)):
+            values = inputs.values[:, column]
+            low, high = range_without_outliers(values)
+            if low == values.min() and high == values.max():
                 continue
-            mean, std = found
+            mean, std = (low + high) / 2, (high - low) / (2 * 127 * inputs.scale)
+            if not _serves_better(policy, teacher, inputs, few, int(column), (mean, std)):
+                continue
             index = inputs.indices[column]
             inputs.grid.mean[index], inputs.grid.std[index] = mean, std
             part, i, _ = inputs.columns[column]
@@ -189,29 +216,24 @@ def _first_rows(observations: Any) -> Any:
     return observations[-TRIED_ROWS:]
 
 
-def _best_range(
-    policy: QuantActorCriticPolicy, teacher: Teacher, inputs: _Inputs, few: _Inputs, column: int
-) -> tuple[float, float] | None:
-    """
-    Mean and deviation of the widest range at which the teacher's answers change at most twice as much as at the best one.
-
-    The student meets states that are rare for its teacher: a range is not narrowed for a small gain.
-
-    :return: mean and deviation; ``None`` where today's range will do
-    """
-    values = inputs.values[:, column]
-    index, scale = inputs.indices[column], inputs.scale
+def _serves_better(
+    policy: QuantActorCriticPolicy,
+    teacher: Teacher,
+    inputs: _Inputs,
+    few: _Inputs,
+    column: int,
+    found: tuple[float, float],
+) -> bool:
+    """Whether the teacher's answers change less than half as much on a grid with that mean and deviation as on today's."""
+    index, raw = inputs.indices[column], inputs.values[-TRIED_ROWS:, column]
     today = (float(inputs.grid.mean[index]), float(inputs.grid.std[index]))
-    narrow = float(central_width(values[:, None])[0]) / NORMAL_WIDTH
-    n_steps = int(np.clip(np.ceil(np.log2(today[1] / narrow)), 1, MAX_RANGES))
-    candidates = [today, *((float(np.median(values)), narrow * 2.0**i) for i in reversed(range(n_steps)))]
-    labels, raw = teacher(few.observations), values[-TRIED_ROWS:]
-    errors = []
-    for mean, std in candidates:
-        seen = _on_grid(raw, mean, std * scale)
+    if found[1] >= today[1] / 2:
+        return False
+    labels, errors = teacher(few.observations), []
+    for mean, std in (today, found):
+        seen = _on_grid(raw, mean, std * inputs.scale)
         errors.append(_difference(policy, labels.actor, teacher(few.replaced(column, seen)).actor))
-    chosen = int(np.argmax(np.array(errors) <= 2 * min(errors)))  # they go from wide to narrow
-    return None if chosen == 0 else candidates[chosen]
+    return 2 * errors[1] < errors[0]
 
 
 def _on_grid(values: np.ndarray, mean: float, step: float) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Actions in units of what the teacher does, and features of the observation that the input grid has to resolve."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from toys import QUICK, Pointer, actor_of, assert_same_bits, pointers, untrained
 
 from sb3_qpd import QPDDistiller, load_student, load_teacher
 from sb3_qpd.distillation.initialization import float_image_statistics, measure_action_unit
-from sb3_qpd.distillation.inputs import central_width, grid_levels
+from sb3_qpd.distillation.inputs import grid_levels, range_without_outliers
 from sb3_qpd.spaces import half_range
 from sb3_qpd.students.layers import VectorGrid
 
@@ -237,8 +238,30 @@ def test_levels_of_discrete_features():
     levels, too_few = grid_levels(values, np.array([0.25, 0.25, 0.25]))
     assert levels[0] == 4 and list(too_few) == [False, False, True]
     assert grid_levels(values, np.array([0.9, 0.9, 0.01]))[1].tolist() == [True, False, False]
-    width = central_width(values)
-    assert width[1] == 0 and width[2] == pytest.approx(3.29, rel=0.1)
+
+
+def test_a_long_tail_is_no_outlier():
+    """Angles of a lander that mostly rests reach far and without a gap; a 999 stands alone."""
+    rng = np.random.default_rng(0)
+    tail = np.concatenate([rng.normal(0, 0.01, 700), rng.standard_t(2, 300) * 0.1])
+    assert range_without_outliers(tail) == (tail.min(), tail.max())
+    for share in (0.01, 0.1):
+        usual = rng.normal(size=1_000)
+        seen = np.where(rng.random(1_000) < share, 999.0, usual)
+        assert range_without_outliers(seen) == (seen.min(), seen[seen < 999].max())
+    resting = np.concatenate([rng.normal(0, 1e-4, 850), rng.uniform(0.01, 1.4, 150)])
+    assert range_without_outliers(resting) == (resting.min(), resting.max())
+    contact = (rng.random(1_000) < 0.02).astype(float)
+    assert range_without_outliers(contact) == (0.0, 1.0)
+
+
+def test_a_student_of_a_real_task_keeps_its_range():
+    """LunarLander's angles are small for its teacher and large for a young student, which must see them."""
+    folder = Path(__file__).parents[2] / "examples" / "teachers" / "ppo" / "LunarLander-v3_1"
+    settings = {"student_arch": "tiny", "device": "cpu", "seed": 0, "check_teacher": False}
+    student = QPDDistiller(str(folder), **settings)
+    student.learn(60_000, callback=lambda now, _: not now["self"]._is_fitted)  # collects 6,000 observations, and fits to them
+    assert student._is_fitted and student.input_findings == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
