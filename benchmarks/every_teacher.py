@@ -135,7 +135,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["teacher"],
         row.get("env", ""),
-        f"{row['load_seconds']:.1f}" if "load_seconds" in row else "",
+        f"{row['load_seconds']:.2f}" if "load_seconds" in row else "",
         *returns,
         f"{row['bytes']:,}" if "bytes" in row else "",
         ", ".join(row.get("exports", ())),
