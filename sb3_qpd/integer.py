@@ -58,8 +58,8 @@ def fixed_point(multiplier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     Multipliers as integers: M = m 2^-shift with 2^30 <= m < 2^31 and 1 <= shift <= 62.
 
-    One below 2^-32 brings every int32 to zero, and is zero itself; one of 2^30 or more brings every positive integer to the
-    top of the grid, and so does its m with the smallest shift.
+    A multiplier below 2^-32 maps every int32 to zero, and is stored as zero. One of 2^30 or more saturates every positive
+    accumulator. It is stored with the smallest shift, which saturates too.
 
     :param multiplier: float32, shape (n_channels,)
     :return: m and shift, int64, same shape

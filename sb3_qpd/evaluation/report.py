@@ -190,8 +190,20 @@ def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "D
         advice, line = "see what the teacher does, then give what it lacks", f"sb3-qpd evaluate {teacher}"
     else:
         advice, options = _improvement(report)
-        line = f"{command or _own_command(report, folder, teacher)} --force {options}"
+        line = _with_options(command or _own_command(report, folder, teacher), f"--force {options}")
     return f"Next: {advice}." if command is None else f"Next: {advice}: `{line}`"
+
+
+def _with_options(command: str, options: str) -> str:
+    """A command with options, which take the place of those of the same names."""
+    replaced = {word for word in options.split() if word.startswith("--")}
+    kept, is_dropped = [], False
+    for word in shlex.split(command):
+        if word.startswith("--"):
+            is_dropped = word.partition("=")[0] in replaced
+        if not is_dropped:
+            kept.append(word)
+    return f"{shlex.join(kept)} {options}"
 
 
 def _teacher_word(report: Mapping[str, Any]) -> str:

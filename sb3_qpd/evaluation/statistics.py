@@ -6,10 +6,10 @@ and each has a 95 % bootstrap interval.
 
 - ``no_claim``: the lead is not larger than the width of its interval and the margin together. A random policy in the
   student's place could pass, so that a comparison with this teacher proves nothing.
-- ``inconclusive``: fewer than 20 episodes, whose bootstrap interval is not reliable; fewer than 80 % power takes; or an
-  interval that contains -margin. How many episodes it takes is planned before the run from the teacher's spread. Without a
-  plan it follows from the spread that was measured.
-- ``non_inferior``: the interval of the difference lies above -margin. ``inferior``: it lies below.
+- ``inferior``: the interval of the difference lies below -margin.
+- ``non_inferior``: it lies above -margin, and the episodes are at least as many as 80 % power takes. This number is planned
+  before the run from the teacher's spread. Without a plan it follows from the spread that was measured.
+- ``inconclusive``: every other case. So are fewer than 20 episodes, whose bootstrap interval is not reliable.
 
 **Intervals without width.** Where every episode returns the same (CartPole's 500), each resample has the same mean, and the
 interval is a point. This is an honest result in two cases, and the verdict stands in both. If the game has no randomness at
@@ -309,7 +309,7 @@ def verdict_of(
     :param lead: teacher - random policy, mean returns
     :param lead_ci95: 95 % interval of the lead
     :param n_episodes: episodes behind the interval, of the teacher or the student, whichever has fewer
-    :param needed: episodes for 80 % power; ``None``: not known, and not asked for
+    :param needed: episodes for 80 % power; ``None`` skips this check
     :return: ``"non_inferior"``, ``"inferior"``, ``"inconclusive"`` or ``"no_claim"``
     """
     is_short = n_episodes < MIN_VERDICT_EPISODES
@@ -317,8 +317,7 @@ def verdict_of(
     if lead <= 0 or (not is_short and lead <= (lead_ci95[1] - lead_ci95[0]) + margin):
         return "no_claim"
     low, high = difference_ci95
-    if is_short or (needed is not None and n_episodes < needed):
-        return "inconclusive"
-    if low > -margin:
-        return "non_inferior"
-    return "inferior" if high < -margin else "inconclusive"
+    has_power = needed is None or n_episodes >= needed
+    if not is_short and high < -margin:
+        return "inferior"
+    return "non_inferior" if not is_short and has_power and low > -margin else "inconclusive"

@@ -313,3 +313,9 @@ def test_notes_name_the_inputs_that_a_student_cannot_resolve(report: dict[str, A
     assert "of their values (rare values lie far beyond these: clip or rescale them in the environment): 3 (5)." in text
     assert "Features of the observation whose rare values saturate: 0 (-2 to 2.5)." in text
     assert "saturate" not in to_markdown(edited(report, input_findings=[]))
+
+
+def test_the_next_command_names_each_option_once(report: dict[str, Any]) -> None:
+    again = edited(report, verdict="inconclusive", episodes_needed=684)
+    line = next_step(again, "sb3-qpd compress 'my teacher' --force --episodes 100 --seed 3", "out")
+    assert "`sb3-qpd compress 'my teacher' --seed 3 --force --episodes 684`" in line

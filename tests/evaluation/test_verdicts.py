@@ -96,11 +96,16 @@ def test_no_claim_without_a_teacher(
     assert verdict_of((0.0, 0.1), margin, lead=lead, lead_ci95=lead_ci95, n_episodes=n_episodes) == verdict
 
 
-def test_below_the_planned_power_nothing_is_said() -> None:
-    """A third of the episodes that 80 % power takes, and all of them."""
-    for interval, verdict in (((-4.0, 0.0), "non_inferior"), ((1.0, 5.0), "non_inferior"), ((-54.0, -50.0), "inferior")):
-        assert verdict_of(interval, 5.0, lead=100.0, n_episodes=30, needed=90) == "inconclusive"
-        assert verdict_of(interval, 5.0, lead=100.0, n_episodes=90, needed=90) == verdict
+def test_below_the_planned_power_no_student_passes() -> None:
+    """A third of the episodes that 80 % power takes, and all of them. A clear loss needs no power."""
+    for interval, few, all_of_them in (
+        ((-4.0, 0.0), "inconclusive", "non_inferior"),
+        ((1.0, 5.0), "inconclusive", "non_inferior"),
+        ((-9.0, -1.0), "inconclusive", "inconclusive"),
+        ((-54.0, -50.0), "inferior", "inferior"),
+    ):
+        assert verdict_of(interval, 5.0, lead=100.0, n_episodes=30, needed=90) == few
+        assert verdict_of(interval, 5.0, lead=100.0, n_episodes=90, needed=90) == all_of_them
 
 
 def test_few_episodes_are_inconclusive_and_say_how_many_it_takes() -> None:
