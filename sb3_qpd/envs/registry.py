@@ -78,7 +78,8 @@ def _hint(module: str, name: str) -> str:
     if (package := package_of(name)) is not None:
         return f" It is registered by another package: pip install {package}."
     near = difflib.get_close_matches(name, gym.registry, n=3)
-    return f" Did you mean {', '.join(near)}?" if near else " Import its package first, or write package:Id-v0."
+    guess = f" Did you mean {', '.join(near)}?" if near else ""
+    return f"{guess} If a module of your own registers it, import that first, or write my_module:{name}."
 
 
 def _module_of(spec: gym.envs.registration.EnvSpec) -> str:

@@ -341,7 +341,7 @@ def test_recipe_errors():
         make_recipe("CartPoel-v1")
     with pytest.raises(ValueError, match=r"LunarLander-v3"):
         make_recipe("LunarLander-v2")
-    with pytest.raises(ValueError, match="Import its package first"):
+    with pytest.raises(ValueError, match="import that first, or write my_module:"):
         make_recipe("qqqqqqqqqqqqqqqqqqq")
     with pytest.raises(ValueError, match="Cannot import 'no_such_package'"):
         make_recipe("no_such_package:Env-v0")
