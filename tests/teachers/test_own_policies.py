@@ -143,6 +143,33 @@ def test_other_actions_than_the_labels_are_refused(policy, algo, n):
         load_teacher(model, device="cpu")
 
 
+class ContraryAlgorithm(PPO):
+    """Plays another action than its policy."""
+
+    def predict(self, *args, **kwargs):
+        action, state = super().predict(*args, **kwargs)
+        return (action + 1) % 3, state
+
+
+@pytest.mark.parametrize("method", ["predict", "_predict", "extract_features"])
+def test_a_method_that_was_set_on_the_policy_is_seen(method):
+    model = loud(PPO("MlpPolicy", Anything(VECTOR, spaces.Discrete(3)), device="cpu", seed=0))
+    own = {
+        "predict": lambda x, *args, **kwargs: (np.zeros(len(x), int), None),
+        "_predict": lambda x, deterministic=False: th.zeros(len(x), dtype=th.long),
+        "extract_features": lambda x, *args: -x,
+    }
+    setattr(model.policy, method, own[method])
+    with pytest.raises(TeacherError, match="ActorCriticPolicy plays other actions than its distribution says"):
+        load_teacher(model, device="cpu")
+
+
+def test_the_predict_of_an_own_algorithm_is_compared():
+    model = loud(ContraryAlgorithm("MlpPolicy", Anything(VECTOR, spaces.Discrete(3)), device="cpu", seed=0))
+    with pytest.raises(TeacherError, match="ContraryAlgorithm plays other actions than its distribution says, in 100 %"):
+        load_teacher(model, device="cpu")
+
+
 class OnlyThere(ActorCriticPolicy):
     """Contradicts its distribution on observations that no random one resembles."""
 
