@@ -34,7 +34,13 @@ from sb3_qpd.teachers.normalization import (
     read_normalization,
     remove_vec_normalize,
 )
-from sb3_qpd.teachers.own_policies import check_labels, copy_policy, plays_differently, sample_observations, without_compilation
+from sb3_qpd.teachers.own_policies import (
+    check_labels,
+    copy_policy,
+    plays_differently,
+    sample_observations,
+    without_compilation,
+)
 from sb3_qpd.teachers.policy_builder import build_policy
 from sb3_qpd.teachers.run_folder import RunFolder, find_run
 from sb3_qpd.teachers.teacher import Teacher
