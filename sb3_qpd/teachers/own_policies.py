@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 N_COMPARED = 256  # observations on which labels and actions are compared
 AGREEMENT = 0.99  # share of them that have to agree: of equal logits either action may be the best
+# the methods of a policy that its actions go through
+METHODS = ("predict", "_predict", "obs_to_tensor", "extract_features", "get_distribution", "_get_action_dist_from_latent")
 _TOLERANCE = 1e-3  # of a Box action, in half ranges
 _SB3 = ("stable_baselines3", "sb3_contrib")
 
@@ -63,7 +65,7 @@ def plays_differently(player: Any) -> bool:
     :param player: live policy or model
     """
     is_own_policy = isinstance(player, BasePolicy) and is_own_class(player)
-    return is_own_policy or overrides(player, "predict", "_predict", "extract_features", "obs_to_tensor")
+    return is_own_policy or overrides(player, *METHODS)
 
 
 def distribution_parameters(distribution: Any) -> tuple[th.Tensor, th.Tensor | None]:
