@@ -127,7 +127,7 @@ def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
         if args.env is not None or args.env_kwargs:
             model.metadata["env"] = student_recipe(path, model.metadata.get("env"), args).to_json()
         return model
-    from sb3_qpd.students.quantizers import FLOAT_BITS
+    from sb3_qpd.students.architectures import FLOAT_BITS
 
     student, recipe = open_student(path, args)
     if student.policy.arch.activation_bits == FLOAT_BITS:
