@@ -190,7 +190,7 @@ def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "D
         advice, line = "see what the teacher does, then give what it lacks", f"sb3-qpd evaluate {teacher}"
     else:
         advice, options = _improvement(report)
-        line = f"{command or _own_command(report, folder, teacher)} --force {options}"
+        line = _with_options(command or _own_command(report, folder, teacher), options)
     return f"Next: {advice}." if command is None else f"Next: {advice}: `{line}`"
 
 
@@ -212,19 +212,35 @@ def _own_command(report: Mapping[str, Any], folder: str, teacher: str) -> str:
     return " ".join(words)
 
 
+def _with_options(command: str, options: str) -> str:
+    """A command line with other values of options; those that stood there are taken out."""
+    words, changed = shlex.split(command), shlex.split(options)
+    replaced = {"--force", *changed[::2]}
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if word.partition("=")[0] not in replaced and before not in replaced - {"--force"}
+    ]
+    return shlex.join([*kept, "--force", *changed])
+
+
 def _improvement(report: Mapping[str, Any]) -> tuple[str, str]:
     """The change that is most likely to make the student non-inferior, and the options for it."""
     integer, float_student, needed = report["integer"], report["float"], report["episodes_needed"]
+    episodes = ""
     if report["verdict"] == "inconclusive" and needed is not None and integer["episodes"] < needed:
-        return f"play {needed} episodes", f"--episodes {needed}"
+        if report["difference_ci95"][1] >= -report["margin"]:
+            return f"play {needed} episodes", f"--episodes {needed}"
+        episodes = f" --episodes {needed}"  # so far behind that more of them alone would only confirm it
     has_few_bits = np.min(report["weight_bits"]) < FULL_BITS or np.min(report["activation_bits"]) < FULL_BITS
     if has_few_bits and float_student and float_student["return_mean"] > integer["return_mean"] + report["margin"]:
-        return "take more bits, as the float student plays better", f"--weight-bits {FULL_BITS} --activation-bits {FULL_BITS}"
+        bits = f"--weight-bits {FULL_BITS} --activation-bits {FULL_BITS}"
+        return "take more bits, as the float student plays better", bits + episodes
     sizes = list(STUDENT_ARCHS)
     larger = sizes[sizes.index(report["student_arch"]) + 1 :][:1] if report["student_arch"] in sizes else []
     if report["timesteps"] < MANY_STEPS or not larger:
-        return "let the student learn for longer", f"--timesteps {MORE_STEPS * report['timesteps']}"
-    return "take a larger student", f"--student-arch {larger[0]}"
+        return "let the student learn for longer", f"--timesteps {MORE_STEPS * report['timesteps']}{episodes}"
+    return "take a larger student", f"--student-arch {larger[0]}{episodes}"
 
 
 def table(report: Mapping[str, Any]) -> str:
