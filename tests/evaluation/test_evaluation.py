@@ -72,6 +72,20 @@ def test_a_plain_environment_will_do() -> None:
     assert evaluation.starts == "Counting: episode k from reset(seed=1 + k)"
 
 
+@pytest.mark.parametrize("make", [Counting, lambda: DummyVecEnv([Counting])], ids=["class", "function"])
+def test_a_class_or_a_function_will_do(make: Any) -> None:
+    assert evaluate(AlwaysTwo(), make, n_episodes=3, seed=1).episodes == 3
+    with pytest.raises(TypeError, match="cannot be called without arguments"):
+        evaluate(AlwaysTwo(), Fixed, n_episodes=3)
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf])
+def test_returns_that_are_not_finite_are_refused(reward: float) -> None:
+    env = gym.wrappers.TransformReward(Counting(), lambda _: reward)
+    with pytest.raises(ValueError, match=f"An episode of Counting returned {reward}: expected finite rewards"):
+        evaluate("random", env, n_episodes=2)
+
+
 class Fixed(Counting):
     """Episodes of a fixed length, one step worth one."""
 
