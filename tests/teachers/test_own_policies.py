@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from toys import Anything, Strict
 
-from sb3_qpd import TeacherError, load_teacher
+from sb3_qpd import ObsNormalization, TeacherError, load_teacher
 from sb3_qpd.teachers.check import check_teacher
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -203,6 +203,17 @@ def test_own_layers_are_counted():
     assert teacher.n_parameters == (4 * 8 + 8) + (8 * 2 + 2) and teacher.macs == 4 * 8 + 8 * 2
     usual = load_teacher(PPO("MlpPolicy", "CartPole-v1", device="cpu"), device="cpu")
     assert usual.n_parameters == (4 * 64 + 64) + (64 * 64 + 64) + (64 * 2 + 2)
+
+
+def test_teachers_print_in_a_line():
+    teacher = load_teacher(PPO("MlpPolicy", "CartPole-v1", device="cpu"), device="cpu")
+    assert str(teacher) == "<Teacher ppo/CartPole-v1: ActorCriticPolicy, without normalization, on cpu>"
+    teacher.normalization = ObsNormalization(np.zeros(300), np.ones(300))
+    assert "with normalization" in str(teacher)
+    assert (
+        str(teacher.normalization)
+        == "<ObsNormalization: mean [0. 0. 0. ... 0. 0. 0.], variance [1. 1. 1. ... 1. 1. 1.], clipped at 10>"
+    )
 
 
 def test_a_live_policy(tmp_path: Path):
