@@ -190,7 +190,8 @@ def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "D
         advice, line = "see what the teacher does, then give what it lacks", f"sb3-qpd evaluate {teacher}"
     else:
         advice, options = _improvement(report)
-        line = _with_options(command or _own_command(report, folder, teacher), options)
+        dropped = {"--force", "--episodes"} if _has_too_few_episodes(report) else {"--force"}
+        line = _with_options(command or _own_command(report, folder, teacher), options, dropped)
     return f"Next: {advice}." if command is None else f"Next: {advice}: `{line}`"
 
 
@@ -212,10 +213,15 @@ def _own_command(report: Mapping[str, Any], folder: str, teacher: str) -> str:
     return " ".join(words)
 
 
-def _with_options(command: str, options: str) -> str:
-    """A command line with other values of options; those that stood there are taken out."""
+def _has_too_few_episodes(report: Mapping[str, Any]) -> bool:
+    needed = report["episodes_needed"]
+    return report["verdict"] == "inconclusive" and needed is not None and report["integer"]["episodes"] < needed
+
+
+def _with_options(command: str, options: str, dropped: set[str]) -> str:
+    """A command line with other values of options, without those that stood there and without dropped ones."""
     words, changed = shlex.split(command), shlex.split(options)
-    replaced = {"--force", *changed[::2]}
+    replaced = {*dropped, *changed[::2]}
     kept = [
         word
         for before, word in zip(["", *words], words, strict=False)
@@ -227,20 +233,17 @@ def _with_options(command: str, options: str) -> str:
 def _improvement(report: Mapping[str, Any]) -> tuple[str, str]:
     """The change that is most likely to make the student non-inferior, and the options for it."""
     integer, float_student, needed = report["integer"], report["float"], report["episodes_needed"]
-    episodes = ""
-    if report["verdict"] == "inconclusive" and needed is not None and integer["episodes"] < needed:
-        if report["difference_ci95"][1] >= -report["margin"]:
-            return f"play {needed} episodes", f"--episodes {needed}"
-        episodes = f" --episodes {needed}"  # so far behind that more of them alone would only confirm it
+    is_behind = report["difference_ci95"][1] < -report["margin"]  # more episodes alone would only confirm it
+    if _has_too_few_episodes(report) and not is_behind:
+        return f"play {needed} episodes", f"--episodes {needed}"
     has_few_bits = np.min(report["weight_bits"]) < FULL_BITS or np.min(report["activation_bits"]) < FULL_BITS
     if has_few_bits and float_student and float_student["return_mean"] > integer["return_mean"] + report["margin"]:
-        bits = f"--weight-bits {FULL_BITS} --activation-bits {FULL_BITS}"
-        return "take more bits, as the float student plays better", bits + episodes
+        return "take more bits, as the float student plays better", f"--weight-bits {FULL_BITS} --activation-bits {FULL_BITS}"
     sizes = list(STUDENT_ARCHS)
     larger = sizes[sizes.index(report["student_arch"]) + 1 :][:1] if report["student_arch"] in sizes else []
     if report["timesteps"] < MANY_STEPS or not larger:
-        return "let the student learn for longer", f"--timesteps {MORE_STEPS * report['timesteps']}{episodes}"
-    return "take a larger student", f"--student-arch {larger[0]}{episodes}"
+        return "let the student learn for longer", f"--timesteps {MORE_STEPS * report['timesteps']}"
+    return "take a larger student", f"--student-arch {larger[0]}"
 
 
 def table(report: Mapping[str, Any]) -> str:

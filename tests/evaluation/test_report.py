@@ -273,7 +273,7 @@ def test_intervals_without_width_are_said_to_be_so(report: dict[str, Any]) -> No
                 **{"difference_ci95": [-90.0, -80.0], "margin": 5.0},
             },
             "let the student learn for longer",
-            "--timesteps 8000 --episodes 110",
+            "--timesteps 8000",
         ),
         ({"verdict": "inconclusive", "timesteps": 2_000}, "let the student learn for longer", "--timesteps 8000"),
         ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "tiny"}, "take a larger student", "--student-arch small"),
@@ -295,6 +295,15 @@ def test_an_option_does_not_stand_twice(report: dict[str, Any]) -> None:
     given = "sb3-qpd compress x.zip --force --timesteps=9 --env-kwargs a=1 b=2 --out out --episodes 3"
     step = next_step(edited(report, verdict="inferior", timesteps=2_000), given, "out")
     assert step.endswith("`sb3-qpd compress x.zip --env-kwargs a=1 b=2 --out out --episodes 3 --force --timesteps 8000`")
+
+
+def test_too_few_episodes_are_not_asked_for_again(report: dict[str, Any]) -> None:
+    """Without --episodes the command finds out how many it takes."""
+    short = edited(report, verdict="inconclusive", integer={"episodes": 3}, episodes_needed=110, timesteps=2_000)
+    behind = {**short, "difference_ci95": [-90.0, -80.0], "margin": 5.0}
+    assert next_step(behind, "sb3-qpd compress x.zip --episodes 3 --out out").endswith(
+        "`sb3-qpd compress x.zip --out out --force --timesteps 8000`"
+    )
 
 
 def test_commands_to_copy_are_commands(report: dict[str, Any]) -> None:
