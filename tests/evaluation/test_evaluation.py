@@ -136,6 +136,15 @@ def test_random_policy_is_reproducible() -> None:
     assert actions.shape == (5, 3) and all(space.contains(action) for action in actions)
 
 
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3, start=2), spaces.MultiDiscrete([3, 2], start=[4, -7])], ids=["discrete", "multi-discrete"]
+)
+def test_random_actions_are_counted_from_zero_as_those_of_policies(space: spaces.Space) -> None:
+    drawn, _ = RandomPolicy(space).predict(np.zeros((200, 2)))
+    assert drawn.min(0).tolist() == np.zeros(space.shape).tolist()
+    assert drawn.max(0).tolist() == (np.array(getattr(space, "nvec", 3)) - 1).tolist()
+
+
 def test_mistakes() -> None:
     for source in ("greedy", Path("teacher.zip"), "nothere.npz"):
         with pytest.raises(ValueError, match=f"no file or folder '{source}'. Expected the folder, .npz or zip of a student"):
