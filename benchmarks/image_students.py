@@ -24,8 +24,7 @@ from sb3_qpd import QPDDistiller, QuantActorCriticCnnPolicy, load_teacher
 from sb3_qpd.distillation.buffers import DistillationSamples
 from sb3_qpd.distillation.objective import descend, distillation_loss
 from sb3_qpd.distillation.schedules import CosineSchedule, stage_progress
-from sb3_qpd.students.architectures import make_arch
-from sb3_qpd.students.quantizers import FLOAT_BITS
+from sb3_qpd.students.architectures import FLOAT_BITS, make_arch
 from sb3_qpd.students.transitions import get_transition
 from sb3_qpd.teachers.teacher import TeacherOutput
 

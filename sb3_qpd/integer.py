@@ -699,7 +699,9 @@ class IntegerModel:
         except FileNotFoundError as error:
             raise FileNotFoundError(f"There is no file {path}. Expected the .npz of a student: check the path") from error
         except Exception as error:
-            raise ValueError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}") from error
+            beside = os.path.join(os.path.dirname(path), "student.npz")
+            hint = f". Load {beside}, which lies beside it" if not path.endswith(".npz") and os.path.isfile(beside) else ""
+            raise ValueError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}{hint}") from error
         raise ValueError(f"This file has format {header['format']}, this version reads up to {FORMAT_VERSION}: update sb3_qpd")
 
     @classmethod

@@ -123,7 +123,8 @@ def actor(player: Any, env: gym.Env | VecEnv, deterministic: bool) -> Callable[[
 
 class RandomPolicy:
     """
-    Uniformly random actions, reproducible. Where the environment masks actions, only allowed ones are drawn.
+    Uniformly random actions, reproducible. Where the environment masks actions, only allowed ones are drawn. Categories are
+    counted from 0, as SB3's policies count them, also where the space has another ``start``.
 
     :param action_space: space of the actions
     :param seed: seed of the actions
@@ -140,9 +141,9 @@ class RandomPolicy:
         self, observation: Any, *args: Any, action_masks: np.ndarray | None = None, **kwargs: Any
     ) -> tuple[np.ndarray, None]:
         """See SB3's ``predict``; the observations are batched."""
-        n = batch_size(observation)
+        n, start = batch_size(observation), getattr(self.action_space, "start", 0)
         if action_masks is None:
-            return np.stack([self.action_space.sample() for _ in range(n)]), None
+            return np.stack([self.action_space.sample() - start for _ in range(n)]), None
         head = action_head(self.action_space)
         priorities = np.where(np.asarray(action_masks, bool).reshape(n, -1), self._rng.random((n, sum(head.nvec))), -1)
         choices = [one.argmax(1) for one in np.split(priorities, np.cumsum(head.nvec)[:-1], axis=1)]

@@ -733,6 +733,13 @@ def test_foreign_files_are_refused(write, tmp_path):
         IntegerModel.load(tmp_path / "other.npz")
 
 
+def test_a_file_beside_the_student_leads_to_it(tmp_path):
+    make_student(VECTOR, DISCRETE, arch={"hidden": (16,)}).to_integer().save(tmp_path / "student.npz")
+    _policy_zip(tmp_path / "student.zip")
+    with pytest.raises(ValueError, match=r"is not a student's .npz .* Load .*student.npz, which lies beside it"):
+        IntegerModel.load(tmp_path / "student.zip")
+
+
 DAMAGE = {
     "no weights": {"weights": None},
     "few weights": {"weights": np.zeros(1, np.uint8)},

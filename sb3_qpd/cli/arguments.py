@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sb3_qpd.cli.errors import EXIT_MISTAKE
+from sb3_qpd.students.architectures import make_arch
 
 STUDENT_SOURCE = "a folder that compress or zoo train wrote, a file in it, or its name on the Hub: owner/name[@revision]"
 TEACHER_SOURCE = (
@@ -45,8 +46,9 @@ class Parser(argparse.ArgumentParser):
     def _nearest(self, option: str) -> str:
         known = [one for one in self._option_string_actions if one.startswith("--")]
         name = option.strip("-")
-        near = [one for one in known if name in one.strip("-").split("-")] or difflib.get_close_matches(option, known, n=2)
-        return f" (did you mean {' or '.join(near[:2])}?)" if near else ""
+        near = [one for one in known if name in one.split("-") or one.endswith(name)]
+        near = near[:3] or difflib.get_close_matches(option, known, n=2)
+        return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def add_teacher(parser: argparse.ArgumentParser, purpose: str) -> None:
@@ -180,18 +182,26 @@ def bits(text: str) -> int | tuple[int, ...]:
 
 def architecture(text: str) -> str | dict[str, Any]:
     """
-    The name of a student's size, or its fields as JSON: ``{"hidden": [12, 12]}``.
+    The name of a student's size, or its fields as JSON or as a Python literal: ``{"hidden": [12, 12]}``.
 
     :param text: what the user typed
     """
-    if not text.lstrip().startswith("{"):
-        return text
+    value: str | dict[str, Any] = text
+    if text.lstrip().startswith("{"):
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            try:
+                value = ast.literal_eval(text.strip())
+            except (ValueError, SyntaxError):
+                raise argparse.ArgumentTypeError(
+                    f"""expected a name such as tiny, or JSON such as '{{"hidden": [12, 12]}}', got {text!r} ({error})"""
+                ) from None
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"""expected a name such as tiny, or JSON such as '{{"hidden": [12, 12]}}', got {text!r} ({error})"""
-        ) from None
+        make_arch(value)
+    except (ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return value
 
 
 def key_value(text: str) -> tuple[str, Any]:

@@ -201,7 +201,7 @@ def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Name
 
 
 def _check_bits(distiller: "QPDDistiller") -> None:
-    from sb3_qpd.students.quantizers import FLOAT_BITS
+    from sb3_qpd.students.architectures import FLOAT_BITS
 
     if distiller.policy.arch.activation_bits == FLOAT_BITS:  # and so are the weights
         raise ValueError(

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress, add_teacher, whole_number
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, user_errors
-from sb3_qpd.cli.models import check_folder, check_no_teacher_options, open_folder, open_student, student_recipe
+from sb3_qpd.cli.models import (
+    check_chosen_env,
+    check_folder,
+    check_no_teacher_options,
+    open_folder,
+    open_student,
+    student_recipe,
+)
 from sb3_qpd.cli.sources import find_student
 from sb3_qpd.student_folder import INTEGER_MODEL
 
@@ -125,13 +132,17 @@ def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
     if path.suffix == ".npz":
         model = IntegerModel.load(path)
         if args.env is not None or args.env_kwargs:
-            model.metadata["env"] = student_recipe(path, model.metadata.get("env"), args).to_json()
+            recipe = student_recipe(path, model.metadata.get("env"), args)
+            check_chosen_env(model, recipe)
+            model.metadata["env"] = recipe.to_json()
         return model
-    from sb3_qpd.students.quantizers import FLOAT_BITS
+    from sb3_qpd.students.architectures import FLOAT_BITS
 
     student, recipe = open_student(path, args)
     if student.policy.arch.activation_bits == FLOAT_BITS:
         raise ValueError(f"{path} is the float student, which has no integers. Export student.zip or student.npz instead")
+    if args.env is not None:
+        check_chosen_env(student.to_integer(), recipe)
     return student.to_integer(recipe)
 
 

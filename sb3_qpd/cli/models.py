@@ -129,7 +129,10 @@ def open_folder(folder: Path, args: argparse.Namespace) -> "tuple[EnvRecipe, Net
     from sb3_qpd.evaluation.benchmark import Networks
     from sb3_qpd.evaluation.verify import load_model
 
-    recipe = student_recipe(folder, load_model(folder).metadata.get("env"), args)
+    model = load_model(folder)
+    recipe = student_recipe(folder, model.metadata.get("env"), args)
+    if args.env is not None:
+        check_chosen_env(model, recipe)
     where = argparse.Namespace(**{**vars(args), "env": recipe, "env_kwargs": []})  # the zips' and the teacher's too
     float_zip = folder / FLOAT_ZIP
     zips = (find_zip(folder), float_zip if float_zip.is_file() else None)
@@ -166,6 +169,22 @@ def student_recipe(path: Path, recorded: dict[str, Any] | None, args: argparse.N
     if args.env is not None:
         return _chosen_recipe(args)
     return make_recipe(_recorded_recipe(path, recorded, args), dict(args.env_kwargs))
+
+
+def check_chosen_env(model: "IntegerModel", recipe: "EnvRecipe") -> None:
+    """
+    Refuse an environment of the user that gives other observations than the student takes.
+
+    :param model: the student
+    :param recipe: the environment
+    """
+    from sb3_qpd.evaluation.fitting import check_env
+
+    env = recipe.make_vec_env(1)
+    try:
+        check_env(model, env.observation_space, recipe.env_id)
+    finally:
+        env.close()
 
 
 @contextmanager

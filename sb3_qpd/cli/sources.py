@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sb3_qpd.student_folder import FILES, INTEGER_MODEL, STUDENT_ZIP, folder_of
 
-_ADDRESS = re.compile(r"https?://[^/]+/(?P<repo>[^/]+/[^/]+)")
+_ADDRESS = re.compile(r"https?://[^/]+/(?P<repo>[^/]+/[^/?]+)(/(blob|resolve)/[^/]+/(?P<file>[^?]+))?")
 _HUB_NAME = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*(@.+)?")
 
 
@@ -21,14 +21,13 @@ def check_source(text: str) -> None:
     if text.startswith("hub:") or path.exists() or Path(f"{path}.zip").is_file():
         return
     if address := _ADDRESS.match(text):
-        raise ValueError(
-            f"Expected a path, or a model on the Hub as owner/name, got the address {text}: write {address['repo']}"
-        )
+        name = address["repo"] if address["file"] is None else f"hub:{address['repo']}/{address['file']}"
+        raise ValueError(f"Expected a path, or a model on the Hub as owner/name, got the address {text}: write {name}")
     on_hub = _HUB_NAME.fullmatch(text)
     if on_hub and path.suffix not in (".zip", ".npz") and not Path(on_hub["owner"]).is_dir():
         return
     hint = f". A model of this name on the Hub is hub:{text}" if on_hub else ""
-    raise ValueError(f"No such file or folder: {text}. {_describe_nearest(path)}{hint}")
+    raise ValueError(f"{_no_such_file(text)}{hint}")
 
 
 def find_student(text: str) -> Path | None:
@@ -104,11 +103,14 @@ def _download_student(text: str) -> Path | None:
     """The folder of a student's repository, or the file of one. ``None``: a path, or a teacher's repository."""
     if Path(text).expanduser().exists() or Path(f"{text}.zip").is_file():
         return None
+    from sb3_qpd.teachers.families import TEACHERS
     from sb3_qpd.teachers.hub import download, list_files, parse_source
 
     source = parse_source(text)
     if source is None:
         return None
+    if source.looks_like_run_folder(TEACHERS):  # the Hub would be asked in vain, for half a minute
+        raise ValueError(_no_such_file(text))
     if source.filename is not None:
         return download(source).path
     names = list_files(source)
@@ -122,10 +124,11 @@ def _download_student(text: str) -> Path | None:
     return first.path.parent
 
 
-def _describe_nearest(path: Path) -> str:
-    """What the nearest folder that exists holds."""
-    folder = path.absolute().parent
+def _no_such_file(text: str) -> str:
+    """A message that tells what the nearest folder that exists holds."""
+    folder = Path(text).expanduser().absolute().parent
     while not folder.is_dir():
         folder = folder.parent
     names = sorted(one.name for one in folder.iterdir() if not one.name.startswith("."))
-    return f"The folder {folder} holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"
+    held = f"{', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"
+    return f"No such file or folder: {text}. The folder {folder} holds {held}"

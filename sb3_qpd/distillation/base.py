@@ -27,7 +27,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_qpd.distillation.callbacks import evaluate_raw
 from sb3_qpd.distillation.environment import EnvSource, env_of_teacher, has_float_images, raw_env
 from sb3_qpd.distillation.hyperparameters import check_arguments, check_n_envs, check_timesteps
-from sb3_qpd.envs.inspection import pipeline_of
+from sb3_qpd.envs.inspection import pipeline_of, warn_of_moving_statistics
 from sb3_qpd.envs.recipe import EnvRecipe, describe_env, make_recipe
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import gives_masks, seed_if_possible
@@ -199,7 +199,9 @@ class DistillationAlgorithm(BaseAlgorithm):
     def _note_pipeline(self) -> None:
         """Keep the names of the wrappers that change observations, also in the policy's metadata."""
         if self.env is not None:
-            self.pipeline = pipeline_of(self.env, self._recipe)
+            before, self.pipeline = self.pipeline, pipeline_of(self.env, self._recipe)
+            if self.pipeline != before:
+                warn_of_moving_statistics(self.pipeline)
         if hasattr(self, "policy") and (self.pipeline or "pipeline" in self.policy.metadata):
             self.policy.metadata["pipeline"] = self.pipeline
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -227,6 +228,12 @@ class QPDDistiller(FallingPrecision):
         self._updates_owed = 0.0
         self._set_precision()
         self._last_calibration = self._progress
+        n_steps = self._total_timesteps - self.num_timesteps
+        if n_steps * self.gradient_steps < 1:  # type: ignore[operator]
+            warnings.warn(
+                f"{n_steps} environment steps at gradient_steps={self.gradient_steps:.3g} give no gradient step: the student "
+                f"will learn nothing. Take more steps, or a batch_size below {self.batch_size}"
+            )
 
     def _log(self, is_due: bool, iteration: int) -> None:
         if is_due or self._bar is not None:

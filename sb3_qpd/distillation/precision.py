@@ -11,7 +11,7 @@ import torch as th
 from sb3_qpd.distillation.collection import CollectingAlgorithm
 from sb3_qpd.distillation.inputs import clip_outliers, describe_findings, find_unresolved, saturate_outliers
 from sb3_qpd.distillation.schedules import stage_progress
-from sb3_qpd.students.quantizers import FLOAT_BITS
+from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.transitions import get_transition
 
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated

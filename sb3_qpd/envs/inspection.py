@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack
@@ -23,6 +26,8 @@ TRANSPARENT = (
     "RecordEpisodeStatistics",
     "TransformReward",
 )
+
+MOVING_STATISTICS = "NormalizeObservation"  # gymnasium's wrapper
 
 
 def pipeline_of(env: VecEnv, recipe: EnvRecipe | None) -> list[str]:
@@ -50,6 +55,20 @@ def pipeline_of(env: VecEnv, recipe: EnvRecipe | None) -> list[str]:
             names.append(type(inner).__name__)
             inner = inner.env
     return [name for name in reversed(names) if name not in TRANSPARENT]
+
+
+def warn_of_moving_statistics(pipeline: Sequence[str]) -> None:
+    """
+    Warn of a wrapper whose observations change while it runs, and whose statistics are in no file.
+
+    :param pipeline: names of the wrappers that change observations
+    """
+    if MOVING_STATISTICS in pipeline:
+        warnings.warn(
+            f"The environment has gymnasium's {MOVING_STATISTICS}: its statistics go on changing, each environment has its "
+            "own, and no file of the student holds them. On a device the student would see other observations. Train the "
+            "teacher in SB3's VecNormalize instead, whose statistics the student takes over"
+        )
 
 
 def stacks_frames(env: VecEnv) -> bool:

@@ -33,6 +33,7 @@ from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.evaluation.statistics import Evaluation
 from sb3_qpd.teachers.normalization import ObsNormalization
+from sb3_qpd.teachers.own_policies import METHODS, overrides
 from sb3_qpd.teachers.teacher import Teacher
 from sb3_qpd.version import __version__
 
@@ -103,14 +104,19 @@ def _distributions() -> Mapping[str, list[str]]:
 
 
 def _is_of_packages(teacher: Teacher) -> bool:
-    """Whether every class of a teacher's network comes from an installed package."""
-    return all(_is_installed(type(module).__module__.partition(".")[0]) for module in teacher.policy.modules())
+    """Whether every class of a teacher's network comes from an installed package, and no method was set on the policy."""
+    return not overrides(teacher.policy, *METHODS) and all(
+        _is_installed(type(module).__module__.partition(".")[0]) for module in teacher.policy.modules()
+    )
 
 
 @cache
 def _is_installed(package: str) -> bool:
     """Whether a package lies where packages are installed, and not in a folder under development."""
-    spec = find_module(package)
+    try:
+        spec = find_module(package)
+    except ValueError:  # __main__ of a script or a notebook, and modules that were made by hand
+        return False
     folders = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
     places = [] if spec is None else [*(spec.submodule_search_locations or ()), *([spec.origin] if spec.origin else [])]
     return bool(places) and any(Path(places[0]).resolve().is_relative_to(folder) for folder in folders)

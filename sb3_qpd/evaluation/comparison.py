@@ -23,8 +23,8 @@ from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, comp
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, pieces
 from sb3_qpd.players import ObservationRecorder, Player
+from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.policies import QuantActorCriticPolicy
-from sb3_qpd.students.quantizers import FLOAT_BITS
 from sb3_qpd.teachers.teacher import Teacher
 from sb3_qpd.version import __version__
 

@@ -1,8 +1,8 @@
 """Evaluation of anything with SB3's ``predict``: whole episodes, raw returns, the same episodes for every policy."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
 from sb3_qpd.envs.atari import AtariVecEnv
-from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+from sb3_qpd.envs.recipe import EnvRecipe, build_env, make_recipe
 from sb3_qpd.evaluation.fitting import check_env
 from sb3_qpd.evaluation.statistics import Evaluation
 from sb3_qpd.integer import IntegerModel
@@ -45,7 +45,7 @@ RANDOM = "random"
 
 def evaluate(
     policy: Player | str | Path,
-    env: str | EnvRecipe | gym.Env | VecEnv | None = None,
+    env: str | EnvRecipe | gym.Env | VecEnv | Callable[[], gym.Env | VecEnv] | None = None,
     *,
     n_episodes: int = 100,
     seed: int = TEST_SEED,
@@ -72,7 +72,8 @@ def evaluate(
 
     :param policy: anything with SB3's ``predict`` (model, policy, teacher, integer model), ``"random"``, or a path or Hub
         name that :func:`~sb3_qpd.evaluation.opening.open_player` takes
-    :param env: environment to play in; what is built here is closed here. ``None``: the one that the policy names
+    :param env: environment to play in, or a class or function that builds one; what is built here is closed here. ``None``:
+        the one that the policy names
     :param n_episodes: number of episodes
     :param seed: seed of the first episode, see ``VALIDATION_SEED`` and ``TEST_SEED``; seeds sampled actions as well
     :param deterministic: most probable actions, else sampled ones
@@ -82,16 +83,16 @@ def evaluate(
         10,000, or the environment's own limit where that is larger
     :param progress_bar: show one on stderr
     :return: one return and length for each episode
-    :raises ValueError: policy and environment do not fit together, or an episode does not end
+    :raises ValueError: policy and environment do not fit together, an episode does not end, or its return is not finite
     """
     _check_count("n_episodes", n_episodes)
     _check_count("n_envs", n_envs)
     if max_episode_steps is not None:
         _check_count("max_episode_steps", max_episode_steps)
     player, env = _open(policy, env)
-    _check_player(player, env)
     start = time.perf_counter()
     with _opened_env(env, seed, min(n_envs, n_episodes)) as (played, starts, env_name):
+        _check_player(player, played)
         name = name or (RANDOM if player == RANDOM else type(player).__name__)
         player = RandomPolicy(_spaces_of(played)[1], seed) if player == RANDOM else player
         check_env(player, _spaces_of(played)[0], env_name)
@@ -164,6 +165,11 @@ class _Score:
         """
         monitored = info.get("episode", {}) if isinstance(info, Mapping) else {}
         self.returns[episode] = float(monitored.get("r", total))
+        if not np.isfinite(self.returns[episode]):
+            raise ValueError(
+                f"An episode of {self.env_name} returned {self.returns[episode]}: expected finite rewards, which can be "
+                "averaged and compared. Correct the reward in the environment"
+            )
         self.lengths[episode] = int(monitored.get("l", steps))
         self.bar.update()
 
@@ -189,10 +195,13 @@ def _open(policy: Any, env: Any) -> tuple[Any, Any]:
 
 @contextmanager
 def _opened_env(
-    env: str | EnvRecipe | gym.Env | VecEnv, seed: int, n_envs: int
+    env: str | EnvRecipe | gym.Env | VecEnv | Callable[[], gym.Env | VecEnv], seed: int, n_envs: int
 ) -> Iterator[tuple[list[gym.Env] | VecEnv, str, str]]:
     """The environments, how their episodes start (empty: not reproducible), and their name."""
-    if isinstance(env, VecEnv):
+    if callable(env) and not isinstance(env, gym.Env | VecEnv):
+        with closing(build_env(env)) as one, _opened_env(one, seed, n_envs) as opened:
+            yield opened
+    elif isinstance(env, VecEnv):
         normalize = unwrap_vec_normalize(env)
         if normalize is not None and normalize.training:
             raise ValueError("env is a VecNormalize that would learn from the evaluation: set env.training = False first.")

@@ -190,20 +190,9 @@ def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "D
         advice, line = "see what the teacher does, then give what it lacks", f"sb3-qpd evaluate {teacher}"
     else:
         advice, options = _improvement(report)
-        line = _with_options(command or _own_command(report, folder, teacher), f"--force {options}")
+        dropped = {"--force", "--episodes"} if _has_too_few_episodes(report) else {"--force"}
+        line = _with_options(command or _own_command(report, folder, teacher), options, dropped)
     return f"Next: {advice}." if command is None else f"Next: {advice}: `{line}`"
-
-
-def _with_options(command: str, options: str) -> str:
-    """A command with options, which take the place of those of the same names."""
-    replaced = {word for word in options.split() if word.startswith("--")}
-    kept, is_dropped = [], False
-    for word in shlex.split(command):
-        if word.startswith("--"):
-            is_dropped = word.partition("=")[0] in replaced
-        if not is_dropped:
-            kept.append(word)
-    return f"{shlex.join(kept)} {options}"
 
 
 def _teacher_word(report: Mapping[str, Any]) -> str:
@@ -224,10 +213,28 @@ def _own_command(report: Mapping[str, Any], folder: str, teacher: str) -> str:
     return " ".join(words)
 
 
+def _has_too_few_episodes(report: Mapping[str, Any]) -> bool:
+    needed = report["episodes_needed"]
+    return report["verdict"] == "inconclusive" and needed is not None and report["integer"]["episodes"] < needed
+
+
+def _with_options(command: str, options: str, dropped: set[str]) -> str:
+    """A command line with other values of options, without those that stood there and without dropped ones."""
+    words, changed = shlex.split(command), shlex.split(options)
+    replaced = {*dropped, *changed[::2]}
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if word.partition("=")[0] not in replaced and before not in replaced - {"--force"}
+    ]
+    return shlex.join([*kept, "--force", *changed])
+
+
 def _improvement(report: Mapping[str, Any]) -> tuple[str, str]:
     """The change that is most likely to make the student non-inferior, and the options for it."""
     integer, float_student, needed = report["integer"], report["float"], report["episodes_needed"]
-    if report["verdict"] == "inconclusive" and needed is not None and integer["episodes"] < needed:
+    is_behind = report["difference_ci95"][1] < -report["margin"]  # more episodes alone would only confirm it
+    if _has_too_few_episodes(report) and not is_behind:
         return f"play {needed} episodes", f"--episodes {needed}"
     has_few_bits = np.min(report["weight_bits"]) < FULL_BITS or np.min(report["activation_bits"]) < FULL_BITS
     if has_few_bits and float_student and float_student["return_mean"] > integer["return_mean"] + report["margin"]:

@@ -165,7 +165,8 @@ def check_target(target: str, student: StudentFacts) -> None:
     """
     if lacks := list(find_target(target).lacks(student)):
         fit = tuple(name for name, other in TARGETS.items() if not any(other.lacks(student)))
-        raise ValueError(f"The target {target} does not support {'; '.join(lacks)}. Take the target {_either(fit)}")
+        way_out = f"Take the target {_either(fit)}" if fit else "No target does"
+        raise ValueError(f"The target {target} does not support {'; '.join(lacks)}. {way_out}")
 
 
 def check_model(model: IntegerModel) -> None:

@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from sb3_qpd.students.quantizers import FLOAT_BITS
-
+FLOAT_BITS = 32  # not quantized: the float student, and the first stage of a transition
 BITS = (2, 3, 4, 5, 6, 7, 8)
 
 

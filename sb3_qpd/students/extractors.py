@@ -13,9 +13,9 @@ from torch import nn
 
 from sb3_qpd.integer import ObservationPart, group_parts
 from sb3_qpd.spaces import observation_parts
-from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch, conv_output_sides
+from sb3_qpd.students.architectures import FLOAT_BITS, STUDENT_ARCHS, StudentArch, conv_output_sides
 from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLinear, VectorGrid
-from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer
+from sb3_qpd.students.quantizers import Quantizer
 
 FAR_PIXEL = 32.0  # standard deviations beyond which a float pixel, such as a missing depth, saturates
 MIN_STD = 1e-8  # smallest standard deviation that normalizes an input

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_qpd.integer import IntegerLayer
-from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer
+from sb3_qpd.students.architectures import FLOAT_BITS
+from sb3_qpd.students.quantizers import Quantizer
 
 BIAS_LIMIT = 2.0**23  # biases, and accumulators of students of usual width, are then exact in float32
 FLOAT32_EXACT = 2.0**24

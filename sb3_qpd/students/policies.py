@@ -15,10 +15,10 @@ from torch import nn
 
 from sb3_qpd.integer import IntegerModel, group_parts
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
-from sb3_qpd.students.architectures import StudentArch, make_arch
+from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
-from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer, shared_scales
+from sb3_qpd.students.quantizers import Quantizer, shared_scales
 from sb3_qpd.students.transitions import Transition
 
 

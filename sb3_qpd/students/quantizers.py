@@ -11,7 +11,8 @@ import numpy as np
 import torch as th
 from torch import nn
 
-FLOAT_BITS = 32  # not quantized: the float student, and the first stage of a transition
+from sb3_qpd.students.architectures import FLOAT_BITS
+
 # Steps of b-bit uniform quantizers with least mean squared error, in standard deviations. The variable is normal (signed
 # integers -2^(b-1) .. 2^(b-1) - 1) or half-normal (unsigned integers 0 .. 2^b - 1). Max, Quantizing for minimum distortion,
 # 1960. Only ratios are used: how much finer a grid is when it has more bits.

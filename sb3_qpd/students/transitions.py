@@ -11,7 +11,7 @@ import difflib
 import math
 from collections.abc import Callable, Mapping
 
-from sb3_qpd.students.quantizers import FLOAT_BITS
+from sb3_qpd.students.architectures import FLOAT_BITS
 
 Precision = Mapping[int, float]
 # (progress of the transition in [0, 1], target bits) -> mixture

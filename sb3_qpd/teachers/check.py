@@ -19,7 +19,7 @@ from sb3_qpd.players import RandomPolicy, actor, seed_if_possible
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.normalization import ObsNormalization
-from sb3_qpd.teachers.own_policies import N_COMPARED, check_labels, is_own_class
+from sb3_qpd.teachers.own_policies import N_COMPARED, check_labels, plays_differently
 from sb3_qpd.teachers.teacher import Teacher
 
 MIN_EPISODES, MAX_EPISODES = 5, 80
@@ -212,7 +212,7 @@ class _Episodes:
         self.clipped: list[float] = []
         self.largest_input = 0.0
         self.kept: list[Any] = []  # observations for the comparison of labels with actions
-        self._n_to_keep = N_COMPARED if is_own_class(teacher.policy) else 0
+        self._n_to_keep = N_COMPARED if plays_differently(teacher.policy) else 0
 
     @property
     def is_exhausted(self) -> bool:

@@ -34,7 +34,13 @@ from sb3_qpd.teachers.normalization import (
     read_normalization,
     remove_vec_normalize,
 )
-from sb3_qpd.teachers.own_policies import check_labels, copy_policy, is_own_class, sample_observations, without_compilation
+from sb3_qpd.teachers.own_policies import (
+    check_labels,
+    copy_policy,
+    plays_differently,
+    sample_observations,
+    without_compilation,
+)
 from sb3_qpd.teachers.policy_builder import build_policy
 from sb3_qpd.teachers.run_folder import RunFolder, find_run
 from sb3_qpd.teachers.teacher import Teacher
@@ -89,8 +95,9 @@ def load_teacher(
     teacher.to(get_device(device))
     if teacher.use_sde:
         teacher.policy.reset_noise()  # drawn for the weights and the device that it has now
-    if isinstance(player, BasePolicy) and is_own_class(player):
-        check_labels(teacher, sample_observations(teacher), player)
+    for one in (player, source):
+        if isinstance(one, BasePolicy | BaseAlgorithm) and plays_differently(one):
+            check_labels(teacher, sample_observations(teacher), one)
     return teacher
 
 

@@ -15,7 +15,7 @@ from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.vecnormalize import read_vecnormalize
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ObsNormalization:
     """
     Frozen observation statistics of SB3's ``VecNormalize``: ``clip((obs - mean) / sqrt(var + epsilon), -c, c)``.
@@ -32,6 +32,10 @@ class ObsNormalization:
     epsilon: float = 1e-8
     clip_obs: float = 10.0
     n_frames: int = 1
+
+    def __repr__(self) -> str:
+        mean, var = (np.array2string(np.ravel(values), precision=4, threshold=8) for values in (self.mean, self.var))
+        return f"<ObsNormalization: mean {mean}, variance {var}, clipped at {self.clip_obs:g}>"
 
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         scaled = (observations - self.mean) / np.sqrt(self.var + self.epsilon)

@@ -9,6 +9,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from sb3_contrib.common.maskable.distributions import MaskableDistribution
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
     CategoricalDistribution,
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 N_COMPARED = 256  # observations on which labels and actions are compared
 AGREEMENT = 0.99  # share of them that have to agree: of equal logits either action may be the best
+# the methods of a policy that its actions go through
+METHODS = ("predict", "_predict", "obs_to_tensor", "extract_features", "get_distribution", "_get_action_dist_from_latent")
 _TOLERANCE = 1e-3  # of a Box action, in half ranges
 _SB3 = ("stable_baselines3", "sb3_contrib")
 
@@ -43,15 +46,26 @@ def is_own_class(policy: Any) -> bool:
     return type(policy).__module__.partition(".")[0] not in _SB3
 
 
-def overrides(policy: BasePolicy, *names: str) -> bool:
+def overrides(policy: Any, *names: str) -> bool:
     """
     Whether a policy has its own methods in place of SB3's, from its class or set on the object.
 
-    :param policy: live policy
+    :param policy: live policy or model
     :param names: names of the methods
     """
     own = [vars(cls) for cls in type(policy).__mro__ if cls.__module__.partition(".")[0] not in (*_SB3, "torch", "builtins")]
     return any(name in attributes for attributes in (*own, vars(policy)) for name in names)
+
+
+def plays_differently(player: Any) -> bool:
+    """
+    Whether actions may come from a user's own code: from a policy of an own class, from a method set on the object, or from
+    the ``predict`` of an own algorithm. Its labels have to be compared with its actions then.
+
+    :param player: live policy or model
+    """
+    is_own_policy = isinstance(player, BasePolicy) and is_own_class(player)
+    return is_own_policy or overrides(player, *METHODS)
 
 
 def distribution_parameters(distribution: Any) -> tuple[th.Tensor, th.Tensor | None]:
@@ -124,14 +138,14 @@ def copy_policy(policy: BasePolicy) -> BasePolicy:
     return copied
 
 
-def check_labels(teacher: Teacher, observations: Any, player: BasePolicy | None = None) -> None:
+def check_labels(teacher: Teacher, observations: Any, player: BasePolicy | BaseAlgorithm | None = None) -> None:
     """
     Compare a teacher's labels with the actions that its policy plays. They differ where a policy changes its actions after
     its distribution, as in an own ``_predict``.
 
     :param teacher: the teacher
     :param observations: batch of raw observations
-    :param player: policy that plays, ``None`` for the teacher's own
+    :param player: policy or model that plays, ``None`` for the teacher's own policy
     :raises TeacherError: labels and actions differ
     """
     policy = teacher.policy if player is None else player

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from sb3_qpd.teachers.files.vecnormalize import is_vecnormalize
 
 MAX_FILES = 1_000  # looked at in one folder
+MAX_FOLDERS = 100  # looked at beside and below the model's own
+_SUFFIXES = (".pkl", ".pickle", ".p", "")  # VecNormalize.save adds none
 # vecnormalize, vec_normalize, VecNorm, vec-norm, normalizer, obs_rms, ... in a file's name
 _WORD = re.compile(
     r"vec[_-]?norm(ali[sz]e[rd]?)?|norm(ali[sz](er|ation))?|obs[_-]?rms|env[_-]?stats?|stat(istic)?s", re.IGNORECASE
@@ -27,14 +30,15 @@ def find_statistics(zip_path: Path, folders: Sequence[Path]) -> tuple[Path | Non
     2. a file with its steps: ``vecnormalize_2000_steps.pkl``
     3. a file with its name without the steps: ``rl_model_vecnormalize.pkl``
     4. a file for all models of the folder: ``vecnormalize.pkl`` (RL Zoo), ``vec_normalize.pkl`` (SB3's examples, the Hub)
-    5. whatever the file's name, where the folder holds one model and one pickle of a ``VecNormalize``
+    5. whatever the file's name, where the folder holds one model and one pickle of a ``VecNormalize``, unless both names tell
+       steps and these differ
 
-    Upper and lower case, and ``_``, ``-`` or nothing between words, make no difference.
+    Upper and lower case, and ``_``, ``-`` or nothing between words, make no difference. The suffix may be missing.
 
     :param zip_path: path of the model
     :param folders: folders to look in; of two files with the same rank, the one in the first folder is taken
-    :return: the file, ``None`` where none belongs to this model; and the other files of statistics, those in the folder above
-        the model included
+    :return: the file, ``None`` where none belongs to this model; and the other files of statistics, also those in the folders
+        above, below and beside the model's
     """
     seen = [path for folder in folders for path in _statistics_in(folder)]
     ranked = [(rank, i, path) for i, path in enumerate(seen) if (rank := _rank(path.stem, zip_path.stem)) is not None]
@@ -44,18 +48,32 @@ def find_statistics(zip_path: Path, folders: Sequence[Path]) -> tuple[Path | Non
         and len(seen) == 1
         and seen[0].parent == zip_path.parent
         and len(list(zip_path.parent.glob("*.zip"))) == 1
+        and not _has_other_steps(seen[0].stem, zip_path.stem)
     ):
         found = seen[0]
-    above = [path for path in _statistics_in(zip_path.parent.parent) if _rank(path.stem, zip_path.stem) is not None]
-    return found, [path for path in dict.fromkeys([*seen, *above]) if path != found]
+    around = [
+        path
+        for folder in (zip_path.parent.parent, *_folders_of_statistics(zip_path.parent))
+        for path in _statistics_in(folder)
+        if _rank(path.stem, zip_path.stem) is not None
+    ]
+    return found, [path for path in dict.fromkeys([*seen, *around]) if path != found]
+
+
+def _folders_of_statistics(folder: Path) -> list[Path]:
+    """Folders below and beside a model's, such as ``stats``, without models of their own."""
+    near = [one for parent in (folder, folder.parent) for one in islice(parent.glob("*"), MAX_FILES) if one.is_dir()]
+    return [one for one in sorted(near)[:MAX_FOLDERS] if one != folder and next(one.glob("*.zip"), None) is None]
 
 
 def _statistics_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    pickles = sorted(folder.glob("*.pkl"))[:MAX_FILES]
+    files = [path for path in islice(folder.glob("*"), MAX_FILES) if path.suffix.lower() in _SUFFIXES and path.is_file()]
     return [
-        path for path in pickles if is_vecnormalize(path) or re.fullmatch(r"vec[_-]?normali[sz]e", path.stem, re.IGNORECASE)
+        path
+        for path in sorted(files)
+        if is_vecnormalize(path) or re.fullmatch(r"vec[_-]?normali[sz]e\.pkl", path.name, re.IGNORECASE)
     ]
 
 
@@ -74,6 +92,12 @@ def _rank(name: str, model: str) -> int | None:
     if rest and steps and rest == without_steps:
         return 3
     return None if rest else 4
+
+
+def _has_other_steps(name: str, model: str) -> bool:
+    """Whether two names tell steps, and other ones."""
+    own, other = (_STEPS.search(_plain(one)) for one in (model, name))
+    return own is not None and other is not None and own[1] != other[1]
 
 
 def _plain(name: str) -> str:

@@ -105,6 +105,12 @@ class Teacher:
         self.name, self.algo, self.checksum = name, algo, checksum
         self.normalization, self.recipe, self.run, self.vec_env = normalization, recipe, run, vec_env
 
+    def __repr__(self) -> str:
+        statistics = "with" if self.normalization is not None else "without"
+        return (
+            f"<{type(self).__name__} {self.name}: {type(self.policy).__name__}, {statistics} normalization, on {self.device}>"
+        )
+
     @property
     def observation_space(self) -> spaces.Space:
         return self.policy.observation_space

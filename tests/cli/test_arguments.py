@@ -8,8 +8,9 @@ from commands import mistake
 
 from sb3_qpd import QPDDistiller
 from sb3_qpd.cli import main, make_parser
-from sb3_qpd.cli.arguments import key_value
+from sb3_qpd.cli.arguments import architecture, key_value
 from sb3_qpd.cli.hyperparameters import LEFT_OUT, flag_names, hyperparameters
+from sb3_qpd.students.architectures import make_arch
 from sb3_qpd.version import __version__
 
 
@@ -24,6 +25,11 @@ def test_every_hyperparameter_has_a_flag() -> None:
     assert set(signature) == set(LEFT_OUT) | set(flag_names())
     options = make_parser().parse_args(["compress", "teacher.zip", "--out", "out"])
     assert all(hasattr(options, name) for name in flag_names())
+
+
+@pytest.mark.parametrize("text", ['{"hidden": [12, 12]}', "{'hidden': [12, 12]}", "{'hidden': (12, 12)}"])
+def test_an_architecture_is_json_or_python(text: str) -> None:
+    assert make_arch(architecture(text)).hidden == (12, 12)
 
 
 def test_flags_become_arguments() -> None:
@@ -79,6 +85,10 @@ UNKNOWN = [
     ("compress x.zip --out o --beta half", "argument --beta: expected a number, such as 0.5 or 1e-3, got 'half'"),
     ("compress x.zip --out o --weight-bits 8,x", "expected bits such as 8, or 8,4,4 for each layer, got '8,x'"),
     ("compress x.zip --out o --student-arch {hidden", "expected a name such as tiny, or JSON"),
+    ("compress x.zip --out o --student-arch tinny", "Unknown student_arch 'tinny'. Known: nano, tiny"),
+    ('compress x.zip --out o --student-arch {"hiden":[9]}', "student_arch takes the fields hidden, conv, conv_hidden"),
+    ('compress x.zip --out o --student-arch {"hidden":[9,0]}', "StudentArch.hidden takes positive integers, got (9, 0)"),
+    ("compress x.zip --out o --steps 9", "did you mean --timesteps or"),
     ("compress x.zip --out o --vecnormalize none.pkl", "no such file: none.pkl"),
     ("benchmark o --seconds 0", "expected a number above zero, got '0'"),
     ("compress x.zip --out o --require equal", "invalid choice: 'equal'"),

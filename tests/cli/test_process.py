@@ -154,6 +154,8 @@ MISTAKES_KNOWN_AT_ONCE = [
         "holds CartPole-v1_1. A model of this name on the Hub is hub:ppo/CartPole-v1",
     ),
     (["compress", "https://huggingface.co/sb3/x", "--out", "out"], "write sb3/x"),
+    (["evaluate", "https://huggingface.co/sb3/x/blob/main/a/y.zip"], "write hub:sb3/x/a/y.zip"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "tinny"], "Unknown student_arch 'tinny'"),
     (["compress", "x.zip", "--out", "ppo"], "--out ppo is not empty"),
     (
         ["export", "student.npz", "--target", "onnx", "--requantization", "fixed", "--out", "o"],

@@ -43,6 +43,27 @@ def test_a_file_of_a_teachers_run_folder(teacher: str, tmp_path: Path, capsys: p
     assert expected == returns(capsys, run / "CartPole-v1.zip") == returns(capsys, run / "CartPole-v1" / "args.yml")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "verify", "benchmark", "export"])
+def test_an_environment_that_does_not_fit_is_named(
+    command: str, compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = ["--target", "c", "--out", tmp_path / "out"] if command == "export" else []
+    message = mistake(capsys, command, compressed, *target, "--env", "Acrobot-v1")
+    assert "Acrobot-v1 gives observations of shape (6,), but this IntegerModel of CartPole-v1 takes (4,)" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "verify", "benchmark"])
+def test_a_path_of_rl_zoo_that_is_mistyped_is_not_asked_for_on_the_hub(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with running_hub() as hub:
+        point_client_at(hub.url, tmp_path / "cache", monkeypatch)
+        assert "No such file or folder: ppo/CartPole-v1. The folder" in mistake(capsys, command, "ppo/CartPole-v1")
+        assert hub.requests == []
+
+
 def test_names_on_the_hub(
     compressed: Path, teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,3 +175,10 @@ def test_a_teacher_that_says_nan(check):
     with pytest.raises(ValueError, match="The teacher's output holds NaN or infinity"):
         student.learn(32)
     assert student.num_timesteps == 0 and student._n_updates == 0
+
+
+def test_a_run_without_a_gradient_step_is_named(cartpole_zip: Path) -> None:
+    student = QPDDistiller(cartpole_zip, "CartPole-v1", batch_size=10**6, n_envs=2, **QUICK)
+    with pytest.warns(UserWarning, match="40 environment steps at gradient_steps=1.6e-05 give no gradient step: "):
+        student.learn(40)
+    assert student._n_updates == 0

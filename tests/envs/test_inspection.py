@@ -1,14 +1,17 @@
 """VecEnvs of game engines and simulators that implement only what SB3's learn() needs."""
 
+import warnings
+
+import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
-from toys import Anything
+from toys import QUICK, Anything
 
-from sb3_qpd import load_teacher
+from sb3_qpd import QPDDistiller, load_teacher
 from sb3_qpd.envs.inspection import pipeline_of, stacks_frames
 from sb3_qpd.players import gives_masks, is_monitored, seed_if_possible
 from sb3_qpd.teachers.check import check_teacher
@@ -82,3 +85,17 @@ def test_optional_methods_are_asked_for(cls):
 def test_methods_that_are_there_are_used():
     env = DummyVecEnv([lambda: Monitor(Anything(spaces.Discrete(2), spaces.Discrete(2)))])
     assert seed_if_possible(env, 3) and env._seeds == [3] and is_monitored(env)
+
+
+def test_statistics_in_a_wrapper_are_named_once():
+    env = gym.wrappers.NormalizeObservation(gym.make("CartPole-v1"))
+    model = PPO("MlpPolicy", env, device="cpu")
+    with pytest.warns(UserWarning, match="has gymnasium's NormalizeObservation: .* SB3's VecNormalize instead") as seen:
+        student = QPDDistiller(model, **QUICK)
+        student.set_recipe(None)
+    assert (
+        student.pipeline == ["NormalizeObservation"] and len([one for one in seen if "gymnasium's" in str(one.message)]) == 1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        QPDDistiller(PPO("MlpPolicy", "CartPole-v1", device="cpu"), **QUICK)

@@ -1,9 +1,11 @@
 """Episodes that are kept are those that would be played again, and nothing else is taken for them."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +15,7 @@ import torch as th
 from stable_baselines3 import PPO
 
 from sb3_qpd import EnvRecipe, ObsNormalization, Teacher, load_teacher
-from sb3_qpd.evaluation.cache import cache_folder
+from sb3_qpd.evaluation.cache import _is_installed, cache_folder
 from sb3_qpd.evaluation.comparison import EvaluationPlan, plan_evaluation
 from sb3_qpd.evaluation.statistics import Evaluation
 
@@ -126,6 +128,24 @@ def test_what_can_change_without_a_sign_is_not_kept(monkeypatch: pytest.MonkeyPa
         assert not any(plan.play(policy, "a").is_cached for _ in range(2))
     del gym.registry["Own-v0"]
     assert n_kept() == 0
+
+
+def test_a_method_that_was_set_on_a_policy_is_seen() -> None:
+    teacher = make_teacher()
+    PLAN.play(teacher, "a")
+    usual = teacher.policy.get_distribution
+    teacher.policy.get_distribution = lambda observation: usual(-observation)
+    assert not PLAN.play(teacher, "a").is_cached
+
+
+@pytest.mark.parametrize("module", ["__main__", "made_by_hand"])
+def test_a_network_of_a_script_is_played(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The modules of scripts and notebooks have no spec, and importlib refuses to look for one."""
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    teacher = make_teacher()
+    teacher.policy.mlp_extractor.policy_net.append(type("OwnLayer", (th.nn.Identity,), {"__module__": module})())
+    _is_installed.cache_clear()
+    assert not any(PLAN.play(teacher, "a").is_cached for _ in range(2))
 
 
 def test_it_can_be_switched_off() -> None:

@@ -72,6 +72,20 @@ def test_a_plain_environment_will_do() -> None:
     assert evaluation.starts == "Counting: episode k from reset(seed=1 + k)"
 
 
+@pytest.mark.parametrize("make", [Counting, lambda: DummyVecEnv([Counting])], ids=["class", "function"])
+def test_a_class_or_a_function_will_do(make: Any) -> None:
+    assert evaluate(AlwaysTwo(), make, n_episodes=3, seed=1).episodes == 3
+    with pytest.raises(TypeError, match="cannot be called without arguments"):
+        evaluate(AlwaysTwo(), Fixed, n_episodes=3)
+
+
+@pytest.mark.parametrize("reward", [np.nan, np.inf])
+def test_returns_that_are_not_finite_are_refused(reward: float) -> None:
+    env = gym.wrappers.TransformReward(Counting(), lambda _: reward)
+    with pytest.raises(ValueError, match=f"An episode of Counting returned {reward}: expected finite rewards"):
+        evaluate("random", env, n_episodes=2)
+
+
 class Fixed(Counting):
     """Episodes of a fixed length, one step worth one."""
 
@@ -120,6 +134,15 @@ def test_random_policy_is_reproducible() -> None:
     space = spaces.Box(-1, 1, (3,))
     actions, _ = RandomPolicy(space, seed=1).predict(np.zeros((5, 2)))
     assert actions.shape == (5, 3) and all(space.contains(action) for action in actions)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Discrete(3, start=2), spaces.MultiDiscrete([3, 2], start=[4, -7])], ids=["discrete", "multi-discrete"]
+)
+def test_random_actions_are_counted_from_zero_as_those_of_policies(space: spaces.Space) -> None:
+    drawn, _ = RandomPolicy(space).predict(np.zeros((200, 2)))
+    assert drawn.min(0).tolist() == np.zeros(space.shape).tolist()
+    assert drawn.max(0).tolist() == (np.array(getattr(space, "nvec", 3)) - 1).tolist()
 
 
 def test_mistakes() -> None:

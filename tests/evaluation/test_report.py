@@ -262,7 +262,19 @@ def test_intervals_without_width_are_said_to_be_so(report: dict[str, Any]) -> No
 @pytest.mark.parametrize(
     ("changes", "advice", "options"),
     [
-        ({"verdict": "inconclusive", "episodes_needed": 110}, "play 110 episodes", "--episodes 110"),
+        (
+            {"verdict": "inconclusive", "episodes_needed": 110, "difference_ci95": [-9.0, 1.0], "margin": 5.0},
+            "play 110 episodes",
+            "--episodes 110",
+        ),
+        (
+            {
+                **{"verdict": "inconclusive", "episodes_needed": 110, "timesteps": 2_000},
+                **{"difference_ci95": [-90.0, -80.0], "margin": 5.0},
+            },
+            "let the student learn for longer",
+            "--timesteps 8000",
+        ),
         ({"verdict": "inconclusive", "timesteps": 2_000}, "let the student learn for longer", "--timesteps 8000"),
         ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "tiny"}, "take a larger student", "--student-arch small"),
         ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "large"}, "learn for longer", "--timesteps 4000000"),
@@ -279,8 +291,23 @@ def test_what_to_do_next(report: dict[str, Any], changes: dict[str, Any], advice
     assert step.endswith(f"`sb3-qpd compress 'a b.zip' --out out --force {options}`")
 
 
+def test_an_option_does_not_stand_twice(report: dict[str, Any]) -> None:
+    given = "sb3-qpd compress x.zip --force --timesteps=9 --env-kwargs a=1 b=2 --out out --episodes 3"
+    step = next_step(edited(report, verdict="inferior", timesteps=2_000), given, "out")
+    assert step.endswith("`sb3-qpd compress x.zip --env-kwargs a=1 b=2 --out out --episodes 3 --force --timesteps 8000`")
+
+
+def test_too_few_episodes_are_not_asked_for_again(report: dict[str, Any]) -> None:
+    """Without --episodes the command finds out how many it takes."""
+    short = edited(report, verdict="inconclusive", integer={"episodes": 3}, episodes_needed=110, timesteps=2_000)
+    behind = {**short, "difference_ci95": [-90.0, -80.0], "margin": 5.0}
+    assert next_step(behind, "sb3-qpd compress x.zip --episodes 3 --out out").endswith(
+        "`sb3-qpd compress x.zip --out out --force --timesteps 8000`"
+    )
+
+
 def test_commands_to_copy_are_commands(report: dict[str, Any]) -> None:
-    """They go through the command line's own parser, with its last word on an option that stands twice."""
+    """They go through the command line's own parser."""
     passed = next_step(edited(report, verdict="non_inferior"), "", "my out")
     assert passed == "Next: export the student for a device: `sb3-qpd export 'my out' --target c --out 'my out'`"
     assert make_parser().parse_args(shlex.split(passed.split("`")[1])[1:]).target == ["c"]

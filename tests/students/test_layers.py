@@ -4,6 +4,7 @@ import torch as th
 from students import assert_same_bits
 
 from sb3_qpd.integer import IntegerModel
+from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.layers import (
     BIAS_LIMIT,
     FLOAT32_EXACT,
@@ -14,7 +15,7 @@ from sb3_qpd.students.layers import (
     ValueHead,
     VectorGrid,
 )
-from sb3_qpd.students.quantizers import FLOAT_BITS, Quantizer, fake_quantize
+from sb3_qpd.students.quantizers import Quantizer, fake_quantize
 
 
 def grid(step: float, bits: int = 8) -> Quantizer:

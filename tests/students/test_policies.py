@@ -31,9 +31,8 @@ from students import (
 )
 
 from sb3_qpd.distillation import losses
-from sb3_qpd.students.architectures import StudentArch
+from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
 from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy
-from sb3_qpd.students.quantizers import FLOAT_BITS
 from sb3_qpd.students.transitions import TRANSITIONS, scratch
 
 SMALL = {"hidden": (8,), "conv": ((4, 8, 4), (4, 3, 1)), "conv_hidden": (8,)}

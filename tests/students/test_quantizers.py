@@ -5,8 +5,8 @@ import pytest
 import torch as th
 from scipy import optimize, stats
 
+from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.quantizers import (
-    FLOAT_BITS,
     HALF_NORMAL_STEP,
     NORMAL_STEP,
     Quantizer,

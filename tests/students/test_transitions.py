@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from sb3_qpd.students.quantizers import FLOAT_BITS
+from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.transitions import TRANSITIONS, abrupt, blend, get_transition, mixture, none, progressive, scratch
 
 GRID = [*np.linspace(0, 1, 201).tolist(), 1e-12, 1 - 1e-12]

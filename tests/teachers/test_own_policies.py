@@ -17,7 +17,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.dqn.policies import DQNPolicy
 from toys import Anything, Strict
 
-from sb3_qpd import TeacherError, load_teacher
+from sb3_qpd import ObsNormalization, TeacherError, load_teacher
 from sb3_qpd.teachers.check import check_teacher
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -143,6 +143,33 @@ def test_other_actions_than_the_labels_are_refused(policy, algo, n):
         load_teacher(model, device="cpu")
 
 
+class ContraryAlgorithm(PPO):
+    """Plays another action than its policy."""
+
+    def predict(self, *args, **kwargs):
+        action, state = super().predict(*args, **kwargs)
+        return (action + 1) % 3, state
+
+
+@pytest.mark.parametrize("method", ["predict", "_predict", "extract_features"])
+def test_a_method_that_was_set_on_the_policy_is_seen(method):
+    model = loud(PPO("MlpPolicy", Anything(VECTOR, spaces.Discrete(3)), device="cpu", seed=0))
+    own = {
+        "predict": lambda x, *args, **kwargs: (np.zeros(len(x), int), None),
+        "_predict": lambda x, deterministic=False: th.zeros(len(x), dtype=th.long),
+        "extract_features": lambda x, *args: -x,
+    }
+    setattr(model.policy, method, own[method])
+    with pytest.raises(TeacherError, match="ActorCriticPolicy plays other actions than its distribution says"):
+        load_teacher(model, device="cpu")
+
+
+def test_the_predict_of_an_own_algorithm_is_compared():
+    model = loud(ContraryAlgorithm("MlpPolicy", Anything(VECTOR, spaces.Discrete(3)), device="cpu", seed=0))
+    with pytest.raises(TeacherError, match="ContraryAlgorithm plays other actions than its distribution says, in 100 %"):
+        load_teacher(model, device="cpu")
+
+
 class OnlyThere(ActorCriticPolicy):
     """Contradicts its distribution on observations that no random one resembles."""
 
@@ -176,6 +203,17 @@ def test_own_layers_are_counted():
     assert teacher.n_parameters == (4 * 8 + 8) + (8 * 2 + 2) and teacher.macs == 4 * 8 + 8 * 2
     usual = load_teacher(PPO("MlpPolicy", "CartPole-v1", device="cpu"), device="cpu")
     assert usual.n_parameters == (4 * 64 + 64) + (64 * 64 + 64) + (64 * 2 + 2)
+
+
+def test_teachers_print_in_a_line():
+    teacher = load_teacher(PPO("MlpPolicy", "CartPole-v1", device="cpu"), device="cpu")
+    assert str(teacher) == "<Teacher ppo/CartPole-v1: ActorCriticPolicy, without normalization, on cpu>"
+    teacher.normalization = ObsNormalization(np.zeros(300), np.ones(300))
+    assert "with normalization" in str(teacher)
+    assert (
+        str(teacher.normalization)
+        == "<ObsNormalization: mean [0. 0. 0. ... 0. 0. 0.], variance [1. 1. 1. ... 1. 1. 1.], clipped at 10>"
+    )
 
 
 def test_a_live_policy(tmp_path: Path):

@@ -57,6 +57,13 @@ def test_names_of_statistics(tmp_path, saved, model, statistics):
     assert load_teacher(tmp_path / f"{model}.zip", device="cpu").normalization is not None
 
 
+@pytest.mark.parametrize("name", ["vec_normalize.pickle", "vecnormalize", "model_vecnormalize.p"])
+def test_the_suffix_is_free(tmp_path, saved, name):
+    write(tmp_path, saved, "model.zip", "other.zip", "stats.pkl")
+    (tmp_path / "stats.pkl").rename(tmp_path / name)
+    assert find_statistics(tmp_path / "model.zip", [tmp_path])[0] == tmp_path / name
+
+
 def test_a_steps_own_come_before_the_final_ones(tmp_path, saved):
     names = [f"rl_model_{word}{steps}_steps" for steps in (1000, 2000) for word in ("", "vecnormalize_")]
     write(tmp_path, saved, *(f"{name}{'.pkl' if 'vec' in name else '.zip'}" for name in names), "vecnormalize.pkl")
@@ -77,7 +84,14 @@ def test_statistics_of_the_run_come_after_a_checkpoints_own(tmp_path, saved):
 
 
 @pytest.mark.parametrize(
-    "others", [("other_vecnormalize.pkl", "other.zip"), ("rl_model_vecnormalize_5_steps.pkl",), ("../vecnormalize.pkl",)]
+    "others",
+    [
+        ("other_vecnormalize.pkl", "other.zip"),
+        ("rl_model_vecnormalize_5_steps.pkl",),
+        ("../vecnormalize.pkl",),
+        ("stats/vecnormalize.pkl",),
+        ("../stats/vec_normalize.pkl",),
+    ],
 )
 def test_statistics_that_are_not_used_are_named(tmp_path, saved, others):
     folder = tmp_path / "deep" / "er"
@@ -106,3 +120,14 @@ def test_checkpoints_of_sb3(tmp_path):
         teacher = load_teacher(tmp_path / f"rl_model_{steps}_steps.zip", device="cpu")
         own = VecNormalize.load(str(tmp_path / f"rl_model_vecnormalize_{steps}_steps.pkl"), env.venv)
         np.testing.assert_allclose(teacher.normalize(x), own.normalize_obs(x), rtol=1e-6)
+
+
+def test_the_only_statistics_are_not_taken_for_those_of_another_step(tmp_path, saved):
+    write(tmp_path, saved, "model_1000.zip", "vecnormalize_2000.pkl")
+    with pytest.warns(UserWarning, match=r"lie nearby .vecnormalize_2000.pkl in "):
+        assert load_teacher(tmp_path / "model_1000.zip", device="cpu").normalization is None
+
+
+def test_statistics_of_another_run_are_not_named(tmp_path, saved):
+    write(tmp_path, saved, "run_1/model.zip", "run_2/model.zip", "run_2/vecnormalize.pkl")
+    assert find_statistics(tmp_path / "run_1" / "model.zip", [tmp_path / "run_1"]) == (None, [])
