@@ -46,7 +46,7 @@ def range_without_outliers(values: np.ndarray) -> tuple[float, float]:
     The range of a feature without isolated outliers, such as a 999 of a sensor that sees nothing.
 
     The range grows from the central 80 % by the values next to it, up to a gap that :func:`_is_sentinel` takes for one. The
-    values of a long tail have no such gap: they belong to the range, as the student may reach them more often than its teacher.
+    values of a long tail have no such gap. They belong to the range: the student may reach them more often than its teacher.
 
     :param values: shape (n,)
     :return: lower and upper end
