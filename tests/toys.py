@@ -166,7 +166,7 @@ def pointers(action_space: spaces.Space = DISCRETE, n_envs: int = 8) -> VecEnv:
 
 
 def untrained(env: Any, algo: type[BaseAlgorithm] = PPO, policy: Any = "MlpPolicy", **kwargs: Any) -> Any:
-    """A teacher that nobody taught: enough wherever its score does not matter."""
+    """An untrained teacher: enough for tests in which its score does not matter."""
     batch = {"batch_size": 16} if algo is PPO else {}
     return algo(policy, env, device="cpu", seed=0, n_steps=16, **batch, **kwargs)  # type: ignore[call-arg]
 

@@ -7,7 +7,7 @@ from sb3_qpd.distillation.roll_in import RollIn
 
 
 def play(turns: RollIn, lengths: list[int]) -> list[list[bool]]:
-    """One environment plays episodes of these lengths: who acted in each step of each."""
+    """One environment plays episodes of these lengths. Returned: whether the teacher acted in each step of each episode."""
     episodes = []
     for length in lengths:
         episode = []

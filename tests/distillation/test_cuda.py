@@ -194,7 +194,7 @@ def test_batches_teacher_and_student_stay_on_the_gpu():
 @pytest.mark.parametrize(("kind", "space"), [("discrete", DISCRETE), ("box", BOX)])
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_student_learns_on_a_gpu_what_it_learns_on_the_cpu(kind, space, bits):
-    """Its environment goes on alike whoever acts: both see the same observations in the same order."""
+    """An environment whose observations do not depend on the actions: both students see the same ones in the same order."""
     teacher = taught(kind)
     options = {**FAST, "weight_bits": bits, "activation_bits": bits}
     students = [QPDDistiller(teacher, **{**base, **options}).learn(2_000) for base in (QUICK, ON_GPU)]

@@ -55,7 +55,7 @@ def test_a_student_learns_continuous_actions(box_loss):
     best = score(load_teacher(box_teacher), BOX)
     assert best > 8.5
     assert score(student.policy.to_integer(), BOX) > 0.95 * best
-    # the deviation is the teacher's, for whoever samples or learns on
+    # the deviation is the teacher's, for sampling and for learning on
     np.testing.assert_allclose(student.policy.log_std.detach(), box_teacher.policy.log_std.detach(), atol=0.15)
 
 

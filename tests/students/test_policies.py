@@ -555,7 +555,7 @@ def test_ranges_follow_a_stock_algorithm_and_stop_once_somebody_calibrates():
     assert policy.training
 
     evaluated = copy.deepcopy(policy)
-    evaluated.set_training_mode(False)  # nobody trains: nothing moves
+    evaluated.set_training_mode(False)  # not training: nothing moves
     for _ in range(20):
         evaluated.evaluate_actions(100 * th.ones(64, 5), actions)
     assert round(evaluated.features_extractor.input_grid.scale().item() * 127) == 9
