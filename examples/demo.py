@@ -45,7 +45,7 @@ def frames(policy: PolicyPredictor, recipe: EnvRecipe, n_frames: int, determinis
 
 def write_gif(path: Path, players: dict[str, PolicyPredictor], recipe: EnvRecipe, n_frames: int = 500) -> None:
     """Write a GIF of all players side by side, with captions."""
-    shown = {name: frames(policy, recipe, n_frames, not recipe.is_atari) for name, policy in players.items()}
+    shown = {name: frames(policy, recipe, n_frames, recipe.deterministic) for name, policy in players.items()}
     pictures = []
     for together in list(zip(*shown.values(), strict=True))[::3]:
         height, width = together[0].shape[:2]
