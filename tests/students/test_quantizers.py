@@ -244,7 +244,7 @@ def test_state_dict_carries_the_calibration():
 
 
 def test_steps_that_are_computed_together_are_those_of_each_alone():
-    """Values and gradients are the same bits. Quantizers without a grid or without data stay alone at first, and join later."""
+    """Values and gradients are the same bits. Quantizers without a grid or data stay alone at first, and join later."""
     quantizers = [Quantizer(8, signed=True, n_channels=5), Quantizer(4, signed=False), Quantizer(2, signed=True, n_channels=3)]
     float_yet, new = Quantizer(8, signed=False), Quantizer(8, signed=True)
     float_yet.precision = {FLOAT_BITS: 1.0}
