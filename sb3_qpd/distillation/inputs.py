@@ -284,11 +284,29 @@ def find_unresolved(policy: QuantActorCriticPolicy, samples: DistillationSamples
     return found
 
 
+def find_collapsed(observations: Any) -> list[dict[str, Any]]:
+    """
+    Features that differ between environments in float64 and are all the same in float32, which the student takes.
+
+    :param observations: raw observations of several environments, shape (n_envs, *observation_shape), or a dict of such arrays
+    :return: a description of each such feature in JSON values, see :func:`find_unresolved`
+    """
+    found = []
+    for key, values in observations.items() if isinstance(observations, dict) else [(None, observations)]:
+        if values.dtype != np.float64:
+            continue
+        raw = values.reshape(len(values), -1)
+        for column in np.flatnonzero((np.ptp(raw, axis=0) > 0) & (np.ptp(raw.astype(np.float32), axis=0) == 0)):
+            name = str(column) if key is None else f"{key}[{column}]"
+            found.append({"feature": name, "kind": "offset", "levels": 1.0})
+    return found
+
+
 def describe_findings(findings: list[dict[str, Any]]) -> str:
     """
     What a user has to be told about the inputs of a student.
 
-    :param findings: from :func:`saturate_outliers` and :func:`find_unresolved`
+    :param findings: from :func:`saturate_outliers`, :func:`find_unresolved` and :func:`find_collapsed`
     :return: a text with a sentence for each kind, or ``""``
     """
     texts = {

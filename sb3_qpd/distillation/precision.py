@@ -9,7 +9,7 @@ import numpy as np
 import torch as th
 
 from sb3_qpd.distillation.collection import CollectingAlgorithm
-from sb3_qpd.distillation.inputs import clip_outliers, describe_findings, find_unresolved, saturate_outliers
+from sb3_qpd.distillation.inputs import clip_outliers, describe_findings, find_collapsed, find_unresolved, saturate_outliers
 from sb3_qpd.distillation.schedules import stage_progress
 from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.transitions import get_transition
@@ -56,7 +56,7 @@ class FallingPrecision(CollectingAlgorithm):
         self.input_findings = saturate_outliers(self.policy, self.teacher, samples)
         if self.input_findings:
             self._calibrate()
-        unresolved = find_unresolved(self.policy, samples)
+        unresolved = find_unresolved(self.policy, samples) + find_collapsed(self._last_obs)
         self.input_findings += unresolved
         if unresolved:
             warnings.warn(describe_findings(unresolved))
