@@ -61,9 +61,10 @@ def find_statistics(zip_path: Path, folders: Sequence[Path]) -> tuple[Path | Non
 
 
 def _folders_of_statistics(folder: Path) -> list[Path]:
-    """Folders below and beside a model's, such as ``stats``, without models of their own."""
-    near = [one for parent in (folder, folder.parent) for one in islice(parent.glob("*"), MAX_FILES) if one.is_dir()]
-    return [one for one in sorted(near)[:MAX_FOLDERS] if one != folder and next(one.glob("*.zip"), None) is None]
+    """Folders below and beside a model's with a name such as ``stats``, without models of their own."""
+    near = [one for parent in (folder, folder.parent) for one in islice(parent.glob("*"), MAX_FILES)]
+    named = [one for one in sorted(near) if _WORD.fullmatch(one.name) and one.is_dir() and one != folder]
+    return [one for one in named[:MAX_FOLDERS] if next(one.glob("*.zip"), None) is None]
 
 
 def _statistics_in(folder: Path) -> list[Path]:

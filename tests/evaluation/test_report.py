@@ -343,6 +343,6 @@ def test_notes_name_the_inputs_that_a_student_cannot_resolve(report: dict[str, A
 
 
 def test_the_next_command_names_each_option_once(report: dict[str, Any]) -> None:
-    again = edited(report, verdict="inconclusive", episodes_needed=684)
+    again = edited(report, verdict="inconclusive", episodes_needed=684, difference_ci95=(-1.0, 1.0), margin=5.0)
     line = next_step(again, "sb3-qpd compress 'my teacher' --force --episodes 100 --seed 3", "out")
     assert "`sb3-qpd compress 'my teacher' --seed 3 --force --episodes 684`" in line

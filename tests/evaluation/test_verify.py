@@ -423,7 +423,7 @@ def test_an_environment_with_other_observations(tmp_path: Path, capsys: pytest.C
     model.save(tmp_path / "student.npz")
     export_onnx(model, tmp_path)
     error = mistake(capsys, "verify", tmp_path, "--env", "CartPole-v1")
-    assert "Expected observations of shape (5,), got (4,)" in error
+    assert "CartPole-v1 gives observations of shape (4,), but this IntegerModel takes (5,)" in error
 
 
 def test_a_students_file_imports_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
