@@ -187,3 +187,15 @@ def test_products_below_int32_are_refused(space: spaces.Box, tmp_path: Path) -> 
     layer.bias = np.full_like(layer.bias, -(2**26))
     with pytest.raises(ValueError, match="products of accumulator and multiplier below 2\\^31, layer 0 could reach 6.*e\\+09"):
         export_tflite(model, tmp_path)
+
+
+def test_packed_weights_beside_large_biases(tmp_path: Path) -> None:
+    """XNNPACK computes with 16 times the accumulators where weights are packed: these would leave int32."""
+    model = make_student(VECTOR, DISCRETE, (4, 8)).to_integer()
+    layer = model.layers[1]
+    assert layer.weight_bits == 4 and layer.weight.shape[1] % 2 == 0
+    for largest in (2**26, 2**29):
+        layer.bias = np.linspace(-largest, largest, len(layer.bias)).astype(np.int32)
+        layer.multiplier = np.full_like(layer.multiplier, 200 / largest)
+        (path,) = export_tflite(model, tmp_path)
+        assert_same_policy(model, path, some_observations(VECTOR, 200))

@@ -209,8 +209,10 @@ class _Graph:
     def layer(self, x: int, layer: IntegerLayer, i: int) -> int:
         """A convolution or fully connected layer with requantization, int8 to int8. The lower clamp is the ReLU."""
         name = "CONV_2D" if layer.is_conv else "FULLY_CONNECTED"
-        # XNNPACK has no convolution with packed weights, and leaves rows of an odd number of them to TFLite's own kernels
+        # XNNPACK has no convolution with packed weights, leaves rows of an odd number of them to TFLite's own kernels, and
+        # computes with 16 times the accumulators
         is_packed = layer.weight_bits == 4 and not layer.is_conv and layer.weight.shape[1] % 2 == 0
+        is_packed = is_packed and 16 * accumulator_bound(layer) < 2**31
         if layer.is_conv:
             weight = layer.weight.transpose(0, 2, 3, 1)
             options = schema.Conv2DOptionsT()
