@@ -22,6 +22,12 @@ class DistillationSamples(NamedTuple):
     observations: th.Tensor | dict[str, th.Tensor]
     targets: TeacherOutput
 
+    def numpy_observations(self) -> Any:
+        """The observations as arrays: shape (n, *observation_shape), or a dict of such arrays."""
+        if isinstance(self.observations, dict):
+            return {key: values.cpu().numpy() for key, values in self.observations.items()}
+        return self.observations.cpu().numpy()
+
 
 class VectorStore:
     """

@@ -37,11 +37,7 @@ def initialize_from_data(policy: QuantActorCriticPolicy, teacher: Teacher, sampl
         if isinstance(teacher, DeterministicTeacher):  # there is no deviation to learn: explore as the teacher does
             teacher.action_unit = policy.action_unit.clone()
             policy.log_std.data.copy_(teacher.exploration_log_std)
-    tensors = samples.observations
-    if isinstance(tensors, dict):
-        observations: Any = {key: value.cpu().numpy() for key, value in tensors.items()}
-    else:
-        observations = tensors.cpu().numpy()
+    observations = samples.numpy_observations()
     for trunk in policy.features_extractor.trunks:
         trunk.set_normalization(*trunk_statistics(trunk.parts, observations, teacher.normalization))
     return 1.0 if policy.head.is_box else teacher.temperature_of(samples.targets)

@@ -16,6 +16,7 @@ import torch as th
 from sb3_qpd.distillation.buffers import DistillationSamples
 from sb3_qpd.distillation.losses import multi_categorical_kl
 from sb3_qpd.integer import ObservationPart
+from sb3_qpd.observations import take_rows
 from sb3_qpd.students.layers import VectorGrid
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher
@@ -108,8 +109,8 @@ class _Inputs:
     """
 
     def __init__(self, trunk: Any, observations: Any) -> None:
+        self.trunk, self.observations = trunk, observations
         self.grid: VectorGrid = trunk.input_grid
-        self.observations = observations
         self.columns: list[tuple[ObservationPart, int, int]] = []  # part, index in the part, index in the trunk
         used = 0
         for part in trunk.parts:
@@ -138,6 +139,10 @@ class _Inputs:
         part, index, _ = self.columns[column]
         return str(index) if part.key is None else f"{part.key}[{index}]"
 
+    def newest(self, n: int) -> _Inputs:
+        """The inputs of the last n observations."""
+        return _Inputs(self.trunk, take_rows(self.observations, slice(-n, None)))
+
     def replaced(self, column: int, values: np.ndarray) -> Any:
         """The observations with other values of one feature."""
         part, index, _ = self.columns[column]
@@ -155,12 +160,6 @@ def _inputs(policy: QuantActorCriticPolicy, observations: Any) -> Iterator[_Inpu
                 yield inputs
 
 
-def _numpy(observations: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: value.cpu().numpy() for key, value in observations.items()}
-    return observations.cpu().numpy()
-
-
 def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples: DistillationSamples) -> list[dict[str, Any]]:
     """
     Give features that isolated outliers leave too few levels the range of their other values. Outliers saturate.
@@ -173,9 +172,8 @@ def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples:
     :return: a description of each changed feature in JSON values
     """
     changed = []
-    for inputs in _inputs(policy, _numpy(samples.observations)):
-        few = _Inputs.__new__(_Inputs)  # fewer rows for the teacher
-        few.__dict__.update(vars(inputs), observations=_first_rows(inputs.observations))
+    for inputs in _inputs(policy, samples.numpy_observations()):
+        tried = inputs.newest(TRIED_ROWS)
         levels = np.subtract(*shortest_interval(inputs.values, USUAL_SHARE)[::-1]) / inputs.step
         for column in np.flatnonzero((levels > 0) & (levels < MIN_LEVELS)):
             values = inputs.values[:, column]
@@ -183,7 +181,7 @@ def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples:
             if low == values.min() and high == values.max():
                 continue
             mean, std = (low + high) / 2, (high - low) / (2 * 127 * inputs.scale)
-            if not _serves_better(policy, teacher, inputs, few, int(column), (mean, std)):
+            if not _serves_better(policy, teacher, tried, int(column), (mean, std)):
                 continue
             index = inputs.indices[column]
             inputs.grid.mean[index], inputs.grid.std[index] = mean, std
@@ -210,29 +208,18 @@ def clip_outliers(observations: Any, findings: list[dict[str, Any]]) -> Any:
     return observations
 
 
-def _first_rows(observations: Any) -> Any:
-    if isinstance(observations, dict):
-        return {key: value[-TRIED_ROWS:] for key, value in observations.items()}
-    return observations[-TRIED_ROWS:]
-
-
 def _serves_better(
-    policy: QuantActorCriticPolicy,
-    teacher: Teacher,
-    inputs: _Inputs,
-    few: _Inputs,
-    column: int,
-    found: tuple[float, float],
+    policy: QuantActorCriticPolicy, teacher: Teacher, inputs: _Inputs, column: int, found: tuple[float, float]
 ) -> bool:
     """Whether the teacher's answers change less than half as much on a grid with that mean and deviation as on today's."""
-    index, raw = inputs.indices[column], inputs.values[-TRIED_ROWS:, column]
+    index, raw = inputs.indices[column], inputs.values[:, column]
     today = (float(inputs.grid.mean[index]), float(inputs.grid.std[index]))
     if found[1] >= today[1] / 2:
         return False
-    labels, errors = teacher(few.observations), []
+    labels, errors = teacher(inputs.observations), []
     for mean, std in (today, found):
         seen = _on_grid(raw, mean, std * inputs.scale)
-        errors.append(_difference(policy, labels.actor, teacher(few.replaced(column, seen)).actor))
+        errors.append(_difference(policy, labels.actor, teacher(inputs.replaced(column, seen)).actor))
     return 2 * errors[1] < errors[0]
 
 
@@ -270,7 +257,7 @@ def find_unresolved(policy: QuantActorCriticPolicy, samples: DistillationSamples
         ``offset`` at which float32 has few numbers for them
     """
     found = []
-    for inputs in _inputs(policy, _numpy(samples.observations)):
+    for inputs in _inputs(policy, samples.numpy_observations()):
         levels, too_few = grid_levels(inputs.values, inputs.step)
         width = np.subtract(*shortest_interval(inputs.values, 0.9)[::-1])
         spacing = np.spacing(np.abs(np.median(inputs.values, axis=0)).astype(np.float32)).astype(np.float64)
