@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import nn
 from sb3_qpd.integer import ObservationPart, group_parts
 from sb3_qpd.spaces import observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, STUDENT_ARCHS, StudentArch, conv_output_sides
-from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLinear, VectorGrid
+from sb3_qpd.students.chain import Chain
+from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLayer, QuantLinear, VectorGrid
 from sb3_qpd.students.quantizers import Quantizer
 
 FAR_PIXEL = 32.0  # standard deviations beyond which a float pixel, such as a missing depth, saturates
@@ -90,7 +92,23 @@ class QuantExtractor(BaseFeaturesExtractor):
         :param observations: raw pixels or vectors in float32, with indices one-hot encoded
         :return: features on the last grid, shape (batch_size, features_dim)
         """
+        if self.training and len(self.layers) and not self.layers[0].is_float:
+            return self._chain(self.input(observations)).flatten(1)
         return self._through(observations, list(self.layers)).flatten(1)
+
+    def make_chain(self, head: QuantLayer | None = None) -> Chain:
+        """
+        The layers as one function, for the training forward.
+
+        :param head: a layer that comes after them; the features are then returned as well
+        """
+        layers: list[Any] = list(self.layers)
+        input_grid = self.input_grid if isinstance(self.input_grid, VectorGrid) else None
+        return Chain(layers, input_grid) if head is None else Chain([*layers, head], input_grid, returns_features=True)
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return self.make_chain()
 
     def real_output(self, observations: PyTorchObs) -> th.Tensor:
         """
@@ -103,12 +121,17 @@ class QuantExtractor(BaseFeaturesExtractor):
         return last.real_output(x.flatten(1) if isinstance(last, QuantLinear) else x).flatten(1)  # type: ignore[operator]
 
     def _through(self, observations: PyTorchObs, layers: list[nn.Module]) -> th.Tensor:
-        x = self.input_grid(self._input(observations))
+        x = self.input_grid(self.input(observations))
         for layer in layers:
-            x = layer(x.flatten(1) if isinstance(layer, QuantLinear) else x)
+            x = layer(layer.shaped(x))  # type: ignore[operator]
         return x
 
-    def _input(self, observations: PyTorchObs) -> th.Tensor:
+    def input(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        What the input grid takes: an image, or all other values as one vector.
+
+        :param observations: as for :meth:`forward`
+        """
         values = [observations if part.key is None else observations[part.key] for part in self.parts]  # type: ignore[index]
         if self.is_image:
             return values[0].contiguous(memory_format=th.channels_last)  # type: ignore[union-attr]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from sb3_qpd.integer import IntegerModel, group_parts
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
+from sb3_qpd.students.chain import Chain
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
 from sb3_qpd.students.quantizers import Quantizer, shared_scales
@@ -231,9 +233,21 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param observations: raw observations, shape (batch_size, *observation_shape)
         :return: shapes (batch_size, n_actions or action_dim) and (batch_size,)
         """
-        with shared_scales(self.quantizers()):
+        if self.training and not self.action_net.is_float and len(self.features_extractor.trunks) == 1:
+            # SB3 gives an extractor what its own preprocessing makes of the observations
+            actor, features = self.extract_features(observations, self._actor_and_features)  # type: ignore[arg-type]
+            return actor, self.value_net(features).flatten()
+        with shared_scales([] if self.training else self.quantizers()):
             features = self.extract_features(observations)
             return self.action_net(features), self.value_net(features).flatten()
+
+    def _actor_and_features(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Output of the head, and its input, in training mode: one function for all layers."""
+        return self._chain(self.features_extractor.trunks[0].input(observations))
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return self.features_extractor.trunks[0].make_chain(self.action_net)
 
     def predict(
         self,
