@@ -1,6 +1,7 @@
 """RL Zoo's experiment manager for students: it checks the entry, loads the teacher, and writes the student's own files."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
@@ -112,7 +114,13 @@ class StudentManager(ExperimentManager):
         super().create_callbacks()
 
     def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
-        """See RL Zoo, which also looks for a ``vecnormalize.pkl`` beside the model of ``-i`` and in the current folder."""
+        """
+        See RL Zoo, which also looks for a ``vecnormalize.pkl`` beside the model of ``-i`` and in the current folder.
+
+        A student's game is played by ALE's vector environment, as by ``sb3-qpd compress``.
+        """
+        if self.is_student and self.recipe is not None and self.recipe.is_native and not self.monitor_kwargs:
+            return self._native_envs(self.recipe, *args, **kwargs)
         env = super().create_envs(*args, **kwargs)
         if self.is_student and unwrap_vec_normalize(env) is not None:
             env.close()
@@ -123,6 +131,13 @@ class StudentManager(ExperimentManager):
                 "and would normalize the student's observations: a student takes raw ones. Move the file, or start in another "
                 "directory"
             )
+        return env
+
+    def _native_envs(self, recipe: EnvRecipe, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        recipe = recipe if eval_env else replace(recipe, env_kwargs=self.env_kwargs)
+        env = recipe.make_vec_env(n_envs, seed=self.seed, training=not eval_env)
+        if isinstance(env, AtariVecEnv) and not (eval_env or no_log):
+            env.write_results(Path(self.save_path) / "0.monitor.csv")
         return env
 
     def _try_student(self) -> None:
