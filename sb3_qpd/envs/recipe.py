@@ -16,7 +16,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
-from sb3_qpd.envs.registry import find_spec
+from sb3_qpd.envs.registry import find_spec, make
 
 gym.register_envs(ale_py)
 
@@ -121,7 +121,7 @@ class EnvRecipe:
 
     def make_env(self) -> gym.Env:
         """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
-        return self._wrap(Monitor(gym.make(find_spec(self.env_id), **self.env_kwargs)))
+        return self._wrap(Monitor(make(find_spec(self.env_id), **self.env_kwargs)))
 
     def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
         """
@@ -141,11 +141,11 @@ class EnvRecipe:
             return self._make_native(n_envs, seed, training)
         if vec_env == "subproc":
             self.make_env().close()  # an error is raised here: a subprocess would only break the connection
-        make = partial(gym.make, find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
+        make_one = partial(make, find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
         if self.has_pixels and self._has_usual_wrappers:
-            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
+            venv = make_atari_env(make_one, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
         else:
-            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=VEC_ENVS[vec_env])
+            venv = make_vec_env(make_one, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=VEC_ENVS[vec_env])
         if self.frame_stack > 1:
             venv = VecFrameStack(venv, self.frame_stack)
         space = venv.observation_space

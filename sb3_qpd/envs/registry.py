@@ -5,7 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterable
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import gymnasium as gym
 
@@ -40,6 +44,10 @@ SUCCESSORS: dict[str, str] = {
 }
 
 
+# Parts of messages of MuJoCo 4 about files of Gymnasium's models, which their users cannot change
+HARMLESS_WARNINGS = ("compiler attribute 'settotalmass' is deprecated",)
+
+
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     """
     The registered environment. A module in front of the id (``package:Id-v0``) is imported first.
@@ -65,6 +73,45 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     if str(spec.entry_point).startswith("gymnasium_robotics."):
         _compare_joint_types()
     return spec
+
+
+def make(spec: gym.envs.registration.EnvSpec, **kwargs: Any) -> gym.Env:
+    """
+    An environment, as from ``gym.make``, without MuJoCo's harmless warnings.
+
+    :param spec: from :func:`find_spec`
+    :param kwargs: see ``gym.make``
+    """
+    with without_harmless_warnings(spec):
+        return gym.make(spec, **kwargs)
+
+
+@contextmanager
+def without_harmless_warnings(spec: gym.envs.registration.EnvSpec) -> Iterator[None]:
+    """
+    A context in which MuJoCo does not warn of ``HARMLESS_WARNINGS``. Other warnings come at its end.
+
+    MuJoCo 4 prints a line for each model that it compiles, and writes it into MUJOCO_LOG.TXT in the current folder.
+
+    :param spec: the environment that is built inside
+    """
+    if "mujoco" not in str(spec.entry_point) and "mujoco" not in sys.modules:  # an import of some tenths of a second
+        yield
+        return
+    try:
+        from mujoco import get_mju_user_warning, set_mju_user_warning
+    except ImportError:  # not installed: gym.make says so
+        yield
+        return
+    before, found = get_mju_user_warning(), list[str]()
+    set_mju_user_warning(found.append)
+    try:
+        yield
+    finally:
+        set_mju_user_warning(before)
+        for message in found:
+            if not any(harmless in message for harmless in HARMLESS_WARNINGS):
+                before(message) if before is not None else warnings.warn(f"MuJoCo: {message}")
 
 
 def _hint(module: str, name: str) -> str:

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.envs.registry import without_harmless_warnings
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
 from sb3_qpd.evaluation.report import console_summary, write_report
@@ -121,7 +122,8 @@ class StudentManager(ExperimentManager):
         """
         if self.is_student and self.recipe is not None and self.recipe.is_native and not self.monitor_kwargs:
             return self._native_envs(self.recipe, *args, **kwargs)
-        env = super().create_envs(*args, **kwargs)
+        with without_harmless_warnings(gym.spec(self.env_name.gym_id)):
+            env = super().create_envs(*args, **kwargs)
         if self.is_student and unwrap_vec_normalize(env) is not None:
             env.close()
             if not (Path(self.trained_agent).parent / self.env_name / "vecnormalize.pkl").is_file():
