@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from sb3_qpd.students.quantizers import MIN_SCALE, Mixture, Quantizer
 from sb3_qpd.students.rounding import Gradients, Rounding, Tensors
 
 if TYPE_CHECKING:
-    from sb3_qpd.students.layers import QuantLayer, VectorGrid
+    from sb3_qpd.students.layers import QuantLayer, ValueHead, VectorGrid
 
 
 class Chain:
@@ -24,17 +25,18 @@ class Chain:
 
     :param layers: the layers, none of them float
     :param input_grid: the grid that rounds the input; ``None`` where the input is on its grid already, as pixels are
-    :param returns_features: whether the input of the last layer is returned too
+    :param value_head: a head that takes what the last layer takes
     """
 
     def __init__(
-        self, layers: Sequence[QuantLayer], input_grid: VectorGrid | None = None, returns_features: bool = False
+        self, layers: Sequence[QuantLayer], input_grid: VectorGrid | None = None, value_head: ValueHead | None = None
     ) -> None:
-        self.layers, self.input_grid, self.returns_features = list(layers), input_grid, returns_features
+        self.layers, self.input_grid, self.value_head = list(layers), input_grid, value_head
         self.weight_quantizers = [layer.weight_quantizer for layer in layers]
         outputs = [layer.output_grid for layer in layers if layer.output_grid is not None]
         self.grids = outputs if input_grid is None else [input_grid.quantizer, *outputs]
         self._quantizers = [*self.weight_quantizers, *self.grids]
+        self.n_value = 0 if value_head is None else 2  # weight and bias
         self._plan: _Plan | None = None
 
     def __call__(self, x: th.Tensor) -> Any:
@@ -42,15 +44,19 @@ class Chain:
         The training forward.
 
         :param x: input of the input grid, or of the first layer
-        :return: output of the last layer; with ``returns_features`` a tuple of it and the features, shape (batch_size, n)
+        :return: output of the last layer; where there is a value head a tuple of it and the value, shape (batch_size, 1)
         """
         if not all(one.ready for one in self._quantizers):
             self._calibrate(x)
         mixtures = [one.mixture for one in self._quantizers]
-        if self._plan is None or self._plan.mixtures != mixtures:
+        if self._plan is None or self._plan.widths != [one.widths for one in mixtures]:
             self._plan = _Plan(self, mixtures)
+        elif self._plan.mixtures != mixtures:
+            self._plan = self._plan.at(mixtures)
         weights, biases = [layer.weight for layer in self.layers], [layer.bias for layer in self.layers]
-        return _Run.apply(self, self._plan, x, *weights, *biases, *(one.log_scale for one in self._plan.quantizers))
+        value = () if self.value_head is None else (self.value_head.weight, self.value_head.bias)
+        logs = [one.log_scale for one in self._plan.quantizers]
+        return _Run.apply(self, self._plan, x, *value, *weights, *biases, *logs)
 
     @th.no_grad()
     def _calibrate(self, x: th.Tensor) -> None:
@@ -71,9 +77,8 @@ class _Plan:
     def __init__(self, chain: Chain, mixtures: list[Mixture]) -> None:
         quantizers, layers = chain.weight_quantizers, chain.layers
         n = len(layers)
-        self.mixtures = mixtures
-        self.outputs = [None if layer.output_grid is None else layer.output_grid.mixture for layer in layers]
-        self.float_share = 0.0 if chain.input_grid is None else mixtures[n].float_share
+        self.widths = [one.widths for one in mixtures]
+        self.n_layers, self.has_input_grid = n, chain.input_grid is not None
         # the layers whose parameters are rounded, the grids whose steps are needed, and the places of these in ``grids``
         self.rounded = [i for i in range(n) if not quantizers[i].trains_in_float]
         before = [layers[i].input_quantizer for i in self.rounded]
@@ -90,6 +95,26 @@ class _Plan:
         if self.rounded:
             shapes = [layers[i].weight.shape for i in self.rounded]
             self.rounding = Rounding(shapes, n_steps[: len(shapes)], [mixtures[i] for i in self.rounded])
+        self._take(mixtures)
+
+    def _take(self, mixtures: list[Mixture]) -> None:
+        n = self.n_layers
+        self.mixtures = mixtures
+        self.float_share = mixtures[n].float_share if self.has_input_grid else 0.0
+        outputs = mixtures[n + self.has_input_grid :]
+        self.outputs = [*outputs, *[None] * (n - len(outputs))]  # a head has none
+
+    def at(self, mixtures: list[Mixture]) -> _Plan:
+        """
+        The same bit widths with other shares. A backward pass may still need this plan.
+
+        :param mixtures: as in the constructor
+        """
+        other = copy.copy(self)
+        if self.rounding is not None:
+            other.rounding = self.rounding.at([mixtures[i] for i in self.rounded])
+        other._take(mixtures)
+        return other
 
 
 class _Run(th.autograd.Function):
@@ -97,7 +122,7 @@ class _Run(th.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, chain: Chain, plan: _Plan, x: th.Tensor, *tensors: th.Tensor) -> Any:
-        n = len(chain.layers)
+        n, of_value, tensors = len(chain.layers), tensors[: chain.n_value], tensors[chain.n_value :]
         weights, biases, steps, saved = _parameters(chain, plan, tensors[:n], tensors[n : 2 * n], tensors[2 * n :])
         counts, shapes, features = [len(saved)], [], x
         if chain.input_grid is not None:
@@ -114,11 +139,11 @@ class _Run(th.autograd.Function):
             saved += kept
         ctx.chain, ctx.plan, ctx.shapes, ctx.counts = chain, plan, shapes, counts
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*saved)
-        return (x, features) if chain.returns_features else x
+        ctx.save_for_backward(*saved, *of_value[:1])
+        return x if chain.value_head is None else (x, chain.value_head.train_step(features, *of_value))
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor | None, of_features: th.Tensor | None = None) -> Any:
+    def backward(ctx: Any, grad: th.Tensor | None, of_value: th.Tensor | None = None) -> Any:
         chain, plan, tensors = ctx.chain, ctx.plan, iter(ctx.saved_tensors)
         kept = [list(islice(tensors, count)) for count in ctx.counts]
         n, has_grid = len(chain.layers), chain.input_grid is not None
@@ -126,6 +151,10 @@ class _Run(th.autograd.Function):
         of_biases: Gradients = [None] * n
         of_grids: Gradients = [None] * (len(plan.sizes) - 1)
         needs_input = has_grid or ctx.needs_input_grad[2]
+        of_features, of_value_head = None, (None,) * chain.n_value
+        if of_value is not None:
+            features, weight = kept[-1][0], next(tensors)
+            of_features, *of_value_head = chain.value_head.train_gradients(of_value, features, weight)
         for i in reversed(range(n)):
             layer, saved = chain.layers[i], kept.pop()
             if grad is not None:
@@ -141,7 +170,7 @@ class _Run(th.autograd.Function):
             of_grids[0] = chain.input_grid.train_gradients(grad, kept[1], plan.float_share)
             grad = None
         of_weights, of_logs = _parameter_gradients(plan, of_weights, of_grids, kept[0])
-        return None, None, grad, *of_weights, *of_biases, *of_logs
+        return None, None, grad, *of_value_head, *of_weights, *of_biases, *of_logs
 
 
 def _parameters(chain: Chain, plan: _Plan, weights: Tensors, biases: Tensors, logs: Tensors) -> Any:

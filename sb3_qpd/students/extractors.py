@@ -16,7 +16,7 @@ from sb3_qpd.integer import ObservationPart, group_parts
 from sb3_qpd.spaces import observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, STUDENT_ARCHS, StudentArch, conv_output_sides
 from sb3_qpd.students.chain import Chain
-from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLayer, QuantLinear, VectorGrid
+from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLinear, VectorGrid
 from sb3_qpd.students.quantizers import Quantizer
 
 FAR_PIXEL = 32.0  # standard deviations beyond which a float pixel, such as a missing depth, saturates
@@ -96,15 +96,14 @@ class QuantExtractor(BaseFeaturesExtractor):
             return self._chain(self.input(observations)).flatten(1)
         return self._through(observations, list(self.layers)).flatten(1)
 
-    def make_chain(self, head: QuantLayer | None = None) -> Chain:
+    def make_chain(self, *heads: Any) -> Chain:
         """
         The layers as one function, for the training forward.
 
-        :param head: a layer that comes after them; the features are then returned as well
+        :param heads: the heads of actor and value, where they are part of it
         """
-        layers: list[Any] = list(self.layers)
-        input_grid = self.input_grid if isinstance(self.input_grid, VectorGrid) else None
-        return Chain(layers, input_grid) if head is None else Chain([*layers, head], input_grid, returns_features=True)
+        layers: list[Any] = [*self.layers, *heads[:1]]
+        return Chain(layers, self.input_grid if isinstance(self.input_grid, VectorGrid) else None, *heads[1:])
 
     @cached_property
     def _chain(self) -> Chain:

@@ -512,4 +512,25 @@ class ValueHead(nn.Linear):
         self.register_buffer("std", th.ones(()))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return super().forward(x) * self.std + self.mean
+        return self.train_step(x, self.weight, self.bias)
+
+    def train_step(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        """
+        The output, see :class:`~sb3_qpd.students.chain.Chain`.
+
+        :param x: the features
+        :param weight: its weight
+        :param bias: its bias
+        """
+        return F.linear(x, weight, bias) * self.std + self.mean
+
+    def train_gradients(self, grad: th.Tensor, x: th.Tensor, weight: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Gradients of the features, the weight and the bias.
+
+        :param grad: gradient of the output
+        :param x: the features
+        :param weight: its weight
+        """
+        grad = grad * self.std
+        return grad @ weight, grad.t() @ x, grad.sum(0)

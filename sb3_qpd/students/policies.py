@@ -238,19 +238,19 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         """
         if self.training and not self.action_net.is_float and len(self.features_extractor.trunks) == 1:
             # SB3 gives an extractor what its own preprocessing makes of the observations
-            actor, features = self.extract_features(observations, self._actor_and_features)  # type: ignore[arg-type]
-            return actor, self.value_net(features).flatten()
+            actor, value = self.extract_features(observations, self._train_step)  # type: ignore[arg-type]
+            return actor, value.flatten()
         with shared_scales([] if self.training else self.quantizers()):
             features = self.extract_features(observations)
             return self.action_net(features), self.value_net(features).flatten()
 
-    def _actor_and_features(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Output of the head, and its input, in training mode: one function for all layers."""
+    def _train_step(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Outputs of both heads in training mode, one function for all layers."""
         return self._chain(self.features_extractor.trunks[0].input(observations))
 
     @cached_property
     def _chain(self) -> Chain:
-        return self.features_extractor.trunks[0].make_chain(self.action_net)
+        return self.features_extractor.trunks[0].make_chain(self.action_net, self.value_net)
 
     def predict(
         self,
@@ -344,9 +344,10 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             return outputs + th.empty_like(outputs).normal_() * self.log_std.exp()
         if head.is_binary:
             return self.action_dist.proba_distribution(outputs).sample()
-        normalized = [one - one.logsumexp(1, keepdim=True) for one in head.split(outputs)]
-        drawn = [th.multinomial(one.softmax(1), 1, replacement=True).flatten() for one in normalized]
-        return th.stack(drawn, dim=1).reshape(len(outputs), *head.shape)
+        logits = head.split(outputs) if len(head.nvec) > 1 else (outputs,)
+        normalized = [one - one.logsumexp(1, keepdim=True) for one in logits]
+        drawn = [th.multinomial(one.softmax(1), 1, replacement=True) for one in normalized]
+        return (th.cat(drawn, dim=1) if len(drawn) > 1 else drawn[0]).reshape(len(outputs), *head.shape)
 
     def _masks(self, action_masks: np.ndarray | None, outputs: th.Tensor) -> th.Tensor | None:
         if action_masks is None:

@@ -69,10 +69,28 @@ class Mixture(NamedTuple):
 
     :param parts: bit widths with their shares
     :param float_share: share that is not rounded
+    :param widths: bits of each part
     """
 
     parts: tuple[Part, ...]
     float_share: float = 0.0
+    widths: tuple[int, ...] = ()
+
+
+@functools.lru_cache(maxsize=64)  # in a step of a transition many quantizers have the same mixture
+def _make_mixture(bits: int, signed: bool, precision: tuple[tuple[int, float], ...]) -> Mixture:
+    """The mixture of a quantizer of ``bits`` target bits, at a precision: pairs of bits and their shares."""
+    steps = NORMAL_STEP if signed else HALF_NORMAL_STEP
+    parts, widths, float_share = [], [], 0.0
+    for width, share in precision:
+        if width == FLOAT_BITS:
+            float_share = share
+        elif share:
+            low, high = integer_range(width, signed)
+            finer = 1.0 if width == bits else steps[width] / steps[bits]
+            parts.append(Part(low, high, _outside(low, high, not signed), finer, share))
+            widths.append(width)
+    return Mixture(tuple(parts), float_share, tuple(widths))
 
 
 def mix(x: th.Tensor, scale: th.Tensor | None, mixture: Mixture, rectify: bool) -> tuple[th.Tensor, list[th.Tensor]]:
@@ -261,14 +279,7 @@ class Quantizer(nn.Module):
     @precision.setter
     def precision(self, precision: Mapping[int, float]) -> None:
         self._precision = precision
-        steps = NORMAL_STEP if self.signed else HALF_NORMAL_STEP
-        parts = []
-        for bits, share in precision.items():
-            if share and bits != FLOAT_BITS:
-                low, high = integer_range(bits, self.signed)
-                finer = 1.0 if bits == self.bits else steps[bits] / steps[self.bits]
-                parts.append(Part(low, high, _outside(low, high, not self.signed), finer, share))
-        self.mixture = Mixture(tuple(parts), precision.get(FLOAT_BITS, 0.0))
+        self.mixture = _make_mixture(self.bits, self.signed, tuple(precision.items()))
 
     def _rows(self, x: th.Tensor) -> th.Tensor:
         if self.n_channels:

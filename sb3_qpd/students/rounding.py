@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,16 +32,29 @@ class Rounding:
         self.step_shapes = [(n, *(1,) * (len(shape) - 1)) for n, shape in zip(n_steps, shapes, strict=True)]
         self.layers = [layer for layer, mixture in enumerate(mixtures) for _ in mixture.parts]  # of each part
         parts = [part for mixture in mixtures for part in mixture.parts]
-        self.lows, self.highs, self.outsides = [
-            list(x) for x in zip(*((p.low, p.high, p.outside) for p in parts), strict=True)
-        ]
-        self.finer, self.shares = _factors([part.finer for part in parts]), _factors([part.share for part in parts])
+        self.lows, self.highs = [part.low for part in parts], [part.high for part in parts]
+        self.outsides = [part.outside for part in parts]
+        self.finer = _factors([part.finer for part in parts])
         self.dampings = [
             lsq_damping(part.high, shapes[layer].numel(), n_steps[layer])
             for layer, part in zip(self.layers, parts, strict=True)
         ]
+        self._take(mixtures)
+
+    def _take(self, mixtures: Sequence[Mixture]) -> None:
+        self.shares = _factors([part.share for mixture in mixtures for part in mixture.parts])
         self.float_shares = [mixture.float_share for mixture in mixtures]
         self.has_float_shares = any(self.float_shares)
+
+    def at(self, mixtures: Sequence[Mixture]) -> Rounding:
+        """
+        The same bit widths with other shares.
+
+        :param mixtures: mixture of bit widths of each layer's weight
+        """
+        other = copy.copy(self)
+        other._take(mixtures)
+        return other
 
     def fit_biases(self, own: th.Tensor, biases: Tensors, inputs: Tensors) -> tuple[th.Tensor, Tensors]:
         """
