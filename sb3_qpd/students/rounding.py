@@ -34,6 +34,7 @@ class Rounding:
         parts = [part for mixture in mixtures for part in mixture.parts]
         self.lows, self.highs = [part.low for part in parts], [part.high for part in parts]
         self.outsides = [part.outside for part in parts]
+        self.has_single_parts = self.layers == list(range(len(n_steps)))
         self.finer = _factors([part.finer for part in parts])
         self.dampings = [
             lsq_damping(part.high, shapes[layer].numel(), n_steps[layer])
@@ -89,10 +90,14 @@ class Rounding:
             th._foreach_mul_(rounded, self.shares)
         return self._sums(weights, rounded), ratios, integers
 
-    def _sums(self, float_parts: Sequence[Any], parts: Tensors) -> list[Any]:
+    def _sums(self, float_parts: Tensors, parts: Tensors) -> list[Any]:
         """For each layer its float share, then its parts in order. Floats depend on the order."""
-        if len(parts) == len(self.n_steps) and not self.has_float_shares:
+        if self.has_single_parts and not self.has_float_shares:
             return list(parts)
+        if self.has_single_parts and all(self.float_shares):
+            in_float = th._foreach_mul(float_parts, self.float_shares)
+            th._foreach_add_(in_float, parts)
+            return list(in_float)
         total = [x * share if share else None for x, share in zip(float_parts, self.float_shares, strict=True)]
         for layer, part in zip(self.layers, parts, strict=True):
             so_far = total[layer]
@@ -139,10 +144,11 @@ class Rounding:
         th._foreach_mul_(of_steps, self.dampings)
         if self.finer:
             th._foreach_mul_(of_steps, self.finer)
-        if len(self.layers) == len(self.n_steps) and not self.has_float_shares:
-            return list(of_parts), of_steps
-        in_float: Gradients = [grad * share if share else None for grad, share in zip(known, self.float_shares, strict=True)]
-        return self._backward_sums(of_parts, in_float), self._backward_sums(of_steps, [None] * len(grads))
+        if self.has_single_parts and all(self.float_shares):
+            th._foreach_add_(of_parts, th._foreach_mul(known, self.float_shares))
+        elif not self.has_single_parts or self.has_float_shares:
+            return self._backward_sums(of_parts, known), self._backward_sums(of_steps)
+        return list(of_parts), of_steps
 
     def _gradients_without(self, grads: Gradients, ratios: Tensors, integers: Tensors) -> tuple[Gradients, Tensors]:
         """:meth:`gradients` where a weight has none."""
@@ -151,12 +157,17 @@ class Rounding:
         found, of_steps = self.gradients(filled, ratios, integers)
         return [None if grad is None else one for grad, one in zip(grads, found, strict=True)], of_steps
 
-    def _backward_sums(self, parts: Tensors, last: Gradients) -> list[Any]:
-        """For each layer the sum over its parts, from the last to the first: the order in which autograd would add."""
-        total: list[Any] = [None] * len(last)
+    def _backward_sums(self, parts: Tensors, grads: Sequence[Any] = ()) -> list[Any]:
+        """
+        For each layer the sum over its parts, from the last to the first, and over its float share: the order in which
+        autograd would add.
+        """
+        total: list[Any] = [None] * len(self.n_steps)
         for layer, part in zip(reversed(self.layers), reversed(parts), strict=True):
             total[layer] = part if total[layer] is None else total[layer] + part
-        return [one if other is None else one + other for one, other in zip(total, last, strict=True)]
+        for layer, (grad, share) in enumerate(zip(grads, self.float_shares, strict=False)):
+            total[layer] = total[layer] + grad * share if share else total[layer]
+        return total
 
 
 def _factors(values: list[float]) -> list[float]:
