@@ -821,8 +821,8 @@ def test_truncated_and_corrupted_files_are_refused(share, tmp_path):
 
 def test_a_later_format_says_what_to_do(tmp_path):
     discrete_model().save(tmp_path / "student.npz")
-    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 3})
-    with pytest.raises(ValueError, match="has format 3, this version reads up to 2: update sb3_qpd"):
+    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 4})
+    with pytest.raises(ValueError, match="has format 4, this version reads up to 3: update sb3_qpd"):
         IntegerModel.load(tmp_path / "later.npz")
 
 
