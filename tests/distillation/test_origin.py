@@ -1,4 +1,4 @@
-"""Offsets that float32 cannot carry are taken off in float64, before the student rounds: the same bits in each of its forms."""
+"""Offsets that float32 cannot carry are taken off in float64, before the student rounds, in each of its forms."""
 
 import warnings
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def box(n: int, dtype: Any = np.float64) -> spaces.Box:
 
 def metres(rng: np.random.Generator) -> np.ndarray:
     """UTM: northing, easting, height."""
-    return rng.normal(size=3) + [5_400_000.25, 5e5, 0]
+    return rng.normal((5_400_000.25, 5e5, 0))
 
 
 def timestamps(rng: np.random.Generator) -> np.ndarray:
@@ -238,8 +238,8 @@ def test_outliers_beside_an_offset():
 
 @pytest.mark.parametrize(("offset", "numbers"), [(4.5e6, "[67]"), (1e9, "1")])
 def test_a_float32_space_loses_it_before_the_student_sees_it(offset, numbers):
-    """The warning stays, and says what to do. A simulator's VecEnv may give float64 all the same: some values, or all, collapse."""
-    model = untrained(DummyVecEnv([lambda: Far(box(3), lambda rng: rng.normal(size=3) + [0, offset, 0])] * 8))
+    """The warning stays, and says what to do. This VecEnv gives float64 all the same, as simulators do."""
+    model = untrained(DummyVecEnv([lambda: Far(box(3), lambda rng: rng.normal((0, offset, 0)))] * 8))
     model.env.observation_space = box(3, np.float32)
     advice = r"offset so large that float32 .*declare the observation space float64.*or subtract the offset"
     with pytest.warns(UserWarning, match=rf"{advice}.*: 1 \({numbers}"):

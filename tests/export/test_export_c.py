@@ -327,9 +327,7 @@ def test_twins_with_an_origin(action_space, requantization, tmp_path):
     """Observations are doubles: in float, most of these would be the same number."""
     model = far_student(action_space, requantization)
     observations = some_observations(VECTOR, 1000).astype(np.float64) + model.input_origin
-    assert len(np.unique(model.quantize_input(observations)[:, 4])) > 20 * len(
-        np.unique(observations[4:, 4].astype(np.float32)[:500])
-    )
+    assert len(np.unique(model.quantize_input(observations)[:, 4])) > 100
     c = compiled(model, tmp_path, ("-O1",))
     assert_same(c, model, observations)
     assert_same_actions(c, model, observations[:100])
