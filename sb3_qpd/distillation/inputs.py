@@ -334,8 +334,11 @@ def describe_findings(findings: list[dict[str, Any]]) -> str:
             "Features of the observation whose offset is taken off in float64, because float32 cannot carry it: "
             f"{', '.join(offsets[:8])}{more}."
         )
-    rare = [one for one in findings if one["kind"] == "saturates"]
-    saturating = [f"{one['feature']} ({one['low']:.4g} to {one['high']:.4g})" for one in rare]
+    far = {one["feature"] for one in findings if one["kind"] == "origin"}  # four digits would show their offset alone
+    saturating = []
+    for one in (one for one in findings if one["kind"] == "saturates"):
+        low, high = (f"{one[end]:.{10 if one['feature'] in far else 4}g}" for end in ("low", "high"))
+        saturating.append(f"{one['feature']} ({low} to {high})")
     if saturating:
         more = f" and {len(saturating) - 8} more" if len(saturating) > 8 else ""
         parts.append(f"Features of the observation whose rare values saturate: {', '.join(saturating[:8])}{more}.")

@@ -1,5 +1,6 @@
 """Offsets that float32 cannot carry are taken off in float64, before the student rounds, in each of its forms."""
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from toys import QUICK, Pointer, actor_of, assert_same_bits, pointers, untrained
 
 from sb3_qpd import IntegerModel, QPDDistiller, QuantActorCriticPolicy, export_c, export_onnx, load_student
 from sb3_qpd.distillation import hyperparameters
+from sb3_qpd.distillation.inputs import describe_findings
 from sb3_qpd.evaluation.benchmark import _in_onnx_runtime
 from sb3_qpd.evaluation.verify import verify
 from sb3_qpd.export.c.runtime import CPolicy
@@ -231,6 +233,9 @@ def test_outliers_beside_an_offset():
     by_kind = {one["kind"]: one for one in student.input_findings}
     assert set(by_kind) == {"origin", "saturates"}
     assert 5_399_900 < by_kind["saturates"]["low"] < 5_400_000 < by_kind["saturates"]["high"] < 5_400_100
+    assert re.search(
+        r"rare values saturate: 0 \(53999\d\d\.\d+ to 54000\d\d\.\d+\)", describe_findings(student.input_findings)
+    )
     usual = drawn(metres, 500)
     assert explained(assert_same_bits(student.policy, usual), student.teacher, usual) > 0.9
     assert_same_bits(student.policy, drawn(without_fix, 500))
