@@ -23,7 +23,9 @@ import numpy as np
 if sys.version_info < (3, 8):  # noqa: UP036 - a copy of this file has no package that could ask for it
     raise ImportError("This file needs Python 3.8 and numpy 1.17 or newer, this is Python {}.{}".format(*sys.version_info))
 
-FORMAT_VERSION = 2  # 1: one vector or uint8 image, one Box or Discrete action; such a model is still written as 1
+# 1: one vector or uint8 image, one Box or Discrete action; 2: all others; 3: with an input origin. Each model is written in
+# the lowest format that holds it
+FORMAT_VERSION = 3
 REQUANTIZATIONS = ("float32", "fixed")
 MAX_BYTES = 64 * 2**20  # of a file's arrays together: unpacked they are several times as large
 _PIECE = 256  # observations that go through the network at once
@@ -219,8 +221,8 @@ class ObservationPart:
     def n_features(self) -> int:
         return sum(self.nvec) if self.kind == "one_hot" else math.prod(self.shape)
 
-    def batch(self, observation: Any) -> tuple[np.ndarray, bool]:
-        """Check one observation or a batch, add the batch axis, put channels first."""
+    def batch(self, observation: Any, origin: np.ndarray | None = None) -> tuple[np.ndarray, bool]:
+        """Check one observation or a batch, add the batch axis, put channels first. For ``origin`` see :func:`to_float32`."""
         array, shape = np.asarray(observation), self.shape
         self._check_dtype(array.dtype)
         accepted = [shape, (*shape[1:], shape[0])] if self.kind == "image" else [shape]
@@ -230,7 +232,7 @@ class ObservationPart:
                     array = array if is_batch else array[None]
                     if given != shape:
                         array = np.moveaxis(array, -1, 1)
-                    self._check_values(array)
+                    self._check_values(array, origin)
                     return array, is_batch
         batched = ", ".join(["batch_size", *map(str, shape)])
         raise ValueError(f"Expected {self._what} of shape {shape} or ({batched}), got {array.shape}")
@@ -248,22 +250,35 @@ class ObservationPart:
             if dtype != np.bool_ or self.kind != "vector":
                 raise ValueError(f"Expected an observation of real numbers, got dtype {dtype}")
 
-    def _check_values(self, batch: np.ndarray) -> None:
+    def _check_values(self, batch: np.ndarray, origin: np.ndarray | None) -> None:
         if self.kind == "one_hot":
             if not ((batch >= 0) & (batch < np.array(self.nvec).reshape(self.shape))).all():
                 largest = ", ".join(str(n - 1) for n in self.nvec)
                 raise ValueError(f"Expected {self._what} of 0 to {largest}, got {batch}")
-        elif self.kind != "image" and not np.isfinite(batch.astype(np.float32)).all():
+        elif self.kind != "image" and not np.isfinite(to_float32(batch, origin)).all():
             raise ValueError("The observation holds NaN, infinity or a number beyond float32: not a valid input")
 
-    def features(self, batch: np.ndarray) -> np.ndarray:
-        """float32, shape (batch_size, n_features); images keep their shape."""
+    def features(self, batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
+        """float32, shape (batch_size, n_features); images keep their shape. For ``origin`` see :func:`to_float32`."""
         if self.is_image:
             return batch.astype(np.float32)
         x = batch.reshape(len(batch), math.prod(self.shape))
         if self.kind == "one_hot":
             x = np.concatenate([np.arange(n) == x[:, i : i + 1] for i, n in enumerate(self.nvec)], axis=1)
-        return x.astype(np.float32)
+        return to_float32(x, origin)
+
+
+def to_float32(batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
+    """
+    Observations in float32. Where they have an origin, it is taken off in float64 first.
+
+    :param batch: raw observations, shape (batch_size, *shape)
+    :param origin: float64, of as many numbers as an observation has; ``None`` takes nothing off
+    """
+    if origin is None:
+        return batch.astype(np.float32)
+    with np.errstate(over="ignore"):  # the caller looks for infinity
+        return (batch.astype(np.float64) - origin.reshape(batch.shape[1:])).astype(np.float32)
 
 
 def group_parts(parts: tuple[ObservationPart, ...]) -> list[tuple[ObservationPart, ...]]:
@@ -297,6 +312,9 @@ class IntegerModel:
     :param action_nvec: categories of each dimension of a MultiDiscrete or MultiBinary action, by default one of all outputs.
         With one output for each dimension (MultiBinary) that is the logit of 1, the logit of 0 being 0
     :param uses_masks: the student was taught with action masks and should be given them
+    :param input_origin: float64, as many numbers as ``input_multiplier`` has: offsets of vectors that float32 cannot carry,
+        zero for all other features. They are taken off in float64, and x of the above is the rest in float32. ``None``: no
+        feature has one
     """
 
     layers: list[IntegerLayer]
@@ -313,6 +331,7 @@ class IntegerModel:
     branches: tuple[int, ...] = ()
     action_nvec: tuple[int, ...] = ()
     uses_masks: bool = False
+    input_origin: np.ndarray | None = None
     takes_raw_observations: ClassVar[bool] = True
 
     def __repr__(self) -> str:
@@ -332,6 +351,7 @@ class IntegerModel:
         self.action_nvec = () if self.is_box else tuple(int(n) for n in self.action_nvec) or (len(self.layers[-1].bias),)
         self._check_form()
         self._check_numbers()
+        self._origins = self._split_origin()
         if self.requantization not in REQUANTIZATIONS:
             raise ValueError(f"requantization must be one of {REQUANTIZATIONS}, got '{self.requantization}'")
         self._rng = np.random.default_rng()
@@ -355,6 +375,32 @@ class IntegerModel:
         if self.is_box and not (np.asarray(self.action_low) <= np.asarray(self.action_high)).all():
             raise ValueError(f"action_low must not be above action_high, got {self.action_low} and {self.action_high}")
 
+    def _split_origin(self) -> dict[str | None, np.ndarray]:
+        """The origin of each part that has one, by its key."""
+        if self.input_origin is None:
+            return {}
+        origin, found, used = np.asarray(self.input_origin), {}, 0
+        is_number = origin.dtype == np.float64 and np.isfinite(origin).all()
+        if self.input_multiplier is None or not is_number or origin.shape != np.shape(self.input_multiplier):
+            raise ValueError(f"input_origin must hold a finite float64 for each input multiplier, got {origin.dtype} {origin}")
+        for part in (part for parts in self.trunks for part in parts):
+            n = 0 if part.kind == "image" else 1 if part.is_image else part.n_features
+            if origin[used : used + n].any():
+                if part.kind != "vector":
+                    raise ValueError(f"Only vectors have an input origin, got one for a part of kind '{part.kind}'")
+                found[part.key] = origin[used : used + n]
+            used += n
+        return found
+
+    def origin_of(self, part: ObservationPart) -> np.ndarray | None:
+        """
+        The origin of a part, which is taken off in float64: a number for each feature.
+
+        :param part: one of ``parts``
+        :return: float64, shape (n_features,); ``None``: the part is rounded to float32 as it is
+        """
+        return self._origins.get(part.key)
+
     @property
     def trunks(self) -> list[tuple[ObservationPart, ...]]:
         """What goes into each trunk."""
@@ -377,7 +423,7 @@ class IntegerModel:
     def is_plain(self) -> bool:
         """Whether it is a model of one vector or uint8 image and of one Box or Discrete action."""
         is_single = len(self.action_nvec) < 2 and not self.n_bits
-        return is_single and not self.uses_masks and self.parts == (self._default_part(),)
+        return is_single and not self.uses_masks and self.input_origin is None and self.parts == (self._default_part(),)
 
     @property
     def n_bits(self) -> int:
@@ -400,9 +446,10 @@ class IntegerModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a device holds: packed weights, biases, multipliers, input grid, action bounds and deviation."""
-        extras = (self.input_multiplier, self.input_offset, self.action_low, self.action_high, self.action_std)
-        return sum(layer.nbytes for layer in self.layers) + sum(4 * a.size for a in extras if a is not None)
+        """Bytes that a device holds: packed weights, biases, multipliers, input grid and origin, action bounds, deviation."""
+        names = (*_FLOAT_FIELDS, "input_origin")
+        extras = [np.asarray(getattr(self, name)) for name in names if getattr(self, name) is not None]
+        return sum(layer.nbytes for layer in self.layers) + sum(a.nbytes for a in extras)
 
     @property
     def n_parameters(self) -> int:
@@ -450,7 +497,7 @@ class IntegerModel:
             if parts[0].kind == "image":
                 yield values[0].astype(np.float64)
                 continue
-            x = np.concatenate([part.features(value) for part, value in zip(parts, values)], axis=1)
+            x = np.concatenate([part.features(value, self.origin_of(part)) for part, value in zip(parts, values)], axis=1)
             n = 1 if parts[0].is_image else x.shape[1]
             with np.errstate(over="ignore"):  # infinity is clamped like any other large number
                 scaled = x * self.input_multiplier[used : used + n]  # type: ignore[index]
@@ -629,12 +676,12 @@ class IntegerModel:
     def _batch(self, observation: Any) -> tuple[Any, bool]:
         """Check one observation or a batch, add the batch axis, put channels first."""
         if not self.is_dict:
-            return self.parts[0].batch(observation)
+            return self.parts[0].batch(observation, self.origin_of(self.parts[0]))
         keys = [part.key for part in self.parts]
         if not isinstance(observation, Mapping) or not set(keys) <= set(observation):
             got = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
             raise ValueError(f"Expected observations as a dict of {keys}, got {got}")
-        read = {part.key: part.batch(observation[part.key]) for part in self.parts}
+        read = {part.key: part.batch(observation[part.key], self.origin_of(part)) for part in self.parts}
         if len({(len(batch), is_batch) for batch, is_batch in read.values()}) > 1:
             shapes = {key: np.shape(observation[key]) for key in keys}
             raise ValueError(f"Expected one observation, or batches of one size, got the shapes {shapes}")
@@ -651,7 +698,7 @@ class IntegerModel:
         target = os.fspath(path)
         target = target if target.endswith(".npz") else target + ".npz"
         header: dict[str, Any] = {
-            "format": 1 if self.is_plain else FORMAT_VERSION,
+            "format": 1 if self.is_plain else 2 if self.input_origin is None else 3,
             "observation_shape": self.observation_shape,
             "action_shape": self.action_shape,
             "requantization": self.requantization,
@@ -664,7 +711,8 @@ class IntegerModel:
         if not self.is_plain:
             header["parts"] = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
             header.update({name: getattr(self, name) for name in ("branches", "action_nvec", "uses_masks")})
-        floats = {name: getattr(self, name) for name in _FLOAT_FIELDS if getattr(self, name) is not None}
+        names = (*_FLOAT_FIELDS, "input_origin")
+        floats = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         temporary = f"{target}.{os.getpid()}.tmp"
         try:
             with open(temporary, "wb") as file:
@@ -733,6 +781,8 @@ class IntegerModel:
                 ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]
             ]
             fields.update({name: header[name] for name in ("branches", "action_nvec", "uses_masks")})
+        if header["format"] > 2:
+            fields["input_origin"] = arrays["input_origin"]
         return cls(layers=layers, **fields)
 
 

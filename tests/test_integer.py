@@ -36,7 +36,7 @@ from students import (
 
 import sb3_qpd.integer
 from sb3_qpd import AtariVecEnv
-from sb3_qpd.integer import IntegerLayer, IntegerModel, fixed_point, pack, unpack
+from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, fixed_point, pack, unpack
 
 SOURCE = Path(sb3_qpd.integer.__file__)
 
@@ -819,10 +819,55 @@ def test_truncated_and_corrupted_files_are_refused(share, tmp_path):
         IntegerModel.load(tmp_path / "flipped.npz")
 
 
+def test_a_file_with_an_origin(tmp_path):
+    """Older versions refuse it, as they would not take the origin off. A file without one is what it was."""
+    plain, observations = discrete_model(), np.random.default_rng(0).normal(size=(100, 2))
+    origin = np.array([0.0, 5e6])
+    far, away = replace(plain, input_origin=origin), observations + origin
+    np.testing.assert_array_equal(far.logits(away), plain.logits(away - origin))
+    for model, version in ((plain, 1), (far, 3)):
+        model.save(tmp_path / f"{version}.npz")
+        loaded = IntegerModel.load(tmp_path / f"{version}.npz")
+        with np.load(tmp_path / f"{version}.npz") as file:
+            assert json.loads(file["header"].tobytes())["format"] == version
+        np.testing.assert_array_equal(loaded.logits(observations), model.logits(observations))
+    assert far.nbytes == plain.nbytes + 16
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        np.array([0, np.nan]),
+        np.array([0, np.inf]),
+        np.zeros(2, np.float32),
+        np.zeros(3),
+        np.zeros((2, 1)),
+        np.float64(0),
+        None,
+    ],
+    ids=["NaN", "infinity", "float32", "too long", "two axes", "a number", "missing"],
+)
+def test_an_origin_that_cannot_be(origin, tmp_path):
+    replace(discrete_model(), input_origin=np.zeros(2)).save(tmp_path / "far.npz")
+    edit_npz(tmp_path / "far.npz", tmp_path / "wrong.npz", input_origin=origin)
+    with pytest.raises(ValueError, match=r"wrong.npz' is not a student's .npz .*input_origin"):
+        IntegerModel.load(tmp_path / "wrong.npz")
+
+
+def test_only_vectors_have_an_origin():
+    model = discrete_model()
+    with pytest.raises(ValueError, match="Only vectors have an input origin, got one for a part of kind 'one_hot'"):
+        replace(model, parts=(ObservationPart("one_hot", (), (2,)),), observation_shape=(), input_origin=np.ones(2))
+    weights = np.ones((2, 1), np.int8), np.zeros(2, np.int32), np.ones(1, np.float32)
+    image = IntegerModel([IntegerLayer(*weights, 8, 0)], (1, 1, 1))
+    with pytest.raises(ValueError, match="a finite float64 for each input multiplier"):
+        replace(image, input_origin=np.ones(1))
+
+
 def test_a_later_format_says_what_to_do(tmp_path):
     discrete_model().save(tmp_path / "student.npz")
-    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 3})
-    with pytest.raises(ValueError, match="has format 3, this version reads up to 2: update sb3_qpd"):
+    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 4})
+    with pytest.raises(ValueError, match="has format 4, this version reads up to 3: update sb3_qpd"):
         IntegerModel.load(tmp_path / "later.npz")
 
 

@@ -110,6 +110,7 @@ def compress(args: argparse.Namespace) -> int:
     with staging:
         with user_errors("compress"):
             _check_teacher_source(args.teacher)
+            from sb3_qpd.cli.target_check import check_targets
             from sb3_qpd.export import find_exporter
 
             for target in args.target:
@@ -121,7 +122,7 @@ def compress(args: argparse.Namespace) -> int:
             _take_entry(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
             _check_bits(distiller)
-            _check_targets(distiller, args.target)
+            check_targets(distiller, args.target)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = plan_evaluation(teacher, recipe, args.episodes, **options)
@@ -210,15 +211,6 @@ def _check_bits(distiller: "QPDDistiller") -> None:
         )
 
 
-def _check_targets(distiller: "QPDDistiller", targets: list[str]) -> None:
-    """Spaces, masks and bits that a target cannot take are known before training."""
-    from sb3_qpd.export import StudentFacts, check_target
-
-    facts = StudentFacts.of_model(distiller.policy.to_integer())
-    for target in targets:
-        check_target(target, facts)
-
-
 def _compress(
     distiller: "QPDDistiller",
     baseline: "QPDDistiller | None",
@@ -226,13 +218,15 @@ def _compress(
     staging: AtomicFolder,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
+    from sb3_qpd.cli.target_check import CheckTargets
     from sb3_qpd.evaluation.comparison import make_report
     from sb3_qpd.evaluation.report import console_summary, write_report
 
     options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
+    check = CheckTargets(args.target)
     try:
-        with user_errors("compress", applies=lambda: distiller.num_timesteps == 0):
-            distiller.learn(args.timesteps, callback=_callback(plan, args), **options)
+        with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
+            distiller.learn(args.timesteps, callback=[check, *_callbacks(plan, args)], **options)
         baselines = {}
         if baseline is not None:
             baseline.learn(args.timesteps, **options)
@@ -242,7 +236,7 @@ def _compress(
         report = make_report(distiller, plan, baselines)
         write_report(report, staging.path)
     except BaseException as error:
-        if isinstance(error, SystemExit) and distiller.num_timesteps == 0:
+        if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
             raise  # an error of the user, which was reported already
         # hours of learning are not thrown away because the rest was interrupted or failed
         _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
@@ -255,12 +249,12 @@ def _compress(
     return report
 
 
-def _callback(plan: "EvaluationPlan", args: argparse.Namespace) -> "BaseCallback | None":
+def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCallback]":
     if args.stop_when is None:
-        return None
+        return []
     from sb3_qpd.cli.early_stopping import StopWhenNonInferior
 
-    return StopWhenNonInferior(plan)
+    return [StopWhenNonInferior(plan)]
 
 
 def _publish(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder) -> list[str]:

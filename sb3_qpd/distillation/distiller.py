@@ -296,6 +296,7 @@ class QPDDistiller(FallingPrecision):
             return
         assert self._buffer is not None and self.teacher is not None
         if not self._is_fitted:
+            self._take_off_offsets()
             self._teacher_temperature = initialize_from_data(self.policy, self.teacher, self._buffer.newest(10_000))
             self._calibrate()
             self._resolve_inputs()

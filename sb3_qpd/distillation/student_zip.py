@@ -100,7 +100,11 @@ def _read_matching_weights(
             policy = make()
     except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ValueError(f"{path} describes a network that cannot be built: {error}") from error
-    for name, expected in policy.state_dict().items():
+    layout = policy.state_dict()
+    for name in weights:
+        if name.endswith("input_grid.origin"):  # of students that have one; as many numbers as the means
+            layout[name] = layout.get(name.removesuffix("origin") + "mean", weights[name])
+    for name, expected in layout.items():
         if name not in weights and name in QuantActorCriticPolicy.added_state:
             continue
         shape = tuple(weights[name].shape) if name in weights else "nothing"

@@ -325,8 +325,9 @@ def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, sc
     """A float policy in ONNX Runtime, in float32 and quantized after training, on the observations that its network takes."""
     from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
+    has_origin = getattr(policy.features_extractor, "origin", None) is not None  # a student takes it off in float64
     if observations.dtype != np.uint8:
-        observations = observations.astype(np.float32)
+        observations = observations.astype(np.float64 if has_origin else np.float32)
     path, quantized = scratch / "float32.onnx", scratch / "int8.onnx"
     write_float_onnx(policy, observations[:1], path)
     quantize_after_training(path, quantized, observations)

@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
@@ -197,6 +199,34 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self._calibrate(observations)
         self.n_batches.fill_(-1)
 
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
+        """
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`. The origin is taken off before SB3 makes float32.
+
+        :param obs: raw observations, shape (batch_size, *observation_shape)
+        :param features_extractor: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`
+        """
+        return super().extract_features(self.features_extractor.trunks[0].without_origin(obs), features_extractor)
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`, which would pass over :meth:`extract_features`.
+
+        :param obs: raw observations, shape (batch_size, *observation_shape)
+        """
+        features: Any = self.extract_features(obs)
+        return self._get_action_dist_from_latent(features)
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`, which would pass over :meth:`extract_features`.
+
+        :param obs: raw observations, shape (batch_size, *observation_shape)
+        """
+        return self.value_net(self.extract_features(obs))
+
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`.
@@ -295,8 +325,11 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             raise ValueError("The student's parameters hold NaN or infinity: its training diverged. Lower the learning rate")
         calibrated = all(bool(q.ready) for q in self.quantizers())
         layers: list[Any] = [*(layer for trunk in extractor.trunks for layer in trunk.layers), self.action_net]
-        grids = [trunk.input_grid.affine() for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
-        m, a = (th.cat(values).cpu().numpy() for values in zip(*grids, strict=True)) if grids else (None, None)
+        grids = [trunk.input_grid for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
+        affine = [grid.affine() for grid in grids]
+        m, a = (th.cat(values).cpu().numpy() for values in zip(*affine, strict=True)) if grids else (None, None)
+        origins = [th.zeros_like(grid.mean) if grid.origin is None else grid.origin for grid in grids]
+        has_origin = any(grid.origin is not None for grid in grids)
         box: dict[str, Any] = {}
         if self._action_bounds is not None:
             low, high = self._action_bounds
@@ -314,6 +347,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             branches=tuple(len(trunk.layers) for trunk in extractor.trunks),
             action_nvec=self.head.nvec,
             uses_masks=self.uses_masks,
+            input_origin=th.cat(origins).cpu().numpy() if has_origin else None,
             **box,
         )
 

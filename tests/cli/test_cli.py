@@ -398,6 +398,34 @@ class DictCartPole(gym.ObservationWrapper):
         return {"obs": observation}
 
 
+class FarCartPole(gym.ObservationWrapper):
+    """Its cart is that far from the origin of a map."""
+
+    def __init__(self) -> None:
+        super().__init__(CartPoleEnv())
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return np.array([5.4e6, 0, 0, 0]) + observation
+
+
+def test_an_origin_goes_into_every_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    PPO("MlpPolicy", "FarCartPole-v0", device="cpu", n_steps=64).save(tmp_path / "teacher.zip")
+    arguments = ["--env", "FarCartPole-v0", "--timesteps", "1000", "--episodes", "3", *QUICK]
+    out = tmp_path / "out"
+    assert main(["compress", str(tmp_path / "teacher.zip"), "--out", str(out), *arguments, "--target", "onnx"]) == 0
+    assert "all equal where equality is promised" in capsys.readouterr().out
+    assert IntegerModel.load(out / "student.npz").input_origin is not None
+    assert "offset is taken off in float64, because float32 cannot carry it: 0 (5400000" in (out / "report.md").read_text()
+    assert main(["benchmark", str(out), "--seconds", "0.01"]) == 0
+    # TFLite cannot take it, which the first observations show
+    arguments = [str(tmp_path / "teacher.zip"), "--out", str(tmp_path / "other"), *arguments, "--target", "tflite"]
+    error = mistake(capsys, "compress", *arguments)
+    assert "The target tflite does not support observations in float64 with an offset that float32 cannot carry" in error
+    assert "Take the target onnx, c or numpy" in error and not (tmp_path / "other").exists()
+
+
+gym.register("FarCartPole-v0", entry_point=FarCartPole, max_episode_steps=200)
 gym.register("CartPoleDict-v0", entry_point=DictCartPole, max_episode_steps=200)
 gym.register("Breaking-v0", entry_point=Breaking, max_episode_steps=200)
 
