@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.publishing.push import push_to_hub
     from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch
+    from sb3_qpd.students.optimizer import MuonAdam
     from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
     from sb3_qpd.students.transitions import TRANSITIONS
     from sb3_qpd.teachers.files.archive import TeacherError
@@ -40,6 +41,7 @@ __all__ = [
     "EnvRecipe",
     "Evaluation",
     "IntegerModel",
+    "MuonAdam",
     "ObsNormalization",
     "QPDDistiller",
     "QuantActorCriticCnnPolicy",
@@ -81,6 +83,7 @@ _MODULE_OF = {
     "push_to_hub": "publishing.push",
     "STUDENT_ARCHS": "students.architectures",
     "StudentArch": "students.architectures",
+    "MuonAdam": "students.optimizer",
     "QuantActorCriticCnnPolicy": "students.policies",
     "QuantActorCriticPolicy": "students.policies",
     "QuantMultiInputActorCriticPolicy": "students.policies",

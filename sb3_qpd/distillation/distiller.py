@@ -19,7 +19,7 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.buffers import DistillationSamples, FloatPixels, observation_bytes
 from sb3_qpd.distillation.environment import EnvSource
-from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_memory
+from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_memory, check_optimizer
 from sb3_qpd.distillation.initialization import initialize_from_data
 from sb3_qpd.distillation.objective import distillation_loss, measure_student
 from sb3_qpd.distillation.precision import FallingPrecision
@@ -56,8 +56,8 @@ class QPDDistiller(FallingPrecision):
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-2) to zero. The first 200 updates (a
-        twentieth of a short run) warm up
+    :param learning_rate: number or schedule; ``None`` is a cosine from 6e-2 (images 1e-2) to zero. The first 200 updates (a
+        twentieth of a short run) warm up. Give one where ``policy_kwargs`` names another ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: number of labelled observations to keep
     :param gradient_steps: gradient steps per environment step, usually below 1. Default: 16 / batch_size, so each observation
@@ -170,6 +170,7 @@ class QPDDistiller(FallingPrecision):
             n_bytes = observation_bytes(int(self.buffer_size), self.observation_space, stacks_frames(self.env))
             check_memory(int(self.buffer_size), n_bytes)
         if self.learning_rate is None:
+            check_optimizer(self.policy_kwargs)
             self.learning_rate = CosineSchedule(DEFAULT_LEARNING_RATE_IMAGES if is_image else DEFAULT_LEARNING_RATE_VECTORS)
         if self.gradient_steps is None:
             self.gradient_steps = 16 / self.batch_size

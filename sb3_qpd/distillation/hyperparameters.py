@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_qpd.distillation.losses import BOX_LOSSES
 from sb3_qpd.students.architectures import STUDENT_ARCHS
+from sb3_qpd.students.optimizer import MuonAdam
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.students.transitions import get_transition
 from sb3_qpd.teachers.teacher import Teacher
@@ -139,6 +140,21 @@ def _check_numbers(given: Mapping[str, Any]) -> None:
     rate = given["learning_rate"]
     if not (rate is None or callable(rate) or (_is_finite(rate) and 0 <= rate <= 1)):
         raise ValueError(f"learning_rate must be a number between 0 and 1 or a schedule, got {rate!r}")
+
+
+def check_optimizer(policy_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse the default learning rate for another optimizer than the one that it was chosen for.
+
+    :param policy_kwargs: arguments of the policy class
+    :raises ValueError: an optimizer is given
+    """
+    given = policy_kwargs.get("optimizer_class", MuonAdam)
+    if given is not MuonAdam:
+        raise ValueError(
+            f"learning_rate must be given with optimizer_class={getattr(given, '__name__', given)}: the default is chosen for "
+            "sb3_qpd.MuonAdam. For Adam take CosineSchedule(2e-3), or CosineSchedule(1e-2) for images"
+        )
 
 
 def positive_int(name: str, value: Any) -> int | None:

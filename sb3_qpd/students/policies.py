@@ -20,6 +20,7 @@ from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, obse
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
+from sb3_qpd.students.optimizer import MuonAdam, muon_groups
 from sb3_qpd.students.quantizers import Quantizer, shared_scales
 from sb3_qpd.students.transitions import Transition
 
@@ -40,6 +41,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
     :param normalized_image: whether Boxes of floats with three axes are images (channels first), not vectors
     :param uses_masks: whether the student was taught with action masks, so that ``predict`` needs them
+    :param optimizer_class: class of the optimizer; Muon for hidden weights and Adam for the rest by default
     :param kwargs: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`. Options without an integer form are
         refused
     """
@@ -67,6 +69,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         activation_bits: int | None = None,
         normalized_image: bool = False,
         uses_masks: bool = False,
+        optimizer_class: type[th.optim.Optimizer] = MuonAdam,
         **kwargs: Any,
     ) -> None:
         _refuse_without_integer_form(kwargs)
@@ -84,6 +87,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             features_extractor_class=QuantExtractor if len(groups) == 1 else QuantCombinedExtractor,
             features_extractor_kwargs={"arch": self.arch, "normalized_image": normalized_image},
             normalize_images=False,
+            optimizer_class=optimizer_class,
             **kwargs,
         )
 
@@ -111,11 +115,18 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
                 self.register_buffer(name, th.tensor(bound.reshape(-1)), persistent=False)
         if any(trunk.is_image for trunk in extractor.trunks):
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
-        # SB3 made its optimizer before these heads existed. foreach updates the many small parameters in one call. Torch's
-        # fused Adam is slower on a busy processor: its threads wait for each other at every parameter
-        is_adam = self.optimizer_class is th.optim.Adam and "fused" not in self.optimizer_kwargs
+        self.optimizer = self._make_optimizer(lr_schedule(1))
+
+    def _make_optimizer(self, learning_rate: float) -> th.optim.Optimizer:
+        """SB3 made its optimizer before the quantized heads existed."""
+        make: Any = self.optimizer_class
+        if issubclass(make, MuonAdam):
+            return make(muon_groups(self.features_extractor, self.parameters()), lr=learning_rate, **self.optimizer_kwargs)
+        # foreach updates the many small parameters in one call. Torch's fused Adam is slower on a busy processor: its threads
+        # wait for each other at every parameter
+        is_adam = make is th.optim.Adam and "fused" not in self.optimizer_kwargs
         settings = {**({"foreach": True} if is_adam else {}), **self.optimizer_kwargs}
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **settings)  # type: ignore[call-arg]
+        return make(self.parameters(), lr=learning_rate, **settings)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
