@@ -321,7 +321,7 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str, p
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"critc_coef": 0.5}, "Unknown hyperparameter 'critc_coef' of qpd. Did you mean critic_coef?"),
+    ({"critc_coef": 0.5}, "Unknown hyperparameter 'critc_coef' of qpd. Did you mean 'critic_coef'?"),
     ({"gamma": 0.5}, "Unknown hyperparameter 'gamma' of qpd."),
     ({"teacher": None}, "The entry has no teacher: expected a Hub id such as sb3/ppo-CartPole-v1, a run folder or a zip"),
     ({"teacher": "nowhere/ppo.zip"}, "nowhere/ppo.zip"),
