@@ -28,27 +28,27 @@ def with_options(command: str, options: str, dropped: set[str], n_episodes: int 
 
     :param command: command line of a run
     :param options: the settings, as options of ``sb3-qpd compress``
-    :param dropped: options of ``compress`` that should not stand there. Without ``--episodes`` it plans a number itself; a run of
-        RL Zoo does not, so ``n_episodes`` stands in for it
+    :param dropped: options of ``compress`` that should not stand there. Without ``--episodes`` it plans a number itself. A run
+        of RL Zoo does not, so ``n_episodes`` takes its place
     :param n_episodes: episodes that a verdict takes
     """
     words, changed = shlex.split(command), shlex.split(options)
-    params = []
+    params: dict[str, str] = {}
     for option, value in zip(changed[::2], changed[1::2], strict=True):
         if option in _KEYS:
-            params.append(f"{_KEYS[option]}:{value}")
+            params[_KEYS[option]] = value
         else:  # --timesteps
             words = [*_without(words, _STEPS), _STEPS[0], value]
     if "--episodes" in dropped and n_episodes is not None:
-        params.append(f"report_episodes:{n_episodes}")
+        params[_KEYS["--episodes"]] = str(n_episodes)
     if not params:
         return shlex.join(words)
-    keys = {param.partition(":")[0] for param in params}
-    words = [word for word in words if word.partition(":")[0] not in keys]
+    words = [word for word in words if word.partition(":")[0] not in params]
+    given = [f"{key}:{value}" for key, value in params.items()]
     at = next((i for i, word in enumerate(words) if word in _PARAMS), None)
     if at is None:
-        return shlex.join([*words, _PARAMS[0], *params])
-    return shlex.join([*words[: at + 1], *params, *words[at + 1 :]])
+        return shlex.join([*words, _PARAMS[0], *given])
+    return shlex.join([*words[: at + 1], *given, *words[at + 1 :]])
 
 
 def _without(words: list[str], names: tuple[str, ...]) -> list[str]:
