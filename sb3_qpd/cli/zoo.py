@@ -36,8 +36,9 @@ def zoo(args: argparse.Namespace) -> int:
     :return: exit code
     """
     _take_gym_packages(args.arguments)
-    with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
+    with user_errors(f"zoo {args.program}"):
         _check_device(args.arguments)
+    with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
         run(args.program, args.arguments)
     return 0
 
