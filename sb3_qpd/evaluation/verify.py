@@ -5,6 +5,7 @@ differs from :class:`~sb3_qpd.integer.IntegerModel` is counted, layer by layer.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,7 @@ class Verification:
     :param jitter: mean change of a Box action from step to step, by player
     :param has_other_copy: ``policy.py`` is another file than the integer model's own, which it should be a copy of
     :param left_out: files that could not be compared here, and why
+    :param folder: folder of the files, for the command to copy
     """
 
     n_observations: int = 0
@@ -102,6 +104,7 @@ class Verification:
     jitter: dict[str, float] = field(default_factory=dict)
     has_other_copy: bool = False
     left_out: list[str] = field(default_factory=list)
+    folder: str = "DIR"
 
     def __repr__(self) -> str:
         result = "all equal where equality is promised" if self.holds else f"different: {', '.join(self.stale_files)}"
@@ -198,7 +201,8 @@ class Verification:
             remarks.append(f"{INTEGER_MODEL} is another student than all other files: export {STUDENT_ZIP} again")
         else:
             options = " ".join(f"--target {target}" for target in targets)
-            remarks.append(f"Export the stale files again: sb3-qpd export DIR/{source} {options} --out DIR")
+            folder = shlex.quote(self.folder)
+            remarks.append(f"Export the stale files again: sb3-qpd export {folder}/{source} {options} --out {folder}")
         return remarks
 
 
@@ -238,7 +242,7 @@ def verify(
     if teacher is not None:
         check_player("teacher", teacher)
     folder = folder_of(folder)
-    model, result, jitter = load_model(folder), Verification(), Jitter()
+    model, result, jitter = load_model(folder), Verification(folder=str(folder)), Jitter()
     implementations = list(find_implementations(folder, model, policy, result.left_out))
     copy = folder / NUMPY_FILE  # is compared as a file, and never run
     result.has_other_copy = copy.is_file() and copy.read_bytes() != Path(integer.__file__).read_bytes()
