@@ -8,10 +8,12 @@ train: the module runs under Python 3.8 and numpy 1.17.
 
 from __future__ import annotations  # Python 3.8 or newer is needed
 
+import importlib
 import io
 import json
 import math
 import os
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -29,6 +31,7 @@ FORMAT_VERSION = 3
 REQUANTIZATIONS = ("float32", "fixed")
 MAX_BYTES = 64 * 2**20  # of a file's arrays together: unpacked they are several times as large
 _PIECE = 256  # observations that go through the network at once
+_HUB_NAME = re.compile(r"hub:.+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.npz)(?<!\.zip)(@.+)?")
 _UNFOLDED = 2**20  # numbers of an unfolded convolution's input: what stays in a processor's cache
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
 EXP_HIGH = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
@@ -255,8 +258,14 @@ class ObservationPart:
             if not ((batch >= 0) & (batch < np.array(self.nvec).reshape(self.shape))).all():
                 largest = ", ".join(str(n - 1) for n in self.nvec)
                 raise ValueError(f"Expected {self._what} of 0 to {largest}, got {batch}")
-        elif self.kind != "image" and not np.isfinite(to_float32(batch, origin)).all():
-            raise ValueError("The observation holds NaN, infinity or a number beyond float32: not a valid input")
+        elif self.kind != "image":
+            is_finite = np.isfinite(to_float32(batch, origin))
+            if not is_finite.all():
+                place = tuple(np.argwhere(~is_finite)[0])
+                feature = ", ".join(map(str, place[1:])) + ("" if self.key is None else f" of {self.key!r}")
+                raise ValueError(
+                    f"The observation holds {batch[place]} in feature {feature}: expected finite numbers of float32"
+                )
 
     def features(self, batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
         """float32, shape (batch_size, n_features); images keep their shape. For ``origin`` see :func:`to_float32`."""
@@ -275,9 +284,9 @@ def to_float32(batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarra
     :param batch: raw observations, shape (batch_size, *shape)
     :param origin: float64, of as many numbers as an observation has; ``None`` takes nothing off
     """
-    if origin is None:
-        return batch.astype(np.float32)
     with np.errstate(over="ignore"):  # the caller looks for infinity
+        if origin is None:
+            return batch.astype(np.float32)
         return (batch.astype(np.float64) - origin.reshape(batch.shape[1:])).astype(np.float32)
 
 
@@ -734,10 +743,14 @@ class IntegerModel:
         """
         Read what :meth:`save` wrote. Nothing in the file is executed.
 
-        :param path: an ``.npz``; ``.npz`` is appended where it is missing. A folder means the ``student.npz`` in it
+        :param path: an ``.npz``; ``.npz`` is appended where it is missing. A folder means the ``student.npz`` in it. Where the
+            whole package is installed: also the student's zip, its report, or its repository on the Hub
         :raises FileNotFoundError: there is no such file
         :raises ValueError: it is not a student's
         """
+        other = _load_other(os.fspath(path), is_name=isinstance(path, str))
+        if other is not None:
+            return other
         path = _find_file(os.fspath(path))
         try:
             arrays = _read_arrays(path)
@@ -788,10 +801,28 @@ class IntegerModel:
 
 def _find_file(path: str) -> str:
     """The ``.npz`` that a path means, whether or not it exists."""
+    path = os.path.expanduser(path)
     if os.path.isdir(path):
         inside = os.path.join(path, "student.npz")
         return inside if os.path.isfile(inside) else path
-    return path if path.endswith(".npz") or os.path.isfile(path) else path + ".npz"
+    return path if path.endswith((".npz", ".zip")) or os.path.isfile(path) else path + ".npz"
+
+
+def _load_other(source: str, is_name: bool) -> IntegerModel | None:
+    """
+    The model of a student's zip, of its report's folder, or of a name on the Hub, which the whole package opens.
+
+    :return: ``None`` where the source is none of these, or where this file is installed alone
+    """
+    is_file = os.path.isfile(source) and source.endswith((".zip", "report.json", "report.md", "config.yml"))
+    on_hub = is_name and not os.path.isdir(os.path.dirname(source)) and _HUB_NAME.fullmatch(source)
+    if not is_file and not on_hub:
+        return None
+    try:
+        opening = importlib.import_module("sb3_qpd.evaluation.opening")
+    except ImportError:
+        return None
+    return opening.open_integer_model(source)
 
 
 def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+
+from sb3_qpd.checks import check_path
 
 INTEGER_MODEL = "student.npz"
 STUDENT_ZIP = "student.zip"
@@ -39,8 +42,21 @@ OUTPUTS = (*(name for name in FILES if name != CONFIG), FLOAT_ZIP, REPORT_TEXT)
 # Zips of a repository that are not the model that it publishes; the first is RL Zoo's.
 NO_MODELS = ("train_eval_metrics.zip", FLOAT_ZIP)
 
+# Exports and what belongs to them: forms of a student that only a device, or verify, runs
+DEVICE_FILES = tuple(name for name in FILES if name not in (INTEGER_MODEL, STUDENT_ZIP, REPORT, CONFIG))
+
 # Which file each export target writes first; the others of its files go with it.
 TARGET_FILES = {"onnx": ONNX_FILE, "c": C_FILE, "tflite": TFLITE_FILE, "numpy": NUMPY_FILE}
+
+
+def find_zip(folder: Path) -> Path | None:
+    """
+    The student as an SB3 model.
+
+    :param folder: the folder that ``compress`` wrote, or a run folder of RL Zoo
+    """
+    names = (STUDENT_ZIP, re.sub(r"_\d+$", "", folder.resolve().name) + ".zip")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def folder_of(path: str | Path) -> Path:
@@ -50,7 +66,10 @@ def folder_of(path: str | Path) -> Path:
     :param path: a folder, or one of its files
     :raises FileNotFoundError: nothing exists at that path
     """
-    path = Path(path)
+    check_path("folder", path)
+    path = Path(path).expanduser()
+    if any(Path(f"{path}{suffix}").is_file() for suffix in (".zip", ".npz")) and not path.exists():
+        return path.parent  # SB3 appends the suffix too
     if not path.exists():
         raise FileNotFoundError(
             f"There is no folder or file {path}. Expected the folder that sb3-qpd compress or export wrote, or a file in it; "

@@ -464,9 +464,9 @@ def test_lists_will_do():
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
-        (np.array([0.0, np.nan]), "NaN, infinity"),
-        (np.array([[0.0, 0.0], [np.inf, 0.0]]), "NaN, infinity"),
-        (np.array([0.0, 1e300]), "beyond float32"),
+        (np.array([0.0, np.nan]), "The observation holds nan in feature 1: expected finite numbers of float32"),
+        (np.array([[0.0, 0.0], [np.inf, 0.0]]), "The observation holds inf in feature 0"),
+        (np.array([0.0, 1e300]), "holds 1e.300 in feature 1: expected finite numbers of float32"),
         (np.zeros(3), r"shape \(2,\) or \(batch_size, 2\), got \(3,\)"),
         (np.zeros((2, 2, 2)), r"got \(2, 2, 2\)"),
         (np.float32(1), r"got \(\)"),
@@ -736,8 +736,29 @@ def test_foreign_files_are_refused(write, tmp_path):
 def test_a_file_beside_the_student_leads_to_it(tmp_path):
     make_student(VECTOR, DISCRETE, arch={"hidden": (16,)}).to_integer().save(tmp_path / "student.npz")
     _policy_zip(tmp_path / "student.zip")
-    with pytest.raises(ValueError, match=r"is not a student's .npz .* Load .*student.npz, which lies beside it"):
+    with pytest.raises(ValueError, match="student.zip holds no student of sb3_qpd"):
         IntegerModel.load(tmp_path / "student.zip")
+    (tmp_path / "student.onnx").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"is not a student's .npz .* Load .*student.npz, which lies beside it"):
+        IntegerModel.load(tmp_path / "student.onnx")
+
+
+def test_a_copy_of_the_module_alone_leads_to_the_file_that_it_reads(tmp_path):
+    """The student's zip needs torch."""
+    make_student(VECTOR, DISCRETE, arch={"hidden": (16,)}).to_integer().save(tmp_path / "student.npz")
+    _policy_zip(tmp_path / "student.zip")
+    shutil.copy(sb3_qpd.integer.__file__, tmp_path / "policy.py")
+    code = """
+import sys
+sys.modules["sb3_qpd"] = None
+from policy import IntegerModel
+try:
+    IntegerModel.load("student.zip")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "is not a student's .npz" in done.stdout and "Load student.npz, which lies beside it" in done.stdout
 
 
 DAMAGE = {

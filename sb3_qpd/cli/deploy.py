@@ -9,6 +9,7 @@ from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress,
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, user_errors
 from sb3_qpd.cli.models import (
     check_chosen_env,
+    check_environment,
     check_folder,
     check_no_teacher_options,
     open_folder,
@@ -81,7 +82,8 @@ def export(args: argparse.Namespace) -> int:
     """
     with user_errors("export"):
         _check_options(args)
-        path = find_student(args.student)
+        check_environment(args)
+        path = find_student(args.student, for_export=True)
         if path is None:
             raise ValueError(f"{args.student} is not a student: expected {STUDENT_SOURCE}")
         from sb3_qpd.export import export as write

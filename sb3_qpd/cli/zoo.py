@@ -8,7 +8,7 @@ from typing import Any
 
 from sb3_qpd.cli.errors import user_errors
 from sb3_qpd.cli.remembered import remember
-from sb3_qpd.zoo import PROGRAMS, has_begun, run
+from sb3_qpd.zoo import ALGO, PROGRAMS, has_begun, run
 
 
 def add_zoo(commands: Any) -> None:
@@ -36,9 +36,23 @@ def zoo(args: argparse.Namespace) -> int:
     :return: exit code
     """
     _take_gym_packages(args.arguments)
+    with user_errors(f"zoo {args.program}"):
+        _check_device(args.arguments)
     with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
         run(args.program, args.arguments)
     return 0
+
+
+def _check_device(arguments: Sequence[str]) -> None:
+    """A GPU that is missing is an error for students, as in ``compress``. SB3 would take the CPU and say nothing."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--algo", default="")
+    known, _ = parser.parse_known_args(arguments)
+    if known.algo == ALGO and known.device != "auto":
+        from sb3_qpd.devices import check_device
+
+        check_device(known.device, "--device ")
 
 
 def _take_gym_packages(arguments: Sequence[str]) -> None:

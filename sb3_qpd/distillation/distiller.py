@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_qpd.distillation.arguments import check_learn_arguments
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.buffers import DistillationSamples, FloatPixels, observation_bytes
 from sb3_qpd.distillation.environment import EnvSource
@@ -204,6 +205,7 @@ class QPDDistiller(FallingPrecision):
             runs backwards
         :param progress_bar: whether to show a progress bar
         """
+        check_learn_arguments(callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         start, iteration = time.perf_counter(), 0
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -252,7 +254,7 @@ class QPDDistiller(FallingPrecision):
             self.logger.record(f"student/{name}", value)
         agreement, error = found.get("agreement"), found.get("action_error")
         quality = f"agreement {agreement:.1%}" if agreement is not None else f"action error {error:.3f}"
-        self._tell(f"{quality}, {found['weight_bits']:.1f} bits")
+        self._tell(f"{quality}, {found['mean_weight_bits']:.1f} bits on average")
 
     def _collect_and_train(self, callback: BaseCallback) -> bool:
         """

@@ -12,13 +12,17 @@ from typing import Any
 
 import torch as th
 
+from sb3_qpd.checks import check_path
+from sb3_qpd.devices import check_device
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.distillation.environment import EnvSource
 from sb3_qpd.distillation.schedules import CosineSchedule
+from sb3_qpd.student_folder import CONFIG, REPORT, REPORT_TEXT, find_zip
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.files.archive import Archive, TeacherError, read_file
 from sb3_qpd.teachers.files.sb3_zip import read_json, read_spaces
 from sb3_qpd.teachers.files.weights import read_weights
+from sb3_qpd.teachers.hub import HubSource, download, download_student, parse_source
 
 EXPECTED = "a student's zip, which QPDDistiller.save() writes"
 
@@ -31,13 +35,16 @@ def load_student(path: str | Path, env: EnvSource | None = None, device: th.devi
     values, spaces and weights only. It reads the two spaces as data, and the weights by ``torch.load(weights_only=True)``.
     The student has no teacher: set ``student.teacher = ...`` before ``learn()``.
 
-    :param path: a zip that ``QPDDistiller.save()``, ``sb3-qpd compress`` or ``sb3-qpd zoo train`` wrote
+    :param path: a zip that ``QPDDistiller.save()``, ``sb3-qpd compress`` or ``sb3-qpd zoo train`` wrote, its folder, or its
+        repository on the Hub
     :param env: environment to go on learning in, as in the constructor; not needed to predict
     :param device: device of the student
     :return: the student as it was saved, with a new optimizer
     :raises ValueError: the file is not a student's zip, or contradicts itself
     """
-    path = Path(path)
+    check_path("path", path)
+    check_device(device)
+    path = _find_zip(path)
     archive = _open(path)
     data = read_json(archive, path)
     if not _names_student(data):
@@ -54,6 +61,28 @@ def load_student(path: str | Path, env: EnvSource | None = None, device: th.devi
         "student_arch": policy_kwargs["student_arch"],
     }
     return QPDDistiller.load(_write_anew(data, known, weights, make), env=env, device=device, custom_objects=known)
+
+
+def _find_zip(source: str | Path) -> Path:
+    """The zip that a path or a name on the Hub means: itself, or the one in the same folder."""
+    on_hub = parse_source(source) if isinstance(source, str) else None
+    path = Path(source).expanduser() if on_hub is None else _download(on_hub)
+    if not path.exists() and Path(f"{path}.zip").is_file():  # SB3 appends .zip too
+        return Path(f"{path}.zip")
+    folder = path if path.is_dir() else path.parent
+    stands_for_folder = path.is_dir() or (path.is_file() and path.name in (REPORT, REPORT_TEXT, CONFIG))
+    zip_path = find_zip(folder)
+    if stands_for_folder and zip_path is not None:
+        return zip_path
+    if path.is_file() and path.suffix == ".npz":
+        hint = f" Open {zip_path}, which lies beside it" if zip_path is not None else ""
+        raise ValueError(f"{path} is an integer model, which IntegerModel.load opens. Expected {EXPECTED}.{hint}")
+    return path
+
+
+def _download(source: HubSource) -> Path:
+    folder = download_student(source) if source.filename is None else None
+    return download(source).path if folder is None else folder
 
 
 def is_student(path: Path) -> bool:

@@ -19,7 +19,8 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
-from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.checks import check_flags, check_positive, check_type
+from sb3_qpd.envs.recipe import EnvSource, check_env_type
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.fitting import check_teacher_of
 from sb3_qpd.evaluation.float_baseline import quantize_after_training, write_float_onnx
@@ -80,6 +81,9 @@ class Networks(NamedTuple):
     teacher: Teacher | None = None
 
 
+NOTHING_ELSE = Networks()
+
+
 class BenchmarkCase(NamedTuple):
     """
     The subject of one row.
@@ -98,8 +102,8 @@ class BenchmarkCase(NamedTuple):
 
 def benchmark(
     folder: str | Path,
-    recipe: EnvRecipe,
-    given: Networks,
+    recipe: EnvSource,
+    given: Networks = NOTHING_ELSE,
     seconds: float = 1.0,
     *,
     progress_bar: bool = False,
@@ -111,13 +115,17 @@ def benchmark(
     A form that cannot be run here (no C compiler, no ONNX Runtime) is left out.
 
     :param folder: folder with ``student.npz`` and what was exported from it, or a file in it
-    :param recipe: environment that the student plays in
+    :param recipe: environment that the student plays in, its id, or a class or function that makes one
     :param given: policies that are measured as well
     :param seconds: time for each row and batch size
     :param progress_bar: show one on stderr
     :param left_out: gets a line for each form that was left out
     :raises ValueError: the folder holds no student, or the teacher is another environment's
     """
+    check_env_type(recipe)
+    check_type("given", given, Networks, "Networks(policy, float_policy, teacher)")
+    check_positive("seconds", seconds)
+    check_flags(progress_bar=progress_bar)
     folder, reasons = folder_of(folder), [] if left_out is None else left_out
     if given.teacher is not None:
         check_teacher_of(load_model(folder), given.teacher)
@@ -135,7 +143,7 @@ def benchmark(
     return rows
 
 
-def own_observations(folder: Path, recipe: EnvRecipe, n: int) -> np.ndarray:
+def own_observations(folder: Path, recipe: EnvSource, n: int) -> np.ndarray:
     """
     Observations of the student's own episodes.
 
@@ -195,7 +203,7 @@ def table(rows: list[Speed], left_out: Sequence[str] = ()) -> str:
     return "\n".join([*lines, *(f"not measured: {reason}" for reason in left_out)])
 
 
-def microcontrollers(folder: str | Path, recipe: EnvRecipe, progress_bar: bool = False) -> dict[str, Emulation | str]:
+def microcontrollers(folder: str | Path, recipe: EnvSource, progress_bar: bool = False) -> dict[str, Emulation | str]:
     """
     The C of a folder on each emulated microcontroller, or what is missing for that.
 

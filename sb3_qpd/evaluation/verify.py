@@ -5,24 +5,25 @@ differs from :class:`~sb3_qpd.integer.IntegerModel` is counted, layer by layer.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from sb3_qpd import integer
-from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.checks import check_count, check_flags, check_seed, check_type
+from sb3_qpd.envs.recipe import EnvSource, is_env_source
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.fitting import check_batch, check_teacher_of
 from sb3_qpd.evaluation.implementations import MASKED_ACTION, Implementation, Steps, find_implementations, integer_steps
 from sb3_qpd.evaluation.own_episodes import Jitter, replay, replay_masked
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, pieces, take_rows
-from sb3_qpd.players import Player
+from sb3_qpd.players import Player, check_player
 from sb3_qpd.student_folder import (
     INTEGER_MODEL,
     NUMPY_FILE,
@@ -93,6 +94,7 @@ class Verification:
     :param jitter: mean change of a Box action from step to step, by player
     :param has_other_copy: ``policy.py`` is another file than the integer model's own, which it should be a copy of
     :param left_out: files that could not be compared here, and why
+    :param folder: folder of the files, for the command to copy
     """
 
     n_observations: int = 0
@@ -102,6 +104,7 @@ class Verification:
     jitter: dict[str, float] = field(default_factory=dict)
     has_other_copy: bool = False
     left_out: list[str] = field(default_factory=list)
+    folder: str = "DIR"
 
     def __repr__(self) -> str:
         result = "all equal where equality is promised" if self.holds else f"different: {', '.join(self.stale_files)}"
@@ -198,13 +201,14 @@ class Verification:
             remarks.append(f"{INTEGER_MODEL} is another student than all other files: export {STUDENT_ZIP} again")
         else:
             options = " ".join(f"--target {target}" for target in targets)
-            remarks.append(f"Export the stale files again: sb3-qpd export DIR/{source} {options} --out DIR")
+            folder = shlex.quote(self.folder)
+            remarks.append(f"Export the stale files again: sb3-qpd export {folder}/{source} {options} --out {folder}")
         return remarks
 
 
 def verify(
     folder: str | Path,
-    source: EnvRecipe | VecEnv | np.ndarray | Mapping[str, np.ndarray],
+    source: EnvSource | np.ndarray | Mapping[str, np.ndarray],
     n_observations: int = 1_000,
     *,
     policy: QuantActorCriticPolicy | None = None,
@@ -218,8 +222,8 @@ def verify(
     A form that cannot be run here (no C compiler, no ONNX Runtime) is left out, and the result says so.
 
     :param folder: folder with ``student.npz`` and what was exported from it, or a file in it
-    :param source: environment that the student plays in, or raw observations, shape (n, *observation_shape), a dict of them
-        for Dict observations
+    :param source: environment that the student plays in, its id, or a class or function that makes one; or raw observations,
+        shape (n, *observation_shape), a dict of them for Dict observations
     :param n_observations: number of observations
     :param policy: the student as an SB3 policy, to compare it too
     :param teacher: its jitter is shown beside the student's
@@ -227,8 +231,18 @@ def verify(
     :param progress_bar: show one on stderr
     :raises ValueError: the folder holds no student, or nothing to compare it with
     """
+    is_env = is_env_source(source)
+    if not is_env:
+        check_type("source", source, (np.ndarray, Mapping), "an environment, its id, or an array of observations (or a dict)")
+    check_count("n_observations", n_observations)
+    check_seed("seed", seed)
+    check_flags(progress_bar=progress_bar)
+    if policy is not None:
+        check_type("policy", policy, QuantActorCriticPolicy, "the policy of a student, such as distiller.policy")
+    if teacher is not None:
+        check_player("teacher", teacher)
     folder = folder_of(folder)
-    model, result, jitter = load_model(folder), Verification(), Jitter()
+    model, result, jitter = load_model(folder), Verification(folder=str(folder)), Jitter()
     implementations = list(find_implementations(folder, model, policy, result.left_out))
     copy = folder / NUMPY_FILE  # is compared as a file, and never run
     result.has_other_copy = copy.is_file() and copy.read_bytes() != Path(integer.__file__).read_bytes()
@@ -237,7 +251,6 @@ def verify(
         raise ValueError(f"{folder} holds nothing to compare with {INTEGER_MODEL}: {found}")
     if teacher is not None:
         check_teacher_of(model, teacher)
-    is_env = isinstance(source, EnvRecipe | VecEnv)
     seen = replay_masked(model, source, n_observations, seed, jitter) if is_env else _batch(source, n_observations)  # type: ignore[arg-type]
     total = n_observations if is_env else min(n_observations, batch_size(source))
     with tqdm(total=total, desc="verify", unit="observation", disable=not progress_bar) as bar:
@@ -255,7 +268,7 @@ def _batch(source: Any, n_observations: int) -> Iterator[tuple[Any, None]]:
     yield take_rows(source if isinstance(source, np.ndarray) else dict(source), slice(n_observations)), None
 
 
-def _jitter_of(player: Player, env: EnvRecipe | VecEnv, n_observations: int, seed: int) -> float:
+def _jitter_of(player: Player, env: EnvSource, n_observations: int, seed: int) -> float:
     jitter = Jitter()
     for _ in replay(player, env, n_observations, seed, jitter):
         pass

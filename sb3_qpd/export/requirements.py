@@ -7,12 +7,12 @@ what depends on the trained weights is left to the exporters: multipliers and ac
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from sb3_qpd.checks import check_choice
 from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer, IntegerModel, ObservationPart
 
 LARGEST_INPUT = 255  # of any layer: no grid has more than 8 bits
@@ -154,10 +154,7 @@ def find_target(name: str) -> Target:
     :param name: a key of ``TARGETS``
     :raises ValueError: if there is no such target
     """
-    if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"Unknown target '{name}'. Known: {', '.join(TARGETS)}.{hint}")
+    check_choice("target", name, TARGETS)
     return TARGETS[name]
 
 

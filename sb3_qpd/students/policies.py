@@ -16,6 +16,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_qpd.integer import IntegerModel, group_parts
+from sb3_qpd.observations import check_finite
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
@@ -293,7 +294,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: most probable actions, else sampled ones
         :param action_masks: whether a discrete action is allowed, shape (batch_size, sum of all categories)
         :return: actions, and ``state``
+        :raises ValueError: the observation holds NaN, infinity or a number beyond float32
         """
+        self._check_finite(observation)
         if action_masks is None:
             actions, state = super().predict(observation, state, episode_start, deterministic)
             if self._action_bounds is not None:
@@ -304,6 +307,15 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         with th.no_grad():
             actions = self._predict(tensor, deterministic, action_masks).cpu().numpy()
         return (actions if is_batch else actions.squeeze(axis=0)), state
+
+    def _check_finite(self, observation: Any) -> None:
+        space = self.observation_space
+        if not isinstance(observation, Mapping):
+            check_finite(observation, len(space.shape or ()))
+        elif isinstance(space, spaces.Dict):
+            for key, one in space.items():
+                if key in observation:
+                    check_finite(observation[key], len(one.shape or ()), key)
 
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None

@@ -14,10 +14,10 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sb3_qpd.student_folder import NO_MODELS
+from sb3_qpd.student_folder import FILES, INTEGER_MODEL, NO_MODELS
 from sb3_qpd.teachers.files.archive import MAX_FILE_BYTES, TeacherError
 
 # files beside a model that tell how it was trained; run_folder reads them, and cli.models reads a student's report
@@ -138,6 +138,24 @@ def list_files(source: HubSource) -> list[str]:
             if names := _names_in_cache(source):
                 return names
             raise
+
+
+def download_student(source: HubSource) -> Path | None:
+    """
+    Download all files of a student's repository, all of one commit.
+
+    :param source: the repository
+    :return: the folder of the files, ``None`` where the repository holds no student
+    """
+    names = list_files(source)
+    if INTEGER_MODEL not in names:
+        return None
+    first = download(replace(source, filename=INTEGER_MODEL))
+    pinned = parse_source(first.name) or source
+    for name in names:
+        if name in FILES and name != INTEGER_MODEL:
+            download(replace(pinned, filename=name))
+    return first.path.parent
 
 
 def run_name(folder: Path) -> str:
@@ -305,8 +323,8 @@ def _clear_errors(source: HubSource) -> Iterator[None]:
     except Exception as error:  # the client's HTTP library has exceptions of its own
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(
-            f"{source} could not be fetched from {endpoint()}: {reason or type(error).__name__}. Nothing incomplete was "
-            "kept; try again later"
+            f"{source}: {_not_here(source)}it could not be fetched from {endpoint()}: {reason or type(error).__name__}. "
+            "Nothing incomplete was kept; try again later"
         ) from error
 
 

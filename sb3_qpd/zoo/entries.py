@@ -1,6 +1,5 @@
 """Entries of ``qpd.yml``, and what is checked in one before anything is built."""
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from sb3_qpd.checks import did_you_mean
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import NATIVE_WRAPPER_KWARGS
 from sb3_qpd.envs.recipe import ATARI_WRAPPER, EnvRecipe
@@ -57,9 +57,8 @@ def check_entry(entry: Mapping[str, Any]) -> None:
     known = known_keys()
     for key in entry:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
-            raise ValueError(f"Unknown hyperparameter {key!r} of qpd. {hint}")
+            hint = did_you_mean(key, known) or f" Known: {', '.join(known)}"
+            raise ValueError(f"Unknown hyperparameter {key!r} of qpd.{hint}")
     for key, expected in NEEDED.items():
         if entry.get(key) is None:
             raise ValueError(f"The entry has no {key}: expected {expected}. Add it, or pass -params {key}:...")

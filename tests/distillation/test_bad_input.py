@@ -23,7 +23,7 @@ BAD_ARGUMENTS = [
     ({"student_arch": "tinny"}, "Unknown student_arch 'tinny'. Known: nano, tiny, .* Did you mean 'tiny'?"),
     ({"student_arch": {"hiden": [8]}}, "student_arch takes the fields hidden, .*; got .'hiden'."),
     ({"transition": "blent"}, "Unknown transition 'blent'. Known: none, scratch, .* Did you mean 'blend'?"),
-    ({"box_loss": "hubert"}, "box_loss must be one of .*huber.*, got 'hubert'"),
+    ({"box_loss": "hubert"}, "Unknown box_loss 'hubert'. Known: huber, squared_error, gaussian_kl. Did you mean 'huber'?"),
     ({"weight_bits": 9}, "Bits must be one of .*got weight_bits=9"),
     ({"weight_bits": 1}, "Bits must be one of .*got weight_bits=1"),
     ({"weight_bits": [8, 4]}, "weight_bits names 2 layers, this student has 3"),

@@ -347,7 +347,7 @@ def test_recipe_errors():
         make_recipe("no_such_package:Env-v0")
     with pytest.raises(TypeError, match="must be a string, got int"):
         make_recipe(3)
-    with pytest.raises(ValueError, match="vec_env must be one of"):
+    with pytest.raises(ValueError, match="Unknown vec_env 'thread'. Known: dummy, subproc"):
         make_recipe("CartPole-v1").make_vec_env(1, vec_env="thread")
     with pytest.raises(ValueError, match="frame_stack must be"):
         EnvRecipe("CartPole-v1", frame_stack=-1)

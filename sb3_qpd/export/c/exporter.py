@@ -93,7 +93,7 @@ def export_c(
     :return: the files
     :raises ValueError: if C cannot take the student, or an argument does not fit it
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
     check_target("c", StudentFacts.of_model(model))
     values = _values(model, lay_out(model), n_frames, observations) | {"name": name}

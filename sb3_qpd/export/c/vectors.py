@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sb3_qpd.checks import check_type
 from sb3_qpd.integer import IntegerModel
 
 _N_IMAGES, _N_VECTORS = 2, 32
@@ -74,6 +75,7 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | 
     if observations is None:
         observations = some_observations(model, n)
     else:
+        check_type("observations", observations, (np.ndarray, list, tuple), "an array, shape (n, *observation_shape)")
         observations = np.asarray(observations)[np.linspace(0, len(observations) - 1, min(n, len(observations))).astype(int)]
     outputs = model.accumulators(observations)  # checks shape and dtype too
     given = c_observations(model, n_frames, observations)

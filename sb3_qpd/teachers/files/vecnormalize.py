@@ -61,7 +61,8 @@ def is_vecnormalize(path: Path) -> bool:
             head = file.read(_HEAD)
     except OSError:
         return False
-    return head.startswith(b"\x80") and b"vec_normalize" in head and b"VecNormalize" in head
+    is_pickle = head.startswith((b"\x80", b"ccopy_reg\n", b"ccopyreg\n"))  # protocols 0 and 1 have no mark of their own
+    return is_pickle and b"vec_normalize" in head and b"VecNormalize" in head
 
 
 def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:
