@@ -38,6 +38,7 @@ from sb3_qpd.players import gives_masks, seed_if_possible
 from sb3_qpd.spaces import observation_parts
 from sb3_qpd.student_folder import find_zip
 from sb3_qpd.students.architectures import StudentArch, make_arch
+from sb3_qpd.students.optimizer import MuonAdam
 from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.loading import load_teacher
@@ -131,8 +132,9 @@ class DistillationAlgorithm(BaseAlgorithm):
         self.set_random_seed(self.seed)
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
         self._name_architecture()
+        settings = {"optimizer_class": MuonAdam, **self.policy_kwargs}  # stock algorithms keep Adam, for which their rates are
         with torch_threads(1):  # the decomposition behind orthogonal weights has other bits on several threads
-            policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+            policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **settings)
         self.policy = policy.to(self.device)  # type: ignore[assignment]
         if self.pipeline:
             self.policy.metadata["pipeline"] = self.pipeline

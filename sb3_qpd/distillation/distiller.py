@@ -58,7 +58,7 @@ class QPDDistiller(FallingPrecision):
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
     :param learning_rate: number or schedule; ``None`` is a cosine from 6e-2 (images 1e-2) to zero. The first 200 updates (a
-        twentieth of a short run) warm up. Give one where ``policy_kwargs`` names another ``optimizer_class``
+        twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: number of labelled observations to keep
     :param gradient_steps: gradient steps per environment step, usually below 1. Default: 16 / batch_size, so each observation
@@ -84,7 +84,7 @@ class QPDDistiller(FallingPrecision):
     :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
     :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
-    :param policy_kwargs: more arguments of the policy class
+    :param policy_kwargs: more arguments of the policy class; ``optimizer_class`` is :class:`~sb3_qpd.MuonAdam` by default
     :param verbose: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param seed: seed of student, sampling and environments. On one kind of processor, with the same versions, the same seed
         gives the same student: for vectors with any number of threads, for images with the same number

@@ -18,6 +18,7 @@ from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.distillation.environment import EnvSource
 from sb3_qpd.distillation.schedules import CosineSchedule
 from sb3_qpd.student_folder import CONFIG, REPORT, REPORT_TEXT, find_zip
+from sb3_qpd.students.optimizer import MuonAdam
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.files.archive import Archive, TeacherError, read_file
 from sb3_qpd.teachers.files.sb3_zip import read_json, read_spaces
@@ -53,7 +54,8 @@ def load_student(path: str | Path, env: EnvSource | None = None, device: th.devi
     if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs or "student_arch" not in policy_kwargs:
         raise ValueError(f"{path} does not describe its network in plain values. Expected {EXPECTED}")
     observation_space, action_space = read_spaces(data, path)
-    make = partial(QuantActorCriticPolicy, observation_space, action_space, lambda _: 0.0, **policy_kwargs)
+    settings = {"optimizer_class": MuonAdam, **policy_kwargs}
+    make = partial(QuantActorCriticPolicy, observation_space, action_space, lambda _: 0.0, **settings)
     weights = _read_matching_weights(archive, path, policy_kwargs, make)
     known = {
         **{"policy_class": QuantActorCriticPolicy, "learning_rate": _learning_rate(data.get("learning_rate")), "n_envs": 1},

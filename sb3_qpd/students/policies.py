@@ -42,7 +42,6 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
     :param normalized_image: whether Boxes of floats with three axes are images (channels first), not vectors
     :param uses_masks: whether the student was taught with action masks, so that ``predict`` needs them
-    :param optimizer_class: class of the optimizer; Muon for hidden weights and Adam for the rest by default
     :param kwargs: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`. Options without an integer form are
         refused
     """
@@ -70,7 +69,6 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         activation_bits: int | None = None,
         normalized_image: bool = False,
         uses_masks: bool = False,
-        optimizer_class: type[th.optim.Optimizer] = MuonAdam,
         **kwargs: Any,
     ) -> None:
         _refuse_without_integer_form(kwargs)
@@ -88,7 +86,6 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             features_extractor_class=QuantExtractor if len(groups) == 1 else QuantCombinedExtractor,
             features_extractor_kwargs={"arch": self.arch, "normalized_image": normalized_image},
             normalize_images=False,
-            optimizer_class=optimizer_class,
             **kwargs,
         )
 
