@@ -14,12 +14,12 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from sb3_qpd import integer
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.fitting import check_batch, check_teacher_of
 from sb3_qpd.evaluation.implementations import MASKED_ACTION, Implementation, Steps, find_implementations, integer_steps
 from sb3_qpd.evaluation.own_episodes import Jitter, replay, replay_masked
+from sb3_qpd.export.numpy import interpreter
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, pieces, take_rows
 from sb3_qpd.players import Player
@@ -91,7 +91,7 @@ class Verification:
     :param rows: differences by implementation and step
     :param files: file of each implementation
     :param jitter: mean change of a Box action from step to step, by player
-    :param has_other_copy: ``policy.py`` is another file than the integer model's own, which it should be a copy of
+    :param has_other_copy: ``policy.py`` is another file than this version's interpreter
     :param left_out: files that could not be compared here, and why
     """
 
@@ -184,7 +184,7 @@ class Verification:
     def _remarks(self) -> list[str]:
         remarks = [f"not compared: {reason}" for reason in self.left_out]
         if self.has_other_copy:
-            remarks.append("policy.py is not this version's integer.py, of which it should be a copy: export it again")
+            remarks.append("policy.py is not what this version writes: export it again")
         if self.holds:
             return [*remarks, "all equal where equality is promised"]
         if not self.stale_files:
@@ -231,7 +231,7 @@ def verify(
     model, result, jitter = load_model(folder), Verification(), Jitter()
     implementations = list(find_implementations(folder, model, policy, result.left_out))
     copy = folder / NUMPY_FILE  # is compared as a file, and never run
-    result.has_other_copy = copy.is_file() and copy.read_bytes() != Path(integer.__file__).read_bytes()
+    result.has_other_copy = copy.is_file() and copy.read_bytes() != interpreter()
     if not implementations:
         found = "; ".join(result.left_out) or "expected student.zip, or what was exported"
         raise ValueError(f"{folder} holds nothing to compare with {INTEGER_MODEL}: {found}")

@@ -248,7 +248,7 @@ def test_another_policy_py_is_a_difference_and_not_run(folder: Path, capsys: pyt
         file.write("\nraise SystemExit('it ran')\n")
     assert main(["verify", str(folder), "--observations", "20"]) == 1
     output = capsys.readouterr().out
-    assert "policy.py is not this version's integer.py, of which it should be a copy: export it again" in output
+    assert "policy.py is not what this version writes: export it again" in output
     assert "ONNX Runtime" in output and "it ran" not in output
 
 
