@@ -15,6 +15,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
+from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
 from sb3_qpd.envs.registry import find_spec
 
@@ -42,7 +43,22 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ),
     (r"sb3_qpd\.envs\.wrappers", "ZeroContactForces"),
 )
-VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}
+
+
+class SafeSubprocVecEnv(SubprocVecEnv):
+    """
+    SB3's environments in processes of their own, which import nothing from the current folder before the path of this process.
+
+    :param args: see :class:`~stable_baselines3.common.vec_env.SubprocVecEnv`
+    :param kwargs: see there
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with safe_import_path():
+            super().__init__(*args, **kwargs)
+
+
+VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SafeSubprocVecEnv}
 
 ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
 

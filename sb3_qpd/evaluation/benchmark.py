@@ -19,6 +19,7 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
+from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.fitting import check_teacher_of
@@ -173,7 +174,8 @@ def peak_memory(make: Callable[[], Callable[[np.ndarray], Any]], observations: n
         path = Path(folder, "case.pkl")
         path.write_bytes(cloudpickle.dumps((make, observations)))
         command = [sys.executable, "-c", FRESH, str(path)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        with safe_import_path():
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return 1024 * int(done.stdout.splitlines()[-1])
 
 
