@@ -36,7 +36,7 @@ ARRAYS = {
 
 # Far above any student, and low enough that no file takes seconds or a gigabyte
 MAX_BYTES = 64 * 2**20  # of a file, and of its arrays together
-MAX_HEADER_BYTES = 2**18
+MAX_JSON_BYTES = 2**20  # of the header, and of a report
 MAX_LAYERS = 256
 MAX_PARTS = 64
 MAX_AXES = 8
@@ -45,10 +45,11 @@ MAX_CHANNELS = 2**16  # of one layer
 MAX_FEATURES = 2**20  # numbers of an observation, and of a layer's output
 MAX_UNFOLDED = 2**24  # numbers of a convolution's unfolded input
 MAX_MACS = 2**30  # multiply-accumulates for one action
-MAX_DEPTH = 20  # of the metadata
-MAX_DIGITS = 20  # of a number in the header
+MAX_DEPTH = 20  # of JSON
+MAX_DIGITS = 20  # of a number in JSON
 
 _ARRAY_HEADER = re.compile(rb"\{'descr': '(.{3})', 'fortran_order': False, 'shape': \((\d{1,9}),\), \} *\n")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, IndexError)
 _KEYS = ("format", "observation_shape", "action_shape", "requantization", "layers", "metadata")
 _LATER_KEYS = ("parts", "branches", "action_nvec", "uses_masks")  # of format 2
@@ -102,7 +103,7 @@ def write_npz(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     :raises StudentError: the file could not be read again
     """
     content: Any = np.frombuffer(json.dumps(header).encode(), np.uint8)
-    _check_header_size(content.size)
+    _check_json_size("header", content.size)
     members: dict[str, Any] = {"header": content, **{name: array.astype(ARRAYS[name]) for name, array in arrays.items()}}
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
@@ -196,27 +197,43 @@ def _to_array(name: str, content: bytes) -> np.ndarray:
 
 
 def _to_header(content: np.ndarray) -> dict[str, Any]:
-    _check_header_size(content.size)
-    header = json.loads(content.tobytes().decode("utf-8"), parse_constant=_refuse_number, parse_int=_to_int)
-    if not isinstance(header, dict):
-        raise StudentError(f"header must be a JSON object, got {_kind(header)}")
+    header = read_json("header", content.tobytes())
     _check_integer("format", header.get("format"), 1, 10**6)
     return header
 
 
-def _check_header_size(n_bytes: int) -> None:
-    if n_bytes > MAX_HEADER_BYTES:
-        raise StudentError(f"header has {n_bytes} bytes, at most {MAX_HEADER_BYTES} are read. Shorten the metadata")
+def read_json(name: str, content: bytes) -> dict[str, Any]:
+    """
+    Read a JSON object from elsewhere: of a bounded size, depth and length of numbers, and with whole characters.
+
+    :param name: name of the content, for messages
+    :param content: the text in UTF-8
+    :raises StudentError: it is no such object
+    """
+    _check_json_size(name, len(content))
+    try:
+        value = json.loads(content.decode("utf-8"), parse_constant=_refuse_number, parse_int=_to_int)
+    except (ValueError, RecursionError) as error:
+        raise StudentError(f"{name} is not JSON of a student: {error}") from error
+    if not isinstance(value, dict):
+        raise StudentError(f"{name} must be a JSON object, got {_kind(value)}")
+    _check_depth(name, value)
+    return value
+
+
+def _check_json_size(name: str, n_bytes: int) -> None:
+    if n_bytes > MAX_JSON_BYTES:
+        raise StudentError(f"{name} has {n_bytes} bytes, at most {MAX_JSON_BYTES} are read. Shorten its texts")
 
 
 def _to_int(text: str) -> int:
     if len(text) > MAX_DIGITS:  # Python multiplies thousands of digits for seconds
-        raise StudentError(f"header holds a number of {len(text)} digits")
+        raise StudentError(f"it holds a number of {len(text)} digits")
     return int(text)
 
 
 def _refuse_number(text: str) -> NoReturn:
-    raise StudentError(f"header holds {text}, which is no number of JSON")
+    raise StudentError(f"it holds {text}, which is no number of JSON")
 
 
 def _complete(header: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
@@ -425,16 +442,20 @@ def _check_metadata(metadata: Any) -> None:
     """A dict of texts, numbers, lists and dicts that JSON can hold, and that no reader of it overflows."""
     if not isinstance(metadata, dict):
         raise StudentError(f"metadata must be a dict, got {_kind(metadata)}")
-    level = [metadata]
+    _check_depth("metadata", metadata)
+
+
+def _check_depth(name: str, value: Any) -> None:
+    level = [value]
     for _ in range(MAX_DEPTH):
-        level = [inner for value in level for inner in _children(value)]
+        if any(isinstance(one, str) and _SURROGATE.search(one) for one in level):
+            raise StudentError(f"{name} holds half a character, which no file and no terminal can show")
+        level = [inner for one in level for inner in _children(one)]
     if level:
-        raise StudentError(f"metadata is nested more than {MAX_DEPTH} levels deep")
+        raise StudentError(f"{name} is nested more than {MAX_DEPTH} levels deep")
 
 
 def _children(value: Any) -> Iterable[Any]:
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise StudentError("metadata holds half a character, which no file and no terminal can show")
     if isinstance(value, dict):
         return [*value, *value.values()]
     return value if _is_list(value) else ()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
+from typing import Any
+
+from sb3_qpd.integer_file import MAX_JSON_BYTES, StudentError, read_json
 
 INTEGER_MODEL = "student.npz"
 STUDENT_ZIP = "student.zip"
@@ -41,6 +46,43 @@ NO_MODELS = ("train_eval_metrics.zip", FLOAT_ZIP)
 
 # Which file each export target writes first; the others of its files go with it.
 TARGET_FILES = {"onnx": ONNX_FILE, "c": C_FILE, "tflite": TFLITE_FILE, "numpy": NUMPY_FILE}
+
+
+MAX_FILE_BYTES = 256 * 2**20  # of any file of a student
+
+
+def read_own_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """
+    Read an ordinary file. A link is refused: in a folder from elsewhere it may lead to any file of this machine.
+
+    :param path: path of the file
+    :param limit: largest size in bytes
+    :raises StudentError: it is a link, a device or a folder, or larger
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if path.is_symlink():
+            raise StudentError(f"{path} is a link, and may lead out of its folder. Put the file itself there") from error
+        raise
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise StudentError(f"{path} is no ordinary file. Expected a file that sb3-qpd wrote")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise StudentError(f"{path} has more than {limit} bytes: refused")
+    return content
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """
+    Read a ``report.json``, which may come from elsewhere.
+
+    :param path: path of the file
+    :raises StudentError: it is no JSON object, or larger or deeper than a report
+    """
+    with path.open("rb") as file:
+        return read_json(str(path), file.read(MAX_JSON_BYTES + 1))
 
 
 def folder_of(path: str | Path) -> Path:
