@@ -58,13 +58,26 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     :raises TeacherError: other YAML, or too much of it
     """
     path = Path(path)
-    content = read_file(path, "an args.yml or config.yml of RL Zoo", MAX_YAML_BYTES)
+    values = parse_yaml(read_file(path, "an args.yml or config.yml of RL Zoo", MAX_YAML_BYTES), str(path))
+    if not isinstance(values, dict):
+        raise TeacherError(f"{path} holds a {type(values).__name__}, expected a mapping as RL Zoo writes it")
+    return values
+
+
+def parse_yaml(content: bytes | str, what: str) -> Any:
+    """
+    YAML from elsewhere as plain values.
+
+    :param content: the text
+    :param what: name of the file, for messages
+    :raises TeacherError: it asks for a Python object, or its values take more than their text
+    """
+    if len(content) > MAX_YAML_BYTES:
+        raise TeacherError(f"{what} has {len(content)} bytes, at most {MAX_YAML_BYTES} are read: refused")
     try:
         values = yaml.load(content, Loader=ZooLoader)
         check_extent(values)  # an alias takes a few bytes, and may repeat large values
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise TeacherError(f"{path} was refused, without running it: {reason}. Expected plain YAML of RL Zoo") from error
-    if not isinstance(values, dict):
-        raise TeacherError(f"{path} holds a {type(values).__name__}, expected a mapping as RL Zoo writes it")
+        raise TeacherError(f"{what} was refused, without running it: {reason}. Expected plain YAML of RL Zoo") from error
     return values
