@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch as th
 
@@ -28,6 +28,18 @@ MAX_WEIGHT_BYTES = 4 * MAX_WEIGHTS + 2**22  # of policy.pth: float32
 _CONTRADICTIONS = (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError)
 
 
+class SafeCopy(NamedTuple):
+    """
+    A student's zip without anything that SB3's loader would unpickle.
+
+    :param content: zip with plain values and checked weights
+    :param custom_objects: values that the loader takes in place of the pickled ones
+    """
+
+    content: io.BytesIO
+    custom_objects: dict[str, Any]
+
+
 def load_student(path: str | Path, env: EnvSource | None = None, device: th.device | str = "auto") -> QPDDistiller:
     """
     Open a student's zip without executing anything in it.
@@ -42,14 +54,31 @@ def load_student(path: str | Path, env: EnvSource | None = None, device: th.devi
     :return: the student as it was saved, with a new optimizer
     :raises StudentError: the file is not a student's zip, contradicts itself, or is larger than a student can be
     """
-    path = Path(path)
+    copy = safe_copy(path)
     try:
-        return _load(path, env, device)
+        student = QPDDistiller.load(copy.content, device=device, custom_objects=copy.custom_objects)
+    except _CONTRADICTIONS as error:
+        raise StudentError(f"{path} has settings that no student has: {error}. Expected {EXPECTED}") from error
+    if env is None:
+        return student
+    copy.content.seek(0)
+    return QPDDistiller.load(copy.content, env=env, device=device, custom_objects=copy.custom_objects)
+
+
+def safe_copy(path: str | Path) -> SafeCopy:
+    """
+    Read a student's zip as data, and write it anew for SB3's loader. The optimizer's state is a new one.
+
+    :param path: see :func:`load_student`
+    :raises StudentError: see :func:`load_student`
+    """
+    try:
+        return _copy(Path(path))
     except TeacherError as error:
         raise StudentError(str(error)) from error
 
 
-def _load(path: Path, env: EnvSource | None, device: th.device | str) -> QPDDistiller:
+def _copy(path: Path) -> SafeCopy:
     archive = _open(path)
     data = read_json(archive, path)
     if not _names_student(data):
@@ -65,15 +94,7 @@ def _load(path: Path, env: EnvSource | None, device: th.device | str) -> QPDDist
         **{"observation_space": observation_space, "action_space": action_space},
         "student_arch": policy_kwargs["student_arch"],
     }
-    anew = _write_anew(data, known, weights, make, path)
-    try:
-        student = QPDDistiller.load(anew, device=device, custom_objects=known)
-    except _CONTRADICTIONS as error:
-        raise StudentError(f"{path} has settings that no student has: {error}. Expected {EXPECTED}") from error
-    if env is None:
-        return student
-    anew.seek(0)
-    return QPDDistiller.load(anew, env=env, device=device, custom_objects=known)
+    return SafeCopy(_write_anew(data, known, weights, make, path), known)
 
 
 def is_student(path: Path) -> bool:
