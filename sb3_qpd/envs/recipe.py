@@ -2,13 +2,15 @@
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import ale_py
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -137,7 +139,7 @@ class EnvRecipe:
 
     def make_env(self) -> gym.Env:
         """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
-        return self._wrap(Monitor(gym.make(find_spec(self.env_id), **self.env_kwargs)))
+        return self._wrap(Monitor(_make_unwrapped(find_spec(self.env_id), self.env_kwargs)))
 
     def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
         """
@@ -157,7 +159,7 @@ class EnvRecipe:
             return self._make_native(n_envs, seed, training)
         if vec_env == "subproc":
             self.make_env().close()  # an error is raised here: a subprocess would only break the connection
-        make = partial(gym.make, find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
+        make = partial(_make_unwrapped, find_spec(self.env_id), self.env_kwargs)  # a spec, as a subprocess may not know the id
         if self.has_pixels and self._has_usual_wrappers:
             venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
         else:
@@ -191,8 +193,33 @@ class EnvRecipe:
 
     def _wrap(self, env: gym.Env) -> gym.Env:
         for name, kwargs in self.env_wrappers:
-            env = load_wrapper(name)(env, **kwargs)
+            with _named_settings(f"The wrapper {name} around {self.env_id}", kwargs):
+                env = load_wrapper(name)(env, **kwargs)
         return env
+
+
+def _make_unwrapped(spec: EnvSpec, settings: Mapping[str, Any], **more: Any) -> gym.Env:
+    """
+    An environment without the recipe's wrappers.
+
+    :param spec: its specification
+    :param settings: of the recipe, for ``gym.make``
+    :param more: settings that SB3 adds, such as ``render_mode``
+    """
+    with _named_settings(f"The environment {spec.id}", settings):
+        return gym.make(spec, **{**settings, **more})
+
+
+@contextmanager
+def _named_settings(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever a setting breaks in a constructor into an error that names it: settings come from files."""
+    try:
+        yield
+    except (ImportError, MemoryError, gym.error.Error):
+        raise
+    except Exception as error:  # of any kind: constructors check their arguments, or fail on them
+        reason = str(error).strip() or type(error).__name__
+        raise ValueError(f"{what} cannot be built with the settings {dict(settings)!r:.200}: {reason}") from error
 
 
 def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = None) -> EnvRecipe:

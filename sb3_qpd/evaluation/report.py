@@ -17,6 +17,7 @@ from sb3_qpd.evaluation.statistics import MAX_EPISODES, MIN_VERDICT_EPISODES
 from sb3_qpd.student_folder import REPORT, REPORT_TEXT
 from sb3_qpd.students.architectures import STUDENT_ARCHS
 from sb3_qpd.teachers.hub import teacher_on_hub
+from sb3_qpd.text import every_text, markdown, plain
 
 VERDICTS = {
     "non_inferior": "The integer student is non-inferior: it loses less than the margin",
@@ -75,10 +76,11 @@ def write_report(report: Mapping[str, Any], directory: str | Path) -> None:
 
 def to_markdown(report: Mapping[str, Any]) -> str:
     """
-    The report for people: verdict, what to do next, table, and what they rest on.
+    The report for people: verdict, what to do next, table, and what they rest on. Texts of files stand in it as they are.
 
     :param report: contents of ``report.json``
     """
+    report = every_text(report, markdown)
     bits = f"{report['weight_bits']}-bit weights, {report['activation_bits']}-bit activations"
     lines = [
         f"# {report['student_arch']} student of {report['teacher_name'] or 'a teacher without a name'}"
@@ -116,6 +118,7 @@ def console_summary(
     :param teacher: see :func:`next_step`
     :param stream: stream that the text goes to, ``None`` for stdout. A terminal gets a verdict without a claim in red
     """
+    report = every_text(report, plain)
     verdict = verdict_line(report)
     if report["verdict"] == "no_claim" and (stream or sys.stdout).isatty() and "NO_COLOR" not in os.environ:
         verdict = f"{RED}{verdict}{NO_COLOR}"

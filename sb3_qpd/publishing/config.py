@@ -16,6 +16,7 @@ from sb3_qpd.student_folder import STUDENT_ZIP
 from sb3_qpd.teachers.files.archive import Archive
 from sb3_qpd.teachers.files.sb3_zip import read_json
 from sb3_qpd.teachers.hub import teacher_on_hub
+from sb3_qpd.text import plain
 
 # Settings of QPDDistiller that an entry holds. The seed is missing: RL Zoo takes it on its command line
 SETTINGS = (
@@ -61,7 +62,7 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
     if student is None:
         comments.append("other settings: unknown, they are in student.zip, which is missing here")
     text = yaml.safe_dump({env["env_id"]: entry}, sort_keys=False)
-    return (text + "".join(f"  # {' '.join(comment.split())}\n" for comment in comments)).encode()
+    return (text + "".join(f"  # {plain(comment)}\n" for comment in comments)).encode()
 
 
 def _learning_rate(value: Any, usual: float) -> tuple[dict[str, Any], list[str]]:

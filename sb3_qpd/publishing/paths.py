@@ -15,8 +15,6 @@ from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-
 from sb3_qpd.publishing.config import is_pickled
 from sb3_qpd.teachers.files.archive import Archive
 from sb3_qpd.teachers.files.zoo_yaml import parse_yaml
@@ -96,7 +94,7 @@ def _parts(where: str, content: bytes, room: list[int], depth: int = 0) -> Itera
             room[0] -= len(member)
             yield from _parts(f"{name} in {where}", member, room, depth + 1)
     elif where.startswith("header.npy in "):
-        yield where, np.load(io.BytesIO(content), allow_pickle=False).tobytes()
+        yield where, content[max(content.find(b'{"'), 0) :]  # its JSON
     elif content.startswith(b"{"):
         try:
             values = json.loads(content)

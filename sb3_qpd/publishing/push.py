@@ -22,6 +22,7 @@ from sb3_qpd.publishing.film import film
 from sb3_qpd.publishing.paths import check_no_paths
 from sb3_qpd.publishing.upload import upload
 from sb3_qpd.student_folder import CONFIG, FILES, INTEGER_MODEL, REPORT, STUDENT_ZIP, folder_of, read_own_file
+from sb3_qpd.text import plain
 
 
 def push_to_hub(
@@ -79,7 +80,7 @@ def _prepare(folder: Path, repo_id: str, replay: bool) -> tuple[dict[str, bytes]
     except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise _not_a_report(folder, error) from error
     left = sorted(path.name for path in folder.iterdir() if path.name not in files)
-    remarks = [remark, f"not published: {', '.join(left)}" if left else ""]
+    remarks = [remark, f"not published: {plain(', '.join(left))}" if left else ""]
     return files, [one for one in remarks if one]
 
 
