@@ -22,6 +22,11 @@ MAX_ANSWERS = 1_000  # while one model is found and fetched: pages of a list may
 SECONDS = 60.0  # to wait for one answer, besides the time for its bytes
 BYTES_PER_SECOND = 32 * 2**10  # slower answers are given up
 READ_SECONDS = 10.0  # for the next bytes, where the client sets no limit
+# Without the hash the file comes by HTTP, where it is limited. By the others the client sleeps for as long as the Hub says
+_IGNORED = ("x-xet-hash", "ratelimit", "ratelimit-policy", "retry-after")
+# The client asks for a list of variables of the process, tells the Hub in each request which of them are set as the list says,
+# and keeps the list. A hostile Hub would learn what it likes.
+_OWN_REQUESTS = ("/api/agent-harnesses",)
 _CHECKSUM = r"[0-9a-f]{40}|[0-9a-f]{64}"  # git's SHA-1 of a small file, SHA-256 of a large one
 _HEADERS = {
     "etag": rf'(W/)?"?({_CHECKSUM})"?',
@@ -83,6 +88,8 @@ def _watch(client: Any) -> None:
 def _before_request(request: Any) -> None:
     if not _answer.limit:
         return
+    if request.url.path in _OWN_REQUESTS:  # its error is ignored there
+        raise TeacherError(f"Not asked: {request.url.path}")
     _answer.n_answers += 1
     if _answer.n_answers > MAX_ANSWERS:
         raise TeacherError(f"The Hub has more than {MAX_ANSWERS} answers, such as pages of a list: given up")
@@ -105,7 +112,8 @@ def _after_headers(response: Any) -> None:
             raise TeacherError(
                 f"{_host(response)} answers with the header {name}: {value[:80]!r}, which no Hub sends: refused"
             )
-    response.headers.pop("x-xet-hash", None)  # the file comes by HTTP then, where it is limited
+    for name in _IGNORED:
+        response.headers.pop(name, None)
 
 
 def _host(response: Any) -> str:

@@ -398,5 +398,5 @@ def test_no_recipe_stacks_more_frames_than_memory_has(frame_stack):
 
 
 def test_what_is_wrong_with_an_environment_is_told_before_there_are_subprocesses():
-    with pytest.raises(TypeError, match="unknown"):
+    with pytest.raises(ValueError, match="CartPole-v1 cannot be built with the settings .*unknown"):
         EnvRecipe("CartPole-v1", {"unknown": 1}).make_vec_env(2, vec_env="subproc")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from bounds import bounded
 from hub_server import HubServer, etag, point_client_at, running_hub
+from huggingface_hub import constants
 from stable_baselines3 import PPO
 
 from sb3_qpd import TeacherError, load_teacher
@@ -243,6 +244,30 @@ def test_uploads_end(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hub_server._Handler.do_POST", lambda handler: answer(handler) and None)
     with bounded(60, 2**29), pytest.raises(ValueError, match="could not be published.*too slow"):
         upload("me/student", {"a": b"1"}, message="x")
+
+
+def test_the_hub_does_not_say_how_long_the_client_sleeps(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+
+    def busy(handler: Any) -> bool:
+        handler.answer(429, b"", {"RateLimit": '"api";r=0;t=1000000000', "Retry-After": "1000000000"})
+        return True
+
+    hub.hostile = busy
+    with pytest.raises(TeacherError):
+        load_teacher(SOURCE)
+    assert slept and max(slept) < 60
+
+
+def test_the_hub_is_not_told_of_variables(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client's own question about the process, which a Hub would choose."""
+    from huggingface_hub.utils import _detect_agent as detection
+
+    monkeypatch.setattr(detection, "_registry", None)
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(Path("registry.json").absolute()))
+    load_teacher(SOURCE)
+    assert not Path("registry.json").exists() and not any("agent-harnesses" in request for request in hub.requests)
 
 
 def test_other_uses_of_the_client_stay_as_they_are(hub: HubServer, model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
