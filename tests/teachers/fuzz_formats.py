@@ -187,7 +187,7 @@ def _mutate_member(name: str, content: bytes, rng: random.Random) -> bytes:
     if kind == 3:
         return npy(array.reshape(rng.choice(((1, -1), (-1, 1), (1,) * 30 + (-1,)))))
     if kind == 4 and array.size:
-        array = array.copy()
+        array = array.reshape(-1).copy()
         ends = (np.nan, np.inf, -1, 3e38, 1e-45) if array.dtype.kind == "f" else (0, np.iinfo(array.dtype).max)
         array[rng.randrange(array.size)] = rng.choice(ends)
         return npy(array)
