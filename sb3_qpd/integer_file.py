@@ -148,10 +148,11 @@ def _read_members(path: str) -> dict[str, bytes]:
         raise StudentError("it is a folder without student.npz")
     if not os.path.isfile(path):
         raise StudentError("it is no ordinary file")
-    if os.path.getsize(path) > MAX_BYTES:
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
         raise StudentError(f"it has more than {MAX_BYTES} bytes")
     with open(path, "rb") as file:
-        content = file.read(MAX_BYTES + 1)
+        content = file.read(size)
     if content.count(b"PK\x01\x02") > 10 * len(ARRAYS):  # the directory of many members alone fills the memory
         raise StudentError("it has more members than a student has arrays")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:

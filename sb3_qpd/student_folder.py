@@ -65,13 +65,14 @@ def read_own_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
         if path.is_symlink():
             raise StudentError(f"{path} is a link, and may lead out of its folder. Put the file itself there") from error
         raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise StudentError(f"{path} is no ordinary file. Expected a file that sb3-qpd wrote")
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise StudentError(f"{path} is no ordinary file. Expected a file that sb3-qpd wrote")
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise StudentError(f"{path} has more than {limit} bytes: refused")
-    return content
+        if status.st_size > limit:
+            raise StudentError(f"{path} has {status.st_size} bytes, at most {limit} are read: refused")
+        return file.read(status.st_size)
 
 
 def read_report(path: Path) -> dict[str, Any]:
