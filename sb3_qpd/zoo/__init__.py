@@ -111,7 +111,7 @@ def run(program: str, arguments: Sequence[str], trust_files: bool = False) -> No
     """
     before = sys.argv
     try:
-        with registered(trust_files):
+        with registered(trust_files), _limited_downloads():
             sys.argv = [f"sb3-qpd zoo {program}", *arguments]
             if program in _PLOTS:
                 getattr(importlib.import_module("rl_zoo3.plots"), program)()
@@ -129,6 +129,16 @@ def run(program: str, arguments: Sequence[str], trust_files: bool = False) -> No
         ) from error
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _limited_downloads() -> Iterator[None]:
+    """Limits on what the Hub answers to a program, as for all downloads of this package."""
+    from sb3_qpd.teachers.files.archive import MAX_FILE_BYTES
+    from sb3_qpd.teachers.hub_limits import limited_answers
+
+    with limited_answers(MAX_FILE_BYTES):
+        yield
 
 
 def has_begun() -> bool:

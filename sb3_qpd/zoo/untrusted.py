@@ -16,6 +16,7 @@ import ast
 import io
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.distillation.student_zip import safe_copy
 from sb3_qpd.envs.recipe import WRAPPERS
 from sb3_qpd.envs.zoo_config import named_wrappers
+from sb3_qpd.teachers.files.archive import MAX_MEMBER_BYTES, MAX_MEMBERS
 from sb3_qpd.teachers.files.vecnormalize import NormalizationFile, read_settings
 from sb3_qpd.teachers.files.zoo_yaml import BoundedLoader, ZooLoader
 
@@ -63,6 +65,7 @@ def changes() -> list[Change]:
         (yaml, "SafeLoader", BoundedLoader),
         (VecNormalize, "load", staticmethod(load_statistics)),
         (QPDDistiller, "load", classmethod(_load_as_data)),
+        (zipfile.ZipFile, "extractall", _bounded_extraction()),
     ]
 
 
@@ -150,6 +153,21 @@ def _packages() -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--gym-packages", nargs="+", default=[])
     return parser.parse_known_args(sys.argv[1:])[0].gym_packages
+
+
+def _bounded_extraction() -> Callable[..., None]:
+    """``ZipFile.extractall``, by which ``rl_zoo3.load_from_hub`` unpacks a download: it would fill the disk."""
+    extract = original(zipfile.ZipFile.extractall)
+
+    def extractall(self: zipfile.ZipFile, *args: Any, **kwargs: Any) -> None:
+        members = self.infolist()
+        if len(members) > MAX_MEMBERS or sum(info.file_size for info in members) > MAX_MEMBER_BYTES:
+            limits = f"{MAX_MEMBERS} files or {MAX_MEMBER_BYTES} bytes"
+            raise ValueError(f"{self.filename} unpacks to more than {limits}: refused. Give {TRUST} if you trust it")
+        extract(self, *args, **kwargs)
+
+    extractall.__wrapped__ = extract  # type: ignore[attr-defined]
+    return extractall
 
 
 def load_statistics(load_path: str, venv: VecEnv) -> VecNormalize:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,19 @@ def test_yaml_bombs(text: str, teacher: PPO, capsys: pytest.CaptureFixture[str])
             main(arguments)
         assert exit_info.value.code == 2
         assert len(capsys.readouterr().err.splitlines()[-1]) < 1_000
+
+
+def test_a_download_that_would_fill_the_disk_is_not_unpacked(tmp_path: Path) -> None:
+    """RL Zoo unpacks train_eval_metrics.zip of a repository."""
+    with zipfile.ZipFile(tmp_path / "metrics.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for i in range(3):
+            archive.writestr(f"{i}.csv", bytes(2**28))
+    with registered(), zipfile.ZipFile(tmp_path / "metrics.zip") as archive:
+        with pytest.raises(ValueError, match="metrics.zip unpacks to more than"):
+            archive.extractall(tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    with zipfile.ZipFile(tmp_path / "metrics.zip") as archive:
+        assert archive.extractall.__qualname__ == "ZipFile.extractall"  # as before
 
 
 def test_links_in_a_run_are_not_published(teacher: PPO, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
