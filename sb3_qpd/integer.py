@@ -1,62 +1,62 @@
 """
 The student as integers: packed weights, int32 accumulators, a numpy interpreter, and a file without pickle.
 
-This module needs numpy and the standard library only. Copied to a device together with an ``.npz`` it is a complete
-installation: ``IntegerModel.load("student.npz").predict(observation)``. Devices have older software than the computers that
-train: the module runs under Python 3.8 and numpy 1.17.
+This module and :mod:`~sb3_qpd.integer_file` need numpy and the standard library only. The target ``numpy`` writes both into
+one ``policy.py``, which is a complete installation together with an ``.npz``:
+``IntegerModel.load("student.npz").predict(observation)``. Devices have older software than the computers that train: both
+modules run under Python 3.8 and numpy 1.17.
 """
 
 from __future__ import annotations  # Python 3.8 or newer is needed
 
 import importlib
-import io
-import json
 import math
 import os
 import re
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from sb3_qpd.integer_file import (
+    FLOAT_FIELDS,
+    FORMAT_VERSION,
+    OPTIONAL_FIELDS,
+    REQUANTIZATIONS,
+    StudentError,
+    check_header,
+    pack,
+    packed_bytes,
+    read_npz,
+    unpack,
+    write_npz,
+)
+
 if sys.version_info < (3, 8):  # noqa: UP036 - a copy of this file has no package that could ask for it
     raise ImportError("This file needs Python 3.8 and numpy 1.17 or newer, this is Python {}.{}".format(*sys.version_info))
 
-# 1: one vector or uint8 image, one Box or Discrete action; 2: all others; 3: with an input origin. Each model is written in
-# the lowest format that holds it
-FORMAT_VERSION = 3
-REQUANTIZATIONS = ("float32", "fixed")
-MAX_BYTES = 64 * 2**20  # of a file's arrays together: unpacked they are several times as large
+__all__ = [
+    "FORMAT_VERSION",
+    "REQUANTIZATIONS",
+    "IntegerLayer",
+    "IntegerModel",
+    "ObservationPart",
+    "StudentError",
+    "fixed_point",
+    "group_parts",
+    "pack",
+    "unpack",
+    "weight_shift",
+]
+
 _PIECE = 256  # observations that go through the network at once
 _HUB_NAME = re.compile(r"hub:.+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.npz)(?<!\.zip)(@.+)?")
 _UNFOLDED = 2**20  # numbers of an unfolded convolution's input: what stays in a processor's cache
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
 EXP_HIGH = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
 EXP_LOW = np.array([round(65535 * math.exp(-i / 256)) for i in range(64)], dtype=np.uint64)
-
-
-def pack(weight: np.ndarray, bits: int) -> np.ndarray:
-    """
-    Integers as a little-endian bit stream of ``bits`` bits each, offset by 2^(bits - 1).
-
-    :param weight: signed integers, any shape
-    :param bits: 2 to 8
-    :return: uint8, shape (ceil(size * bits / 8),)
-    """
-    unsigned = (weight.reshape(-1).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    planes = np.unpackbits(unsigned[:, None], axis=1, bitorder="little")[:, :bits]
-    return np.packbits(planes.reshape(-1), bitorder="little")
-
-
-def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of :func:`pack`: int8 of the given shape."""
-    size = math.prod(shape)
-    planes = np.unpackbits(packed, count=size * bits, bitorder="little").reshape(size, bits)
-    unsigned = np.packbits(planes, axis=1, bitorder="little")[:, 0].astype(np.int16)
-    return (unsigned - 2 ** (bits - 1)).astype(np.int8).reshape(shape)
 
 
 def fixed_point(multiplier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,6 +123,10 @@ class IntegerLayer:
         types = [str(array.dtype) for array in (self.weight, self.bias, self.multiplier)]
         if types != ["int8", "int32", "float32"]:
             raise ValueError(f"Weight, bias and multiplier must be int8, int32 and float32, got {', '.join(types)}")
+        n_out = len(self.weight)
+        if self.weight.size == 0 or self.bias.shape != (n_out,) or self.multiplier.shape not in ((n_out,), (1,)):
+            shapes = f"{self.weight.shape}, {self.bias.shape} and {self.multiplier.shape}"
+            raise ValueError(f"Weight, bias and multiplier must have as many channels, got the shapes {shapes}")
         end = 2 ** (self.weight_bits - 1)
         if self.weight.min() < -end or self.weight.max() >= end:
             got = f"{self.weight.min()} to {self.weight.max()}"
@@ -141,7 +145,7 @@ class IntegerLayer:
     @property
     def nbytes(self) -> int:
         """Bytes of packed weights, int32 biases and float32 multipliers."""
-        return math.ceil(self.weight.size * self.weight_bits / 8) + 4 * self.bias.size + 4 * self.multiplier.size
+        return packed_bytes(self.weight.size, self.weight_bits) + 4 * self.bias.size + 4 * self.multiplier.size
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the output for one input of ``shape``."""
@@ -358,31 +362,49 @@ class IntegerModel:
         self.parts = tuple(self.parts) or (self._default_part(),)
         self.branches = tuple(int(n) for n in self.branches) or (len(self.layers) - 1,)
         self.action_nvec = () if self.is_box else tuple(int(n) for n in self.action_nvec) or (len(self.layers[-1].bias),)
-        self._check_form()
+        check_header(self._header(), self._sizes())
         self._check_numbers()
         self._origins = self._split_origin()
-        if self.requantization not in REQUANTIZATIONS:
-            raise ValueError(f"requantization must be one of {REQUANTIZATIONS}, got '{self.requantization}'")
         self._rng = np.random.default_rng()
 
     def _default_part(self) -> ObservationPart:
         return ObservationPart("image" if self.input_multiplier is None else "vector", self.observation_shape)
 
-    def _check_form(self) -> None:
-        if (len(self.branches), sum(self.branches)) != (len(self.trunks), len(self.layers) - 1):
-            raise ValueError(f"{len(self.layers) - 1} layers in trunks of {self.branches} for {len(self.trunks)} inputs")
-        n_out = self.layers[-1].bias.size
-        if not self.is_box and n_out not in (sum(self.action_nvec), self.n_bits):
-            raise ValueError(f"{n_out} outputs for an action of {self.action_nvec} categories")
+    def _header(self) -> dict[str, Any]:
+        """The model without its numbers, see :func:`~sb3_qpd.integer_file.check_header`."""
+        layers = [
+            [list(layer.weight.shape), layer.weight_bits, layer.activation_bits, layer.stride, layer.multiplier.size]
+            for layer in self.layers
+        ]
+        parts = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
+        names = ("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks")
+        return {"layers": layers, "parts": parts, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def _format(self) -> int:
+        """The lowest format that holds the model."""
+        return 3 if self.input_origin is not None else 1 if self.is_plain else 2
+
+    def _sizes(self) -> dict[str, int]:
+        """Number of elements of each array in the file; of the weights their packed bytes."""
+        floats = {name: getattr(self, name) for name in OPTIONAL_FIELDS}
+        return {
+            "weights": sum(packed_bytes(layer.weight.size, layer.weight_bits) for layer in self.layers),
+            "biases": sum(layer.bias.size for layer in self.layers),
+            "multipliers": sum(layer.multiplier.size for layer in self.layers),
+            **{name: np.size(values) for name, values in floats.items() if values is not None},
+        }
 
     def _check_numbers(self) -> None:
         """The forms of a student would differ in the rounding of other types, and in what they make of infinity."""
-        for name in _FLOAT_FIELDS:
+        for name in FLOAT_FIELDS:
             values = getattr(self, name)
             if values is not None and not (np.asarray(values).dtype == np.float32 and np.isfinite(values).all()):
                 raise ValueError(f"{name} must hold finite numbers of float32, got {np.asarray(values).dtype} {values}")
         if self.is_box and not (np.asarray(self.action_low) <= np.asarray(self.action_high)).all():
             raise ValueError(f"action_low must not be above action_high, got {self.action_low} and {self.action_high}")
+        if self.action_std is not None and (self.action_std < 0).any():
+            raise ValueError(f"action_std must not be negative, got {self.action_std}")
 
     def _split_origin(self) -> dict[str | None, np.ndarray]:
         """The origin of each part that has one, by its key."""
@@ -456,8 +478,7 @@ class IntegerModel:
     @property
     def nbytes(self) -> int:
         """Bytes that a device holds: packed weights, biases, multipliers, input grid and origin, action bounds, deviation."""
-        names = (*_FLOAT_FIELDS, "input_origin")
-        extras = [np.asarray(getattr(self, name)) for name in names if getattr(self, name) is not None]
+        extras = [np.asarray(getattr(self, name)) for name in OPTIONAL_FIELDS if getattr(self, name) is not None]
         return sum(layer.nbytes for layer in self.layers) + sum(a.nbytes for a in extras)
 
     @property
@@ -705,75 +726,48 @@ class IntegerModel:
         :param path: ``.npz`` is appended where it is missing
         """
         target = os.fspath(path)
-        target = target if target.endswith(".npz") else target + ".npz"
-        header: dict[str, Any] = {
-            "format": 1 if self.is_plain else 2 if self.input_origin is None else 3,
-            "observation_shape": self.observation_shape,
-            "action_shape": self.action_shape,
-            "requantization": self.requantization,
-            "layers": [
-                [list(layer.weight.shape), layer.weight_bits, layer.activation_bits, layer.stride, layer.multiplier.size]
-                for layer in self.layers
-            ],
-            "metadata": self.metadata,
-        }
-        if not self.is_plain:
-            header["parts"] = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
-            header.update({name: getattr(self, name) for name in ("branches", "action_nvec", "uses_masks")})
-        names = (*_FLOAT_FIELDS, "input_origin")
-        floats = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        temporary = f"{target}.{os.getpid()}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(
-                    file,
-                    header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-                    weights=np.concatenate([pack(layer.weight, layer.weight_bits) for layer in self.layers]),
-                    biases=np.concatenate([layer.bias for layer in self.layers]).astype(np.int32),
-                    multipliers=np.concatenate([layer.multiplier for layer in self.layers]).astype(np.float32),
-                    **floats,
-                )
-            os.replace(temporary, target)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+        header = self._header()
+        check_header(header, self._sizes())  # a model may have been changed since it was built
+        later = () if self.is_plain else ("parts", "branches", "action_nvec", "uses_masks")
+        names = ("observation_shape", "action_shape", "requantization", "layers", "metadata", *later)
+        arrays = {name: getattr(self, name) for name in OPTIONAL_FIELDS if getattr(self, name) is not None}
+        write_npz(
+            target if target.endswith(".npz") else target + ".npz",
+            {"format": self._format, **{name: header[name] for name in names}},
+            {
+                "weights": np.concatenate([pack(layer.weight, layer.weight_bits) for layer in self.layers]),
+                "biases": np.concatenate([layer.bias for layer in self.layers]),
+                "multipliers": np.concatenate([layer.multiplier for layer in self.layers]),
+                **arrays,
+            },
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IntegerModel:
         """
-        Read what :meth:`save` wrote. Nothing in the file is executed.
+        Read what :meth:`save` wrote. Nothing in the file is executed, and it may come from elsewhere.
 
         :param path: an ``.npz``; ``.npz`` is appended where it is missing. A folder means the ``student.npz`` in it. Where the
             whole package is installed: also the student's zip, its report, or its repository on the Hub
         :raises FileNotFoundError: there is no such file
-        :raises ValueError: it is not a student's
+        :raises StudentError: it is not a student's, or what it says is not a student; the message names the field
         """
         other = _load_other(os.fspath(path), is_name=isinstance(path, str))
         if other is not None:
             return other
         path = _find_file(os.fspath(path))
+        header, arrays = read_npz(path)
         try:
-            arrays = _read_arrays(path)
-            header = json.loads(arrays["header"].tobytes())
-            if header["format"] in range(1, FORMAT_VERSION + 1):
-                return cls._from_file(header, arrays)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"There is no file {path}. Expected the .npz of a student: check the path") from error
-        except Exception as error:
-            beside = os.path.join(os.path.dirname(path), "student.npz")
-            hint = f". Load {beside}, which lies beside it" if not path.endswith(".npz") and os.path.isfile(beside) else ""
-            raise ValueError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}{hint}") from error
-        raise ValueError(f"This file has format {header['format']}, this version reads up to {FORMAT_VERSION}: update sb3_qpd")
+            return cls._from_file(header, arrays)
+        except ValueError as error:
+            raise StudentError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}") from error
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> IntegerModel:
+        """A model from a header and arrays that fit each other."""
         layers, used, channels, units = [], 0, 0, 0
         for shape, weight_bits, activation_bits, stride, n_multipliers in header["layers"]:
-            if not (len(shape) in (2, 4) and all(0 < size < 2**31 for size in shape) and 2 <= weight_bits <= 8):
-                raise ValueError("the header describes a layer that cannot be")
-            n_bytes, n_out = math.ceil(math.prod(shape) * weight_bits / 8), shape[0]
-            if used + n_bytes > len(arrays["weights"]):  # unpacking would pad them
-                raise ValueError("the header describes more weights than there are")
+            n_bytes, n_out = packed_bytes(math.prod(shape), weight_bits), shape[0]
             layers.append(
                 IntegerLayer(
                     weight=unpack(arrays["weights"][used : used + n_bytes], weight_bits, tuple(shape)),
@@ -785,18 +779,11 @@ class IntegerModel:
                 )
             )
             used, channels, units = used + n_bytes, channels + n_out, units + n_multipliers
-        if (used, channels, units) != tuple(len(arrays[name]) for name in ("weights", "biases", "multipliers")):
-            raise ValueError("the header describes other layers than the arrays hold")
-        fields: dict[str, Any] = {name: arrays[name] for name in _FLOAT_FIELDS if name in arrays}
-        fields.update({name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")})
-        if header["format"] > 1:
-            fields["parts"] = [
-                ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]
-            ]
-            fields.update({name: header[name] for name in ("branches", "action_nvec", "uses_masks")})
-        if header["format"] > 2:
-            fields["input_origin"] = arrays["input_origin"]
-        return cls(layers=layers, **fields)
+        fields: dict[str, Any] = {name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays}
+        names = ("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks")
+        fields.update({name: header[name] for name in names})
+        parts = [ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]]
+        return cls(layers=layers, parts=tuple(parts), **fields)
 
 
 def _find_file(path: str) -> str:
@@ -823,30 +810,3 @@ def _load_other(source: str, is_name: bool) -> IntegerModel | None:
     except ImportError:
         return None
     return opening.open_integer_model(source)
-
-
-def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``; no more is unpacked than a student can have, whatever the file says of its sizes."""
-    if os.path.isdir(path):
-        raise ValueError("it is a folder without student.npz")
-    if os.path.getsize(path) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if sum(info.file_size for info in members) > MAX_BYTES:
-            raise ValueError(f"its arrays have more than {MAX_BYTES} bytes")
-        for info in members:
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
-                raise ValueError(f"{info.filename} is packed by a method that numpy does not use")
-            with archive.open(info) as member:
-                content = io.BytesIO(member.read(info.file_size + 1))
-            array = np.lib.format.read_array(content, allow_pickle=False)
-            if array.dtype.kind not in "uif":
-                raise ValueError(f"{info.filename} holds {array.dtype} instead of numbers")
-            name = info.filename
-            arrays[name[:-4] if name.endswith(".npy") else name] = array
-    return arrays
-
-
-_FLOAT_FIELDS = ("input_multiplier", "input_offset", "action_low", "action_high", "action_std")

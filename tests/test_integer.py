@@ -36,6 +36,7 @@ from students import (
 
 import sb3_qpd.integer
 from sb3_qpd import AtariVecEnv
+from sb3_qpd.export.numpy import interpreter
 from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, fixed_point, pack, unpack
 
 SOURCE = Path(sb3_qpd.integer.__file__)
@@ -747,7 +748,7 @@ def test_a_copy_of_the_module_alone_leads_to_the_file_that_it_reads(tmp_path):
     """The student's zip needs torch."""
     make_student(VECTOR, DISCRETE, arch={"hidden": (16,)}).to_integer().save(tmp_path / "student.npz")
     _policy_zip(tmp_path / "student.zip")
-    shutil.copy(sb3_qpd.integer.__file__, tmp_path / "policy.py")
+    (tmp_path / "policy.py").write_bytes(interpreter())
     code = """
 import sys
 sys.modules["sb3_qpd"] = None
@@ -881,7 +882,7 @@ def test_only_vectors_have_an_origin():
         replace(model, parts=(ObservationPart("one_hot", (), (2,)),), observation_shape=(), input_origin=np.ones(2))
     weights = np.ones((2, 1), np.int8), np.zeros(2, np.int32), np.ones(1, np.float32)
     image = IntegerModel([IntegerLayer(*weights, 8, 0)], (1, 1, 1))
-    with pytest.raises(ValueError, match="a finite float64 for each input multiplier"):
+    with pytest.raises(ValueError, match="input_origin must hold 0 numbers"):
         replace(image, input_origin=np.ones(1))
 
 
@@ -913,13 +914,13 @@ assert not {"torch", "gymnasium", "stable_baselines3"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("module", ["integer", "sb3_qpd.integer"], ids=["the file alone", "the package"])
+@pytest.mark.parametrize("module", ["policy", "sb3_qpd.integer"], ids=["the file alone", "the package"])
 def test_runs_where_only_numpy_is_installed(module, tmp_path):
     model, observations = make_student(IMAGE, DISCRETE).to_integer(), some_observations(IMAGE, 20)
     model.save(tmp_path / "student.npz")
     np.save(tmp_path / "observations.npy", observations)
-    if module == "integer":
-        shutil.copy(SOURCE, tmp_path)
+    if module == "policy":
+        (tmp_path / "policy.py").write_bytes(interpreter())
     else:
         shutil.copytree(SOURCE.parent, tmp_path / "sb3_qpd", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "run.py").write_text(NUMPY_ONLY)

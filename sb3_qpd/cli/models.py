@@ -1,7 +1,6 @@
 """Teachers, students and environments, as the arguments of a command name them."""
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.cli.remembered import recall, remember
 from sb3_qpd.cli.sources import check_teacher_source, find_folder, find_teacher
-from sb3_qpd.student_folder import FLOAT_ZIP, REPORT, find_zip
+from sb3_qpd.student_folder import FLOAT_ZIP, REPORT, find_zip, read_report
 
 if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
@@ -276,4 +275,4 @@ def _size(nbytes: int, actor: Any) -> str:
 
 def _read_env(report: Path) -> dict[str, Any] | None:
     """The environment that the report beside a student's zip names."""
-    return json.loads(report.read_text(encoding="utf-8")).get("env") if report.is_file() else None
+    return read_report(report).get("env") if report.is_file() else None

@@ -2,13 +2,14 @@
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -16,6 +17,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_qpd.checks import check_choice, check_type
+from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.envs import VEC_ENVS
 from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
 from sb3_qpd.envs.registry import check_env_kwargs, find_spec, make_registered
@@ -42,7 +44,22 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ),
     (r"sb3_qpd\.envs\.wrappers", "ZeroContactForces"),
 )
-_VEC_ENV_CLASSES: tuple[type[DummyVecEnv] | type[SubprocVecEnv], ...] = (DummyVecEnv, SubprocVecEnv)
+
+
+class SafeSubprocVecEnv(SubprocVecEnv):
+    """
+    SB3's environments in processes of their own, which import nothing from the current folder before the path of this process.
+
+    :param args: see :class:`~stable_baselines3.common.vec_env.SubprocVecEnv`
+    :param kwargs: see there
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with safe_import_path():
+            super().__init__(*args, **kwargs)
+
+
+_VEC_ENV_CLASSES: tuple[type[DummyVecEnv] | type[SubprocVecEnv], ...] = (DummyVecEnv, SafeSubprocVecEnv)
 VEC_ENV_CLASSES = dict(zip(VEC_ENVS, _VEC_ENV_CLASSES, strict=True))
 
 ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
@@ -132,7 +149,7 @@ class EnvRecipe:
 
     def make_env(self) -> gym.Env:
         """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
-        return self._wrap(Monitor(make_registered(find_spec(self.env_id), **self.env_kwargs)))
+        return self._wrap(Monitor(_make_unwrapped(find_spec(self.env_id), self.env_kwargs)))
 
     def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
         """
@@ -152,7 +169,7 @@ class EnvRecipe:
         if vec_env == "subproc":
             self.make_env().close()  # an error is raised here: a subprocess would only break the connection
         # a spec, as a subprocess may not know the id
-        make, kind = partial(make_registered, find_spec(self.env_id), **self.env_kwargs), VEC_ENV_CLASSES[vec_env]
+        make, kind = partial(_make_unwrapped, find_spec(self.env_id), self.env_kwargs), VEC_ENV_CLASSES[vec_env]
         if self.has_pixels and self._has_usual_wrappers:
             venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=kind)
         else:
@@ -186,7 +203,8 @@ class EnvRecipe:
 
     def _wrap(self, env: gym.Env) -> gym.Env:
         for name, kwargs in self.env_wrappers:
-            env = load_wrapper(name)(env, **kwargs)
+            with _named_settings(f"The wrapper {name} around {self.env_id}", kwargs):
+                env = load_wrapper(name)(env, **kwargs)
         return env
 
 
@@ -215,6 +233,30 @@ def check_env_type(env: Any) -> None:
             "env must be an id, an environment, a vectorized environment, or a class or function that makes an environment, "
             f"got {env!r} ({type(env).__name__})"
         )
+
+
+def _make_unwrapped(spec: EnvSpec, settings: Mapping[str, Any], **more: Any) -> gym.Env:
+    """
+    An environment without the recipe's wrappers.
+
+    :param spec: its specification
+    :param settings: of the recipe, for ``gym.make``
+    :param more: settings that SB3 adds, such as ``render_mode``
+    """
+    with _named_settings(f"The environment {spec.id}", settings):
+        return make_registered(spec, **{**settings, **more})
+
+
+@contextmanager
+def _named_settings(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever a setting breaks in a constructor into an error that names it: settings come from files."""
+    try:
+        yield
+    except (ImportError, MemoryError, gym.error.Error):
+        raise
+    except Exception as error:  # of any kind: constructors check their arguments, or fail on them
+        reason = str(error).strip() or type(error).__name__
+        raise ValueError(f"{what} cannot be built with the settings {dict(settings)!r:.200}: {reason}") from error
 
 
 def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = None) -> EnvRecipe:

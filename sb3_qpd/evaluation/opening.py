@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from sb3_qpd.envs.limits import check_untrusted_recipe
 from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import Player
-from sb3_qpd.student_folder import C_FILE, CONFIG, FILES, INTEGER_MODEL, REPORT, REPORT_TEXT
+from sb3_qpd.student_folder import C_FILE, CONFIG, FILES, INTEGER_MODEL, REPORT, REPORT_TEXT, read_report
 from sb3_qpd.teachers.families import TEACHERS
 from sb3_qpd.teachers.hub import HubSource, download, download_student, parse_source
 from sb3_qpd.teachers.loading import load_teacher
@@ -86,7 +85,7 @@ def open_integer_model(source: str | Path) -> IntegerModel:
 def _reported_env(path: Path) -> Any:
     """The environment that the report beside a student's zip names."""
     report = path.with_name(REPORT)
-    return json.loads(report.read_text(encoding="utf-8")).get("env") if report.is_file() else None
+    return read_report(report).get("env") if report.is_file() else None
 
 
 def _recorded_env(path: Path, recorded: Any) -> EnvRecipe | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import os
 import shlex
 import sys
@@ -17,6 +18,7 @@ from sb3_qpd.evaluation.statistics import MAX_EPISODES, MIN_VERDICT_EPISODES
 from sb3_qpd.student_folder import REPORT, REPORT_TEXT
 from sb3_qpd.students.architectures import STUDENT_ARCHS
 from sb3_qpd.teachers.hub import teacher_on_hub
+from sb3_qpd.text import every_text, markdown, plain
 
 VERDICTS = {
     "non_inferior": "The integer student is non-inferior: it loses less than the margin",
@@ -76,12 +78,13 @@ def write_report(report: Mapping[str, Any], directory: str | Path, step: str = "
 
 def to_markdown(report: Mapping[str, Any], step: str = "") -> str:
     """
-    The report for people: verdict, what to do next, table, and what they rest on.
+    The report for people: verdict, what to do next, table, and what they rest on. Texts of files stand in it as they are.
 
     :param report: contents of ``report.json``
     :param step: the line of :func:`next_step` with the command that was typed; ``""``: with a command that is made from the
         report
     """
+    report = every_text(report, markdown)
     bits = f"{report['weight_bits']}-bit weights, {report['activation_bits']}-bit activations"
     lines = [
         f"# {report['student_arch']} student of {report['teacher_name'] or 'a teacher without a name'}"
@@ -115,6 +118,7 @@ def console_summary(
     :param step: see :func:`to_markdown`
     :param stream: stream that the text goes to, ``None`` for stdout. A terminal gets a verdict without a claim in red
     """
+    report = every_text(report, plain)
     verdict = verdict_line(report)
     if report["verdict"] == "no_claim" and (stream or sys.stdout).isatty() and "NO_COLOR" not in os.environ:
         verdict = f"{RED}{verdict}{NO_COLOR}"
@@ -240,11 +244,23 @@ def _own_command(report: Mapping[str, Any], folder: str, teacher: str) -> str:
 
 
 def _environment_words(env: Mapping[str, Any]) -> list[str]:
-    """The options that name an environment. One with wrappers comes from the teacher's run folder alone."""
-    if env.get("env_wrappers"):
+    """
+    The options that name an environment. One with wrappers comes from the teacher's run folder alone. A report may come from
+    elsewhere, so no command holds texts that are more than names and numbers.
+    """
+    if env.get("env_wrappers") or not _holds_plain_names([env["env_id"], env.get("env_kwargs", {})]):
         return []
     settings = [shlex.quote(f"{key}={value!r}") for key, value in env.get("env_kwargs", {}).items()]
     return ["--env", shlex.quote(env["env_id"]), *(["--env-kwargs", *settings] if settings else [])]
+
+
+def _holds_plain_names(value: Any) -> bool:
+    """Whether each text in a JSON value, and in its keys, consists of letters, digits and the marks of names and paths."""
+    if isinstance(value, Mapping):
+        return _holds_plain_names([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return all(map(_holds_plain_names, value))
+    return not isinstance(value, str) or re.fullmatch(r"[\w.:/+, -]*", value) is not None
 
 
 def _has_too_few_episodes(report: Mapping[str, Any]) -> bool:

@@ -26,6 +26,7 @@ from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.zoo_yaml import read_yaml
 from sb3_qpd.teachers.hub import NORMALIZATION_FILES, run_name
 from sb3_qpd.teachers.statistics_files import find_statistics
+from sb3_qpd.text import plain
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class RunFolder:
     def env_name(self) -> str:
         """The environment's id in training, or the zip's name where nothing tells the id."""
         env_id = self.args.get("env")
-        return env_id if isinstance(env_id, str) else self.zip_path.stem
+        return plain(env_id if isinstance(env_id, str) else self.zip_path.stem, 100)
 
     @property
     def normalizes(self) -> bool:

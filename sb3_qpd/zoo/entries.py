@@ -15,6 +15,7 @@ from sb3_qpd.envs.recipe import ATARI_WRAPPER, EnvRecipe
 from sb3_qpd.envs.registry import running_id
 from sb3_qpd.envs.zoo_config import named_wrappers
 from sb3_qpd.teachers.teacher import Teacher
+from sb3_qpd.text import plain
 from sb3_qpd.zoo import MAX_N_ENVS, MAX_TIMESTEPS
 
 NEEDED = {
@@ -128,7 +129,8 @@ def check_environment(teacher: Teacher, entry: Mapping[str, Any], env_id: str) -
     trained_on, theirs = teacher.run.args.get("env"), teacher.run.config
     if isinstance(trained_on, str) and running_id(trained_on) != running_id(env_id):
         warnings.warn(
-            f"The teacher {teacher.name} was trained on {trained_on[:80]}, its student learns on {env_id}: is that intended?"
+            f"The teacher {teacher.name} was trained on {plain(trained_on, 80)}, its student learns on {env_id}: is that "
+            "intended?"
         )
     if not theirs or (entry.get("vec_env_wrapper") and not theirs.get("vec_env_wrapper")):
         return

@@ -24,6 +24,7 @@ import jinja2
 import numpy as np
 
 from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
+from sb3_qpd.export.c.proof import prove_sizes
 from sb3_qpd.export.c.text import (
     block_initializer,
     double_literal,
@@ -108,6 +109,7 @@ def _values(
 ) -> dict[str, Any]:
     """Everything that the templates refer to, but for ``name``."""
     places, arena_bytes = plan_arena(model, layers)
+    prove_sizes(model, layers, places, arena_bytes)
     n_frames, env = _n_frames(model, n_frames), model.metadata.get("env")
     return {
         "model": model,
