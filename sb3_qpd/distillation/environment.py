@@ -56,7 +56,7 @@ def raw_env(env: EnvSource, teacher: Teacher | None, n_envs: int | None, vec_env
     elif callable(env) and not isinstance(env, gym.Env | VecEnv):
         one = build_env(env)
         if isinstance(one, VecEnv):
-            return raw_env(one, teacher, n_envs, vec_env, seed)
+            return raw_env(one, teacher, None if n_envs == one.num_envs else n_envs, vec_env, seed)
         one.close()
         raw = make_vec_env(env, n_envs or N_ENVS, seed, vec_env_cls=VEC_ENV_CLASSES[vec_env])  # type: ignore[arg-type]
     elif n_envs is not None:

@@ -164,7 +164,7 @@ def _too_few(report: Mapping[str, Any]) -> str:
     n, needed = report["integer"]["episodes"], report["episodes_needed"]
     if report["verdict"] != "inconclusive" or needed is None or n >= needed:
         return ""
-    return f", {n} episodes are too few: it takes {needed}"
+    return f", {n} episode{'s are' if n > 1 else ' is'} too few: it takes {needed}"
 
 
 def size_phrase(report: Mapping[str, Any]) -> str:
