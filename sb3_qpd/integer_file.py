@@ -243,14 +243,14 @@ def _refuse_number(text: str) -> NoReturn:
 
 def _complete(header: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
     """The header with what format 1 leaves out: it has one part, one trunk and one dimension of a discrete action."""
-    expected = (*_KEYS, *(_LATER_KEYS if header["format"] > 1 else ()))
-    for key in (*expected, *header):
-        if key not in header or key not in expected:
-            raise StudentError(f"header {'has no' if key in expected else 'has an unknown'} {str(key)[:40]!r}")
     if (header["format"] > 2) != ("input_origin" in sizes):
         raise StudentError(
             f"a file of format {header['format']} {'needs an' if header['format'] > 2 else 'has no'} input_origin"
         )
+    expected = (*_KEYS, *(_LATER_KEYS if header["format"] > 1 else ()))
+    for key in (*expected, *header):
+        if key not in header or key not in expected:
+            raise StudentError(f"header {'has no' if key in expected else 'has an unknown'} {str(key)[:40]!r}")
     if header["format"] > 1:
         return header
     kind = "vector" if "input_multiplier" in sizes else "image"

@@ -2,8 +2,8 @@
 
 import json
 import math
-import re
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -17,6 +17,7 @@ from sb3_qpd.distillation.inputs import describe_findings
 from sb3_qpd.evaluation.statistics import MAX_EPISODES, MIN_VERDICT_EPISODES
 from sb3_qpd.student_folder import REPORT, REPORT_TEXT
 from sb3_qpd.students.architectures import STUDENT_ARCHS
+from sb3_qpd.students.transitions import TRANSITIONS
 from sb3_qpd.teachers.hub import teacher_on_hub
 from sb3_qpd.text import every_text, markdown, plain
 
@@ -238,7 +239,7 @@ def _own_command(report: Mapping[str, Any], folder: str, teacher: str) -> str:
     else:
         words += ["--student-arch", report["student_arch"]]
         words += ["--weight-bits", str(report["weight_bits"]), "--activation-bits", str(report["activation_bits"])]
-    words += ["--transition", report["transition"]]
+    words += ["--transition", report["transition"]] if report["transition"] in TRANSITIONS else []
     words += [] if report["seed"] is None else ["--seed", str(report["seed"])]
     return " ".join([*words, *_environment_words(report["env"])])
 
