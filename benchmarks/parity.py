@@ -82,7 +82,10 @@ class Width:
     def _training_forward(self, observations: np.ndarray) -> dict[str, np.ndarray]:
         self.policy.set_training_mode(True)
         with recorded_intermediates(self.policy) as steps:
-            self.policy.extract_features(th.as_tensor(observations))
+            for trunk in self.policy.features_extractor.trunks:  # layer by layer, not as one function
+                x = trunk.input_grid(trunk.input(th.as_tensor(observations).float()))
+                for layer in trunk.layers:
+                    x = layer(layer.shaped(x))
         self.policy.set_training_mode(False)
         return steps
 

@@ -623,6 +623,8 @@ class IntegerModel:
         if not deterministic:
             shape = (len(accumulators), len(self.action_nvec))[: 2 if self.action_shape else 1]
             return self.sample(accumulators, self._rng.integers(0, 2**32, shape, np.uint64), action_masks)
+        if action_masks is None and len(self.action_nvec) == 1 and not self.n_bits:
+            return accumulators.argmax(1).reshape(-1, *self.action_shape)
         lowest = np.iinfo(np.int64).min
         choices = self._choices(accumulators, action_masks)
         return self._joined([np.where(allowed, scores, lowest).argmax(1) for scores, allowed in choices])

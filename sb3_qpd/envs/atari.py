@@ -3,13 +3,14 @@
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import ale_py
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.atari_wrappers import AtariWrapper
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -106,6 +107,7 @@ class AtariVecEnv(VecEnv):
         self._fire = actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
         self._fire_at_start = settings["repeat_action_probability"] > 0
         self._waiting = False  # whether a result of step_async is due
+        self._writer: ResultsWriter | None = None
         self.seed(seed)  # ALE's own default gives sub-environments the same repeated actions
 
     def reset(self) -> np.ndarray:
@@ -150,6 +152,8 @@ class AtariVecEnv(VecEnv):
             infos[i] = {"TimeLimit.truncated": bool(truncated[i]), "terminal_observation": final[i].copy()}
         for i in np.flatnonzero(game_over).tolist():
             infos[i]["episode"] = self._end_game(i)
+            if self._writer is not None:
+                self._writer.write_row(infos[i]["episode"])
         rewards = np.sign(rewards) if self.clip_reward else rewards
         return observations, rewards.astype(np.float32), dones, infos
 
@@ -157,6 +161,16 @@ class AtariVecEnv(VecEnv):
         if self._waiting:
             self.step_wait()
         self._games.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def write_results(self, path: str | Path) -> None:
+        """
+        Write the result of every game that ends from now on, in the format of SB3's monitor.
+
+        :param path: a file named ``*monitor.csv``, which is overwritten
+        """
+        self._writer = ResultsWriter(str(path), header={"t_start": time.time(), "env_id": self.spec.id})
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """The newest frame of each game, as the agent sees it: ALE's vector environment gives no colours."""

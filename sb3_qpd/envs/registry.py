@@ -6,7 +6,10 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import ale_py
@@ -56,6 +59,10 @@ SUCCESSORS: dict[str, str] = {
 }
 
 
+# Parts of messages of MuJoCo 4 about files of Gymnasium's models, which their users cannot change
+HARMLESS_WARNINGS = ("compiler attribute 'settotalmass' is deprecated",)
+
+
 def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     """
     The registered environment. A module in front of the id (``package:Id-v0``) is imported first.
@@ -94,7 +101,8 @@ def make_registered(spec: gym.envs.registration.EnvSpec, **env_kwargs: Any) -> g
     """
     check_env_kwargs(spec, env_kwargs)
     try:
-        return gym.make(spec, **env_kwargs)
+        with without_harmless_warnings(spec):
+            return gym.make(spec, **env_kwargs)
     except gym.error.Error as error:
         raise_missing_package(spec, error)
         raise  # Gymnasium says what to do
@@ -136,6 +144,34 @@ def check_env_kwargs(spec: gym.envs.registration.EnvSpec, env_kwargs: Mapping[st
         if name not in known:
             takes = ", ".join(own) or "none"
             raise ValueError(f"{spec.id} has no setting {name!r}.{did_you_mean(name, own)} Its settings: {takes}.")
+
+
+@contextmanager
+def without_harmless_warnings(spec: gym.envs.registration.EnvSpec) -> Iterator[None]:
+    """
+    A context in which MuJoCo does not warn of ``HARMLESS_WARNINGS``. Other warnings come at its end.
+
+    MuJoCo 4 prints a line for each model that it compiles, and writes it into MUJOCO_LOG.TXT in the current folder.
+
+    :param spec: the environment that is built inside
+    """
+    if "mujoco" not in str(spec.entry_point) and "mujoco" not in sys.modules:  # an import of some tenths of a second
+        yield
+        return
+    try:
+        from mujoco import get_mju_user_warning, set_mju_user_warning
+    except ImportError:  # not installed: gym.make says so
+        yield
+        return
+    before, found = get_mju_user_warning(), list[str]()
+    set_mju_user_warning(found.append)
+    try:
+        yield
+    finally:
+        set_mju_user_warning(before)
+        for message in found:
+            if not any(harmless in message for harmless in HARMLESS_WARNINGS):
+                before(message) if before is not None else warnings.warn(f"MuJoCo: {message}")
 
 
 def _hint(module: str, name: str) -> str:

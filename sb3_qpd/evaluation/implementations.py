@@ -186,7 +186,7 @@ def integer_steps(model: IntegerModel, observations: Any, masks: np.ndarray | No
 @th.no_grad()
 def policy_steps(policy: QuantActorCriticPolicy, observations: Any, masks: np.ndarray | None = None) -> Steps:
     """
-    Every step of the SB3 policy in evaluation mode, recorded while it predicts.
+    Every step of the SB3 policy in evaluation mode, recorded while it computes in torch.
 
     :param policy: the policy, which is put in eval mode
     :param observations: batch of raw observations
@@ -194,11 +194,12 @@ def policy_steps(policy: QuantActorCriticPolicy, observations: Any, masks: np.nd
     """
     policy.set_training_mode(False)
     with recorded_intermediates(policy) as steps:
-        actions, _ = policy.predict(observations, deterministic=True)
+        policy.extract_features(policy.obs_to_tensor(observations)[0])
     features, head = steps.pop("features"), policy.action_net
     name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
     outputs = {"accumulators": head.accumulators(features), name: head(features)}
-    steps |= {**{name: values.cpu().numpy() for name, values in outputs.items()}, "action": actions}
+    steps |= {**{name: values.cpu().numpy() for name, values in outputs.items()}}
+    steps["action"] = policy.predict(observations, deterministic=True)[0]
     if masks is not None:
         steps[MASKED_ACTION] = policy.predict(observations, deterministic=True, action_masks=masks)[0]
     return steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import nn
 from sb3_qpd.integer import ObservationPart, group_parts
 from sb3_qpd.spaces import observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, STUDENT_ARCHS, StudentArch, conv_output_sides
+from sb3_qpd.students.chain import Chain
 from sb3_qpd.students.layers import PixelGrid, QuantConv2d, QuantLinear, VectorGrid
 from sb3_qpd.students.quantizers import Quantizer
 
@@ -90,7 +92,22 @@ class QuantExtractor(BaseFeaturesExtractor):
         :param observations: raw pixels or vectors in float32, with indices one-hot encoded
         :return: features on the last grid, shape (batch_size, features_dim)
         """
+        if self.training and len(self.layers) and not self.layers[0].is_float:
+            return self._chain(self.input(observations)).flatten(1)
         return self._through(observations, list(self.layers)).flatten(1)
+
+    def make_chain(self, *heads: Any) -> Chain:
+        """
+        The layers as one function, for the training forward.
+
+        :param heads: the heads of actor and value, where they are part of it
+        """
+        layers: list[Any] = [*self.layers, *heads[:1]]
+        return Chain(layers, self.input_grid if isinstance(self.input_grid, VectorGrid) else None, *heads[1:])
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return self.make_chain()
 
     def real_output(self, observations: PyTorchObs) -> th.Tensor:
         """
@@ -103,9 +120,9 @@ class QuantExtractor(BaseFeaturesExtractor):
         return last.real_output(x.flatten(1) if isinstance(last, QuantLinear) else x).flatten(1)  # type: ignore[operator]
 
     def _through(self, observations: PyTorchObs, layers: list[nn.Module]) -> th.Tensor:
-        x = self.input_grid(self._input(observations))
+        x = self.input_grid(self.input(observations))
         for layer in layers:
-            x = layer(x.flatten(1) if isinstance(layer, QuantLinear) else x)
+            x = layer(layer.shaped(x))  # type: ignore[operator]
         return x
 
     @property
@@ -138,7 +155,12 @@ class QuantExtractor(BaseFeaturesExtractor):
         assert isinstance(grid, VectorGrid) and not self.is_image
         grid.origin = th.as_tensor(origin, dtype=th.float64, device=grid.mean.device)
 
-    def _input(self, observations: PyTorchObs) -> th.Tensor:
+    def input(self, observations: PyTorchObs) -> th.Tensor:
+        """
+        What the input grid takes: an image, or all other values as one vector.
+
+        :param observations: as for :meth:`forward`
+        """
         values = [observations if part.key is None else observations[part.key] for part in self.parts]  # type: ignore[index]
         if self.is_image:
             return values[0].contiguous(memory_format=th.channels_last)  # type: ignore[union-attr]

@@ -16,14 +16,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_qpd.integer import IntegerLayer
-from sb3_qpd.students.architectures import FLOAT_BITS
-from sb3_qpd.students.quantizers import Quantizer
+from sb3_qpd.students.chain import Chain
+from sb3_qpd.students.quantizers import Mixture, Quantizer, mix, mix_gradients
+from sb3_qpd.students.rounding import smallest_steps
 
-BIAS_LIMIT = 2.0**23  # biases, and accumulators of students of usual width, are then exact in float32
 FLOAT32_EXACT = 2.0**24
 # finite but absurd observations, such as 3e38, saturate in training as they do on the grid
 MAX_STEPS = 2.0**15
 MAX_NORMALIZED = 1e4
+MAX_FLOAT32 = th.finfo(th.float32).max
 
 
 def requantization_multiplier(unit: th.Tensor, output_scale: th.Tensor) -> th.Tensor:
@@ -110,10 +111,14 @@ class VectorGrid(nn.Module):
     def scale(self) -> th.Tensor:
         return self.quantizer.scale()
 
-    def affine(self) -> tuple[th.Tensor, th.Tensor]:
-        """The multiplier m and the offset a in float32, each rounded once from float64, and finite: inf - inf would be NaN."""
-        step, largest = self.std * self.scale().detach().double(), th.finfo(th.float32).max
-        return (1 / step).float(), (-self.mean / step).clamp(-largest, largest).float()
+    def affine(self, scale: th.Tensor | None = None) -> tuple[th.Tensor, th.Tensor]:
+        """
+        The multiplier m and the offset a in float32, each rounded once from float64, and finite: inf - inf would be NaN.
+
+        :param scale: the step, where it is known already
+        """
+        step = self.std * (self.scale() if scale is None else scale).detach()  # float64
+        return step.reciprocal().float(), (self.mean / step).neg_().clamp_(-MAX_FLOAT32, MAX_FLOAT32).float()
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
@@ -122,26 +127,64 @@ class VectorGrid(nn.Module):
         :param x: raw observations in float32, less the origin where there is one, shape (batch_size, n_features)
         :return: normalized observations on the grid, same shape
         """
-        if self.is_float or not self.quantizer.ready:
-            normalized = ((x - self.mean) / self.std).clamp(-MAX_NORMALIZED, MAX_NORMALIZED).float()
-            self.quantizer.calibrate_once(normalized.clamp(-self.largest, self.largest))
-            if self.is_float:
-                return normalized
-        with th.no_grad():
-            m, a = self.affine()
-            scaled = x * m  # two roundings: a fused multiplication and addition has other bits
-            t = (scaled + a).clamp(-MAX_STEPS, MAX_STEPS)  # a share of it is not rounded: a huge number would become NaN
-            rounded = t.round()
-            q = rounded.clamp(self.quantizer.low, self.quantizer.high)
+        if self.is_float:
+            return self._normalized(x)
+        return Chain([], self)(x) if self.training else self.exact(x)
+
+    def _normalized(self, x: th.Tensor) -> th.Tensor:
+        return ((x - self.mean) / self.std).clamp(-MAX_NORMALIZED, MAX_NORMALIZED).float()
+
+    @th.no_grad()
+    def exact(self, x: th.Tensor) -> th.Tensor:
+        """
+        The forward of evaluation mode.
+
+        :param x: as for :meth:`forward`
+        """
+        if not self.quantizer.ready:
+            self.quantizer.calibrate(self._normalized(x).clamp(-self.largest, self.largest))
         scale = self.scale()
-        if not self.training:
-            return q * scale
-        # value q s, gradient q - t inside the range and q outside (LSQ); the observation needs no gradient
-        quantized = q * scale + (scale.detach() - scale) * th.where(q == rounded, t, 0.0)
-        float_share = self.quantizer.precision.get(FLOAT_BITS, 0.0)
-        if float_share == 0.0:
-            return quantized
-        return float_share * (t * scale.detach()) + (1 - float_share) * quantized
+        _, rounded = self._rounded(x, scale)
+        return rounded.clamp_(self.quantizer.low, self.quantizer.high) * scale
+
+    def _rounded(self, x: th.Tensor, scale: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """``x m + a`` before and after it is rounded."""
+        m, a = self.affine(scale)
+        scaled = x * m  # two roundings: a fused multiplication and addition has other bits
+        t = (scaled + a).clamp_(-MAX_STEPS, MAX_STEPS)  # a share of it is not rounded: a huge number would become NaN
+        return t, t.round()
+
+    def train_step(self, x: th.Tensor, scale: th.Tensor, float_share: float) -> tuple[th.Tensor, list[th.Tensor]]:
+        """
+        The training forward, with a share of the observation that is not rounded.
+
+        :param x: as for :meth:`forward`
+        :param scale: the step
+        :param float_share: the share
+        :return: the observation on its grid, and what :meth:`train_gradients` needs
+        """
+        t, rounded = self._rounded(x, scale)
+        if float_share == 1.0:
+            return t * scale, []
+        q = rounded.clamp(self.quantizer.low, self.quantizer.high)
+        y = q * scale
+        if float_share:
+            y = (t * scale).mul_(float_share).add_(y.mul_(1 - float_share))
+        return y, [q, t.masked_fill_(q != rounded, 0.0)]
+
+    def train_gradients(self, grad: th.Tensor, saved: list[th.Tensor], float_share: float) -> th.Tensor:
+        """
+        The gradient of the step: q - t inside the range and q outside (LSQ). The observation needs none.
+
+        :param grad: gradient of the result
+        :param saved: from :meth:`train_step`
+        :param float_share: as for :meth:`train_step`
+        """
+        if not saved:
+            return grad.new_zeros(1)
+        q, inside = saved
+        grad = grad * (1 - float_share) if float_share else grad
+        return (grad * q).sum_to_size(1) - (grad * inside).sum_to_size(1)
 
 
 class QuantLayer(nn.Module):
@@ -163,23 +206,27 @@ class QuantLayer(nn.Module):
     ) -> None:
         self.input_grid, self.output_grid = input_grid, output_grid
         self.weight_quantizer = Quantizer(weight_bits, signed=True, n_channels=len(self.weight) if per_channel else 0)
+        self.is_float = self.weight_quantizer.is_float or bool(input_grid.is_float)
+        self.takes_pixels = isinstance(input_grid, PixelGrid)
 
     def _apply_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
         raise NotImplementedError
 
     @property
-    def is_float(self) -> bool:
-        return self.weight_quantizer.is_float or bool(self.input_grid.is_float)
+    def input_quantizer(self) -> Quantizer | None:
+        """The quantizer of the input grid; pixels have none."""
+        if isinstance(self.input_grid, VectorGrid):
+            return self.input_grid.quantizer
+        return self.input_grid if isinstance(self.input_grid, Quantizer) else None
 
-    def _float_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
-        """The layer in float, on real numbers or on pixels."""
-        if isinstance(self.input_grid, PixelGrid):
-            weight = weight * self.input_grid.carried
-            bias = bias - self.input_grid.centre * weight.flatten(1).sum(1)
-        return self._apply_layer(x, weight, bias)
+    def _for_pixels(self, weight: th.Tensor, bias: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Weight and bias for pixels as they are, from those for real numbers."""
+        pixels: Any = self.input_grid
+        weight = weight * pixels.carried
+        return weight, bias - pixels.centre * weight.flatten(1).sum(1)
 
     def _input_integers(self, x: th.Tensor, input_scale: th.Tensor) -> th.Tensor:
-        return x if isinstance(self.input_grid, PixelGrid) else (x / input_scale).round()
+        return x if self.takes_pixels else (x / input_scale).round()
 
     def weight_scale(self, input_scale: th.Tensor) -> th.Tensor:
         """
@@ -189,10 +236,8 @@ class QuantLayer(nn.Module):
         :return: shape (n_out,) or (1,)
         """
         self.weight_quantizer.calibrate_once(self.weight)
-        smallest = self.bias.detach().abs() / (input_scale.detach() * BIAS_LIMIT)
-        if not self.weight_quantizer.n_channels:
-            smallest = smallest.amax(0, keepdim=True)
         scale = self.weight_quantizer.scale()
+        (smallest,) = smallest_steps([self.bias.detach()], [input_scale.detach()], [len(scale)])
         return th.where(scale > smallest, scale, smallest)
 
     def _per_weight(self, scale: th.Tensor) -> th.Tensor:
@@ -203,8 +248,9 @@ class QuantLayer(nn.Module):
         weight = self.weight_quantizer.quantize(self.weight, self._per_weight(weight_scale))
         # + 0: a bias of -0 could give a logit of -0, which integers do not have
         bias = (self.bias.double() / (input_scale.double() * weight_scale.double())).round() + 0.0
-        if isinstance(self.input_grid, PixelGrid):
-            bias = bias - self.input_grid.centre.double() * weight.double().flatten(1).sum(1)
+        if self.takes_pixels:
+            pixels: Any = self.input_grid
+            bias = bias - pixels.centre.double() * weight.double().flatten(1).sum(1)
         return weight, bias
 
     def _accumulator_unit(self, input_scale: th.Tensor, weight_scale: th.Tensor) -> th.Tensor:
@@ -217,23 +263,67 @@ class QuantLayer(nn.Module):
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         if self.is_float:
-            return self._output(self._float_layer(x, self.weight, self.bias))
-        return self._train_forward(x) if self.training else self._exact_forward(x)
+            weight, bias = self._for_pixels(self.weight, self.bias) if self.takes_pixels else (self.weight, self.bias)
+            return self._output(self._apply_layer(x, weight, bias))
+        return Chain([self])(x) if self.training else self.exact(x)
 
-    def _train_forward(self, x: th.Tensor) -> th.Tensor:
-        if self.weight_quantizer.trains_in_float:
-            self.weight_quantizer.calibrate_once(self.weight)
-            return self._output(self._float_layer(x, self.weight, self.bias))
-        with th.no_grad():  # the step gets its gradient where the grid is applied
-            input_scale = self.input_grid.scale()  # type: ignore[operator]
-        weight_scale = self.weight_scale(input_scale)
-        weight = self.weight_quantizer.mix(self.weight, self._per_weight(weight_scale))
-        with th.no_grad():
-            grid = input_scale * weight_scale
-            rounding = (self.bias / grid).round() * grid - self.bias
-            if (float_share := self.weight_quantizer.precision.get(FLOAT_BITS, 0.0)) > 0.0:
-                rounding = (1 - float_share) * rounding
-        return self._output(self._float_layer(x, weight, self.bias + rounding))
+    def shaped(self, x: th.Tensor) -> th.Tensor:
+        """
+        The output of the layer before as this layer takes it.
+
+        :param x: shape (batch_size, ...)
+        """
+        return x
+
+    def train_step(
+        self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor, step: th.Tensor | None, mixture: Mixture | None
+    ) -> tuple[th.Tensor, list[th.Tensor]]:
+        """
+        The training forward, see :class:`~sb3_qpd.students.chain.Chain`.
+
+        :param x: the input
+        :param weight: weight at the precision of the transition
+        :param bias: bias at the precision of the transition
+        :param step: step of the output grid; ``None`` where the output is not rounded
+        :param mixture: mixture of the output grid; ``None`` for a head
+        :return: the output, and what :meth:`train_gradients` needs
+        """
+        if self.takes_pixels:
+            weight, bias = self._for_pixels(weight, bias)
+        y = self._apply_layer(x, weight, bias)
+        if mixture is None:
+            return self._output(y), [x, weight]
+        y, saved = mix(y, step, mixture, rectify=True)
+        return y, [x, weight, *saved]
+
+    def train_gradients(
+        self, grad: th.Tensor, saved: list[th.Tensor], mixture: Mixture | None, needs_input: bool
+    ) -> tuple[th.Tensor | None, th.Tensor, th.Tensor, th.Tensor | None]:
+        """
+        Gradients of the input (``None`` where it is not needed), weight, bias and step of the output grid.
+
+        :param grad: gradient of the output
+        :param saved: from :meth:`train_step`
+        :param mixture: as for :meth:`train_step`
+        :param needs_input: whether the gradient of the input is needed
+        """
+        x, weight, *of_mixture = saved
+        of_step = None
+        if mixture is None:
+            grad = self._output(grad)  # a multiplication by constants, or nothing
+        else:
+            grad, of_step = mix_gradients(grad, of_mixture, th.Size([1]), mixture, rectify=True)
+        of_x, of_weight, of_bias = self._layer_gradients(grad, x, weight, needs_input)
+        if self.takes_pixels:
+            pixels: Any = self.input_grid
+            of_weight = (of_weight + self._per_weight(-of_bias * pixels.centre)) * pixels.carried
+        return of_x, of_weight, of_bias, of_step
+
+    def _layer_gradients(
+        self, grad: th.Tensor, x: th.Tensor, weight: th.Tensor, needs_input: bool
+    ) -> tuple[th.Tensor | None, th.Tensor, th.Tensor]:
+        """Gradients of the input, weight and bias of :meth:`_apply_layer`."""
+        raise NotImplementedError
 
     @th.no_grad()
     def accumulators(self, x: th.Tensor) -> th.Tensor:
@@ -266,7 +356,12 @@ class QuantLayer(nn.Module):
         return (acc * self._per_channel(input_scale * weight_scale, acc)).relu()
 
     @th.no_grad()
-    def _exact_forward(self, x: th.Tensor) -> th.Tensor:
+    def exact(self, x: th.Tensor) -> th.Tensor:
+        """
+        The forward of evaluation mode.
+
+        :param x: the input
+        """
         input_scale = self.input_grid.scale()  # type: ignore[operator]
         weight_scale = self.weight_scale(input_scale)
         acc = self._accumulate(x, input_scale, weight_scale).float()
@@ -329,6 +424,14 @@ class QuantLinear(QuantLayer, nn.Linear):
     def _apply_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
         return F.linear(x, weight, bias)
 
+    def shaped(self, x: th.Tensor) -> th.Tensor:
+        return x if x.dim() == 2 else x.flatten(1)
+
+    def _layer_gradients(
+        self, grad: th.Tensor, x: th.Tensor, weight: th.Tensor, needs_input: bool
+    ) -> tuple[th.Tensor | None, th.Tensor, th.Tensor]:
+        return (grad @ weight if needs_input else None), grad.t() @ x, grad.sum(0)
+
 
 class QuantMeanHead(QuantLinear):
     """
@@ -390,6 +493,15 @@ class QuantConv2d(QuantLayer, nn.Conv2d):
     def _apply_layer(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
         return F.conv2d(x, weight, bias, self.stride)
 
+    def _layer_gradients(
+        self, grad: th.Tensor, x: th.Tensor, weight: th.Tensor, needs_input: bool
+    ) -> tuple[th.Tensor | None, th.Tensor, th.Tensor]:
+        sizes, needed = [self.out_channels], [needs_input, True, True]
+        no_padding, dilation, stride = [0, 0], [1, 1], list(self.stride)
+        return th.ops.aten.convolution_backward(
+            grad, x, weight, sizes, stride, no_padding, dilation, False, no_padding, 1, needed
+        )
+
 
 class ValueHead(nn.Linear):
     """
@@ -407,4 +519,25 @@ class ValueHead(nn.Linear):
         self.register_buffer("std", th.ones(()))
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return super().forward(x) * self.std + self.mean
+        return self.train_step(x, self.weight, self.bias)
+
+    def train_step(self, x: th.Tensor, weight: th.Tensor, bias: th.Tensor) -> th.Tensor:
+        """
+        The output, see :class:`~sb3_qpd.students.chain.Chain`.
+
+        :param x: the features
+        :param weight: its weight
+        :param bias: its bias
+        """
+        return F.linear(x, weight, bias) * self.std + self.mean
+
+    def train_gradients(self, grad: th.Tensor, x: th.Tensor, weight: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        Gradients of the features, the weight and the bias.
+
+        :param grad: gradient of the output
+        :param x: the features
+        :param weight: its weight
+        """
+        grad = grad * self.std
+        return grad @ weight, grad.t() @ x, grad.sum(0)

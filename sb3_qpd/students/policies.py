@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,11 +21,13 @@ from sb3_qpd.integer import IntegerModel, group_parts
 from sb3_qpd.observations import check_finite
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
+from sb3_qpd.students.chain import Chain
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
 from sb3_qpd.students.optimizer import MuonAdam, muon_groups
 from sb3_qpd.students.quantizers import Quantizer, shared_scales
 from sb3_qpd.students.transitions import Transition
+from sb3_qpd.students.watch import Watch
 
 
 class QuantActorCriticPolicy(ActorCriticPolicy):
@@ -75,6 +79,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self.head, groups = action_head(action_space), group_parts(observation_parts(observation_space, normalized_image))
         self.normalized_image, self.uses_masks, self.metadata = normalized_image, uses_masks, {}
         images = [part.shape for group in groups for part in group if part.is_image]
+        self._kept: tuple[Watch, IntegerModel | None] | None = None
         self.arch = make_arch(student_arch, weight_bits, activation_bits, images)
         self._action_bounds = float32_bounds(action_space) if isinstance(action_space, spaces.Box) else None
         super().__init__(
@@ -270,9 +275,21 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param observations: raw observations, shape (batch_size, *observation_shape)
         :return: shapes (batch_size, n_actions or action_dim) and (batch_size,)
         """
-        with shared_scales(self.quantizers()):
+        if self.training and not self.action_net.is_float and len(self.features_extractor.trunks) == 1:
+            # SB3 gives an extractor what its own preprocessing makes of the observations
+            actor, value = self.extract_features(observations, self._train_step)  # type: ignore[arg-type]
+            return actor, value.flatten()
+        with shared_scales([] if self.training else self.quantizers()):
             features = self.extract_features(observations)
             return self.action_net(features), self.value_net(features).flatten()
+
+    def _train_step(self, observations: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
+        """Outputs of both heads in training mode, one function for all layers."""
+        return self._chain(self.features_extractor.trunks[0].input(observations))
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return self.features_extractor.trunks[0].make_chain(self.action_net, self.value_net)
 
     def predict(
         self,
@@ -293,6 +310,12 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :return: actions, and ``state``
         :raises ValueError: the observation holds NaN, infinity or a number beyond float32
         """
+        if (model := self._integer_model()) is not None:
+            with suppress(ValueError):  # an input that it refuses: SB3 takes it another way, or says what is wrong
+                actions = self._predict_in_integers(model, observation, deterministic, action_masks)
+                if self.training:  # a walk through all modules
+                    self.set_training_mode(False)
+                return actions, state
         self._check_finite(observation)
         if action_masks is None:
             actions, state = super().predict(observation, state, episode_start, deterministic)
@@ -314,6 +337,33 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
                 if key in observation:
                     check_finite(observation[key], len(one.shape or ()), key)
 
+    def _integer_model(self) -> IntegerModel | None:
+        """
+        Evaluation mode in numpy, which takes a fraction of torch's time for one observation. It is made when a parameter has
+        changed. ``None``: torch has to do it, because the student is float, uncalibrated, diverged or on a GPU.
+        """
+        if self.action_net.is_float or not self.action_net.weight.is_cpu:
+            return None
+        if self._kept is None or not self._kept[0].is_unchanged():
+            watch = Watch(self.features_extractor, self.action_net)
+            is_usable = all(one.ready for one in self.quantizers()) and self._is_finite()
+            self._kept = watch, self.to_integer() if is_usable else None
+        return self._kept[1]
+
+    def _predict_in_integers(
+        self, model: IntegerModel, observation: Any, deterministic: bool, action_masks: np.ndarray | None
+    ) -> np.ndarray:
+        if deterministic:
+            return model.predict(observation, deterministic=True, action_masks=action_masks)[0]
+        accumulators, part = model.accumulators(observation), model.parts[0]
+        outputs = th.from_numpy(accumulators.astype(np.float32) * model.layers[-1].multiplier)
+        with th.no_grad():
+            actions = self._sample(outputs, action_masks).numpy().reshape(-1, *self.head.shape)
+        if self._action_bounds is not None:
+            actions = np.clip(actions, *self._action_bounds)
+        first = observation if part.key is None else observation[part.key]
+        return actions if np.ndim(first) > len(part.shape) else actions.squeeze(axis=0)
+
     def _predict(
         self, observation: PyTorchObs, deterministic: bool = False, action_masks: np.ndarray | None = None
     ) -> th.Tensor:
@@ -321,14 +371,47 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         if action_masks is None and (head.is_box or not deterministic):
             return super()._predict(observation, deterministic)
         features: Any = self.extract_features(observation)
-        masks = None if action_masks is None else head.check_masks(action_masks, len(features), features.device)
-        if masks is not None and not all(bool(one.any(1).all()) for one in head.split(masks)):
-            raise ValueError("action_masks allow no action at all for an observation")
+        if not deterministic:
+            return self._sample(self.action_net(features), action_masks)
         # argmax of the integers, or of the logits: rounding or a softmax could make two of them equal
-        exact = deterministic and not (self.training or self.action_net.is_float)
+        exact = not (self.training or self.action_net.is_float)
         outputs = self.action_net.accumulators(features) if exact else self.action_net(features)
-        logits = masked(head.logits(outputs), masks, value=-th.inf)
-        return head.best(logits) if deterministic else head.sample(logits)
+        return head.best(masked(head.logits(outputs), self._masks(action_masks, outputs), value=-th.inf))
+
+    def _sample(self, outputs: th.Tensor, action_masks: np.ndarray | None) -> th.Tensor:
+        """
+        Actions drawn from the distribution.
+
+        Without masks they are the numbers that SB3's distributions draw. To make such a distribution takes twice the time.
+
+        :param outputs: the head's, shape (batch_size, n_actions or action_dim)
+        :param action_masks: as for :meth:`predict`
+        """
+        head = self.head
+        if action_masks is not None:
+            return head.sample(masked(head.logits(outputs), self._masks(action_masks, outputs), value=-th.inf))
+        if head.is_box:
+            return outputs + th.empty_like(outputs).normal_() * self.log_std.exp()
+        if head.is_binary:
+            return self.action_dist.proba_distribution(outputs).sample()
+        logits = head.split(outputs) if len(head.nvec) > 1 else (outputs,)
+        normalized = [one - one.logsumexp(1, keepdim=True) for one in logits]
+        drawn = [th.multinomial(one.softmax(1), 1, replacement=True) for one in normalized]
+        return (th.cat(drawn, dim=1) if len(drawn) > 1 else drawn[0]).reshape(len(outputs), *head.shape)
+
+    def _masks(self, action_masks: np.ndarray | None, outputs: th.Tensor) -> th.Tensor | None:
+        if action_masks is None:
+            return None
+        masks = self.head.check_masks(action_masks, len(outputs), outputs.device)
+        if not all(bool(one.any(1).all()) for one in self.head.split(masks)):
+            raise ValueError("action_masks allow no action at all for an observation")
+        return masks
+
+    def _is_finite(self) -> bool:
+        return all(bool(th.isfinite(p).all()) for p in self.parameters())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_kept": None}  # a copy or a pickle makes its own
 
     @th.no_grad()
     def to_integer(self, **metadata: Any) -> IntegerModel:
@@ -341,7 +424,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         extractor = self.features_extractor
         if extractor.head_bits == FLOAT_BITS or self.arch.activation_bits == FLOAT_BITS:
             raise ValueError("A float student (32 bits) has no integer form: give weight_bits and activation_bits of 2 to 8")
-        if not all(bool(th.isfinite(p).all()) for p in self.parameters()):
+        if not self._is_finite():
             raise ValueError("The student's parameters hold NaN or infinity: its training diverged. Lower the learning rate")
         calibrated = all(bool(q.ready) for q in self.quantizers())
         layers: list[Any] = [*(layer for trunk in extractor.trunks for layer in trunk.layers), self.action_net]

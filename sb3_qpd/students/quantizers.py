@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -34,37 +34,152 @@ def integer_range(bits: int, signed: bool) -> tuple[int, int]:
 
 
 @functools.cache
-def _just_outside(low: int, high: int) -> tuple[float, float]:
-    """The float32 values just below ``low`` and just above ``high``, so that an open interval includes both."""
+def _outside(low: int, high: int, rectify: bool) -> tuple[float, float]:
+    """
+    The ends of the open interval of x / s that has a gradient.
+
+    They are the float32 values just below ``low`` and just above ``high``, so that the interval includes both, and 0 in place
+    of the first where a ReLU comes before.
+    """
     below, above = np.nextafter(np.array([low, high], np.float32), np.array([-np.inf, np.inf], np.float32))
-    return float(below), float(above)
+    return 0.0 if rectify else float(below), float(above)
 
 
-class _FakeQuantize(th.autograd.Function):
+class Part(NamedTuple):
     """
-    ``clamp(round(x / s), low, high) * s`` with LSQ's gradients, in few passes over memory, which take most of the time.
+    One bit width of a mixture.
 
-    With ``rectify`` the argument is ``relu(x)``, and the gradient ends at 0.
+    :param low: smallest integer
+    :param high: largest integer
+    :param outside: x / s at and below the first, and at and above the second, have no gradient
+    :param finer: its step, relative to the step at the target bits
+    :param share: its share of the mixture
     """
+
+    low: int
+    high: int
+    outside: tuple[float, float]
+    finer: float = 1.0
+    share: float = 1.0
+
+
+class Mixture(NamedTuple):
+    """
+    How the training forward rounds a tensor: a float share, and parts of several bit widths.
+
+    :param parts: bit widths with their shares
+    :param float_share: share that is not rounded
+    :param widths: bits of each part
+    """
+
+    parts: tuple[Part, ...]
+    float_share: float = 0.0
+    widths: tuple[int, ...] = ()
+
+
+@functools.lru_cache(maxsize=64)  # in a step of a transition many quantizers have the same mixture
+def _make_mixture(bits: int, signed: bool, precision: tuple[tuple[int, float], ...]) -> Mixture:
+    """The mixture of a quantizer of ``bits`` target bits, at a precision: pairs of bits and their shares."""
+    steps = NORMAL_STEP if signed else HALF_NORMAL_STEP
+    parts, widths, float_share = [], [], 0.0
+    for width, share in precision:
+        if width == FLOAT_BITS:
+            float_share = share
+        elif share:
+            low, high = integer_range(width, signed)
+            finer = 1.0 if width == bits else steps[width] / steps[bits]
+            parts.append(Part(low, high, _outside(low, high, not signed), finer, share))
+            widths.append(width)
+    return Mixture(tuple(parts), float_share, tuple(widths))
+
+
+def mix(x: th.Tensor, scale: th.Tensor | None, mixture: Mixture, rectify: bool) -> tuple[th.Tensor, list[th.Tensor]]:
+    """
+    The sum of ``share clamp(round(x / s), low, high) s`` over the parts of a mixture, and the share of x.
+
+    Few passes over memory take most of the time of images, and few operations that of vectors.
+
+    :param x: any shape
+    :param scale: step at the target bits, broadcastable to ``x``; ``None`` where nothing is rounded
+    :param mixture: the mixture
+    :param rectify: whether to take ``relu(x)`` instead of ``x``
+    :return: same shape as ``x``, and what :func:`mix_gradients` needs
+    """
+    total: th.Tensor | None = None
+    saved = [x] if mixture.float_share and rectify else []
+    if mixture.float_share:
+        total = x.relu() if rectify else x
+        total = total if mixture.float_share == 1.0 else total * mixture.float_share
+    for part in mixture.parts:
+        assert scale is not None
+        step = scale if part.finer == 1.0 else scale * part.finer
+        ratio = x / step
+        q = ratio.round().clamp_(part.low, part.high)
+        y = q * step if part.share == 1.0 else (q * step).mul_(part.share)
+        total = y if total is None else total.add_(y)
+        saved += [ratio, q]
+    assert total is not None  # shares add up to one
+    return total, saved
+
+
+def mix_gradients(
+    grad: th.Tensor, saved: list[th.Tensor], scale_shape: th.Size, mixture: Mixture, rectify: bool
+) -> tuple[th.Tensor, th.Tensor | None]:
+    """
+    Straight-through gradient of the tensor, and LSQ's of the step; ``None`` where nothing is rounded.
+
+    :param grad: gradient of the result
+    :param saved: from :func:`mix`
+    :param scale_shape: shape of the step
+    :param mixture: as for :func:`mix`
+    :param rectify: as for :func:`mix`
+    """
+    of_x: th.Tensor | None = None
+    of_scale: th.Tensor | None = None
+    saved = list(saved)
+    for part in reversed(mixture.parts):  # the order in which autograd would add: floats depend on it
+        q, ratio = saved.pop(), saved.pop()
+        outer = grad if part.share == 1.0 else grad * part.share
+        inside = th.ops.aten.hardtanh_backward(outer, ratio, *part.outside)  # zero outside, in one pass
+        # d(q s)/ds = q - x/s inside, the bound outside
+        slope = (outer * q).sub_(inside * ratio).sum_to_size(scale_shape)
+        slope *= lsq_damping(part.high, q.numel(), slope.numel())
+        if part.finer != 1.0:
+            slope *= part.finer
+        of_x = inside if of_x is None else of_x.add_(inside)
+        of_scale = slope if of_scale is None else of_scale.add_(slope)
+    if mixture.float_share:
+        in_float = grad if mixture.float_share == 1.0 else grad * mixture.float_share
+        in_float = th.ops.aten.threshold_backward(in_float, saved.pop(), 0) if rectify else in_float
+        of_x = in_float if of_x is None else of_x.add_(in_float)
+    assert of_x is not None
+    return of_x, of_scale
+
+
+class _Mix(th.autograd.Function):
+    """:func:`mix` and its gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: th.Tensor, scale: th.Tensor, low: int, high: int, rectify: bool) -> th.Tensor:
-        ratio = x / scale
-        q = ratio.round().clamp_(low, high)
-        ctx.save_for_backward(ratio, q)
-        below, above = _just_outside(low, high)
-        ctx.outside = (0.0 if rectify else below, above)
-        ctx.high, ctx.scale_shape = high, scale.shape
-        return q * scale
+    def forward(ctx: Any, x: th.Tensor, scale: th.Tensor, mixture: Mixture, rectify: bool) -> th.Tensor:
+        y, saved = mix(x, scale, mixture, rectify)
+        ctx.arguments = scale.shape, mixture, rectify
+        ctx.save_for_backward(*saved)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor, th.Tensor, None, None, None]:
-        ratio, q = ctx.saved_tensors
-        grad_x = th.ops.aten.hardtanh_backward(grad, ratio, *ctx.outside)  # zero outside, in one pass
-        # d(q s)/ds = q - x/s inside, the bound outside; scaled as in LSQ to the size of a weight's gradient
-        grad_scale = (grad * q).sub_(grad_x * ratio).sum_to_size(ctx.scale_shape)
-        damping = (ctx.high * max(1, q.numel() // ctx.scale_shape.numel())) ** -0.5
-        return grad_x, grad_scale * damping, None, None, None
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, th.Tensor | None, None, None]:
+        return *mix_gradients(grad, ctx.saved_tensors, *ctx.arguments), None, None
+
+
+def lsq_damping(high: int, n_values: int, n_steps: int) -> float:
+    """
+    The factor of a step's gradient in LSQ, which makes it as large as that of a weight.
+
+    :param high: largest integer
+    :param n_values: number of values that are rounded
+    :param n_steps: number of their steps
+    """
+    return (high * max(1, n_values // n_steps)) ** -0.5
 
 
 def fake_quantize(x: th.Tensor, scale: th.Tensor, low: int, high: int, rectify: bool = False) -> th.Tensor:
@@ -82,7 +197,7 @@ def fake_quantize(x: th.Tensor, scale: th.Tensor, low: int, high: int, rectify: 
     :param rectify: whether to round ``relu(x)`` instead of ``x``; ``low`` is then 0
     :return: same shape as ``x``, rounded half to even
     """
-    return _FakeQuantize.apply(x, scale, low, high, rectify)
+    return _Mix.apply(x, scale, Mixture((Part(low, high, _outside(low, high, rectify)),)), rectify)
 
 
 def mse_scale(x: th.Tensor, low: int, high: int) -> th.Tensor:
@@ -130,7 +245,7 @@ class Quantizer(nn.Module):
         self.low, self.high = integer_range(min(bits, 8), signed)
         self.log_scale = nn.Parameter(th.zeros(max(1, n_channels)))
         self.register_buffer("ready", th.tensor(False))
-        self.precision: Mapping[int, float] = {bits: 1.0}
+        self.precision = {bits: 1.0}
         self._shared_scale: th.Tensor | None = None  # the step, while shared_scales() is active
 
     def _apply(self, fn: Any, recurse: bool = True) -> Quantizer:
@@ -149,12 +264,22 @@ class Quantizer(nn.Module):
 
     def scale(self) -> th.Tensor:
         """The step at the target bits in float32, shape (n_channels,) or (1,); the same bits on every processor."""
-        return _to_scale(self.log_scale) if self._shared_scale is None else self._shared_scale
+        return to_scale(self.log_scale) if self._shared_scale is None else self._shared_scale
 
     @property
     def trains_in_float(self) -> bool:
         """Whether the transition has not begun, so that the training forward does not round."""
-        return self.precision.get(FLOAT_BITS) == 1.0
+        return self.mixture.float_share == 1.0
+
+    @property
+    def precision(self) -> Mapping[int, float]:
+        """The mixture of bit widths that the training forward has: bits and their shares, which add up to one."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: Mapping[int, float]) -> None:
+        self._precision = precision
+        self.mixture = _make_mixture(self.bits, self.signed, tuple(precision.items()))
 
     def _rows(self, x: th.Tensor) -> th.Tensor:
         if self.n_channels:
@@ -193,21 +318,9 @@ class Quantizer(nn.Module):
         :param scale: step at the target bits, broadcastable to ``x``
         :return: same shape as ``x``
         """
-        steps = NORMAL_STEP if self.signed else HALF_NORMAL_STEP
-        total: th.Tensor | None = None
-        for bits, share in self.precision.items():
-            if share == 0.0:
-                continue
-            if bits == FLOAT_BITS:
-                part = x if self.signed else x.relu()
-            else:
-                low, high = integer_range(bits, self.signed)
-                finer = scale if bits == self.bits else scale * (steps[bits] / steps[self.bits])
-                part = fake_quantize(x, finer, low, high, rectify=not self.signed)
-            part = part if share == 1.0 else part * share
-            total = part if total is None else total + part
-        assert total is not None  # shares add up to one
-        return total
+        if self.trains_in_float:
+            return x if self.signed else x.relu()
+        return _Mix.apply(x, scale, self.mixture, not self.signed)
 
     def quantize(self, x: th.Tensor, scale: th.Tensor) -> th.Tensor:
         """
@@ -224,11 +337,18 @@ class Quantizer(nn.Module):
             return x if self.signed else x.relu()
         if self._shared_scale is None and not self.ready:
             self.calibrate(x if self.signed else x.relu())
-        scale = self.scale()
-        return self.mix(x, scale) if self.training else self.quantize(x, scale) * scale
+        if not self.training:
+            scale = self.scale()
+            return self.quantize(x, scale) * scale
+        return self.mix(x, self.scale()) if not self.trains_in_float else x if self.signed else x.relu()
 
 
-def _to_scale(log_scale: th.Tensor) -> th.Tensor:
+def to_scale(log_scale: th.Tensor) -> th.Tensor:
+    """
+    Steps in float32 from their logarithms.
+
+    :param log_scale: any shape
+    """
     return log_scale.double().exp().clamp_min(MIN_SCALE).float()
 
 
@@ -241,11 +361,11 @@ def shared_scales(quantizers: Iterable[Quantizer]) -> Iterator[None]:
 
     :param quantizers: quantizers of one policy. Those that are float or not calibrated are left out
     """
-    chosen = [one for one in quantizers if not one.is_float and not (one.training and one.trains_in_float) and one.ready]
+    chosen = [one for one in quantizers if not one.is_float and one.ready]
     if not chosen:
         yield
         return
-    scales = _to_scale(th.cat([one.log_scale for one in chosen])).split([len(one.log_scale) for one in chosen])
+    scales = to_scale(th.cat([one.log_scale for one in chosen])).split([len(one.log_scale) for one in chosen])
     for quantizer, scale in zip(chosen, scales, strict=True):
         quantizer._shared_scale = scale
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import shlex
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,8 +14,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.envs.registry import raise_missing_package
+from sb3_qpd.envs.registry import raise_missing_package, without_harmless_warnings
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
 from sb3_qpd.evaluation.report import console_summary, next_step, write_report
@@ -117,11 +119,19 @@ class StudentManager(ExperimentManager):
         super().create_callbacks()
 
     def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
-        """See RL Zoo, which also looks for a ``vecnormalize.pkl`` beside the model of ``-i`` and in the current folder."""
+        """
+        See RL Zoo, which also looks for a ``vecnormalize.pkl`` beside the model of ``-i`` and in the current folder.
+
+        A student's game is played by ALE's vector environment, as by ``sb3-qpd compress``.
+        """
+        if self.is_student and self.recipe is not None and self.recipe.is_native and not self.monitor_kwargs:
+            return self._native_envs(self.recipe, *args, **kwargs)
+        spec = gym.spec(self.env_name.gym_id)
         try:
-            env = super().create_envs(*args, **kwargs)
+            with without_harmless_warnings(spec):
+                env = super().create_envs(*args, **kwargs)
         except gym.error.Error as error:
-            raise_missing_package(gym.spec(self.env_name.gym_id), error)
+            raise_missing_package(spec, error)
             raise
         if self.is_student and unwrap_vec_normalize(env) is not None:
             env.close()
@@ -132,6 +142,13 @@ class StudentManager(ExperimentManager):
                 "and would normalize the student's observations: a student takes raw ones. Move the file, or start in another "
                 "directory"
             )
+        return env
+
+    def _native_envs(self, recipe: EnvRecipe, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        recipe = recipe if eval_env else replace(recipe, env_kwargs=self.env_kwargs)
+        env = recipe.make_vec_env(n_envs, seed=self.seed, training=not eval_env)
+        if isinstance(env, AtariVecEnv) and not (eval_env or no_log):
+            env.write_results(Path(self.save_path) / "0.monitor.csv")
         return env
 
     def _try_student(self) -> None:

@@ -1,5 +1,7 @@
 """Speed must not change what is learned; nothing here looks at a clock."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch as th
@@ -43,22 +45,22 @@ def test_an_unsigned_quantizer_has_its_relu_at_every_precision(bits):
 
 def test_the_first_layer_computes_no_gradient_of_the_pixels(monkeypatch):
     """It would be the dearest of all, and the observation needs none."""
-    asked, apply = [], QuantConv2d._apply_layer
+    asked, gradients = [], QuantConv2d._layer_gradients
 
-    def look(layer: QuantConv2d, x: th.Tensor, *args: th.Tensor) -> th.Tensor:
-        asked.append(x.requires_grad)
-        return apply(layer, x, *args)
+    def look(layer: QuantConv2d, grad: th.Tensor, x: th.Tensor, weight: th.Tensor, needs_input: bool) -> Any:
+        found = gradients(layer, grad, x, weight, needs_input)
+        asked.append(found[0] is not None)
+        return found
 
-    monkeypatch.setattr(QuantConv2d, "_apply_layer", look)
+    monkeypatch.setattr(QuantConv2d, "_layer_gradients", look)
     student = QPDDistiller(untrained(make_vec_env(Quadrant, 2, seed=0), policy="CnnPolicy"), **QUICK)
     samples = DistillationSamples(
         th.randint(0, 256, (4, *student.observation_space.shape), dtype=th.uint8), TeacherOutput(th.rand(4, 4), th.rand(4))
     )
     student.policy.calibrate(samples.observations)
-    asked.clear()
     student.policy.set_training_mode(True)
     student._gradient_step(samples)
-    assert asked == [False, True, True]
+    assert asked == [True, True, False]
 
 
 def test_the_ring_is_allocated_by_learn():

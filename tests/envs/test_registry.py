@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from sb3_qpd import EnvRecipe
-from sb3_qpd.envs.registry import find_spec, running_id
+from sb3_qpd.envs.registry import find_spec, running_id, without_harmless_warnings
 from sb3_qpd.envs.wrappers import ZeroContactForces
 from sb3_qpd.envs.zoo_config import OLD_OBSERVATIONS, named_wrappers
 
@@ -88,3 +89,31 @@ def test_the_bridge_over_mujocos_joint_types_is_needed():
     pytest.importorskip("gymnasium_robotics")
     code = "import numpy, mujoco; print(mujoco.mjtJoint.mjJNT_HINGE == numpy.int32(3))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_mujoco_is_silent_about_gymnasiums_models(tmp_path, monkeypatch, capfd):
+    """MuJoCo 4 prints a line for each HalfCheetah, and writes a file into the current folder."""
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    recipe = EnvRecipe("HalfCheetah-v4")
+    recipe.make_env().close()
+    recipe.make_vec_env(2).close()
+    assert capfd.readouterr().err == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("has_own_handler", [True, False])
+def test_other_warnings_of_mujoco_are_heard(has_own_handler):
+    mujoco = pytest.importorskip("mujoco")
+    seen: list[str] = []
+    mujoco.set_mju_user_warning(seen.append if has_own_handler else None)
+    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><body><freejoint/><geom size='1'/></body></worldbody></mujoco>")
+    data = mujoco.MjData(model)
+    try:
+        with warnings.catch_warnings(record=True) as caught, without_harmless_warnings(gym.spec("HalfCheetah-v4")):
+            data.qpos[:] = float("nan")
+            mujoco.mj_step(model, data)
+        assert (mujoco.get_mju_user_warning() is not None) == has_own_handler
+    finally:
+        mujoco.set_mju_user_warning(None)
+    heard = seen if has_own_handler else [str(warning.message) for warning in caught]
+    assert len(heard) == 1 and "Nan, Inf or huge value in QPOS" in heard[0]

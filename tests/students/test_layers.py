@@ -6,7 +6,6 @@ from students import assert_same_bits
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.layers import (
-    BIAS_LIMIT,
     FLOAT32_EXACT,
     PixelGrid,
     QuantConv2d,
@@ -16,6 +15,7 @@ from sb3_qpd.students.layers import (
     VectorGrid,
 )
 from sb3_qpd.students.quantizers import Quantizer, fake_quantize
+from sb3_qpd.students.rounding import BIAS_LIMIT
 
 
 def grid(step: float, bits: int = 8) -> Quantizer:

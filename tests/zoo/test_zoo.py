@@ -27,6 +27,7 @@ from toys import assert_same_bits
 
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
 from sb3_qpd.cli import main
+from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import ATARI_WRAPPER
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.students.architectures import make_arch
@@ -548,6 +549,32 @@ def test_one_entry_serves_every_game() -> None:
     recipe = from_zoo_entry(entry, "PongNoFrameskip-v4", {})
     assert recipe is not None and recipe.is_native and recipe.frame_stack == 4
     assert [wrapper for wrapper, _ in recipe.env_wrappers] == [ATARI_WRAPPER]
+
+
+def test_a_game_runs_in_ales_vector_environment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Training, evaluation and monitor; settings that it does not have take SB3's wrappers."""
+    pong = str(Path(__file__).parents[2] / "examples" / "teachers" / "ppo" / "PongNoFrameskip-v4_1")
+    limit = {"max_num_frames_per_episode": 240}  # games of 60 steps
+    arguments = ("--env", "PongNoFrameskip-v4", "-n", "256", "--eval-freq", "128", "--eval-episodes", "1")
+    built: list[Any] = []
+    make = AtariVecEnv.__init__
+
+    def look(self: AtariVecEnv, *args: Any, **kwargs: Any) -> None:
+        built.append(kwargs)
+        make(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AtariVecEnv, "__init__", look)
+        train(tmp_path, *arguments, params={"teacher": pong, "env_kwargs": limit, "buffer_size": 256})
+        assert len(built) == 2 and all(kwargs["max_num_frames_per_episode"] == 240 for kwargs in built)
+        folder = tmp_path / "logs" / "qpd" / "PongNoFrameskip-v4_1"
+        results = load_results(str(folder))
+        assert results["l"].tolist() == [60] * 4 and (folder / "best_model.zip").is_file()
+        wrapper = [{ATARI_WRAPPER: {"screen_size": 84, "action_repeat_probability": 0.1}}]
+        with pytest.raises(SystemExit):  # the teacher was trained with other wrappers
+            train(tmp_path, *arguments, params={"teacher": pong, "env_wrapper": wrapper})
+        assert len(built) == 2
+    assert "Set env_wrapper to the teacher's" in capsys.readouterr().err
 
 
 def test_what_a_game_is_seen_through_must_be_the_teachers() -> None:
