@@ -9,7 +9,7 @@ import argparse
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 
-from sb3_qpd import QPDDistiller, evaluate
+from sb3_qpd import evaluate, load_student
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("student", help="zip of a student, such as student.zip or best_model.zip")
@@ -19,7 +19,7 @@ parser.add_argument("--episodes", type=int, default=100)
 parser.add_argument("--out", default="finetuned")
 args = parser.parse_args()
 
-student = QPDDistiller.load(args.student, device="cpu")
+student = load_student(args.student, device="cpu")
 ppo = PPO(
     type(student.policy),
     make_vec_env(args.env, 16, seed=0),

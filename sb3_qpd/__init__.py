@@ -5,10 +5,10 @@ The public names are loaded at their first use (PEP 562): ``import sb3_qpd`` is 
 ``from sb3_qpd.integer import IntegerModel`` needs only numpy.
 """
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sb3_qpd.checks import did_you_mean
 from sb3_qpd.version import __version__
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.publishing.push import push_to_hub
     from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch
+    from sb3_qpd.students.optimizer import MuonAdam
     from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
     from sb3_qpd.students.transitions import TRANSITIONS
     from sb3_qpd.teachers.files.archive import TeacherError
@@ -40,6 +41,7 @@ __all__ = [
     "EnvRecipe",
     "Evaluation",
     "IntegerModel",
+    "MuonAdam",
     "ObsNormalization",
     "QPDDistiller",
     "QuantActorCriticCnnPolicy",
@@ -81,6 +83,7 @@ _MODULE_OF = {
     "push_to_hub": "publishing.push",
     "STUDENT_ARCHS": "students.architectures",
     "StudentArch": "students.architectures",
+    "MuonAdam": "students.optimizer",
     "QuantActorCriticCnnPolicy": "students.policies",
     "QuantActorCriticPolicy": "students.policies",
     "QuantMultiInputActorCriticPolicy": "students.policies",
@@ -96,9 +99,7 @@ _MODULE_OF = {
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
-        near = get_close_matches(name, _MODULE_OF, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, _MODULE_OF)}")
     value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value  # the next access does not call this function
     return value

@@ -1,57 +1,62 @@
 """
 The student as integers: packed weights, int32 accumulators, a numpy interpreter, and a file without pickle.
 
-This module needs numpy and the standard library only. Copied to a device together with an ``.npz`` it is a complete
-installation: ``IntegerModel.load("student.npz").predict(observation)``. Devices have older software than the computers that
-train: the module runs under Python 3.8 and numpy 1.17.
+This module and :mod:`~sb3_qpd.integer_file` need numpy and the standard library only. The target ``numpy`` writes both into
+one ``policy.py``, which is a complete installation together with an ``.npz``:
+``IntegerModel.load("student.npz").predict(observation)``. Devices have older software than the computers that train: both
+modules run under Python 3.8 and numpy 1.17.
 """
 
 from __future__ import annotations  # Python 3.8 or newer is needed
 
-import io
-import json
+import importlib
 import math
 import os
+import re
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
+from sb3_qpd.integer_file import (
+    FLOAT_FIELDS,
+    FORMAT_VERSION,
+    OPTIONAL_FIELDS,
+    REQUANTIZATIONS,
+    StudentError,
+    check_header,
+    pack,
+    packed_bytes,
+    read_npz,
+    unpack,
+    write_npz,
+)
+
 if sys.version_info < (3, 8):  # noqa: UP036 - a copy of this file has no package that could ask for it
     raise ImportError("This file needs Python 3.8 and numpy 1.17 or newer, this is Python {}.{}".format(*sys.version_info))
 
-FORMAT_VERSION = 2  # 1: one vector or uint8 image, one Box or Discrete action; such a model is still written as 1
-REQUANTIZATIONS = ("float32", "fixed")
-MAX_BYTES = 64 * 2**20  # of a file's arrays together: unpacked they are several times as large
+__all__ = [
+    "FORMAT_VERSION",
+    "REQUANTIZATIONS",
+    "IntegerLayer",
+    "IntegerModel",
+    "ObservationPart",
+    "StudentError",
+    "fixed_point",
+    "group_parts",
+    "pack",
+    "unpack",
+    "weight_shift",
+]
+
 _PIECE = 256  # observations that go through the network at once
+_HUB_NAME = re.compile(r"hub:.+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.npz)(?<!\.zip)(@.+)?")
 _UNFOLDED = 2**20  # numbers of an unfolded convolution's input: what stays in a processor's cache
 # exp(-d) for the sampler: d in units of 1/256 nat, the high part in steps of a quarter nat (24 bits: the tail counts too)
 EXP_HIGH = np.array([round(2**24 * math.exp(-i / 4)) for i in range(64)], dtype=np.uint64)
 EXP_LOW = np.array([round(65535 * math.exp(-i / 256)) for i in range(64)], dtype=np.uint64)
-
-
-def pack(weight: np.ndarray, bits: int) -> np.ndarray:
-    """
-    Integers as a little-endian bit stream of ``bits`` bits each, offset by 2^(bits - 1).
-
-    :param weight: signed integers, any shape
-    :param bits: 2 to 8
-    :return: uint8, shape (ceil(size * bits / 8),)
-    """
-    unsigned = (weight.reshape(-1).astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    planes = np.unpackbits(unsigned[:, None], axis=1, bitorder="little")[:, :bits]
-    return np.packbits(planes.reshape(-1), bitorder="little")
-
-
-def unpack(packed: np.ndarray, bits: int, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of :func:`pack`: int8 of the given shape."""
-    size = math.prod(shape)
-    planes = np.unpackbits(packed, count=size * bits, bitorder="little").reshape(size, bits)
-    unsigned = np.packbits(planes, axis=1, bitorder="little")[:, 0].astype(np.int16)
-    return (unsigned - 2 ** (bits - 1)).astype(np.int8).reshape(shape)
 
 
 def fixed_point(multiplier: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -118,6 +123,10 @@ class IntegerLayer:
         types = [str(array.dtype) for array in (self.weight, self.bias, self.multiplier)]
         if types != ["int8", "int32", "float32"]:
             raise ValueError(f"Weight, bias and multiplier must be int8, int32 and float32, got {', '.join(types)}")
+        n_out = len(self.weight)
+        if self.weight.size == 0 or self.bias.shape != (n_out,) or self.multiplier.shape not in ((n_out,), (1,)):
+            shapes = f"{self.weight.shape}, {self.bias.shape} and {self.multiplier.shape}"
+            raise ValueError(f"Weight, bias and multiplier must have as many channels, got the shapes {shapes}")
         end = 2 ** (self.weight_bits - 1)
         if self.weight.min() < -end or self.weight.max() >= end:
             got = f"{self.weight.min()} to {self.weight.max()}"
@@ -136,7 +145,7 @@ class IntegerLayer:
     @property
     def nbytes(self) -> int:
         """Bytes of packed weights, int32 biases and float32 multipliers."""
-        return math.ceil(self.weight.size * self.weight_bits / 8) + 4 * self.bias.size + 4 * self.multiplier.size
+        return packed_bytes(self.weight.size, self.weight_bits) + 4 * self.bias.size + 4 * self.multiplier.size
 
     def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the output for one input of ``shape``."""
@@ -219,8 +228,8 @@ class ObservationPart:
     def n_features(self) -> int:
         return sum(self.nvec) if self.kind == "one_hot" else math.prod(self.shape)
 
-    def batch(self, observation: Any) -> tuple[np.ndarray, bool]:
-        """Check one observation or a batch, add the batch axis, put channels first."""
+    def batch(self, observation: Any, origin: np.ndarray | None = None) -> tuple[np.ndarray, bool]:
+        """Check one observation or a batch, add the batch axis, put channels first. For ``origin`` see :func:`to_float32`."""
         array, shape = np.asarray(observation), self.shape
         self._check_dtype(array.dtype)
         accepted = [shape, (*shape[1:], shape[0])] if self.kind == "image" else [shape]
@@ -230,7 +239,7 @@ class ObservationPart:
                     array = array if is_batch else array[None]
                     if given != shape:
                         array = np.moveaxis(array, -1, 1)
-                    self._check_values(array)
+                    self._check_values(array, origin)
                     return array, is_batch
         batched = ", ".join(["batch_size", *map(str, shape)])
         raise ValueError(f"Expected {self._what} of shape {shape} or ({batched}), got {array.shape}")
@@ -248,22 +257,41 @@ class ObservationPart:
             if dtype != np.bool_ or self.kind != "vector":
                 raise ValueError(f"Expected an observation of real numbers, got dtype {dtype}")
 
-    def _check_values(self, batch: np.ndarray) -> None:
+    def _check_values(self, batch: np.ndarray, origin: np.ndarray | None) -> None:
         if self.kind == "one_hot":
             if not ((batch >= 0) & (batch < np.array(self.nvec).reshape(self.shape))).all():
                 largest = ", ".join(str(n - 1) for n in self.nvec)
                 raise ValueError(f"Expected {self._what} of 0 to {largest}, got {batch}")
-        elif self.kind != "image" and not np.isfinite(batch.astype(np.float32)).all():
-            raise ValueError("The observation holds NaN, infinity or a number beyond float32: not a valid input")
+        elif self.kind != "image":
+            is_finite = np.isfinite(to_float32(batch, origin))
+            if not is_finite.all():
+                place = tuple(np.argwhere(~is_finite)[0])
+                feature = ", ".join(map(str, place[1:])) + ("" if self.key is None else f" of {self.key!r}")
+                raise ValueError(
+                    f"The observation holds {batch[place]} in feature {feature}: expected finite numbers of float32"
+                )
 
-    def features(self, batch: np.ndarray) -> np.ndarray:
-        """float32, shape (batch_size, n_features); images keep their shape."""
+    def features(self, batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
+        """float32, shape (batch_size, n_features); images keep their shape. For ``origin`` see :func:`to_float32`."""
         if self.is_image:
             return batch.astype(np.float32)
         x = batch.reshape(len(batch), math.prod(self.shape))
         if self.kind == "one_hot":
             x = np.concatenate([np.arange(n) == x[:, i : i + 1] for i, n in enumerate(self.nvec)], axis=1)
-        return x.astype(np.float32)
+        return to_float32(x, origin)
+
+
+def to_float32(batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
+    """
+    Observations in float32. Where they have an origin, it is taken off in float64 first.
+
+    :param batch: raw observations, shape (batch_size, *shape)
+    :param origin: float64, of as many numbers as an observation has; ``None`` takes nothing off
+    """
+    with np.errstate(over="ignore"):  # the caller looks for infinity
+        if origin is None:
+            return batch.astype(np.float32)
+        return (batch.astype(np.float64) - origin.reshape(batch.shape[1:])).astype(np.float32)
 
 
 def group_parts(parts: tuple[ObservationPart, ...]) -> list[tuple[ObservationPart, ...]]:
@@ -297,6 +325,9 @@ class IntegerModel:
     :param action_nvec: categories of each dimension of a MultiDiscrete or MultiBinary action, by default one of all outputs.
         With one output for each dimension (MultiBinary) that is the logit of 1, the logit of 0 being 0
     :param uses_masks: the student was taught with action masks and should be given them
+    :param input_origin: float64, as many numbers as ``input_multiplier`` has: offsets of vectors that float32 cannot carry,
+        zero for all other features. They are taken off in float64, and x of the above is the rest in float32. ``None``: no
+        feature has one
     """
 
     layers: list[IntegerLayer]
@@ -313,6 +344,7 @@ class IntegerModel:
     branches: tuple[int, ...] = ()
     action_nvec: tuple[int, ...] = ()
     uses_masks: bool = False
+    input_origin: np.ndarray | None = None
     takes_raw_observations: ClassVar[bool] = True
 
     def __repr__(self) -> str:
@@ -330,30 +362,75 @@ class IntegerModel:
         self.parts = tuple(self.parts) or (self._default_part(),)
         self.branches = tuple(int(n) for n in self.branches) or (len(self.layers) - 1,)
         self.action_nvec = () if self.is_box else tuple(int(n) for n in self.action_nvec) or (len(self.layers[-1].bias),)
-        self._check_form()
+        check_header(self._header(), self._sizes())
         self._check_numbers()
-        if self.requantization not in REQUANTIZATIONS:
-            raise ValueError(f"requantization must be one of {REQUANTIZATIONS}, got '{self.requantization}'")
+        self._origins = self._split_origin()
         self._rng = np.random.default_rng()
 
     def _default_part(self) -> ObservationPart:
         return ObservationPart("image" if self.input_multiplier is None else "vector", self.observation_shape)
 
-    def _check_form(self) -> None:
-        if (len(self.branches), sum(self.branches)) != (len(self.trunks), len(self.layers) - 1):
-            raise ValueError(f"{len(self.layers) - 1} layers in trunks of {self.branches} for {len(self.trunks)} inputs")
-        n_out = self.layers[-1].bias.size
-        if not self.is_box and n_out not in (sum(self.action_nvec), self.n_bits):
-            raise ValueError(f"{n_out} outputs for an action of {self.action_nvec} categories")
+    def _header(self) -> dict[str, Any]:
+        """The model without its numbers, see :func:`~sb3_qpd.integer_file.check_header`."""
+        layers = [
+            [list(layer.weight.shape), layer.weight_bits, layer.activation_bits, layer.stride, layer.multiplier.size]
+            for layer in self.layers
+        ]
+        parts = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
+        names = ("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks")
+        return {"layers": layers, "parts": parts, **{name: getattr(self, name) for name in names}}
+
+    @property
+    def _format(self) -> int:
+        """The lowest format that holds the model."""
+        return 3 if self.input_origin is not None else 1 if self.is_plain else 2
+
+    def _sizes(self) -> dict[str, int]:
+        """Number of elements of each array in the file; of the weights their packed bytes."""
+        floats = {name: getattr(self, name) for name in OPTIONAL_FIELDS}
+        return {
+            "weights": sum(packed_bytes(layer.weight.size, layer.weight_bits) for layer in self.layers),
+            "biases": sum(layer.bias.size for layer in self.layers),
+            "multipliers": sum(layer.multiplier.size for layer in self.layers),
+            **{name: np.size(values) for name, values in floats.items() if values is not None},
+        }
 
     def _check_numbers(self) -> None:
         """The forms of a student would differ in the rounding of other types, and in what they make of infinity."""
-        for name in _FLOAT_FIELDS:
+        for name in FLOAT_FIELDS:
             values = getattr(self, name)
             if values is not None and not (np.asarray(values).dtype == np.float32 and np.isfinite(values).all()):
                 raise ValueError(f"{name} must hold finite numbers of float32, got {np.asarray(values).dtype} {values}")
         if self.is_box and not (np.asarray(self.action_low) <= np.asarray(self.action_high)).all():
             raise ValueError(f"action_low must not be above action_high, got {self.action_low} and {self.action_high}")
+        if self.action_std is not None and (self.action_std < 0).any():
+            raise ValueError(f"action_std must not be negative, got {self.action_std}")
+
+    def _split_origin(self) -> dict[str | None, np.ndarray]:
+        """The origin of each part that has one, by its key."""
+        if self.input_origin is None:
+            return {}
+        origin, found, used = np.asarray(self.input_origin), {}, 0
+        is_number = origin.dtype == np.float64 and np.isfinite(origin).all()
+        if self.input_multiplier is None or not is_number or origin.shape != np.shape(self.input_multiplier):
+            raise ValueError(f"input_origin must hold a finite float64 for each input multiplier, got {origin.dtype} {origin}")
+        for part in (part for parts in self.trunks for part in parts):
+            n = 0 if part.kind == "image" else 1 if part.is_image else part.n_features
+            if origin[used : used + n].any():
+                if part.kind != "vector":
+                    raise ValueError(f"Only vectors have an input origin, got one for a part of kind '{part.kind}'")
+                found[part.key] = origin[used : used + n]
+            used += n
+        return found
+
+    def origin_of(self, part: ObservationPart) -> np.ndarray | None:
+        """
+        The origin of a part, which is taken off in float64: a number for each feature.
+
+        :param part: one of ``parts``
+        :return: float64, shape (n_features,); ``None``: the part is rounded to float32 as it is
+        """
+        return self._origins.get(part.key)
 
     @property
     def trunks(self) -> list[tuple[ObservationPart, ...]]:
@@ -377,7 +454,7 @@ class IntegerModel:
     def is_plain(self) -> bool:
         """Whether it is a model of one vector or uint8 image and of one Box or Discrete action."""
         is_single = len(self.action_nvec) < 2 and not self.n_bits
-        return is_single and not self.uses_masks and self.parts == (self._default_part(),)
+        return is_single and not self.uses_masks and self.input_origin is None and self.parts == (self._default_part(),)
 
     @property
     def n_bits(self) -> int:
@@ -400,9 +477,9 @@ class IntegerModel:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that a device holds: packed weights, biases, multipliers, input grid, action bounds and deviation."""
-        extras = (self.input_multiplier, self.input_offset, self.action_low, self.action_high, self.action_std)
-        return sum(layer.nbytes for layer in self.layers) + sum(4 * a.size for a in extras if a is not None)
+        """Bytes that a device holds: packed weights, biases, multipliers, input grid and origin, action bounds, deviation."""
+        extras = [np.asarray(getattr(self, name)) for name in OPTIONAL_FIELDS if getattr(self, name) is not None]
+        return sum(layer.nbytes for layer in self.layers) + sum(a.nbytes for a in extras)
 
     @property
     def n_parameters(self) -> int:
@@ -450,7 +527,7 @@ class IntegerModel:
             if parts[0].kind == "image":
                 yield values[0].astype(np.float64)
                 continue
-            x = np.concatenate([part.features(value) for part, value in zip(parts, values)], axis=1)
+            x = np.concatenate([part.features(value, self.origin_of(part)) for part, value in zip(parts, values)], axis=1)
             n = 1 if parts[0].is_image else x.shape[1]
             with np.errstate(over="ignore"):  # infinity is clamped like any other large number
                 scaled = x * self.input_multiplier[used : used + n]  # type: ignore[index]
@@ -631,12 +708,12 @@ class IntegerModel:
     def _batch(self, observation: Any) -> tuple[Any, bool]:
         """Check one observation or a batch, add the batch axis, put channels first."""
         if not self.is_dict:
-            return self.parts[0].batch(observation)
+            return self.parts[0].batch(observation, self.origin_of(self.parts[0]))
         keys = [part.key for part in self.parts]
         if not isinstance(observation, Mapping) or not set(keys) <= set(observation):
             got = sorted(observation) if isinstance(observation, Mapping) else type(observation).__name__
             raise ValueError(f"Expected observations as a dict of {keys}, got {got}")
-        read = {part.key: part.batch(observation[part.key]) for part in self.parts}
+        read = {part.key: part.batch(observation[part.key], self.origin_of(part)) for part in self.parts}
         if len({(len(batch), is_batch) for batch, is_batch in read.values()}) > 1:
             shapes = {key: np.shape(observation[key]) for key in keys}
             raise ValueError(f"Expected one observation, or batches of one size, got the shapes {shapes}")
@@ -651,70 +728,48 @@ class IntegerModel:
         :param path: ``.npz`` is appended where it is missing
         """
         target = os.fspath(path)
-        target = target if target.endswith(".npz") else target + ".npz"
-        header: dict[str, Any] = {
-            "format": 1 if self.is_plain else FORMAT_VERSION,
-            "observation_shape": self.observation_shape,
-            "action_shape": self.action_shape,
-            "requantization": self.requantization,
-            "layers": [
-                [list(layer.weight.shape), layer.weight_bits, layer.activation_bits, layer.stride, layer.multiplier.size]
-                for layer in self.layers
-            ],
-            "metadata": self.metadata,
-        }
-        if not self.is_plain:
-            header["parts"] = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
-            header.update({name: getattr(self, name) for name in ("branches", "action_nvec", "uses_masks")})
-        floats = {name: getattr(self, name) for name in _FLOAT_FIELDS if getattr(self, name) is not None}
-        temporary = f"{target}.{os.getpid()}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(
-                    file,
-                    header=np.frombuffer(json.dumps(header).encode(), np.uint8),
-                    weights=np.concatenate([pack(layer.weight, layer.weight_bits) for layer in self.layers]),
-                    biases=np.concatenate([layer.bias for layer in self.layers]).astype(np.int32),
-                    multipliers=np.concatenate([layer.multiplier for layer in self.layers]).astype(np.float32),
-                    **floats,
-                )
-            os.replace(temporary, target)
-        finally:
-            if os.path.exists(temporary):
-                os.remove(temporary)
+        header = self._header()
+        check_header(header, self._sizes())  # a model may have been changed since it was built
+        later = () if self.is_plain else ("parts", "branches", "action_nvec", "uses_masks")
+        names = ("observation_shape", "action_shape", "requantization", "layers", "metadata", *later)
+        arrays = {name: getattr(self, name) for name in OPTIONAL_FIELDS if getattr(self, name) is not None}
+        write_npz(
+            target if target.endswith(".npz") else target + ".npz",
+            {"format": self._format, **{name: header[name] for name in names}},
+            {
+                "weights": np.concatenate([pack(layer.weight, layer.weight_bits) for layer in self.layers]),
+                "biases": np.concatenate([layer.bias for layer in self.layers]),
+                "multipliers": np.concatenate([layer.multiplier for layer in self.layers]),
+                **arrays,
+            },
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> IntegerModel:
         """
-        Read what :meth:`save` wrote. Nothing in the file is executed.
+        Read what :meth:`save` wrote. Nothing in the file is executed, and it may come from elsewhere.
 
-        :param path: an ``.npz``; ``.npz`` is appended where it is missing. A folder means the ``student.npz`` in it
+        :param path: an ``.npz``; ``.npz`` is appended where it is missing. A folder means the ``student.npz`` in it. Where the
+            whole package is installed: also the student's zip, its report, or its repository on the Hub
         :raises FileNotFoundError: there is no such file
-        :raises ValueError: it is not a student's
+        :raises StudentError: it is not a student's, or what it says is not a student; the message names the field
         """
+        other = _load_other(os.fspath(path), is_name=isinstance(path, str))
+        if other is not None:
+            return other
         path = _find_file(os.fspath(path))
+        header, arrays = read_npz(path)
         try:
-            arrays = _read_arrays(path)
-            header = json.loads(arrays["header"].tobytes())
-            if header["format"] in range(1, FORMAT_VERSION + 1):
-                return cls._from_file(header, arrays)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"There is no file {path}. Expected the .npz of a student: check the path") from error
-        except Exception as error:
-            beside = os.path.join(os.path.dirname(path), "student.npz")
-            hint = f". Load {beside}, which lies beside it" if not path.endswith(".npz") and os.path.isfile(beside) else ""
-            raise ValueError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}{hint}") from error
-        raise ValueError(f"This file has format {header['format']}, this version reads up to {FORMAT_VERSION}: update sb3_qpd")
+            return cls._from_file(header, arrays)
+        except ValueError as error:
+            raise StudentError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}") from error
 
     @classmethod
     def _from_file(cls, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> IntegerModel:
+        """A model from a header and arrays that fit each other."""
         layers, used, channels, units = [], 0, 0, 0
         for shape, weight_bits, activation_bits, stride, n_multipliers in header["layers"]:
-            if not (len(shape) in (2, 4) and all(0 < size < 2**31 for size in shape) and 2 <= weight_bits <= 8):
-                raise ValueError("the header describes a layer that cannot be")
-            n_bytes, n_out = math.ceil(math.prod(shape) * weight_bits / 8), shape[0]
-            if used + n_bytes > len(arrays["weights"]):  # unpacking would pad them
-                raise ValueError("the header describes more weights than there are")
+            n_bytes, n_out = packed_bytes(math.prod(shape), weight_bits), shape[0]
             layers.append(
                 IntegerLayer(
                     weight=unpack(arrays["weights"][used : used + n_bytes], weight_bits, tuple(shape)),
@@ -726,48 +781,34 @@ class IntegerModel:
                 )
             )
             used, channels, units = used + n_bytes, channels + n_out, units + n_multipliers
-        if (used, channels, units) != tuple(len(arrays[name]) for name in ("weights", "biases", "multipliers")):
-            raise ValueError("the header describes other layers than the arrays hold")
-        fields: dict[str, Any] = {name: arrays[name] for name in _FLOAT_FIELDS if name in arrays}
-        fields.update({name: header[name] for name in ("observation_shape", "action_shape", "requantization", "metadata")})
-        if header["format"] > 1:
-            fields["parts"] = [
-                ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]
-            ]
-            fields.update({name: header[name] for name in ("branches", "action_nvec", "uses_masks")})
-        return cls(layers=layers, **fields)
+        fields: dict[str, Any] = {name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays}
+        names = ("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks")
+        fields.update({name: header[name] for name in names})
+        parts = [ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]]
+        return cls(layers=layers, parts=tuple(parts), **fields)
 
 
 def _find_file(path: str) -> str:
     """The ``.npz`` that a path means, whether or not it exists."""
+    path = os.path.expanduser(path)
     if os.path.isdir(path):
         inside = os.path.join(path, "student.npz")
         return inside if os.path.isfile(inside) else path
-    return path if path.endswith(".npz") or os.path.isfile(path) else path + ".npz"
+    return path if path.endswith((".npz", ".zip")) or os.path.isfile(path) else path + ".npz"
 
 
-def _read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``; no more is unpacked than a student can have, whatever the file says of its sizes."""
-    if os.path.isdir(path):
-        raise ValueError("it is a folder without student.npz")
-    if os.path.getsize(path) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES} bytes")
-    arrays = {}
-    with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if sum(info.file_size for info in members) > MAX_BYTES:
-            raise ValueError(f"its arrays have more than {MAX_BYTES} bytes")
-        for info in members:
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
-                raise ValueError(f"{info.filename} is packed by a method that numpy does not use")
-            with archive.open(info) as member:
-                content = io.BytesIO(member.read(info.file_size + 1))
-            array = np.lib.format.read_array(content, allow_pickle=False)
-            if array.dtype.kind not in "uif":
-                raise ValueError(f"{info.filename} holds {array.dtype} instead of numbers")
-            name = info.filename
-            arrays[name[:-4] if name.endswith(".npy") else name] = array
-    return arrays
+def _load_other(source: str, is_name: bool) -> IntegerModel | None:
+    """
+    The model of a student's zip, of its report's folder, or of a name on the Hub, which the whole package opens.
 
-
-_FLOAT_FIELDS = ("input_multiplier", "input_offset", "action_low", "action_high", "action_std")
+    :return: ``None`` where the source is none of these, or where this file is installed alone
+    """
+    is_file = os.path.isfile(source) and source.endswith((".zip", "report.json", "report.md", "config.yml"))
+    on_hub = is_name and not os.path.isdir(os.path.dirname(source)) and _HUB_NAME.fullmatch(source)
+    if not is_file and not on_hub:
+        return None
+    try:
+        opening = importlib.import_module("sb3_qpd.evaluation.opening")
+    except ImportError:
+        return None
+    return opening.open_integer_model(source)

@@ -22,6 +22,33 @@ def batch_size(batch: Any) -> int:
     return len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
 
 
+def check_finite(values: Any, n_axes: int, key: str | None = None) -> None:
+    """
+    Refuse NaN, infinity, and numbers that are infinite in float32.
+
+    :param values: one observation or a batch
+    :param n_axes: number of axes of one observation
+    :param key: key of the values in a Dict observation
+    :raises ValueError: there is such a number; the message names its feature and its value
+    """
+    array = np.asarray(values)
+    if array.dtype.kind != "f":
+        return
+    if array.dtype == np.float64:
+        with np.errstate(over="ignore"):  # it is reported below
+            is_finite = np.isfinite(array.astype(np.float32))
+    else:
+        is_finite = np.isfinite(array)
+    if is_finite.all():
+        return
+    place = tuple(np.argwhere(~is_finite)[0])
+    feature = ", ".join(map(str, place[array.ndim - n_axes :])) + (f" of {key!r}" if key else "")
+    raise ValueError(
+        f"The observation holds {array[place]} in feature {feature}: expected finite numbers of float32. Clip or replace it "
+        "in the environment"
+    )
+
+
 def take_rows(batch: Any, rows: slice | int) -> Any:
     """
     Some rows of a batch, or one row.

@@ -13,6 +13,7 @@ from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_suppo
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_qpd.failures import environment_failures
 from sb3_qpd.observations import Observation, batch_size, copy_row, stack
 from sb3_qpd.spaces import action_head
 
@@ -26,6 +27,21 @@ class Player(Protocol):
     def predict(self, observation: Any, *, deterministic: bool = ...) -> tuple[np.ndarray, Any]:
         """See SB3's ``predict``."""
         ...
+
+
+def check_player(argument: str, player: Any) -> None:
+    """
+    Refuse what has no ``predict``.
+
+    :param argument: name of the argument, for the message
+    :param player: argument of the user
+    :raises TypeError: it has none
+    """
+    if not hasattr(player, "predict"):
+        raise TypeError(
+            f"{argument} must have SB3's predict (a model, a policy, a Teacher, an IntegerModel), got {player!r} "
+            f"({type(player).__name__})"
+        )
 
 
 def takes_masks(player: Any) -> bool:
@@ -57,11 +73,13 @@ def seed_if_possible(env: VecEnv, seed: int | None) -> bool:
     :param env: any vectorized environment
     :param seed: seed of its first sub-environment
     :return: whether it took the seed
+    :raises EnvironmentFailure: its ``seed`` fails for another reason than that it is missing
     """
-    try:
-        env.seed(seed)
-    except MISSING:
-        return False
+    with environment_failures(env, f"seed({seed})"):
+        try:
+            env.seed(seed)
+        except MISSING:
+            return False
     return True
 
 

@@ -117,7 +117,10 @@ class ActionHead:
         """
         if self.is_box:
             raise ValueError("action_masks are for discrete actions, these are a Box")
-        masks, expected = th.as_tensor(action_masks, dtype=th.bool, device=device), (batch_size, sum(self.nvec))
+        try:
+            masks, expected = th.as_tensor(action_masks, dtype=th.bool, device=device), (batch_size, sum(self.nvec))
+        except TypeError as error:
+            raise TypeError(f"action_masks must be an array of True and False, got {action_masks!r}") from error
         if masks.numel() != expected[0] * expected[1]:
             raise ValueError(f"Expected action_masks of shape {expected}, got {tuple(masks.shape)}")
         return masks.reshape(expected)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import stat
 from pathlib import Path
+from typing import Any
+
+from sb3_qpd.checks import check_path
+from sb3_qpd.integer_file import MAX_JSON_BYTES, StudentError, read_json
 
 INTEGER_MODEL = "student.npz"
 STUDENT_ZIP = "student.zip"
@@ -39,8 +46,57 @@ OUTPUTS = (*(name for name in FILES if name != CONFIG), FLOAT_ZIP, REPORT_TEXT)
 # Zips of a repository that are not the model that it publishes; the first is RL Zoo's.
 NO_MODELS = ("train_eval_metrics.zip", FLOAT_ZIP)
 
+# Exports and what belongs to them: forms of a student that only a device, or verify, runs
+DEVICE_FILES = tuple(name for name in FILES if name not in (INTEGER_MODEL, STUDENT_ZIP, REPORT, CONFIG))
+
 # Which file each export target writes first; the others of its files go with it.
+MAX_FILE_BYTES = 256 * 2**20  # of any file of a student
 TARGET_FILES = {"onnx": ONNX_FILE, "c": C_FILE, "tflite": TFLITE_FILE, "numpy": NUMPY_FILE}
+
+
+def find_zip(folder: Path) -> Path | None:
+    """
+    The student as an SB3 model.
+
+    :param folder: the folder that ``compress`` wrote, or a run folder of RL Zoo
+    """
+    names = (STUDENT_ZIP, re.sub(r"_\d+$", "", folder.resolve().name) + ".zip")
+    return next((folder / name for name in names if (folder / name).is_file()), None)
+
+
+def read_own_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """
+    Read an ordinary file. A link is refused: in a folder from elsewhere it may lead to any file of this machine.
+
+    :param path: path of the file
+    :param limit: largest size in bytes
+    :raises StudentError: it is a link, a device or a folder, or larger
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        if path.is_symlink():
+            raise StudentError(f"{path} is a link, and may lead out of its folder. Put the file itself there") from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise StudentError(f"{path} is no ordinary file. Expected a file that sb3-qpd wrote")
+    with open(descriptor, "rb") as file:
+        if status.st_size > limit:
+            raise StudentError(f"{path} has {status.st_size} bytes, at most {limit} are read: refused")
+        return file.read(status.st_size)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """
+    Read a ``report.json``, which may come from elsewhere.
+
+    :param path: path of the file
+    :raises StudentError: it is no JSON object, or larger or deeper than a report
+    """
+    with path.open("rb") as file:
+        return read_json(str(path), file.read(MAX_JSON_BYTES + 1))
 
 
 def folder_of(path: str | Path) -> Path:
@@ -50,7 +106,10 @@ def folder_of(path: str | Path) -> Path:
     :param path: a folder, or one of its files
     :raises FileNotFoundError: nothing exists at that path
     """
-    path = Path(path)
+    check_path("folder", path)
+    path = Path(path).expanduser()
+    if any(Path(f"{path}{suffix}").is_file() for suffix in (".zip", ".npz")) and not path.exists():
+        return path.parent  # SB3 appends the suffix too
     if not path.exists():
         raise FileNotFoundError(
             f"There is no folder or file {path}. Expected the folder that sb3-qpd compress or export wrote, or a file in it; "

@@ -204,6 +204,7 @@ def _refused_by(target: str, model: IntegerModel) -> list[str]:
         "does not support .*Dict observations": model.is_dict,
         "does not support .*images of floats": "float_image" in kinds,
         "does not support .*action masks": model.uses_masks,
+        "does not support .*in float64 with an offset": target == "tflite" and model.input_origin is not None,
     }
     if target == "c":
         reasons["A sum in layer .* could reach .*, which does not fit int32"] = _largest_sum_in_c(model) >= 2**31

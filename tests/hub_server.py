@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -48,6 +48,7 @@ class HubServer(ThreadingHTTPServer):
         self.cuts = 0  # so many answers break off half way through
         self.errors = 0  # so many requests are answered with 500
         self.creating_fails = False
+        self.hostile: Callable[[_Handler], bool] | None = None  # answers a request in place of the hub; False: it did not
 
     @property
     def url(self) -> str:
@@ -127,6 +128,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.is_failing():
+            return
+        if self.server.hostile is not None and self.server.hostile(self):
+            self.close_connection = True
             return
         path = urlsplit(self.path).path
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):

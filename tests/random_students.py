@@ -19,6 +19,7 @@ from sb3_qpd.spaces import observation_parts
 MOST_WEIGHTS, MOST_MACS = 100_000, 2_000_000  # of a student: compilers take their time over more
 FLOAT32_MAX = np.finfo(np.float32).max
 EXTREMES = np.array([0, 1e-45, 1e-38, 1e-30, 2.0**-32, 0.25, 0.5, 1, 1.5, 255.99, 256, 1e10, 1e30, 1e38, 3.4e38], np.float32)
+ORIGINS = (1e-300, 2.0**24, 2.0**53, 1e38, FLOAT32_MAX, 1e300)
 BOUNDS = ((-1, 1), (0, 1), (-2, 0), (0.5, 2), (-3, -0.25), (1, 1), (0, 0), (-1e-40, 1e-40), (-3e38, 3e38), (1e30, 2e30))
 
 
@@ -92,32 +93,58 @@ def _policy(rng: np.random.Generator) -> QuantActorCriticPolicy:
         observation_space, action_space, lambda _: 0.0, normalized_image=True, uses_masks=uses_masks, **options
     )
     trunk = policy.features_extractor.trunks[0]
+    if any(part.kind == "vector" for part in trunk.parts) and rng.random() < 0.6:
+        trunk.set_origin(np.concatenate([_origin(rng, part) for part in trunk.parts]))
     if not trunk.is_image and rng.random() < 0.5:
         n, size = sum(part.n_features for part in trunk.parts), 10.0 ** rng.integers(-30, 30)
         trunk.set_normalization(rng.normal(size=n) * size, rng.exponential(size=n) * size)
     policy.action_net.weight.mul_(100)  # SB3 starts with nearly uniform actions
     for layer in quant_layers(policy):
         layer.bias.normal_(0, 0.1)
-    policy.calibrate(policy.obs_to_tensor(_typical(observation_space, rng))[0])
+    policy.calibrate(policy.obs_to_tensor(_typical(policy, rng))[0])
     policy.set_training_mode(False)
     _treat(policy, rng)
     return policy
 
 
-def _typical(space: spaces.Space, rng: np.random.Generator, n: int = 16) -> Any:
+def _origin(rng: np.random.Generator, part: ObservationPart) -> np.ndarray:
+    """Offsets of all sizes for about half the features; none for indices, and for some vectors of a Dict."""
+    n = part.n_features
+    if part.kind != "vector" or (part.key is not None and rng.random() < 0.3):
+        return np.zeros(n)
+    sizes = np.where(rng.random(n) < 0.05, rng.choice(ORIGINS, n), 10.0 ** rng.uniform(-3, 15, n))
+    return np.where(rng.random(n) < 0.5, rng.choice([-1, 1], n) * sizes, 0.0)
+
+
+def _typical(policy: QuantActorCriticPolicy, rng: np.random.Generator, n: int = 16) -> Any:
     """Observations to calibrate with."""
+    space: Any = policy.observation_space
     space.seed(int(rng.integers(2**31)))
     drawn = [space.sample() for _ in range(n)]
-    return {key: np.stack([one[key] for one in drawn]) for key in space} if isinstance(space, spaces.Dict) else np.stack(drawn)
+    if not isinstance(space, spaces.Dict):
+        return _beyond_origin(policy, None, np.stack(drawn))
+    return {key: _beyond_origin(policy, key, np.stack([one[key] for one in drawn])) for key in space}
+
+
+def _beyond_origin(policy: QuantActorCriticPolicy, key: str | None, values: np.ndarray) -> np.ndarray:
+    """Values of a part, with its origin added."""
+    trunk, used = policy.features_extractor.trunks[0], 0
+    for part in trunk.parts if trunk.origin is not None else ():
+        if part.key == key and part.kind == "vector":
+            return values + trunk.origin.numpy()[used : used + part.n_features].reshape(part.shape)
+        used += part.n_features
+    return values
 
 
 def _observation_space(rng: np.random.Generator, in_dict: bool = False) -> spaces.Space:
-    kinds = ["vector", "vector", "vector", "image", "image", "float image", "Discrete", "MultiDiscrete", "MultiBinary", "Dict"]
-    kind = rng.choice(kinds[2:-1] if in_dict else kinds)
+    indices = ["Discrete", "MultiDiscrete", "MultiBinary"]
+    kinds = ["vector", "vector", "vector", "image", "image", "float image", *indices, "Dict", "Dict"]
+    kind = rng.choice(kinds[1:-2] if in_dict else kinds)
     if kind == "Dict":
         return spaces.Dict({key: _observation_space(rng, in_dict=True) for key in "abcd"[: rng.integers(1, 5)]})
     if kind == "vector":
-        return spaces.Box(-np.inf, np.inf, tuple(_size(rng, most) for most in ((700,), (20, 20), (6, 5, 4))[rng.integers(3)]))
+        shape = tuple(_size(rng, most) for most in ((700,), (20, 20), (6, 5, 4))[rng.integers(3)])
+        return spaces.Box(-np.inf, np.inf, shape, np.float32 if rng.random() < 0.7 else np.float64)
     if kind == "Discrete":
         return spaces.Discrete(_size(rng, 300))
     if kind == "MultiDiscrete":
@@ -212,6 +239,8 @@ def _model_by_hand(rng: np.random.Generator) -> IntegerModel:
             signs = rng.choice(np.array([-1, 1, 1], np.float32), (2, n))
             action["input_multiplier"] = signs[0] * style.numbers(rng, 10.0 ** rng.uniform(-3, 3, n))
             action["input_offset"] = signs[1] * style.numbers(rng, rng.integers(-40, 40, n) / 2)
+            if part.kind == "vector" and rng.random() < 0.3:
+                action["input_origin"] = _origin(rng, part)
         model = IntegerModel(layers, part.shape, parts=(part,), **action)
         if model.macs <= MOST_MACS:
             return model
@@ -291,6 +320,8 @@ def _observations(model: IntegerModel, rng: np.random.Generator, n: int) -> Any:
             assert model.input_multiplier is not None and model.input_offset is not None
             grid = slice(used, used + n_grid)
             values[part.key] = _floats(rng, shape, model.input_multiplier[grid], model.input_offset[grid])
+            if (origin := model.origin_of(part)) is not None:
+                values[part.key] = values[part.key] + origin.reshape(part.shape)
         used += n_grid
     return values if model.is_dict else values[None]
 

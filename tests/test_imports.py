@@ -53,5 +53,5 @@ def test_type_checkers_see_the_same_names_from_the_same_modules() -> None:
 
 
 def test_unknown_public_name() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'QPDDistiler'; did you mean 'QPDDistiller'"):
+    with pytest.raises(AttributeError, match="has no attribute 'QPDDistiler'. Did you mean 'QPDDistiller'"):
         sb3_qpd.QPDDistiler  # noqa: B018

@@ -36,7 +36,8 @@ from students import (
 
 import sb3_qpd.integer
 from sb3_qpd import AtariVecEnv
-from sb3_qpd.integer import IntegerLayer, IntegerModel, fixed_point, pack, unpack
+from sb3_qpd.export.numpy import interpreter
+from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, fixed_point, pack, unpack
 
 SOURCE = Path(sb3_qpd.integer.__file__)
 
@@ -464,9 +465,9 @@ def test_lists_will_do():
 @pytest.mark.parametrize(
     ("observation", "message"),
     [
-        (np.array([0.0, np.nan]), "NaN, infinity"),
-        (np.array([[0.0, 0.0], [np.inf, 0.0]]), "NaN, infinity"),
-        (np.array([0.0, 1e300]), "beyond float32"),
+        (np.array([0.0, np.nan]), "The observation holds nan in feature 1: expected finite numbers of float32"),
+        (np.array([[0.0, 0.0], [np.inf, 0.0]]), "The observation holds inf in feature 0"),
+        (np.array([0.0, 1e300]), "holds 1e.300 in feature 1: expected finite numbers of float32"),
         (np.zeros(3), r"shape \(2,\) or \(batch_size, 2\), got \(3,\)"),
         (np.zeros((2, 2, 2)), r"got \(2, 2, 2\)"),
         (np.float32(1), r"got \(\)"),
@@ -736,8 +737,29 @@ def test_foreign_files_are_refused(write, tmp_path):
 def test_a_file_beside_the_student_leads_to_it(tmp_path):
     make_student(VECTOR, DISCRETE, arch={"hidden": (16,)}).to_integer().save(tmp_path / "student.npz")
     _policy_zip(tmp_path / "student.zip")
-    with pytest.raises(ValueError, match=r"is not a student's .npz .* Load .*student.npz, which lies beside it"):
+    with pytest.raises(ValueError, match="student.zip holds no student of sb3_qpd"):
         IntegerModel.load(tmp_path / "student.zip")
+    (tmp_path / "student.onnx").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match=r"is not a student's .npz .* Load .*student.npz, which lies beside it"):
+        IntegerModel.load(tmp_path / "student.onnx")
+
+
+def test_a_copy_of_the_module_alone_leads_to_the_file_that_it_reads(tmp_path):
+    """The student's zip needs torch."""
+    make_student(VECTOR, DISCRETE, arch={"hidden": (16,)}).to_integer().save(tmp_path / "student.npz")
+    _policy_zip(tmp_path / "student.zip")
+    (tmp_path / "policy.py").write_bytes(interpreter())
+    code = """
+import sys
+sys.modules["sb3_qpd"] = None
+from policy import IntegerModel
+try:
+    IntegerModel.load("student.zip")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "is not a student's .npz" in done.stdout and "Load student.npz, which lies beside it" in done.stdout
 
 
 DAMAGE = {
@@ -819,10 +841,55 @@ def test_truncated_and_corrupted_files_are_refused(share, tmp_path):
         IntegerModel.load(tmp_path / "flipped.npz")
 
 
+def test_a_file_with_an_origin(tmp_path):
+    """Older versions refuse it, as they would not take the origin off. A file without one is what it was."""
+    plain, observations = discrete_model(), np.random.default_rng(0).normal(size=(100, 2))
+    origin = np.array([0.0, 5e6])
+    far, away = replace(plain, input_origin=origin), observations + origin
+    np.testing.assert_array_equal(far.logits(away), plain.logits(away - origin))
+    for model, version in ((plain, 1), (far, 3)):
+        model.save(tmp_path / f"{version}.npz")
+        loaded = IntegerModel.load(tmp_path / f"{version}.npz")
+        with np.load(tmp_path / f"{version}.npz") as file:
+            assert json.loads(file["header"].tobytes())["format"] == version
+        np.testing.assert_array_equal(loaded.logits(observations), model.logits(observations))
+    assert far.nbytes == plain.nbytes + 16
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        np.array([0, np.nan]),
+        np.array([0, np.inf]),
+        np.zeros(2, np.float32),
+        np.zeros(3),
+        np.zeros((2, 1)),
+        np.float64(0),
+        None,
+    ],
+    ids=["NaN", "infinity", "float32", "too long", "two axes", "a number", "missing"],
+)
+def test_an_origin_that_cannot_be(origin, tmp_path):
+    replace(discrete_model(), input_origin=np.zeros(2)).save(tmp_path / "far.npz")
+    edit_npz(tmp_path / "far.npz", tmp_path / "wrong.npz", input_origin=origin)
+    with pytest.raises(ValueError, match=r"wrong.npz' is not a student's .npz .*input_origin"):
+        IntegerModel.load(tmp_path / "wrong.npz")
+
+
+def test_only_vectors_have_an_origin():
+    model = discrete_model()
+    with pytest.raises(ValueError, match="Only vectors have an input origin, got one for a part of kind 'one_hot'"):
+        replace(model, parts=(ObservationPart("one_hot", (), (2,)),), observation_shape=(), input_origin=np.ones(2))
+    weights = np.ones((2, 1), np.int8), np.zeros(2, np.int32), np.ones(1, np.float32)
+    image = IntegerModel([IntegerLayer(*weights, 8, 0)], (1, 1, 1))
+    with pytest.raises(ValueError, match="input_origin must hold 0 numbers"):
+        replace(image, input_origin=np.ones(1))
+
+
 def test_a_later_format_says_what_to_do(tmp_path):
     discrete_model().save(tmp_path / "student.npz")
-    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 3})
-    with pytest.raises(ValueError, match="has format 3, this version reads up to 2: update sb3_qpd"):
+    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 4})
+    with pytest.raises(ValueError, match="has format 4, this version reads up to 3: update sb3_qpd"):
         IntegerModel.load(tmp_path / "later.npz")
 
 
@@ -847,13 +914,13 @@ assert not {"torch", "gymnasium", "stable_baselines3"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize("module", ["integer", "sb3_qpd.integer"], ids=["the file alone", "the package"])
+@pytest.mark.parametrize("module", ["policy", "sb3_qpd.integer"], ids=["the file alone", "the package"])
 def test_runs_where_only_numpy_is_installed(module, tmp_path):
     model, observations = make_student(IMAGE, DISCRETE).to_integer(), some_observations(IMAGE, 20)
     model.save(tmp_path / "student.npz")
     np.save(tmp_path / "observations.npy", observations)
-    if module == "integer":
-        shutil.copy(SOURCE, tmp_path)
+    if module == "policy":
+        (tmp_path / "policy.py").write_bytes(interpreter())
     else:
         shutil.copytree(SOURCE.parent, tmp_path / "sb3_qpd", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "run.py").write_text(NUMPY_ONLY)

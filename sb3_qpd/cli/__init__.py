@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.cli.arguments import Parser
 from sb3_qpd.cli.benchmark import add_benchmark
 from sb3_qpd.cli.compress import add_compress
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments without the program's name, ``None`` for the process's own
     :return: exit code
     """
-    with _own_settings():
+    with _own_settings(), safe_import_path():
         try:
             try:
                 return _run(argv)

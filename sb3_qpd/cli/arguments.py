@@ -100,6 +100,21 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", dest="progress", action="store_false", default=True, help="no progress bars")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--trust-code``.
+
+    :param parser: parser of a command that runs a student's exports
+    """
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        default=False,
+        help="compile and run exports of the folder that this version would not write so from its student.npz: files of "
+        "another version, changed files. They can run any code, so only for a folder that you trust",
+    )
+
+
 def add_step_limit(parser: argparse.ArgumentParser) -> None:
     """
     Add ``--max-episode-steps``.

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress, add_teacher, positive_number
+from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress, add_teacher, add_trust, positive_number
 from sb3_qpd.cli.errors import user_errors
 from sb3_qpd.cli.models import check_folder, open_folder
 
@@ -26,6 +26,7 @@ def add_benchmark(commands: Any) -> None:
     add_teacher(parser, "to measure beside the student")
     parser.add_argument("--seconds", type=positive_number, default=1.0, help="for each row and batch size (default: 1)")
     parser.add_argument("--mhz", type=positive_number, default=100.0, help="clock of the microcontrollers (default: 100)")
+    add_trust(parser)
     add_environment(parser)
     add_progress(parser)
 
@@ -44,8 +45,9 @@ def benchmark(args: argparse.Namespace) -> int:
 
         recipe, given = open_folder(folder, args)
         left_out: list[str] = []
-        rows = measure(folder, recipe, given, args.seconds, progress_bar=args.progress, left_out=left_out)
-        emulated = microcontrollers(folder, recipe, args.progress)
+        options = {"progress_bar": args.progress, "trust_code": args.trust_code}
+        rows = measure(folder, recipe, given, args.seconds, left_out=left_out, **options)
+        emulated = microcontrollers(folder, recipe, **options)
     print(table(rows, left_out))
     if emulated:
         print(f"\n{microcontroller_table(emulated, args.mhz)}")

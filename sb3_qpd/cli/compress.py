@@ -16,9 +16,9 @@ from sb3_qpd.cli.arguments import (
     whole_number,
 )
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_errors
-from sb3_qpd.cli.hyperparameters import add_hyperparameters, flag_names
-from sb3_qpd.cli.models import check_device, load_teacher
-from sb3_qpd.cli.sources import check_source
+from sb3_qpd.cli.hyperparameters import add_hyperparameters, check_hyperparameter_flags, check_integer, flag_names
+from sb3_qpd.cli.models import check_device, check_environment, load_teacher
+from sb3_qpd.cli.sources import check_teacher_source
 from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, STUDENT_ZIP
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
@@ -109,7 +109,8 @@ def compress(args: argparse.Namespace) -> int:
         staging = AtomicFolder(args.out, args.force, argument="--out")
     with staging:
         with user_errors("compress"):
-            _check_teacher_source(args.teacher)
+            _check_arguments(args)
+            from sb3_qpd.cli.target_check import check_targets
             from sb3_qpd.export import find_exporter
 
             for target in args.target:
@@ -120,8 +121,8 @@ def compress(args: argparse.Namespace) -> int:
             teacher, recipe = load_teacher(args.teacher, args)
             _take_entry(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
-            _check_bits(distiller)
-            _check_targets(distiller, args.target)
+            check_integer(distiller.policy.arch)
+            check_targets(distiller, args.target)
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = plan_evaluation(teacher, recipe, args.episodes, **options)
@@ -130,11 +131,15 @@ def compress(args: argparse.Namespace) -> int:
     return code or _check_verdict(report, args.require)
 
 
-def _check_teacher_source(source: str) -> None:
-    check_source(source)
-    folder = Path(source).expanduser()
-    if (folder / INTEGER_MODEL).is_file() and (folder / STUDENT_ZIP).is_file():
-        raise ValueError(f"{source} is the folder of a student: expected its teacher, {TEACHER_SOURCE}")
+def _check_arguments(args: argparse.Namespace) -> None:
+    """What can be known from the arguments alone is said before torch is imported, which takes seconds."""
+    from sb3_qpd.export.requirements import find_target
+
+    for target in args.target:
+        find_target(target)
+    check_hyperparameter_flags(args)
+    check_teacher_source(args.teacher, "TEACHER")
+    check_environment(args)
 
 
 def _check_verdict(report: dict[str, Any], required: str | None) -> int:
@@ -146,8 +151,10 @@ def _check_verdict(report: dict[str, Any], required: str | None) -> int:
 
 def _teacher_words(args: argparse.Namespace) -> str:
     """The teacher and its options, as they stood on the command line."""
-    env = [] if args.env is None else ["--env", args.env]
-    return shlex.join([args.teacher, *env, *(["--vecnormalize", args.vecnormalize] if args.vecnormalize else [])])
+    given = [("--env", args.env), ("--vecnormalize", args.vecnormalize), ("--max-episode-steps", args.max_episode_steps)]
+    words = [word for option, value in given if value is not None for word in (option, str(value))]
+    settings = [f"{key}={value!r}" for key, value in args.env_kwargs]
+    return shlex.join([args.teacher, *words, *(["--env-kwargs", *settings] if settings else [])])
 
 
 def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
@@ -200,25 +207,6 @@ def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Name
     return distiller
 
 
-def _check_bits(distiller: "QPDDistiller") -> None:
-    from sb3_qpd.students.architectures import FLOAT_BITS
-
-    if distiller.policy.arch.activation_bits == FLOAT_BITS:  # and so are the weights
-        raise ValueError(
-            f"compress makes integers, and {FLOAT_BITS} bits are float. Give --weight-bits and --activation-bits of 2 to 8: "
-            "student_float.zip is written all the same, and --baselines trains a float student to the end"
-        )
-
-
-def _check_targets(distiller: "QPDDistiller", targets: list[str]) -> None:
-    """Spaces, masks and bits that a target cannot take are known before training."""
-    from sb3_qpd.export import StudentFacts, check_target
-
-    facts = StudentFacts.of_model(distiller.policy.to_integer())
-    for target in targets:
-        check_target(target, facts)
-
-
 def _compress(
     distiller: "QPDDistiller",
     baseline: "QPDDistiller | None",
@@ -226,13 +214,15 @@ def _compress(
     staging: AtomicFolder,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
+    from sb3_qpd.cli.target_check import CheckTargets
     from sb3_qpd.evaluation.comparison import make_report
-    from sb3_qpd.evaluation.report import console_summary, write_report
+    from sb3_qpd.evaluation.report import console_summary, next_step, write_report
 
     options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
+    check = CheckTargets(args.target)
     try:
-        with user_errors("compress", applies=lambda: distiller.num_timesteps == 0):
-            distiller.learn(args.timesteps, callback=_callback(plan, args), **options)
+        with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
+            distiller.learn(args.timesteps, callback=[check, *_callbacks(plan, args)], **options)
         baselines = {}
         if baseline is not None:
             baseline.learn(args.timesteps, **options)
@@ -240,9 +230,10 @@ def _compress(
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
         report = make_report(distiller, plan, baselines)
-        write_report(report, staging.path)
+        step = next_step(report, args.command_line, str(staging.out), _teacher_words(args))
+        write_report(report, staging.path, step)
     except BaseException as error:
-        if isinstance(error, SystemExit) and distiller.num_timesteps == 0:
+        if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
             raise  # an error of the user, which was reported already
         # hours of learning are not thrown away because the rest was interrupted or failed
         _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
@@ -250,17 +241,16 @@ def _compress(
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
     files = _publish(distiller, plan, staging)
-    summary = console_summary(report, args.command_line, str(staging.out), _teacher_words(args))
-    print(f"\n{summary}\n\nWrote {', '.join(files)} into {staging.out}")
+    print(f"\n{console_summary(report, step)}\n\nWrote {', '.join(files)} into {staging.out}")
     return report
 
 
-def _callback(plan: "EvaluationPlan", args: argparse.Namespace) -> "BaseCallback | None":
+def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCallback]":
     if args.stop_when is None:
-        return None
+        return []
     from sb3_qpd.cli.early_stopping import StopWhenNonInferior
 
-    return StopWhenNonInferior(plan)
+    return [StopWhenNonInferior(plan)]
 
 
 def _publish(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder) -> list[str]:

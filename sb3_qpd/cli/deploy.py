@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.atomic import AtomicFolder
-from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress, add_teacher, whole_number
+from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress, add_teacher, add_trust, whole_number
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, user_errors
 from sb3_qpd.cli.models import (
     check_chosen_env,
+    check_environment,
     check_folder,
     check_no_teacher_options,
     open_folder,
@@ -62,12 +63,14 @@ def add_verify(commands: Any) -> None:
         help="that all files of a folder are the same policy, bit for bit",
         description="Let the student play, and send what it sees, with the action masks that it is given, through its zip, "
         "its ONNX file, its C code and its TFLite file; policy.py is compared as a file. Exit code 1 if a value differs from "
-        "student.npz where equality is promised.",
+        "student.npz where equality is promised, or if a file is not what this version exports from student.npz: such a file "
+        "is not run without --trust-code.",
     )
     parser.set_defaults(run=verify, device="cpu")
     parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)
     add_teacher(parser, "of a Box action, to show its jitter beside the student's")
     parser.add_argument("--observations", type=whole_number(), default=1_000, help="how many (default: 1000)")
+    add_trust(parser)
     add_environment(parser)
     add_progress(parser)
 
@@ -81,7 +84,8 @@ def export(args: argparse.Namespace) -> int:
     """
     with user_errors("export"):
         _check_options(args)
-        path = find_student(args.student)
+        check_environment(args)
+        path = find_student(args.student, for_export=True)
         if path is None:
             raise ValueError(f"{args.student} is not a student: expected {STUDENT_SOURCE}")
         from sb3_qpd.export import export as write
@@ -158,7 +162,12 @@ def verify(args: argparse.Namespace) -> int:
         from sb3_qpd.evaluation.verify import verify as compare
 
         recipe, given = open_folder(folder, args)
-        options = {"policy": given.policy, "teacher": given.teacher, "progress_bar": args.progress}
+        options = {
+            "policy": given.policy,
+            "teacher": given.teacher,
+            "progress_bar": args.progress,
+            "trust_code": args.trust_code,
+        }
         result = compare(folder, recipe, args.observations, **options)
     print(result.table())
     return 0 if result.holds else EXIT_DIFFERENCE

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sb3_qpd.text import plain
+
 EXIT_DIFFERENCE = 1
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -12,11 +14,11 @@ EXIT_CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 def one_line(message: object) -> str:
     """
-    A message without line breaks.
+    A message on one line, without control characters: texts of files are in it.
 
     :param message: an exception or a text; an exception without a text is shown by its name
     """
-    return " ".join(str(message).split()) or type(message).__name__
+    return plain(str(message), most=100_000) or type(message).__name__
 
 
 def is_user_error(error: BaseException) -> bool:

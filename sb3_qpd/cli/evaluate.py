@@ -14,7 +14,7 @@ from sb3_qpd.cli.arguments import (
     whole_number,
 )
 from sb3_qpd.cli.errors import user_errors
-from sb3_qpd.cli.models import check_no_teacher_options, named_environments, open_player
+from sb3_qpd.cli.models import check_environment, check_no_teacher_options, named_environments, open_player
 from sb3_qpd.cli.sources import find_student
 from sb3_qpd.zoo import MAX_N_ENVS
 
@@ -62,6 +62,7 @@ def evaluate(args: argparse.Namespace) -> int:
         path = find_student(args.model)
         if path is not None:
             check_no_teacher_options(args, path)
+        check_environment(args)
         from sb3_qpd.evaluation.episodes import TEST_SEED, microseconds_per_action
         from sb3_qpd.evaluation.episodes import evaluate as play
         from sb3_qpd.players import ObservationRecorder

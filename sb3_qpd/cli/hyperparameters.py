@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sb3_qpd.cli.arguments import architecture, bits, number, whole_number
+from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
 from sb3_qpd.zoo import MAX_N_ENVS
 
 SOURCE = Path(__file__).parents[1] / "distillation" / "distiller.py"
@@ -108,6 +109,39 @@ def add_hyperparameters(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
             group.add_argument(flag, type=flag_type(one), metavar="X", **options)
+
+
+def check_hyperparameter_flags(args: argparse.Namespace) -> None:
+    """
+    Refuse values that no distiller takes. Torch is not imported for that.
+
+    An entry of ``qpd.yml`` may change what is not given, so the widest values stand in for it.
+
+    :param args: arguments of the command
+    :raises ValueError: a value is unknown, or outside its range
+    """
+    from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_vec_env
+
+    defaults = {one.name: one.default for one in hyperparameters()}
+    given = {name: getattr(args, name) for name in flag_names() if getattr(args, name) is not None}
+    values = {**defaults, "transition_start": 0.0, "transition_end": 1.0, **given}
+    check_hyperparameters(values)
+    check_vec_env(values["vec_env"])
+    check_integer(make_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
+
+
+def check_integer(arch: StudentArch) -> None:
+    """
+    Refuse a float student: ``compress`` makes integers.
+
+    :param arch: sizes and bits of the student
+    :raises ValueError: its bits are those of a float
+    """
+    if arch.activation_bits == FLOAT_BITS:  # and so are the weights
+        raise ValueError(
+            f"compress makes integers, and {FLOAT_BITS} bits are float. Give --weight-bits and --activation-bits of 2 to 8: "
+            "student_float.zip is written all the same, and --baselines trains a float student to the end"
+        )
 
 
 def flag_type(parameter: Hyperparameter) -> Callable[[str], Any]:

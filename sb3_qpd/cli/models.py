@@ -1,7 +1,6 @@
 """Teachers, students and environments, as the arguments of a command name them."""
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Iterator
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.cli.remembered import recall, remember
-from sb3_qpd.cli.sources import check_source, find_folder, find_teacher, find_zip
-from sb3_qpd.student_folder import FLOAT_ZIP, REPORT
+from sb3_qpd.cli.sources import check_teacher_source, find_folder, find_teacher
+from sb3_qpd.student_folder import FLOAT_ZIP, REPORT, find_zip, read_report
 
 if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
@@ -58,6 +57,19 @@ def open_player(source: str, path: Path | None, args: argparse.Namespace) -> "tu
         model, recipe = open_integer_model(path, args)
         return model, recipe, _size(model.nbytes, model)
     return *open_student(path, args), f"{path.stat().st_size} bytes as a zip"
+
+
+def check_environment(args: argparse.Namespace) -> None:
+    """
+    Refuse an environment of ``--env`` that does not exist, and settings that it does not have, before torch is imported.
+
+    :param args: arguments of the command
+    """
+    if args.env is None:
+        return
+    from sb3_qpd.envs.registry import check_env_kwargs, find_spec
+
+    check_env_kwargs(find_spec(args.env), dict(args.env_kwargs))
 
 
 def check_no_teacher_options(args: argparse.Namespace, path: Path) -> None:
@@ -112,9 +124,10 @@ def check_folder(args: argparse.Namespace) -> Path:
     """
     folder = find_folder(args.folder)
     if args.teacher is not None:
-        check_source(args.teacher)
+        check_teacher_source(args.teacher, "--teacher")
     elif args.vecnormalize is not None:
         raise ValueError("--vecnormalize is for the teacher: give --teacher too, or leave it out")
+    check_environment(args)
     return folder
 
 
@@ -209,15 +222,9 @@ def check_device(name: str) -> str:
 
     :param name: ``--device``
     """
-    import torch as th
+    from sb3_qpd import devices
 
-    if name == "auto":
-        return name
-    try:
-        th.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"--device must be auto, cpu or cuda, got {name!r}, which torch cannot use here: {reason}") from error
+    devices.check_device(name, "--device ")
     return name
 
 
@@ -268,4 +275,4 @@ def _size(nbytes: int, actor: Any) -> str:
 
 def _read_env(report: Path) -> dict[str, Any] | None:
     """The environment that the report beside a student's zip names."""
-    return json.loads(report.read_text(encoding="utf-8")).get("env") if report.is_file() else None
+    return read_report(report).get("env") if report.is_file() else None

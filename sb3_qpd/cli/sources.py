@@ -1,10 +1,10 @@
 """Which files an argument names: a folder, a file in it, or a repository on the Hub."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
-from sb3_qpd.student_folder import FILES, INTEGER_MODEL, STUDENT_ZIP, folder_of
+from sb3_qpd.cli.arguments import TEACHER_SOURCE
+from sb3_qpd.student_folder import DEVICE_FILES, INTEGER_MODEL, STUDENT_ZIP, folder_of
 
 _ADDRESS = re.compile(r"https?://[^/]+/(?P<repo>[^/]+/[^/?]+)(/(blob|resolve)/[^/]+/(?P<file>[^?]+))?")
 _HUB_NAME = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*(@.+)?")
@@ -30,11 +30,27 @@ def check_source(text: str) -> None:
     raise ValueError(f"{_no_such_file(text)}{hint}")
 
 
-def find_student(text: str) -> Path | None:
+def check_teacher_source(text: str, argument: str) -> None:
+    """
+    Refuse a path that does not exist, and a student where its teacher is expected.
+
+    :param text: the teacher: a path, or a model on the Hub
+    :param argument: name of the argument, for the message
+    :raises ValueError: it cannot be a teacher
+    """
+    check_source(text)
+    path = Path(text).expanduser()
+    if path.suffix == ".npz" or ((path / INTEGER_MODEL).is_file() and (path / STUDENT_ZIP).is_file()):
+        kind = "the folder of a student" if path.is_dir() else "a student"
+        raise ValueError(f"{text} is {kind}: expected its teacher as {argument}, {TEACHER_SOURCE}")
+
+
+def find_student(text: str, for_export: bool = False) -> Path | None:
     """
     The student's file that an argument names.
 
     :param text: a student's zip or ``.npz``, its folder, or its repository on the Hub
+    :param for_export: a report or a config.yml then stands for the folder that it lies in
     :return: the zip or ``.npz``, ``None`` where the argument names a teacher
     """
     check_source(text)
@@ -43,10 +59,13 @@ def find_student(text: str) -> Path | None:
         return path / INTEGER_MODEL if (path / INTEGER_MODEL).is_file() else None
     if path.suffix == ".npz":
         return path
-    if path.is_file() and path.suffix != ".zip" and (path.parent / INTEGER_MODEL).is_file():
+    beside = path.parent / INTEGER_MODEL
+    if path.is_file() and path.suffix != ".zip" and beside.is_file():
+        if for_export and path.name not in DEVICE_FILES:
+            return beside
         raise ValueError(
-            f"{path} cannot be played: expected a student's zip or .npz, or its folder {path.parent}. sb3-qpd verify "
-            f"{path.parent} compares what was exported with the student"
+            f"{path} cannot be {'exported' if for_export else 'played'}: expected a student's zip or .npz, or its folder "
+            f"{path.parent}. sb3-qpd verify {path.parent} compares what was exported with the student"
         )
     if path.suffix != ".zip" and not Path(f"{path}.zip").is_file():
         return None
@@ -80,7 +99,8 @@ def find_folder(text: str) -> Path:
     """
     check_source(text)
     path = _download_student(text) or Path(text).expanduser()
-    folder = folder_of(path) if path.exists() else path  # else a teacher's repository
+    is_here = path.exists() or Path(f"{path}.zip").is_file()
+    folder = folder_of(path) if is_here else path  # else a teacher's repository
     if not (folder / INTEGER_MODEL).is_file():
         raise ValueError(
             f"{text} holds no {INTEGER_MODEL}, which the other files are compared with. Expected the folder of a student, a "
@@ -89,22 +109,12 @@ def find_folder(text: str) -> Path:
     return folder
 
 
-def find_zip(folder: Path) -> Path | None:
-    """
-    The student as an SB3 model.
-
-    :param folder: the folder that ``compress`` wrote, or a run folder of RL Zoo
-    """
-    names = (STUDENT_ZIP, re.sub(r"_\d+$", "", folder.resolve().name) + ".zip")
-    return next((folder / name for name in names if (folder / name).is_file()), None)
-
-
 def _download_student(text: str) -> Path | None:
     """The folder of a student's repository, or the file of one. ``None``: a path, or a teacher's repository."""
     if Path(text).expanduser().exists() or Path(f"{text}.zip").is_file():
         return None
     from sb3_qpd.teachers.families import TEACHERS
-    from sb3_qpd.teachers.hub import download, list_files, parse_source
+    from sb3_qpd.teachers.hub import download, download_student, parse_source
 
     source = parse_source(text)
     if source is None:
@@ -113,15 +123,7 @@ def _download_student(text: str) -> Path | None:
         raise ValueError(_no_such_file(text))
     if source.filename is not None:
         return download(source).path
-    names = list_files(source)
-    if INTEGER_MODEL not in names:
-        return None
-    first = download(replace(source, filename=INTEGER_MODEL))
-    pinned = parse_source(first.name) or source  # all files of one commit
-    for name in names:
-        if name in FILES and name != INTEGER_MODEL:
-            download(replace(pinned, filename=name))
-    return first.path.parent
+    return download_student(source)
 
 
 def _no_such_file(text: str) -> str:

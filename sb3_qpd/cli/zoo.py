@@ -8,7 +8,9 @@ from typing import Any
 
 from sb3_qpd.cli.errors import user_errors
 from sb3_qpd.cli.remembered import remember
-from sb3_qpd.zoo import PROGRAMS, has_begun, run
+from sb3_qpd.zoo import ALGO, PROGRAMS, has_begun, run
+
+TRUST = "--trust-files"
 
 
 def add_zoo(commands: Any) -> None:
@@ -21,7 +23,8 @@ def add_zoo(commands: Any) -> None:
         "zoo",
         help="RL Zoo's programs, with --algo qpd",
         description="Run one of RL Zoo's programs, which know the algorithm qpd then: sb3-qpd zoo train --algo qpd --env "
-        "CartPole-v1. All further arguments are the program's own: sb3-qpd zoo train --help.",
+        "CartPole-v1. All further arguments are the program's own: sb3-qpd zoo train --help. One more is ours: --trust-files "
+        "lets RL Zoo run what its YAML files say and unpickle its models and statistics; without it they are read as data.",
     )
     parser.add_argument("program", choices=PROGRAMS, metavar="PROGRAM", help=", ".join(PROGRAMS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the program's own")
@@ -35,10 +38,25 @@ def zoo(args: argparse.Namespace) -> int:
     :param args: arguments of the command
     :return: exit code
     """
-    _take_gym_packages(args.arguments)
+    arguments = [argument for argument in args.arguments if argument != TRUST]
+    _take_gym_packages(arguments)
+    with user_errors(f"zoo {args.program}"):
+        _check_device(arguments)
     with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
-        run(args.program, args.arguments)
+        run(args.program, arguments, trust_files=TRUST in args.arguments)
     return 0
+
+
+def _check_device(arguments: Sequence[str]) -> None:
+    """A GPU that is missing is an error for students, as in ``compress``. SB3 would take the CPU and say nothing."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--algo", default="")
+    known, _ = parser.parse_known_args(arguments)
+    if known.algo == ALGO and known.device != "auto":
+        from sb3_qpd.devices import check_device
+
+        check_device(known.device, "--device ")
 
 
 def _take_gym_packages(arguments: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,19 +21,24 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_qpd.devices import check_device
+from sb3_qpd.distillation.arguments import check_arguments, check_base_arguments, check_policy_kwargs
 from sb3_qpd.distillation.callbacks import evaluate_raw
 from sb3_qpd.distillation.environment import EnvSource, env_of_teacher, has_float_images, raw_env
-from sb3_qpd.distillation.hyperparameters import check_arguments, check_n_envs, check_timesteps
+from sb3_qpd.distillation.hyperparameters import check_n_envs, check_timesteps
 from sb3_qpd.envs.inspection import pipeline_of, warn_of_moving_statistics
-from sb3_qpd.envs.recipe import EnvRecipe, describe_env, make_recipe
+from sb3_qpd.envs.recipe import EnvRecipe, check_env_type, describe_env, make_recipe
+from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import gives_masks, seed_if_possible
 from sb3_qpd.spaces import observation_parts
+from sb3_qpd.student_folder import find_zip
 from sb3_qpd.students.architectures import StudentArch, make_arch
+from sb3_qpd.students.optimizer import MuonAdam
 from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.loading import load_teacher
@@ -100,7 +106,8 @@ class DistillationAlgorithm(BaseAlgorithm):
         _init_setup_model: bool,
         **kwargs: Any,
     ) -> None:
-        check_arguments(teacher, env, policy, seed, device)
+        check_arguments(teacher, env, policy, vec_env=vec_env, seed=seed, device=device)
+        check_base_arguments(kwargs)
         n_envs = check_n_envs(n_envs)
         loaded = None if teacher is None else load_teacher(teacher, device=device, needs_env=env is None)
         if env is None and _init_setup_model:
@@ -123,9 +130,11 @@ class DistillationAlgorithm(BaseAlgorithm):
         """Build the untrained student. The teacher (if any) and the learning rate must be known."""
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
+        check_policy_kwargs(self.policy_class, self.policy_kwargs)
         self._name_architecture()
+        settings = {"optimizer_class": MuonAdam, **self.policy_kwargs}  # stock algorithms keep Adam, for which their rates are
         with torch_threads(1):  # the decomposition behind orthogonal weights has other bits on several threads
-            policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs)
+            policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **settings)
         self.policy = policy.to(self.device)  # type: ignore[assignment]
         if self.pipeline:
             self.policy.metadata["pipeline"] = self.pipeline
@@ -149,10 +158,9 @@ class DistillationAlgorithm(BaseAlgorithm):
             return f"{type(self).__name__}(not built)"
         environments = "no environment" if self.env is None else f"{self.env.num_envs} environments"
         name = f" of {self.teacher_name}" if self.teacher_name else ""
-        return (
-            f"{type(self).__name__}({self.policy.arch}{name}, {self.num_timesteps:,} steps learned, {environments}, "
-            f"on {self.device})"
-        )
+        arch = self.policy.arch.describe(self._has_images)
+        steps = f"{self.num_timesteps:,} steps learned"
+        return f"{type(self).__name__}({arch}{name}, {steps}, {environments}, on {self.device})"
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """
@@ -259,7 +267,13 @@ class DistillationAlgorithm(BaseAlgorithm):
         if not isinstance(self.teacher, Teacher):
             self.set_teacher(self.teacher)  # student.teacher = "path"
         evaluate_raw(callback)
-        return super()._setup_learn(total_timesteps, callback, *args, **kwargs)
+        try:
+            return super()._setup_learn(total_timesteps, callback, *args, **kwargs)
+        except Exception as error:
+            if not any(frame.name == "reset" for frame in traceback.extract_tb(error.__traceback__)):
+                raise  # a callback's or a logger's
+            with environment_failures(self.env, "reset()"):
+                raise
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         super()._update_current_progress_remaining(num_timesteps, total_timesteps)
@@ -283,7 +297,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(step=self.num_timesteps)
 
-    def to_integer(self, env: str | EnvRecipe | GymEnv | Mapping[str, Any] | None = None) -> IntegerModel:
+    def to_integer(self, env: EnvSource | Mapping[str, Any] | None = None) -> IntegerModel:
         """
         The student in integers. Its metadata name the environment, and the teacher by name and checksum.
 
@@ -303,11 +317,16 @@ class DistillationAlgorithm(BaseAlgorithm):
         This trusts the file: SB3's loader unpickles parts of it, and a pickle can run any code. Open a zip from an untrusted
         source with :func:`sb3_qpd.load_student`, which executes nothing.
 
-        :param path: zip of a student, which you or a person you trust saved
+        :param path: zip of a student, or its folder, which you or a person you trust saved
         :param env: as in the constructor; ``None`` takes the one of ``teacher=``. Not needed to predict
         :param args: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
         :param kwargs: ``teacher=`` to go on learning, and other arguments of the constructor
         """
+        if env is not None:
+            check_env_type(env)
+        check_device(kwargs.get("device", "auto"))
+        if isinstance(path, str | Path) and Path(path).is_dir() and not Path(f"{path}.zip").is_file():
+            path = find_zip(Path(path)) or path
         if (teacher := kwargs.get("teacher")) is not None:
             kwargs["teacher"] = teacher = load_teacher(teacher, needs_env=env is None)
             env = (teacher.vec_env or teacher.recipe) if env is None else env

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,15 +32,22 @@ class DistillationSamples(NamedTuple):
 
 class VectorStore:
     """
-    Unstacked observations: uint8 as it is, anything else in float32.
+    Unstacked observations: uint8 as it is, anything else in float32, or in float64 for as long as it is needed.
 
     :param capacity: number of observations
     :param shape: shape of one observation
     :param dtype: dtype of the environment's observations
+    :param is_exact: whether observations are kept in float64
     """
 
-    def __init__(self, capacity: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._data = np.zeros((capacity, *shape), dtype if dtype == np.uint8 else np.float32)
+    def __init__(self, capacity: int, shape: tuple[int, ...], dtype: np.dtype, is_exact: bool = False) -> None:
+        number = np.float64 if is_exact else np.float32
+        self._data = np.zeros((capacity, *shape), dtype if dtype == np.uint8 else number)
+
+    def to_float32(self) -> None:
+        """Round what is kept in float64, and what will be added."""
+        if self._data.dtype == np.float64:
+            self._data = self._data.astype(np.float32)
 
     def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
         self._data[slots] = observations
@@ -61,10 +69,19 @@ class DictStore:
 
     :param capacity: number of observations
     :param space: space of one observation
+    :param exact_keys: keys of the observations that are kept in float64
     """
 
-    def __init__(self, capacity: int, space: spaces.Dict) -> None:
-        self._stores = {key: VectorStore(capacity, one.shape, np.dtype(one.dtype)) for key, one in space.items()}  # type: ignore[arg-type]
+    def __init__(self, capacity: int, space: spaces.Dict, exact_keys: Collection[str | None] = ()) -> None:
+        self._stores = {
+            key: VectorStore(capacity, one.shape, np.dtype(one.dtype), key in exact_keys)  # type: ignore[arg-type]
+            for key, one in space.items()
+        }
+
+    def to_float32(self, but: Collection[str | None]) -> None:
+        for key, store in self._stores.items():
+            if key not in but:
+                store.to_float32()
 
     def add(self, slots: np.ndarray, observations: dict[str, np.ndarray]) -> None:
         for key, store in self._stores.items():
@@ -143,6 +160,7 @@ class DistillationBuffer:
     :param device: device of the batches; a GPU gets them through pinned memory
     :param seed: seed of the sampling
     :param stacked: whether observations are stacked frames, channels first, of which each frame is stored once
+    :param exact_keys: keys of the values of a Dict that are kept in float64; ``None`` stands for any other observation
     """
 
     def __init__(
@@ -154,10 +172,11 @@ class DistillationBuffer:
         device: th.device | str = "cpu",
         seed: int | None = None,
         stacked: bool = False,
+        exact_keys: Collection[str | None] = (),
     ) -> None:
         self.capacity = -(-buffer_size // n_envs) * n_envs
         self.n_envs, self.device = n_envs, th.device(device)
-        self._store = _make_store(self.capacity, observation_space, n_envs, stacked)
+        self._store = _make_store(self.capacity, observation_space, n_envs, stacked, exact_keys)
         self._targets: dict[str, np.ndarray] = {}  # a ring for each field of TeacherOutput that the teacher has
         self._added = 0
         self._rng = np.random.default_rng(seed)
@@ -185,6 +204,17 @@ class DistillationBuffer:
         for name, ring in self._targets.items():
             ring[slots] = arrays[name]
         self._added += self.n_envs
+
+    def to_float32(self, but: Collection[str | None]) -> None:
+        """
+        Round observations that are kept in float64 to float32, which takes half the memory.
+
+        :param but: keys of the values that stay in float64
+        """
+        if isinstance(self._store, DictStore):
+            self._store.to_float32(but)
+        elif isinstance(self._store, VectorStore) and None not in but:
+            self._store.to_float32()
 
     def labels(self, name: str) -> np.ndarray:
         """
@@ -268,9 +298,9 @@ def observation_bytes(capacity: int, space: spaces.Space, stacked: bool) -> int:
     return capacity * math.prod(shape) * (1 if space.dtype == np.uint8 else 4)
 
 
-def _make_store(capacity: int, space: spaces.Space, n_envs: int, stacked: bool) -> Any:
+def _make_store(capacity: int, space: spaces.Space, n_envs: int, stacked: bool, exact_keys: Collection[str | None]) -> Any:
     if isinstance(space, spaces.Dict):
-        return DictStore(capacity, space)
+        return DictStore(capacity, space, exact_keys)
     if stacked:
         return FrameStore(capacity, space.shape, n_envs)  # type: ignore[arg-type]
-    return VectorStore(capacity, space.shape, np.dtype(space.dtype))  # type: ignore[arg-type]
+    return VectorStore(capacity, space.shape, np.dtype(space.dtype), None in exact_keys)  # type: ignore[arg-type]

@@ -18,8 +18,10 @@ from sb3_qpd.distillation.buffers import DistillationBuffer
 from sb3_qpd.distillation.callbacks import StageBar
 from sb3_qpd.distillation.environment import EnvSource, check_observations
 from sb3_qpd.distillation.initialization import measure_action_unit
+from sb3_qpd.distillation.origin import exact_keys
 from sb3_qpd.distillation.roll_in import RollIn, StudentEpisodes, mix_in_student
 from sb3_qpd.envs.inspection import stacks_frames
+from sb3_qpd.failures import environment_failures
 from sb3_qpd.players import masks_for, seed_if_possible
 from sb3_qpd.teachers.check import check_teacher
 from sb3_qpd.teachers.families import DeterministicTeacher
@@ -87,11 +89,10 @@ class CollectingAlgorithm(DistillationAlgorithm):
         self._tell("collecting")
 
     def _make_buffer(self, env: VecEnv) -> DistillationBuffer:
-        space, stacked = self.observation_space, stacks_frames(env)
+        options: dict[str, Any] = {"device": self.device, "seed": self.seed, "stacked": stacks_frames(env)}
+        options["exact_keys"] = exact_keys(self.policy, self._is_fitted)
         try:
-            return DistillationBuffer(
-                int(self.buffer_size), space, env.num_envs, device=self.device, seed=self.seed, stacked=stacked
-            )
+            return DistillationBuffer(int(self.buffer_size), self.observation_space, env.num_envs, **options)
         except MemoryError as error:
             raise MemoryError(f"{error}: take a smaller buffer_size than {self.buffer_size}") from error
 
@@ -101,7 +102,8 @@ class CollectingAlgorithm(DistillationAlgorithm):
         check = check_teacher(self.teacher, where, deterministic=not self._has_images, seed=self.seed)
         if where is self.env:
             seed_if_possible(self.env, self.seed)
-            self._last_obs = self.env.reset()  # type: ignore[assignment]
+            with environment_failures(self.env, "reset()"):
+                self._last_obs = self.env.reset()  # type: ignore[assignment]
         self.logger.record("teacher/ep_rew_mean", check.teacher.returns.mean())
         self.logger.record("teacher/random_ep_rew_mean", check.random.returns.mean())
         if self.verbose >= 1:

@@ -16,10 +16,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_qpd.distillation.arguments import check_learn_arguments
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.buffers import DistillationSamples, FloatPixels, observation_bytes
 from sb3_qpd.distillation.environment import EnvSource
-from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_memory
+from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_memory, check_optimizer
 from sb3_qpd.distillation.initialization import initialize_from_data
 from sb3_qpd.distillation.objective import distillation_loss, measure_student
 from sb3_qpd.distillation.precision import FallingPrecision
@@ -56,8 +57,8 @@ class QPDDistiller(FallingPrecision):
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 2e-3 (images 1e-2) to zero. The first 200 updates (a
-        twentieth of a short run) warm up
+    :param learning_rate: number or schedule; ``None`` is a cosine from 6e-2 (images 1e-2) to zero. The first 200 updates (a
+        twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: number of labelled observations to keep
     :param gradient_steps: gradient steps per environment step, usually below 1. Default: 16 / batch_size, so each observation
@@ -83,7 +84,7 @@ class QPDDistiller(FallingPrecision):
     :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
     :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
-    :param policy_kwargs: more arguments of the policy class
+    :param policy_kwargs: more arguments of the policy class; ``optimizer_class`` is :class:`~sb3_qpd.MuonAdam` by default
     :param verbose: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param seed: seed of student, sampling and environments. On one kind of processor, with the same versions, the same seed
         gives the same student: for vectors with any number of threads, for images with the same number
@@ -170,6 +171,7 @@ class QPDDistiller(FallingPrecision):
             n_bytes = observation_bytes(int(self.buffer_size), self.observation_space, stacks_frames(self.env))
             check_memory(int(self.buffer_size), n_bytes)
         if self.learning_rate is None:
+            check_optimizer(self.policy_kwargs)
             self.learning_rate = CosineSchedule(DEFAULT_LEARNING_RATE_IMAGES if is_image else DEFAULT_LEARNING_RATE_VECTORS)
         if self.gradient_steps is None:
             self.gradient_steps = 16 / self.batch_size
@@ -203,6 +205,7 @@ class QPDDistiller(FallingPrecision):
             runs backwards
         :param progress_bar: whether to show a progress bar
         """
+        check_learn_arguments(callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
         start, iteration = time.perf_counter(), 0
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
@@ -251,7 +254,7 @@ class QPDDistiller(FallingPrecision):
             self.logger.record(f"student/{name}", value)
         agreement, error = found.get("agreement"), found.get("action_error")
         quality = f"agreement {agreement:.1%}" if agreement is not None else f"action error {error:.3f}"
-        self._tell(f"{quality}, {found['weight_bits']:.1f} bits")
+        self._tell(f"{quality}, {found['mean_weight_bits']:.1f} bits on average")
 
     def _collect_and_train(self, callback: BaseCallback) -> bool:
         """
@@ -296,6 +299,7 @@ class QPDDistiller(FallingPrecision):
             return
         assert self._buffer is not None and self.teacher is not None
         if not self._is_fitted:
+            self._take_off_offsets()
             self._teacher_temperature = initialize_from_data(self.policy, self.teacher, self._buffer.newest(10_000))
             self._calibrate()
             self._resolve_inputs()

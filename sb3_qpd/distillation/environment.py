@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -13,13 +12,12 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
-from sb3_qpd.envs.recipe import VEC_ENVS, EnvRecipe, build_env, make_recipe
+from sb3_qpd.envs.recipe import VEC_ENV_CLASSES, EnvRecipe, EnvSource, build_env, check_env_type, make_recipe
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.normalization import remove_vec_normalize
 from sb3_qpd.teachers.teacher import Teacher
 
 N_ENVS = 16
-EnvSource = GymEnv | str | EnvRecipe | Callable[[], gym.Env]
 
 
 def env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
@@ -51,15 +49,16 @@ def raw_env(env: EnvSource, teacher: Teacher | None, n_envs: int | None, vec_env
     :param seed: seed of the environments that are built
     :raises ValueError: ``n_envs`` is given for an environment that exists already, or a space is not supported
     """
+    check_env_type(env)
     if isinstance(env, str | EnvRecipe):
         recipe = make_recipe(env)
         raw: GymEnv = recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
     elif callable(env) and not isinstance(env, gym.Env | VecEnv):
         one = build_env(env)
         if isinstance(one, VecEnv):
-            return raw_env(one, teacher, n_envs, vec_env, seed)
+            return raw_env(one, teacher, None if n_envs == one.num_envs else n_envs, vec_env, seed)
         one.close()
-        raw = make_vec_env(env, n_envs or N_ENVS, seed, vec_env_cls=VEC_ENVS[vec_env])
+        raw = make_vec_env(env, n_envs or N_ENVS, seed, vec_env_cls=VEC_ENV_CLASSES[vec_env])  # type: ignore[arg-type]
     elif n_envs is not None:
         raise ValueError(
             f"n_envs={n_envs} is for environments that are built from an id: this one exists already ({env}). Leave n_envs "

@@ -39,7 +39,8 @@ def initialize_from_data(policy: QuantActorCriticPolicy, teacher: Teacher, sampl
             policy.log_std.data.copy_(teacher.exploration_log_std)
     observations = samples.numpy_observations()
     for trunk in policy.features_extractor.trunks:
-        trunk.set_normalization(*trunk_statistics(trunk.parts, observations, teacher.normalization))
+        origin = None if trunk.origin is None else trunk.origin.cpu().numpy()
+        trunk.set_normalization(*trunk_statistics(trunk.parts, observations, teacher.normalization, origin))
     return 1.0 if policy.head.is_box else teacher.temperature_of(samples.targets)
 
 
@@ -71,7 +72,10 @@ def clip_to(space: spaces.Box, actions: np.ndarray) -> np.ndarray:
 
 
 def trunk_statistics(
-    parts: tuple[ObservationPart, ...], observations: Any, normalization: Normalization | None
+    parts: tuple[ObservationPart, ...],
+    observations: Any,
+    normalization: Normalization | None,
+    origin: np.ndarray | None = None,
 ) -> tuple[np.ndarray | float, np.ndarray | float]:
     """
     Mean and standard deviation that normalize the input of one trunk of a student.
@@ -79,9 +83,10 @@ def trunk_statistics(
     :param parts: parts of the observation that this trunk takes
     :param observations: raw observations, shape (n, *observation_shape), or a dict of such arrays
     :param normalization: the teacher's normalization
+    :param origin: offset of each feature that the student takes off first; ``None`` for none
     :return: two numbers for an image, two arrays of one number per feature for vectors. One-hot features keep 0 and 1
     """
-    means, stds = [], []
+    means, stds, used = [], [], 0
     for part in parts:
         raw = observations if part.key is None else observations[part.key]
         if part.is_image:
@@ -89,7 +94,12 @@ def trunk_statistics(
             return (float(np.median(raw)), 1.0) if part.kind == "image" else float_image_statistics(raw)
         own = normalization.get(part.key or "") if isinstance(normalization, dict) else normalization
         size = part.n_features
-        mean, std = (np.zeros(size), np.ones(size)) if part.kind == "one_hot" else input_statistics(raw, own)
+        if part.kind == "one_hot":
+            mean, std = np.zeros(size), np.ones(size)
+        else:
+            offset = 0.0 if origin is None else origin[used : used + size].reshape(part.shape)
+            mean, std = input_statistics(raw, own, offset)
+        used += size
         means.append(mean.reshape(-1))
         stds.append(std.reshape(-1))
     return np.concatenate(means), np.concatenate(stds)
@@ -110,7 +120,9 @@ def float_image_statistics(pixels: np.ndarray) -> tuple[float, float]:
     return float(usual.mean()), float(usual.std())
 
 
-def input_statistics(observations: np.ndarray, normalization: ObsNormalization | None) -> tuple[np.ndarray, np.ndarray]:
+def input_statistics(
+    observations: np.ndarray, normalization: ObsNormalization | None, origin: np.ndarray | float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """
     Mean and standard deviation that normalize a student's input: the teacher's, or else those of the observations.
 
@@ -119,13 +131,14 @@ def input_statistics(observations: np.ndarray, normalization: ObsNormalization |
 
     :param observations: raw observations, shape (n, *observation_shape)
     :param normalization: the teacher's normalization
-    :return: mean and standard deviation, each of the shape of one observation
+    :param origin: offset that is taken off the observations first, of the shape of one observation
+    :return: mean and standard deviation of what is left, each of the shape of one observation
     """
-    raw = observations.astype(np.float64)
+    raw = observations.astype(np.float64) - origin
     if normalization is None:
         mean, std = raw.mean(0), raw.std(0)
     else:
-        mean, std = normalization.mean, np.sqrt(normalization.var + normalization.epsilon)
+        mean, std = normalization.mean - origin, np.sqrt(normalization.var + normalization.epsilon)
     largest = np.abs(raw - mean).max(0)
     std = np.maximum(std, largest / MAX_DEVIATIONS)
     return mean, np.where(largest > 1e-9 * (1 + np.abs(mean)), std, 1.0)

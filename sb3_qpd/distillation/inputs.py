@@ -100,9 +100,9 @@ def _are_too_few(values: np.ndarray, low: np.ndarray, high: np.ndarray, levels: 
     return too_few
 
 
-class _Inputs:
+class Inputs:
     """
-    The vector features of one trunk in a batch of raw observations.
+    The vector features of one trunk in a batch of raw observations. ``values`` is less the origin, as the grid takes them.
 
     :param trunk: trunk of a student
     :param observations: raw observations, shape (n, *observation_shape), or a dict of such arrays
@@ -120,6 +120,10 @@ class _Inputs:
         raw = [self._raw(part) for part in trunk.parts if part.kind == "vector"]
         self.values = np.concatenate(raw, axis=1).astype(np.float64) if raw else np.zeros((0, 0))
         self.indices = np.array([index for _, _, index in self.columns], int)
+        self.origin = np.zeros(len(self.columns))
+        if trunk.origin is not None:
+            self.origin = trunk.origin.cpu().numpy()[self.indices]
+            self.values -= self.origin
 
     def _raw(self, part: ObservationPart) -> np.ndarray:
         value = self.observations if part.key is None else self.observations[part.key]
@@ -135,27 +139,30 @@ class _Inputs:
         """Step of the grid in raw units, shape (n_columns,)."""
         return self.grid.std.cpu().numpy()[self.indices] * self.scale
 
+    def dtype_of(self, column: int) -> np.dtype:
+        return self._raw(self.columns[column][0]).dtype
+
     def name(self, column: int) -> str:
         part, index, _ = self.columns[column]
         return str(index) if part.key is None else f"{part.key}[{index}]"
 
-    def newest(self, n: int) -> _Inputs:
+    def newest(self, n: int) -> Inputs:
         """The inputs of the last n observations."""
-        return _Inputs(self.trunk, take_rows(self.observations, slice(-n, None)))
+        return Inputs(self.trunk, take_rows(self.observations, slice(-n, None)))
 
     def replaced(self, column: int, values: np.ndarray) -> Any:
-        """The observations with other values of one feature."""
+        """The observations with other values of one feature, less its origin."""
         part, index, _ = self.columns[column]
         changed = self._raw(part).copy()
-        changed[:, index] = values
+        changed[:, index] = values + self.origin[column]
         changed = changed.reshape(-1, *part.shape)
         return changed if part.key is None else {**self.observations, part.key: changed}
 
 
-def _inputs(policy: QuantActorCriticPolicy, observations: Any) -> Iterator[_Inputs]:
+def _inputs(policy: QuantActorCriticPolicy, observations: Any) -> Iterator[Inputs]:
     for trunk in policy.features_extractor.trunks:
         if isinstance(trunk.input_grid, VectorGrid) and not trunk.is_image and not trunk.input_grid.is_float:
-            inputs = _Inputs(trunk, observations)
+            inputs = Inputs(trunk, observations)
             if len(inputs.columns):
                 yield inputs
 
@@ -186,7 +193,8 @@ def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples:
             index = inputs.indices[column]
             inputs.grid.mean[index], inputs.grid.std[index] = mean, std
             part, i, _ = inputs.columns[column]
-            limits = {"low": mean - 128 * std * inputs.scale, "high": mean + 127 * std * inputs.scale}
+            low, high = (inputs.origin[column] + mean + level * std * inputs.scale for level in (-128, 127))
+            limits = {"low": float(low), "high": float(high)}
             changed.append({"feature": inputs.name(int(column)), "kind": "saturates", "key": part.key, "index": i, **limits})
     return changed
 
@@ -209,7 +217,7 @@ def clip_outliers(observations: Any, findings: list[dict[str, Any]]) -> Any:
 
 
 def _serves_better(
-    policy: QuantActorCriticPolicy, teacher: Teacher, inputs: _Inputs, column: int, found: tuple[float, float]
+    policy: QuantActorCriticPolicy, teacher: Teacher, inputs: Inputs, column: int, found: tuple[float, float]
 ) -> bool:
     """Whether the teacher's answers change less than half as much on a grid with that mean and deviation as on today's."""
     index, raw = inputs.indices[column], inputs.values[:, column]
@@ -247,6 +255,18 @@ def _difference(policy: QuantActorCriticPolicy, labels: th.Tensor, others: th.Te
     return float(error.mean())
 
 
+def float32_numbers(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    How many numbers float32 has for most values of each feature.
+
+    :param values: in float64, shape (n, n_features)
+    :return: numbers for the central 90 %, and whether these are too few; each of shape (n_features,)
+    """
+    width = np.subtract(*shortest_interval(values, 0.9)[::-1])
+    spacing = np.spacing(np.abs(np.median(values, axis=0)).astype(np.float32)).astype(np.float64)
+    return width / spacing, (width > 0) & (width < MIN_LEVELS * spacing)
+
+
 def find_unresolved(policy: QuantActorCriticPolicy, samples: DistillationSamples) -> list[dict[str, Any]]:
     """
     Features that the student cannot tell apart as finely as it should.
@@ -259,15 +279,13 @@ def find_unresolved(policy: QuantActorCriticPolicy, samples: DistillationSamples
     found = []
     for inputs in _inputs(policy, samples.numpy_observations()):
         levels, too_few = grid_levels(inputs.values, inputs.step)
-        width = np.subtract(*shortest_interval(inputs.values, 0.9)[::-1])
-        spacing = np.spacing(np.abs(np.median(inputs.values, axis=0)).astype(np.float32)).astype(np.float64)
+        numbers, has_offset = float32_numbers(inputs.values)
         for column in range(len(inputs.columns)):
             name = inputs.name(column)
             if too_few[column]:
                 found.append({"feature": name, "kind": "few_levels", "levels": round(float(levels[column]), 1)})
-            if 0 < width[column] < MIN_LEVELS * spacing[column]:
-                numbers = round(float(width[column] / spacing[column]), 1)
-                found.append({"feature": name, "kind": "offset", "levels": numbers})
+            if has_offset[column]:
+                found.append({"feature": name, "kind": "offset", "levels": round(float(numbers[column]), 1)})
     return found
 
 
@@ -299,8 +317,9 @@ def describe_findings(findings: list[dict[str, Any]]) -> str:
     texts = {
         "few_levels": "too few of the student's 256 input levels for the central 90 % of their values (rare values lie far "
         "beyond these: clip or rescale them in the environment)",
-        "offset": "an offset so large that float32 has too few numbers for the central 90 % of their values (subtract the "
-        "offset in the environment)",
+        "offset": "an offset so large that float32 has too few numbers for the central 90 % of their values (declare the "
+        "observation space float64, so that the student takes the offset off before it rounds, or subtract the offset in the "
+        "environment)",
     }
     parts = []
     for kind, text in texts.items():
@@ -308,8 +327,18 @@ def describe_findings(findings: list[dict[str, Any]]) -> str:
         if named:
             more = f" and {len(named) - 8} more" if len(named) > 8 else ""
             parts.append(f"Features of the observation with {text}: {', '.join(named[:8])}{more}.")
-    rare = [one for one in findings if one["kind"] == "saturates"]
-    saturating = [f"{one['feature']} ({one['low']:.4g} to {one['high']:.4g})" for one in rare]
+    offsets = [f"{one['feature']} ({one['origin']:.10g})" for one in findings if one["kind"] == "origin"]
+    if offsets:
+        more = f" and {len(offsets) - 8} more" if len(offsets) > 8 else ""
+        parts.append(
+            "Features of the observation whose offset is taken off in float64, because float32 cannot carry it: "
+            f"{', '.join(offsets[:8])}{more}."
+        )
+    far = {one["feature"] for one in findings if one["kind"] == "origin"}  # four digits would show their offset alone
+    saturating = []
+    for one in (one for one in findings if one["kind"] == "saturates"):
+        low, high = (f"{one[end]:.{10 if one['feature'] in far else 4}g}" for end in ("low", "high"))
+        saturating.append(f"{one['feature']} ({low} to {high})")
     if saturating:
         more = f" and {len(saturating) - 8} more" if len(saturating) > 8 else ""
         parts.append(f"Features of the observation whose rare values saturate: {', '.join(saturating[:8])}{more}.")

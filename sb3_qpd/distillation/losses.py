@@ -12,6 +12,8 @@ from typing import Any
 import torch as th
 from torch.nn import functional as F
 
+from sb3_qpd.distillation.hyperparameters import BOX_LOSS_NAMES
+
 
 def _check_shapes(one: th.Tensor, other: th.Tensor) -> None:
     if one.shape != other.shape:
@@ -125,7 +127,7 @@ def huber(student_mean: th.Tensor, teacher_mean: th.Tensor, *, unit: th.Tensor, 
 
 
 # Box action losses by their names as hyperparameters
-BOX_LOSSES: dict[str, Callable[..., th.Tensor]] = {f.__name__: f for f in (huber, squared_error, gaussian_kl)}
+BOX_LOSSES: dict[str, Callable[..., th.Tensor]] = {name: globals()[name] for name in BOX_LOSS_NAMES}
 
 
 class _ClampToBox(th.autograd.Function):

@@ -60,7 +60,8 @@ def measure_student(
     :param samples: observations and the teacher's labels
     :param temperature: temperature of the teacher's discrete distribution
     :return: ``agreement``, the share of equal most probable actions, and ``kl`` in nats; ``action_error``, the mean absolute
-        error of a Box action in its units; ``weight_bits``, the mean bits of a weight in training
+        error of a Box action in its units; ``mean_weight_bits``, the mean bits of a weight in training. During the
+        transition it lies between 32 (float) and the target bits
     """
     policy.set_training_mode(False)
     actor, _ = policy.actor_and_value(samples.observations)
@@ -73,11 +74,11 @@ def measure_student(
     if head.is_box:
         low, high = policy.action_low, policy.action_high
         error = (actor.clamp(low, high) - target.clamp(low, high)).abs() / policy.action_unit
-        return {"action_error": error.mean().item(), "weight_bits": bits}
+        return {"action_error": error.mean().item(), "mean_weight_bits": bits}
     logits = masked(head.logits(actor), samples.targets.masks)
     same = (head.best(logits) == head.best(target)).reshape(len(target), -1).all(1).float().mean().item()
     kl = losses.multi_categorical_kl(logits, target, nvec=head.nvec, temperature=temperature).mean().item()
-    return {"agreement": same, "kl": kl, "weight_bits": bits}
+    return {"agreement": same, "kl": kl, "mean_weight_bits": bits}
 
 
 def _box_loss(policy: QuantActorCriticPolicy, actor: th.Tensor, targets: TeacherOutput, name: str) -> th.Tensor:

@@ -9,7 +9,15 @@ import numpy as np
 import torch as th
 
 from sb3_qpd.distillation.collection import CollectingAlgorithm
-from sb3_qpd.distillation.inputs import clip_outliers, describe_findings, find_collapsed, find_unresolved, saturate_outliers
+from sb3_qpd.distillation.hyperparameters import check_memory
+from sb3_qpd.distillation.inputs import (
+    clip_outliers,
+    describe_findings,
+    find_collapsed,
+    find_unresolved,
+    saturate_outliers,
+)
+from sb3_qpd.distillation.origin import exact_keys, take_off_offsets
 from sb3_qpd.distillation.schedules import stage_progress
 from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.transitions import get_transition
@@ -31,7 +39,7 @@ class FallingPrecision(CollectingAlgorithm):
     transition: str
     transition_start: float
     transition_end: float
-    input_findings: list[dict[str, Any]]  # features with a robust range or too few levels, see inputs.py
+    input_findings: list[dict[str, Any]]  # features with an origin, a robust range or too few levels, see inputs.py
     _transition_progress: float
     _last_calibration: float
     _float_state: dict[str, th.Tensor] | None
@@ -49,14 +57,28 @@ class FallingPrecision(CollectingAlgorithm):
         self.policy.calibrate(clip_outliers(self._buffer.sample(CALIBRATION_SIZE).observations, self.input_findings))
         self._last_calibration = self._progress
 
+    def _take_off_offsets(self) -> None:
+        """Freeze the origin of the student's input. From then on the ring keeps in float64 only what has one."""
+        assert self._buffer is not None
+        self.input_findings = []
+        if not exact_keys(self.policy, is_fitted=False):
+            return
+        self.input_findings = take_off_offsets(self.policy, self._buffer.newest(INPUT_SIZE))
+        self._buffer.to_float32(but=exact_keys(self.policy, is_fitted=True))
+        if self.input_findings:
+            check_memory(int(self.buffer_size), self._buffer.nbytes)
+
     def _resolve_inputs(self) -> None:
         """Let rare outliers saturate, and warn of features that the student cannot resolve."""
         assert self._buffer is not None and self.teacher is not None
         samples = self._buffer.newest(INPUT_SIZE)
-        self.input_findings = saturate_outliers(self.policy, self.teacher, samples)
-        if self.input_findings:
+        saturating = saturate_outliers(self.policy, self.teacher, samples)
+        self.input_findings += saturating
+        if saturating:
             self._calibrate()
-        unresolved = find_unresolved(self.policy, samples) + find_collapsed(self._last_obs)
+        taken_off = {one["feature"] for one in self.input_findings if one["kind"] == "origin"}
+        collapsed = [one for one in find_collapsed(self._last_obs) if one["feature"] not in taken_off]
+        unresolved = find_unresolved(self.policy, samples) + collapsed
         self.input_findings += unresolved
         if unresolved:
             warnings.warn(describe_findings(unresolved))

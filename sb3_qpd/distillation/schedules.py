@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 WARM_UP_UPDATES = 200  # a full learning rate from the first update leaves a CNN's ReLUs dead
-# first values of the cosine
+# first values of the cosine, for the optimizer MuonAdam
 DEFAULT_LEARNING_RATE_IMAGES = 1e-2
-DEFAULT_LEARNING_RATE_VECTORS = 2e-3
+DEFAULT_LEARNING_RATE_VECTORS = 6e-2
 
 
 class CosineSchedule:

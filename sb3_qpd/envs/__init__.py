@@ -1,6 +1,25 @@
-"""Environments: recipes for building the one that a teacher was trained on, and ALE's native vector environment for SB3."""
+"""
+Environments: recipes for building the one that a teacher was trained on, and ALE's native vector environment for SB3.
 
-from sb3_qpd.envs.atari import AtariVecEnv
-from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+The names are loaded at their first use (PEP 562). So the command can look an environment up before torch is imported.
+"""
 
-__all__ = ["AtariVecEnv", "EnvRecipe", "make_recipe"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sb3_qpd.envs.atari import AtariVecEnv
+    from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
+
+__all__ = ["VEC_ENVS", "AtariVecEnv", "EnvRecipe", "make_recipe"]
+
+VEC_ENVS = ("dummy", "subproc")  # kinds of vectorized environments, as SB3 calls them
+_MODULE_OF = {"AtariVecEnv": "atari", "EnvRecipe": "recipe", "make_recipe": "recipe"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next access does not call this function
+    return value

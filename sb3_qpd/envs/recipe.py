@@ -2,23 +2,25 @@
 
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import ale_py
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
+from sb3_qpd.checks import check_choice, check_type
+from sb3_qpd.child_processes import safe_import_path
+from sb3_qpd.envs import VEC_ENVS
 from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
-from sb3_qpd.envs.registry import find_spec, make
-
-gym.register_envs(ale_py)
+from sb3_qpd.envs.registry import check_env_kwargs, find_spec, make_registered
 
 MAX_FRAME_STACK = 64
 # Modules, and the wrappers in them that a recipe may name. A recipe can come from an untrusted file, so wrappers that write
@@ -42,7 +44,23 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ),
     (r"sb3_qpd\.envs\.wrappers", "ZeroContactForces"),
 )
-VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}
+
+
+class SafeSubprocVecEnv(SubprocVecEnv):
+    """
+    SB3's environments in processes of their own, which import nothing from the current folder before the path of this process.
+
+    :param args: see :class:`~stable_baselines3.common.vec_env.SubprocVecEnv`
+    :param kwargs: see there
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        with safe_import_path():
+            super().__init__(*args, **kwargs)
+
+
+_VEC_ENV_CLASSES: tuple[type[DummyVecEnv] | type[SubprocVecEnv], ...] = (DummyVecEnv, SafeSubprocVecEnv)
+VEC_ENV_CLASSES = dict(zip(VEC_ENVS, _VEC_ENV_CLASSES, strict=True))
 
 ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
 
@@ -64,12 +82,22 @@ class EnvRecipe:
     frame_stack: int = 0
 
     def __post_init__(self) -> None:
-        for name, _ in self.env_wrappers:
-            _check_wrapper_name(name)
-        if not isinstance(self.frame_stack, int) or not 0 <= self.frame_stack <= MAX_FRAME_STACK:
+        check_type("env_id", self.env_id, str, "the id of a registered environment")
+        check_type("env_kwargs", self.env_kwargs, Mapping, "a dict of arguments for gym.make")
+        self._check_wrappers()
+        n_frames = self.frame_stack
+        if not isinstance(n_frames, int) or isinstance(n_frames, bool) or not 0 <= n_frames <= MAX_FRAME_STACK:
             raise ValueError(f"frame_stack must be 0 (the usual number) to {MAX_FRAME_STACK}, got {self.frame_stack}.")
         if self.frame_stack == 0:
             object.__setattr__(self, "frame_stack", 4 if self.has_pixels else 1)
+
+    def _check_wrappers(self) -> None:
+        expected = "pairs of a wrapper's dotted name and a dict of its arguments"
+        check_type("env_wrappers", self.env_wrappers, (list, tuple), expected)
+        for pair in self.env_wrappers:
+            if not (isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[1], Mapping)):
+                raise TypeError(f"env_wrappers must be {expected}, got {pair!r}")
+            _check_wrapper_name(pair[0])
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values: what it takes to build the environment again."""
@@ -121,7 +149,7 @@ class EnvRecipe:
 
     def make_env(self) -> gym.Env:
         """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
-        return self._wrap(Monitor(make(find_spec(self.env_id), **self.env_kwargs)))
+        return self._wrap(Monitor(_make_unwrapped(find_spec(self.env_id), self.env_kwargs)))
 
     def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
         """
@@ -135,17 +163,17 @@ class EnvRecipe:
         :param vec_env: ``"dummy"`` or ``"subproc"``; ignored by :class:`AtariVecEnv`, which has its own threads
         :param training: ``False`` for evaluation
         """
-        if vec_env not in VEC_ENVS:
-            raise ValueError(f"vec_env must be one of {sorted(VEC_ENVS)}, got {vec_env!r}.")
+        check_choice("vec_env", vec_env, VEC_ENVS)
         if self.is_native:
             return self._make_native(n_envs, seed, training)
         if vec_env == "subproc":
             self.make_env().close()  # an error is raised here: a subprocess would only break the connection
-        make_one = partial(make, find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
+        # a spec, as a subprocess may not know the id
+        make, kind = partial(_make_unwrapped, find_spec(self.env_id), self.env_kwargs), VEC_ENV_CLASSES[vec_env]
         if self.has_pixels and self._has_usual_wrappers:
-            venv = make_atari_env(make_one, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
+            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=kind)
         else:
-            venv = make_vec_env(make_one, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=VEC_ENVS[vec_env])
+            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=kind)
         if self.frame_stack > 1:
             venv = VecFrameStack(venv, self.frame_stack)
         space = venv.observation_space
@@ -175,8 +203,60 @@ class EnvRecipe:
 
     def _wrap(self, env: gym.Env) -> gym.Env:
         for name, kwargs in self.env_wrappers:
-            env = load_wrapper(name)(env, **kwargs)
+            with _named_settings(f"The wrapper {name} around {self.env_id}", kwargs):
+                env = load_wrapper(name)(env, **kwargs)
         return env
+
+
+# an id, a recipe, an environment, or a class or function that makes one
+EnvSource = str | EnvRecipe | gym.Env | VecEnv | Callable[[], gym.Env | VecEnv]
+
+
+def is_env_source(env: Any) -> bool:
+    """
+    Whether a value names an environment, is one, or makes one.
+
+    :param env: anything
+    """
+    return isinstance(env, str | EnvRecipe | gym.Env | VecEnv) or callable(env)
+
+
+def check_env_type(env: Any) -> None:
+    """
+    Refuse what is no environment.
+
+    :param env: argument of the user
+    :raises TypeError: it is no environment, and does not name or make one
+    """
+    if not is_env_source(env):
+        raise TypeError(
+            "env must be an id, an environment, a vectorized environment, or a class or function that makes an environment, "
+            f"got {env!r} ({type(env).__name__})"
+        )
+
+
+def _make_unwrapped(spec: EnvSpec, settings: Mapping[str, Any], **more: Any) -> gym.Env:
+    """
+    An environment without the recipe's wrappers.
+
+    :param spec: its specification
+    :param settings: of the recipe, for ``gym.make``
+    :param more: settings that SB3 adds, such as ``render_mode``
+    """
+    with _named_settings(f"The environment {spec.id}", settings):
+        return make_registered(spec, **{**settings, **more})
+
+
+@contextmanager
+def _named_settings(what: str, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Turn whatever a setting breaks in a constructor into an error that names it: settings come from files."""
+    try:
+        yield
+    except (ImportError, MemoryError, gym.error.Error):
+        raise
+    except Exception as error:  # of any kind: constructors check their arguments, or fail on them
+        reason = str(error).strip() or type(error).__name__
+        raise ValueError(f"{what} cannot be built with the settings {dict(settings)!r:.200}: {reason}") from error
 
 
 def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = None) -> EnvRecipe:
@@ -187,22 +267,29 @@ def make_recipe(env: str | EnvRecipe, env_kwargs: Mapping[str, Any] | None = Non
     :param env_kwargs: keyword arguments for ``gym.make``, added to those of a recipe
     :raises ValueError: the environment is not registered; the message names the nearest ids
     """
-    find_spec(env.env_id if isinstance(env, EnvRecipe) else env)
+    spec = find_spec(env.env_id if isinstance(env, EnvRecipe) else env)
+    if env_kwargs is not None:
+        check_type("env_kwargs", env_kwargs, Mapping, "a dict of arguments for gym.make")
+        check_env_kwargs(spec, env_kwargs)
     if isinstance(env, EnvRecipe):
         return replace(env, env_kwargs={**env.env_kwargs, **(env_kwargs or {})})
     return EnvRecipe(env, dict(env_kwargs or {}))
 
 
-def describe_env(env: str | EnvRecipe | gym.Env | VecEnv | Mapping[str, Any]) -> dict[str, Any]:
+def describe_env(env: EnvSource | Mapping[str, Any]) -> dict[str, Any]:
     """
-    An environment as plain JSON values: its recipe, or the id of an environment that exists already.
+    An environment as plain JSON values: its recipe, or the id of an environment that is not built from a recipe.
 
-    :param env: id, recipe, environment, or such values
+    :param env: id, recipe, environment, class or function that makes one, or such values
     """
     if isinstance(env, Mapping):
         return dict(env)
-    if not isinstance(env, gym.Env | VecEnv):
+    if isinstance(env, str | EnvRecipe):
         return make_recipe(env).to_json()
+    check_env_type(env)
+    if not isinstance(env, gym.Env | VecEnv):
+        with closing(build_env(env)) as built:
+            return describe_env(built)
     spec = getattr(env, "spec", None)
     return {"env_id": spec.id if spec is not None else type(env).__name__}
 

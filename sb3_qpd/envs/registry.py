@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import ale_py
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
+
+from sb3_qpd.checks import did_you_mean
+from sb3_qpd.failures import environment_failures
+
+gym.register_envs(ale_py)
+
+# Modules of Gymnasium's environments that need a package of their own, and how to install it
+ENGINES = {
+    # a wheel; Gymnasium's own advice needs a compiler
+    "gymnasium.envs.box2d": "pip install box2d (sb3_qpd requires it: to install sb3_qpd again will do too)",
+    "gymnasium.envs.mujoco": 'pip install "gymnasium[mujoco]"',
+}
 
 # Patterns of ids, the module that registers them, and the name to install it by. RL Zoo's agents play these environments.
 # The modules are named here and never by a file, so a file cannot choose what is imported.
@@ -75,15 +90,60 @@ def find_spec(env_id: str) -> gym.envs.registration.EnvSpec:
     return spec
 
 
-def make(spec: gym.envs.registration.EnvSpec, **kwargs: Any) -> gym.Env:
+def make_registered(spec: gym.envs.registration.EnvSpec, **env_kwargs: Any) -> gym.Env:
     """
-    An environment, as from ``gym.make``, without MuJoCo's harmless warnings.
+    One environment, as ``gym.make`` builds it.
 
     :param spec: from :func:`find_spec`
-    :param kwargs: see ``gym.make``
+    :param env_kwargs: keyword arguments for ``gym.make``
+    :raises ImportError: a package is missing; the message says how to install it
+    :raises EnvironmentFailure: the environment raises an error
     """
-    with without_harmless_warnings(spec):
-        return gym.make(spec, **kwargs)
+    check_env_kwargs(spec, env_kwargs)
+    try:
+        with without_harmless_warnings(spec):
+            return gym.make(spec, **env_kwargs)
+    except gym.error.Error as error:
+        raise_missing_package(spec, error)
+        raise  # Gymnasium says what to do
+    except Exception:
+        with environment_failures(spec.id, f"gym.make with {env_kwargs}" if env_kwargs else "gym.make"):
+            raise
+
+
+def raise_missing_package(spec: gym.envs.registration.EnvSpec, error: Exception) -> None:
+    """
+    Say how to install what one of Gymnasium's own environments needs. Nothing happens for any other error.
+
+    :param spec: from :func:`find_spec`
+    :param error: what ``gym.make`` raised
+    :raises ImportError: a package is missing; the message says how to install it
+    """
+    install = next((line for module, line in ENGINES.items() if str(spec.entry_point).startswith(module)), None)
+    if isinstance(error, gym.error.DependencyNotInstalled) and install is not None:
+        raise ImportError(f"{spec.id} needs a package that is not installed: {install}") from error
+
+
+def check_env_kwargs(spec: gym.envs.registration.EnvSpec, env_kwargs: Mapping[str, Any]) -> None:
+    """
+    Refuse settings that an environment does not have, before it is built.
+
+    :param spec: from :func:`find_spec`
+    :param env_kwargs: keyword arguments for ``gym.make``
+    :raises ValueError: a name is unknown; the nearest one is named
+    """
+    try:
+        creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+        own = inspect.signature(creator).parameters  # type: ignore[arg-type]
+    except Exception:  # a package is missing, or the class has no signature: gym.make will say so
+        return
+    if any(one.kind is one.VAR_KEYWORD for one in own.values()):
+        return
+    known = {*own, *spec.kwargs, *inspect.signature(gym.make).parameters, "render_mode"}
+    for name in env_kwargs:
+        if name not in known:
+            takes = ", ".join(own) or "none"
+            raise ValueError(f"{spec.id} has no setting {name!r}.{did_you_mean(name, own)} Its settings: {takes}.")
 
 
 @contextmanager

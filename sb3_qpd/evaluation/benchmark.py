@@ -19,12 +19,15 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from tqdm import tqdm
 
-from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.checks import check_flags, check_positive, check_type
+from sb3_qpd.child_processes import safe_import_path
+from sb3_qpd.envs.recipe import EnvSource, check_env_type
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.fitting import check_teacher_of
 from sb3_qpd.evaluation.float_baseline import quantize_after_training, write_float_onnx
-from sb3_qpd.evaluation.implementations import NoCompiler, compile_c
+from sb3_qpd.evaluation.implementations import Folder, NoCompiler, compile_c
 from sb3_qpd.evaluation.own_episodes import Jitter, replay
+from sb3_qpd.evaluation.own_exports import not_run
 from sb3_qpd.evaluation.verify import load_model
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, emulate, missing_tools
 from sb3_qpd.integer import IntegerModel
@@ -80,6 +83,9 @@ class Networks(NamedTuple):
     teacher: Teacher | None = None
 
 
+NOTHING_ELSE = Networks()
+
+
 class BenchmarkCase(NamedTuple):
     """
     The subject of one row.
@@ -98,26 +104,33 @@ class BenchmarkCase(NamedTuple):
 
 def benchmark(
     folder: str | Path,
-    recipe: EnvRecipe,
-    given: Networks,
+    recipe: EnvSource,
+    given: Networks = NOTHING_ELSE,
     seconds: float = 1.0,
     *,
+    trust_code: bool = False,
     progress_bar: bool = False,
     left_out: list[str] | None = None,
 ) -> list[Speed]:
     """
     Measure everything in a folder on observations of the student's own episodes.
 
-    A form that cannot be run here (no C compiler, no ONNX Runtime) is left out.
+    A form that cannot be run here (no C compiler, no ONNX Runtime) is left out. So is an export that is not byte for byte what
+    this version writes from ``student.npz``.
 
     :param folder: folder with ``student.npz`` and what was exported from it, or a file in it
-    :param recipe: environment that the student plays in
+    :param recipe: environment that the student plays in, its id, or a class or function that makes one
     :param given: policies that are measured as well
     :param seconds: time for each row and batch size
+    :param trust_code: run the other exports too; they can run any code
     :param progress_bar: show one on stderr
     :param left_out: gets a line for each form that was left out
     :raises ValueError: the folder holds no student, or the teacher is another environment's
     """
+    check_env_type(recipe)
+    check_type("given", given, Networks, "Networks(policy, float_policy, teacher)")
+    check_positive("seconds", seconds)
+    check_flags(progress_bar=progress_bar)
     folder, reasons = folder_of(folder), [] if left_out is None else left_out
     if given.teacher is not None:
         check_teacher_of(load_model(folder), given.teacher)
@@ -128,14 +141,16 @@ def benchmark(
         tempfile.TemporaryDirectory() as scratch,
         tqdm(desc="benchmark", unit="row", disable=not progress_bar) as bar,
     ):
-        for case in _benchmark_cases(folder, given, observations, Path(scratch), reasons):
+        exports = Folder(folder, load_model(folder), Path(scratch), trust_code, reasons, [])
+        for case in _benchmark_cases(exports, given, observations):
             bar.set_postfix_str(case.name)
             rows.append(_measure(case, observations, seconds))
             bar.update()
+    reasons += map(not_run, exports.foreign)
     return rows
 
 
-def own_observations(folder: Path, recipe: EnvRecipe, n: int) -> np.ndarray:
+def own_observations(folder: Path, recipe: EnvSource, n: int) -> np.ndarray:
     """
     Observations of the student's own episodes.
 
@@ -173,7 +188,8 @@ def peak_memory(make: Callable[[], Callable[[np.ndarray], Any]], observations: n
         path = Path(folder, "case.pkl")
         path.write_bytes(cloudpickle.dumps((make, observations)))
         command = [sys.executable, "-c", FRESH, str(path)]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        with safe_import_path():
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return 1024 * int(done.stdout.splitlines()[-1])
 
 
@@ -195,12 +211,15 @@ def table(rows: list[Speed], left_out: Sequence[str] = ()) -> str:
     return "\n".join([*lines, *(f"not measured: {reason}" for reason in left_out)])
 
 
-def microcontrollers(folder: str | Path, recipe: EnvRecipe, progress_bar: bool = False) -> dict[str, Emulation | str]:
+def microcontrollers(
+    folder: str | Path, recipe: EnvSource, *, trust_code: bool = False, progress_bar: bool = False
+) -> dict[str, Emulation | str]:
     """
     The C of a folder on each emulated microcontroller, or what is missing for that.
 
     :param folder: folder with ``student.npz``, or a file in it; without C in it the result is empty
     :param recipe: environment that the student plays in
+    :param trust_code: see :func:`benchmark`
     :param progress_bar: show one on stderr
     """
     folder = folder_of(folder)
@@ -211,7 +230,11 @@ def microcontrollers(folder: str | Path, recipe: EnvRecipe, progress_bar: bool =
         return dict(missing)
     observations = own_observations(folder, recipe, N_EMULATED)
     bar = tqdm(missing.items(), desc="emulation", unit="device", disable=not progress_bar)
-    return {name: problem or emulate(folder, model, observations, name) for name, problem in bar}
+    with tempfile.TemporaryDirectory() as scratch:
+        found = Folder(folder, model, Path(scratch), trust_code, [], []).file_to_run(C_FILE)
+        if found is None:
+            return dict.fromkeys(missing, not_run(C_FILE))
+        return {name: problem or emulate(found[0].parent, model, observations, name) for name, problem in bar}
 
 
 def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:
@@ -262,22 +285,20 @@ def one_torch_thread() -> Iterator[None]:
         th.set_num_threads(n_threads)
 
 
-def _benchmark_cases(
-    folder: Path, given: Networks, observations: np.ndarray, scratch: Path, left_out: list[str]
-) -> Iterator[BenchmarkCase]:
-    for name, find in _forms(folder, given, observations, scratch):
+def _benchmark_cases(folder: Folder, given: Networks, observations: np.ndarray) -> Iterator[BenchmarkCase]:
+    for name, find in _forms(folder, given, observations):
         try:
             yield from find()
         except (ImportError, NoCompiler) as error:
-            left_out.append(f"{name}: {' '.join(str(error).split())}")
+            folder.left_out.append(f"{name}: {' '.join(str(error).split())}")
 
 
 def _forms(
-    folder: Path, given: Networks, observations: np.ndarray, scratch: Path
+    folder: Folder, given: Networks, observations: np.ndarray
 ) -> Iterator[tuple[str, Callable[[], Iterator[BenchmarkCase]]]]:
     """The forms that there are, in the order of the table: a name, and a function that yields the rows."""
-    policy, teacher = given.policy, given.teacher
-    takes_indices = load_model(folder).parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
+    policy, teacher, scratch = given.policy, given.teacher, folder.scratch
+    takes_indices = folder.model.parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
     if teacher is not None:
         yield "teacher", partial(_in_sb3, "teacher", teacher, teacher.nbytes)
     if teacher is not None and not takes_indices:
@@ -287,10 +308,16 @@ def _forms(
         in_onnx = partial(_in_onnx_runtime, "float student", given.float_policy, observations, scratch)
         yield "float student in ONNX Runtime", in_onnx
     if policy is not None:
-        yield STUDENT_ZIP, partial(_in_sb3, "student", policy, os.path.getsize(folder / STUDENT_ZIP))
-    for file, find in ((INTEGER_MODEL, _in_numpy), (ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c)):
-        if (folder / file).is_file():
-            yield file, partial(find, folder / file)
+        yield STUDENT_ZIP, partial(_in_sb3, "student", policy, os.path.getsize(folder.path / STUDENT_ZIP))
+    yield INTEGER_MODEL, partial(_in_numpy, folder.path / INTEGER_MODEL)
+    for file, find in ((ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c)):
+        if os.path.lexists(folder.path / file):
+            yield file, partial(_of_export, folder, file, find)
+
+
+def _of_export(folder: Folder, file: str, find: Callable[..., Iterator[BenchmarkCase]]) -> Iterator[BenchmarkCase]:
+    if (found := folder.file_to_run(file)) is not None:
+        yield from find(found[0], folder.model)
 
 
 def _in_sb3(name: str, player: Player, nbytes: int) -> Iterator[BenchmarkCase]:
@@ -302,20 +329,20 @@ def _in_numpy(path: Path) -> Iterator[BenchmarkCase]:
     yield BenchmarkCase("student, numpy", act, os.path.getsize(path))
 
 
-def _in_onnx(path: Path) -> Iterator[BenchmarkCase]:
+def _in_onnx(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
     from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
     yield BenchmarkCase("student, ONNX Runtime", lambda: OnnxPolicy(path).run, os.path.getsize(path))
 
 
-def _in_tflite(path: Path) -> Iterator[BenchmarkCase]:
+def _in_tflite(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
     from sb3_qpd.export.tflite.runtime import TflitePolicy
 
     yield BenchmarkCase("student, TFLite", lambda: TflitePolicy(path).run, os.path.getsize(path))
 
 
-def _in_c(path: Path) -> Iterator[BenchmarkCase]:
-    nbytes = load_model(path).nbytes
+def _in_c(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
+    nbytes = model.nbytes
     for name, flags in (("student, C", ("-O3",)), ("student, C, -march=native", ("-O3", "-march=native"))):
         c_policy = compile_c(path.parent, flags)
         yield BenchmarkCase(name, lambda act=c_policy.actions: act, nbytes, c_policy.ram)  # type: ignore[misc]
@@ -325,8 +352,9 @@ def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, sc
     """A float policy in ONNX Runtime, in float32 and quantized after training, on the observations that its network takes."""
     from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
+    has_origin = getattr(policy.features_extractor, "origin", None) is not None  # a student takes it off in float64
     if observations.dtype != np.uint8:
-        observations = observations.astype(np.float32)
+        observations = observations.astype(np.float64 if has_origin else np.float32)
     path, quantized = scratch / "float32.onnx", scratch / "int8.onnx"
     write_float_onnx(policy, observations[:1], path)
     quantize_after_training(path, quantized, observations)

@@ -4,7 +4,7 @@ Episodes that were played once and are kept: those of a teacher and of the rando
 The folder is ``$XDG_CACHE_HOME/sb3_qpd/episodes``, by default ``~/.cache/sb3_qpd/episodes``; it may be deleted at any time. A
 file holds plain JSON. Its name is a checksum of everything that the episodes follow from: the policy's weights, its
 normalization, the environment's recipe, seeds, mode, numbers of episodes and environments, and the versions of the packages
-that play. A file that cannot be read, or holds something else, is ignored and written anew.
+that play. A file that cannot be read, is damaged or holds something else is ignored and written anew.
 
 Only the episodes of installed packages' environments and policies are kept, as their versions tell when they change. Code of
 the user's own may change without a sign.
@@ -156,14 +156,21 @@ def _parts_of(normalization: Any) -> Iterator[bytes]:
 def _read(name: str, n_episodes: int) -> Evaluation | None:
     try:
         kept = json.loads((cache_folder() / name).read_text(encoding="utf-8"))
+        if kept.pop("checksum") != _checksum(name, kept):
+            return None
         returns, lengths = np.array(kept["returns"], np.float64), np.array(kept["lengths"], np.int64)
         if returns.shape != (n_episodes,) or lengths.shape != (n_episodes,) or (lengths < 1).any():
             return None
         words = {key: str(kept[key]) for key in ("name", "starts")}
         numbers = {"deterministic": bool(kept["deterministic"]), "seed": int(kept["seed"]), "seconds": float(kept["seconds"])}
         return Evaluation(**words, returns=returns, lengths=lengths, **numbers, is_cached=True)  # type: ignore[arg-type]
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError):
+    except (OSError, ArithmeticError, AttributeError, ValueError, TypeError, KeyError, RuntimeError):
         return None
+
+
+def _checksum(name: str, content: dict[str, Any]) -> str:
+    """A checksum of a kept file, so that neither a damaged nor a renamed one is taken for what was asked for."""
+    return hashlib.sha256(f"{name} {json.dumps(content, sort_keys=True)}".encode()).hexdigest()
 
 
 def _write(name: str, played: Evaluation) -> None:
@@ -172,6 +179,7 @@ def _write(name: str, played: Evaluation) -> None:
         **{"seed": int(played.seed), "seconds": played.seconds},
         **{"returns": played.returns.tolist(), "lengths": played.lengths.tolist()},
     }
+    content["checksum"] = _checksum(name, content)
     with AtomicFolder(cache_folder(), force=True) as folder:
         (folder.path / name).write_text(json.dumps(content), encoding="utf-8")
         folder.commit()

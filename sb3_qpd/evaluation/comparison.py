@@ -8,16 +8,15 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_qpd.checks import check_flags, check_type
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.envs.recipe import EnvRecipe, describe_env, make_recipe
+from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, check_env_type, describe_env, make_recipe
 from sb3_qpd.evaluation.cache import play_once
-from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, evaluate, microseconds_per_action
+from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, check_play, evaluate, microseconds_per_action
 from sb3_qpd.evaluation.report import mode_name, notes_of, to_json
 from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, episodes_needed, plan_episodes
 from sb3_qpd.integer import IntegerModel
@@ -38,7 +37,7 @@ class EvaluationPlan:
     """
     Where and how long every policy plays; fixed before the first of them does.
 
-    :param env: id, recipe, or an environment
+    :param env: id, recipe, environment, or a class or function that makes one
     :param n_episodes: number of episodes in the mode of the verdict
     :param n_other: number of episodes in the other mode
     :param deterministic: the mode of the verdict
@@ -50,7 +49,7 @@ class EvaluationPlan:
     :param needed: episodes for 80 % power by the teacher's spread; ``None``: not planned, the caller gave the number
     """
 
-    env: str | EnvRecipe | gym.Env | VecEnv
+    env: EnvSource
     n_episodes: int
     n_other: int
     deterministic: bool = True
@@ -76,14 +75,14 @@ class EvaluationPlan:
         }
         title = f"{name}, {mode_name(deterministic)}"
         play = partial(evaluate, policy, self.env, **settings, name=title, progress_bar=self.progress_bar)
-        if not self.cache or isinstance(self.env, gym.Env | VecEnv) or not isinstance(policy, Teacher | str):
+        if not (self.cache and isinstance(self.env, str | EnvRecipe) and isinstance(policy, Teacher | str)):
             return play()
         return play_once(policy, make_recipe(self.env), settings, play)
 
 
 def plan_evaluation(
     teacher: Teacher,
-    env: str | EnvRecipe | gym.Env | VecEnv,
+    env: EnvSource,
     n_episodes: int | None = None,
     *,
     deterministic: bool | None = None,
@@ -97,7 +96,7 @@ def plan_evaluation(
     Fix the mode and the number of episodes.
 
     :param teacher: plays on validation seeds where its spread has to be known
-    :param env: environment of all policies
+    :param env: environment of all policies: an id, a recipe, an environment, or a class or function that makes one
     :param n_episodes: number of test episodes; ``None``: from the teacher's spread, for 80 % power
     :param deterministic: mode of the verdict; ``None``: RL Zoo's, sampled for Atari and deterministic elsewhere
     :param seed: seed of the first test episode
@@ -106,8 +105,13 @@ def plan_evaluation(
     :param max_episode_steps: see :func:`~sb3_qpd.evaluation.episodes.evaluate`
     :param cache: keep the episodes of the teacher and of the random policy, see :mod:`sb3_qpd.evaluation.cache`
     """
+    check_type("teacher", teacher, Teacher, "a Teacher: load_teacher(...) returns one")
+    check_env_type(env)
+    check_play(1 if n_episodes is None else n_episodes, n_envs, seed, max_episode_steps)
+    check_flags(progress_bar=progress_bar, cache=cache)
     if deterministic is None:
-        deterministic = isinstance(env, gym.Env | VecEnv) or make_recipe(env).deterministic
+        deterministic = not isinstance(env, str | EnvRecipe) or make_recipe(env).deterministic
+    check_flags(deterministic=deterministic)
     options: dict[str, Any] = {"n_envs": n_envs, "progress_bar": progress_bar}
     options |= {"max_episode_steps": max_episode_steps, "cache": cache}
     if n_episodes is None:
@@ -171,6 +175,10 @@ def make_report(
     :return: contents of ``report.json``
     :raises ValueError: the student has no teacher to compare with
     """
+    check_type("distiller", distiller, QPDDistiller, "a QPDDistiller after learn()")
+    check_type("plan", plan, EvaluationPlan, "what plan_evaluation(...) returns")
+    if baselines is not None:
+        check_type("baselines", baselines, Mapping, "a dict from names to students, or None")
     if (teacher := distiller.teacher) is None:
         raise ValueError("A report compares with the teacher, and this student has none: load it with teacher=...")
     start, model = time.perf_counter(), distiller.policy.to_integer()

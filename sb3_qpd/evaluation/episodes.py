@@ -13,10 +13,12 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
+from sb3_qpd.checks import check_count, check_flags, check_seed, check_type
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe, build_env, make_recipe
 from sb3_qpd.evaluation.fitting import check_env
 from sb3_qpd.evaluation.statistics import Evaluation
+from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import Observation, batch_size, copy_row, stack
 from sb3_qpd.players import (
@@ -85,16 +87,15 @@ def evaluate(
     :return: one return and length for each episode
     :raises ValueError: policy and environment do not fit together, an episode does not end, or its return is not finite
     """
-    _check_count("n_episodes", n_episodes)
-    _check_count("n_envs", n_envs)
-    if max_episode_steps is not None:
-        _check_count("max_episode_steps", max_episode_steps)
+    check_play(n_episodes, n_envs, seed, max_episode_steps)
+    check_flags(deterministic=deterministic, progress_bar=progress_bar)
+    check_type("name", name, str, "a name")
     player, env = _open(policy, env)
     start = time.perf_counter()
     with _opened_env(env, seed, min(n_envs, n_episodes)) as (played, starts, env_name):
         _check_player(player, played)
-        name = name or (RANDOM if player == RANDOM else type(player).__name__)
-        player = RandomPolicy(_spaces_of(played)[1], seed) if player == RANDOM else player
+        name = name or (RANDOM if _is_random(player) else type(player).__name__)
+        player = RandomPolicy(_spaces_of(played)[1], seed) if _is_random(player) else player
         check_env(player, _spaces_of(played)[0], env_name)
         limit = step_limit(played) if max_episode_steps is None else max_episode_steps
         with (
@@ -174,14 +175,30 @@ class _Score:
         self.bar.update()
 
 
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+def check_play(n_episodes: Any, n_envs: Any, seed: Any, max_episode_steps: Any) -> None:
+    """
+    Refuse numbers with which no episodes can be played.
+
+    :param n_episodes: number of episodes
+    :param n_envs: number of episodes that are played side by side
+    :param seed: seed of the first episode
+    :param max_episode_steps: limit of an episode, or ``None``
+    :raises ValueError: a number has another type, or is outside its range
+    """
+    check_count("n_episodes", n_episodes)
+    check_count("n_envs", n_envs)
+    check_seed("seed", seed)
+    if max_episode_steps is not None:
+        check_count("max_episode_steps", max_episode_steps)
+
+
+def _is_random(policy: Any) -> bool:
+    return isinstance(policy, str) and policy == RANDOM
 
 
 def _open(policy: Any, env: Any) -> tuple[Any, Any]:
     """The policy behind a path or a name, and the environment that it names where none is given."""
-    if isinstance(policy, str | Path) and policy != RANDOM:
+    if isinstance(policy, str | Path) and not _is_random(policy):
         from sb3_qpd.evaluation.opening import open_player  # reads all kinds of files: not needed for what is open already
 
         policy, recorded = open_player(policy, needs_env=env is None)
@@ -249,7 +266,7 @@ def _seeded_sampling(player: Player, seed: int) -> Iterator[None]:
 
 
 def _check_player(policy: Any, env: Any) -> None:
-    if policy != RANDOM and not hasattr(policy, "predict"):
+    if not _is_random(policy) and not hasattr(policy, "predict"):
         raise ValueError(
             f"policy must have a predict method, be 'random' or the path of a student or teacher, got {policy!r}."
         )
@@ -285,6 +302,12 @@ def step_limit(played: list[gym.Env] | VecEnv) -> int:
     return max(MAX_EPISODE_STEPS, getattr(spec, "max_episode_steps", None) or 0)
 
 
+def _reset(env: gym.Env, seed: int) -> Any:
+    with environment_failures(env, f"reset(seed={seed})"):
+        observation, _ = env.reset(seed=seed)
+    return observation
+
+
 def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: bool, score: _Score) -> None:
     """Episode k starts from ``reset(seed=seed + k)`` in whichever environment is free; those that play are one batch."""
     n_episodes = len(score.returns)
@@ -295,7 +318,7 @@ def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: 
     ask_masks = masks_for(policy, envs)
     for j in range(min(len(envs), n_episodes)):
         episode[j] = next(waiting)
-        observations[j], _ = envs[j].reset(seed=seed + episode[j])
+        observations[j] = _reset(envs[j], seed + episode[j])
     while episode:
         playing = list(episode)
         actions = act(policy, stack([observations[j] for j in playing]), deterministic, ask_masks(playing))
@@ -312,7 +335,7 @@ def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: 
                 del episode[j]
             else:
                 episode[j] = following
-                observations[j], _ = envs[j].reset(seed=seed + following)
+                observations[j] = _reset(envs[j], seed + following)
 
 
 def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, score: _Score) -> None:
@@ -323,7 +346,8 @@ def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, s
     monitored = is_monitored(env)
     act_in_env = actor(policy, env, deterministic)
     seed_if_possible(env, seed)
-    observations = env.reset()
+    with environment_failures(env, "reset()"):
+        observations = env.reset()
     while (playing := played < quotas).any():
         observations, rewards, dones, infos = env.step(act_in_env(observations))
         total += rewards

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,8 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_qpd.evaluation.limited import LimitedPolicy
+from sb3_qpd.evaluation.own_exports import own_copy
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.student_folder import (
     C_FILE,
@@ -24,6 +27,7 @@ from sb3_qpd.students.policies import QuantActorCriticPolicy
 
 # the values that a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
 Steps = dict[str, np.ndarray]
+Starter = Callable[[Callable[[], Any]], Any]  # makes a policy in this process or in one of its own
 MASKED_ACTION = "masked_action"  # one more of them, where the environment says which actions are allowed
 
 
@@ -44,53 +48,106 @@ class Implementation(NamedTuple):
     is_exact: bool = True
 
 
-def find_implementations(
-    folder: Path, model: IntegerModel, policy: QuantActorCriticPolicy | None, left_out: list[str] | None = None
-) -> Iterator[Implementation]:
+class Folder(NamedTuple):
+    """
+    A student's folder, and what of it may run.
+
+    :param path: the folder, which may come from elsewhere
+    :param model: its integer model
+    :param scratch: folder for copies of its exports
+    :param trust_code: run exports that this version would not write so
+    :param left_out: gets a line for each file that cannot be run here
+    :param foreign: gets the name of each file that this version would not write so, and that is not run
+    """
+
+    path: Path
+    model: IntegerModel
+    scratch: Path
+    trust_code: bool
+    left_out: list[str]
+    foreign: list[str]
+
+    def file_to_run(self, name: str) -> tuple[Path, bool] | None:
+        """
+        The file that is run for an export of the folder, and whether it is a copy that this version wrote.
+
+        :param name: name of the export
+        :return: ``None`` where none is run
+        """
+        copy = own_copy(self.path / name, self.model, self.scratch / name.partition(".")[2])
+        if copy is None and not self.trust_code:
+            self.foreign.append(name)
+            return None
+        return (self.path / name, False) if copy is None else (copy, True)
+
+
+def find_implementations(folder: Folder, policy: QuantActorCriticPolicy | None) -> Iterator[Implementation]:
     """
     The forms of the student that can be run. Requantization without float is exact in C and numpy only.
 
     :param folder: folder of the student
-    :param model: its integer model
     :param policy: the student as an SB3 policy
-    :param left_out: gets a line for each file that cannot be run here
     """
+    model = folder.model
     is_float = model.requantization == "float32"
     if policy is not None:
         yield Implementation("policy in eval mode", STUDENT_ZIP, partial(policy_steps, policy), is_float)
     for file, find in ((ONNX_FILE, _find_onnx), (TFLITE_FILE, _find_tflite), (C_FILE, _find_c)):
-        if not (folder / file).is_file():
+        if not os.path.lexists(folder.path / file):
             continue
         try:
-            yield from find(folder / file, model, is_float)
+            if (found := folder.file_to_run(file)) is not None:
+                path, is_own = found
+                start = _in_this_process if is_own else partial(LimitedPolicy, file)
+                yield from find(path, start, model, is_float)
         except (ImportError, NoCompiler) as error:
-            (left_out if left_out is not None else []).append(f"{file}: {' '.join(str(error).split())}")
+            folder.left_out.append(f"{file}: {' '.join(str(error).split())}")
 
 
-def _find_onnx(path: Path, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+def _in_this_process(make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def _find_onnx(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
     from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
+    is_qdq = b"DequantizeLinear" in path.read_bytes()
     for optimize in (True, False):
-        onnx_policy = OnnxPolicy(path, optimize=optimize)
-        is_exact = is_float and (onnx_policy.form == "operators" or optimize)
+        onnx_policy = start(partial(OnnxPolicy, path, optimize=optimize))
         name = "ONNX Runtime" if optimize else "ONNX, not optimized"
+        is_exact = is_float and (optimize or not is_qdq)
         yield Implementation(name, path.name, _file_steps(onnx_policy, model, takes_masks=True), is_exact)
 
 
-def _find_tflite(path: Path, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+def _find_tflite(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
     from sb3_qpd.export.tflite.runtime import TflitePolicy
 
-    yield Implementation("TFLite, XNNPACK", path.name, _file_steps(TflitePolicy(path), model), is_float)
-    own = TflitePolicy(path, xnnpack=False)
+    yield Implementation("TFLite, XNNPACK", path.name, _file_steps(start(partial(TflitePolicy, path)), model), is_float)
+    own = start(partial(TflitePolicy, path, xnnpack=False))
     yield Implementation("TFLite, own kernels", path.name, _file_steps(own, model), is_exact=False)
 
 
-def _find_c(path: Path, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
-    yield Implementation("C on this computer", path.name, _c_steps(compile_c(path.parent), model))
+def _find_c(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+    find_c_compiler()
+    yield Implementation("C on this computer", path.name, _c_steps(start(partial(compile_c, path.parent)), model))
 
 
 class NoCompiler(RuntimeError):
     """No C compiler is installed."""
+
+
+def find_c_compiler() -> list[str]:
+    """
+    The command of the C compiler.
+
+    :raises NoCompiler: there is none
+    """
+    from sb3_qpd.export.c.runtime import find_compiler
+
+    try:
+        return find_compiler()
+    except RuntimeError as error:
+        raise NoCompiler(str(error)) from error
 
 
 def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any:
@@ -102,12 +159,9 @@ def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any:
     :raises NoCompiler: there is no compiler
     :raises ValueError: the compiler refuses the code
     """
-    from sb3_qpd.export.c.runtime import CPolicy, find_compiler
+    from sb3_qpd.export.c.runtime import CPolicy
 
-    try:
-        compiler = find_compiler()
-    except RuntimeError as error:
-        raise NoCompiler(str(error)) from error
+    compiler = find_c_compiler()
     try:
         return CPolicy(folder, cflags, compiler=compiler)
     except RuntimeError as error:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.envs.atari import AtariVecEnv
-from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, build_env, check_env_type, make_recipe
 from sb3_qpd.evaluation.fitting import check_batch
+from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, take_rows
 from sb3_qpd.players import Player, act, masks_for, seed_if_possible
@@ -53,7 +56,7 @@ class Jitter:
         return self.total / max(self.n, 1)
 
 
-def replay(player: Player, env: EnvRecipe | VecEnv, n_observations: int, seed: int, jitter: Jitter) -> Iterator[Any]:
+def replay(player: Player, env: EnvSource, n_observations: int, seed: int, jitter: Jitter) -> Iterator[Any]:
     """
     The observations of :func:`replay_masked` alone.
 
@@ -68,13 +71,13 @@ def replay(player: Player, env: EnvRecipe | VecEnv, n_observations: int, seed: i
 
 
 def replay_masked(
-    player: Player, env: EnvRecipe | VecEnv, n_observations: int, seed: int, jitter: Jitter
+    player: Player, env: EnvSource, n_observations: int, seed: int, jitter: Jitter
 ) -> Iterator[tuple[Any, np.ndarray | None]]:
     """
     Raw observations from a player's own episodes, batch after batch, with the actions that were allowed.
 
     :param player: takes its most probable actions, in Atari sampled ones
-    :param env: recipe, or a vectorized environment, which stays open
+    :param env: environment, id, recipe, or a class or function that makes one. An environment that exists already stays open
     :param n_observations: number of observations in all
     :param seed: seed of the environment, where it takes one
     :param jitter: counts the changes of the actions
@@ -82,7 +85,8 @@ def replay_masked(
     """
     with _opened(env, n_observations, seed) as (vec_env, deterministic):
         ask_masks = masks_for(player, vec_env)
-        observations: Any = vec_env.reset()
+        with environment_failures(vec_env, "reset()"):
+            observations: Any = vec_env.reset()
         if isinstance(player, IntegerModel):
             check_batch(player, observations)
             player.set_random_seed(seed)
@@ -96,14 +100,22 @@ def replay_masked(
 
 
 @contextmanager
-def _opened(env: EnvRecipe | VecEnv, n_observations: int, seed: int) -> Iterator[tuple[VecEnv, bool]]:
+def _opened(env: EnvSource, n_observations: int, seed: int) -> Iterator[tuple[VecEnv, bool]]:
     """The vectorized environment, and whether players take their most probable actions in it."""
+    check_env_type(env)
+    if not isinstance(env, str | EnvRecipe | gym.Env | VecEnv):
+        with closing(build_env(env)) as built, _opened(built, n_observations, seed) as opened:
+            yield opened
+        return
+    if isinstance(env, gym.Env):
+        env = BaseAlgorithm._wrap_env(env, monitor_wrapper=False)
     if isinstance(env, VecEnv):
         seed_if_possible(env, seed)
         yield env, not isinstance(env.unwrapped, AtariVecEnv)
         return
-    built = env.make_vec_env(max(1, min(N_ENVS, n_observations)), seed=seed, training=False)
+    recipe = make_recipe(env)
+    vec_env = recipe.make_vec_env(max(1, min(N_ENVS, n_observations)), seed=seed, training=False)
     try:
-        yield built, env.deterministic
+        yield vec_env, recipe.deterministic
     finally:
-        built.close()
+        vec_env.close()

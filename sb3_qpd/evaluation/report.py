@@ -3,9 +3,10 @@
 import json
 import math
 import os
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,7 +17,9 @@ from sb3_qpd.distillation.inputs import describe_findings
 from sb3_qpd.evaluation.statistics import MAX_EPISODES, MIN_VERDICT_EPISODES
 from sb3_qpd.student_folder import REPORT, REPORT_TEXT
 from sb3_qpd.students.architectures import STUDENT_ARCHS
+from sb3_qpd.students.transitions import TRANSITIONS
 from sb3_qpd.teachers.hub import teacher_on_hub
+from sb3_qpd.text import every_text, markdown, plain
 
 VERDICTS = {
     "non_inferior": "The integer student is non-inferior: it loses less than the margin",
@@ -59,26 +62,30 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def write_report(report: Mapping[str, Any], directory: str | Path) -> None:
+def write_report(report: Mapping[str, Any], directory: str | Path, step: str = "") -> None:
     """
     Write ``report.json`` and ``report.md``, both or neither.
 
     :param report: see :func:`~sb3_qpd.evaluation.comparison.make_report`
     :param directory: folder for the two files; created where there is none
+    :param step: see :func:`to_markdown`
     """
     with AtomicFolder(Path(directory), force=True) as folder:
         text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
         (folder.path / REPORT).write_text(text, encoding="utf-8")
-        (folder.path / REPORT_TEXT).write_text(to_markdown(report), encoding="utf-8")
+        (folder.path / REPORT_TEXT).write_text(to_markdown(report, step), encoding="utf-8")
         folder.commit()
 
 
-def to_markdown(report: Mapping[str, Any]) -> str:
+def to_markdown(report: Mapping[str, Any], step: str = "") -> str:
     """
-    The report for people: verdict, what to do next, table, and what they rest on.
+    The report for people: verdict, what to do next, table, and what they rest on. Texts of files stand in it as they are.
 
     :param report: contents of ``report.json``
+    :param step: the line of :func:`next_step` with the command that was typed; ``""``: with a command that is made from the
+        report
     """
+    report = every_text(report, markdown)
     bits = f"{report['weight_bits']}-bit weights, {report['activation_bits']}-bit activations"
     lines = [
         f"# {report['student_arch']} student of {report['teacher_name'] or 'a teacher without a name'}"
@@ -86,7 +93,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "",
         f"**{verdict_line(report)}**",
         "",
-        next_step(report),
+        step or next_step(report),
         "",
         table(report),
         "",
@@ -102,24 +109,21 @@ def to_markdown(report: Mapping[str, Any]) -> str:
 
 def console_summary(
     report: Mapping[str, Any],
-    command: str | None = "",
-    out: str = "DIR",
-    teacher: str = "",
+    step: str = "",
     stream: TextIO | None = None,
 ) -> str:
     """
     What a command prints after an evaluation: table, verdict, and what to do next.
 
     :param report: contents of ``report.json``
-    :param command: see :func:`next_step`
-    :param out: see :func:`next_step`
-    :param teacher: see :func:`next_step`
+    :param step: see :func:`to_markdown`
     :param stream: stream that the text goes to, ``None`` for stdout. A terminal gets a verdict without a claim in red
     """
+    report = every_text(report, plain)
     verdict = verdict_line(report)
     if report["verdict"] == "no_claim" and (stream or sys.stdout).isatty() and "NO_COLOR" not in os.environ:
         verdict = f"{RED}{verdict}{NO_COLOR}"
-    return f"{table(report)}\n\n{verdict}\n{next_step(report, command, out, teacher)}"
+    return f"{table(report)}\n\n{verdict}\n{step or next_step(report)}"
 
 
 def verdict_line(report: Mapping[str, Any]) -> str:
@@ -161,7 +165,7 @@ def _too_few(report: Mapping[str, Any]) -> str:
     n, needed = report["integer"]["episodes"], report["episodes_needed"]
     if report["verdict"] != "inconclusive" or needed is None or n >= needed:
         return ""
-    return f", {n} episodes are too few: it takes {needed}"
+    return f", {n} episode{'s are' if n > 1 else ' is'} too few: it takes {needed}"
 
 
 def size_phrase(report: Mapping[str, Any]) -> str:
@@ -173,7 +177,31 @@ def size_phrase(report: Mapping[str, Any]) -> str:
     return f"{report['integer']['bytes']} bytes = {report['size_percent']:.2f} % of the teacher's float32 actor"
 
 
-def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "DIR", teacher: str = "") -> str:
+def with_options(command: str, options: str, dropped: set[str]) -> str:
+    """
+    A command line of ``compress`` with other values of options, without those that stood there and without dropped ones.
+
+    :param command: command line
+    :param options: the options with their values
+    :param dropped: options to leave out
+    """
+    words, changed = shlex.split(command), shlex.split(options)
+    replaced = {*dropped, *changed[::2]}
+    kept = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if word.partition("=")[0] not in replaced and before not in replaced - {"--force"}
+    ]
+    return shlex.join([*kept, "--force", *changed])
+
+
+def next_step(
+    report: Mapping[str, Any],
+    command: str | None = "",
+    out: str = "DIR",
+    teacher: str = "",
+    rewrite: Callable[[str, str, set[str]], str] = with_options,
+) -> str:
     """
     One line that says what to do after a verdict, with the command to copy.
 
@@ -182,6 +210,7 @@ def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "D
         report; ``None``: name no command
     :param out: folder of the student
     :param teacher: the words that name the teacher on a command line, with its options; ``""``: its name on the Hub, if any
+    :param rewrite: puts other options into ``command``, see :func:`with_options`
     """
     verdict, folder, teacher = report["verdict"], shlex.quote(out), teacher or _teacher_word(report)
     if verdict == "non_inferior":
@@ -191,7 +220,7 @@ def next_step(report: Mapping[str, Any], command: str | None = "", out: str = "D
     else:
         advice, options = _improvement(report)
         dropped = {"--force", "--episodes"} if _has_too_few_episodes(report) else {"--force"}
-        line = _with_options(command or _own_command(report, folder, teacher), options, dropped)
+        line = rewrite(command or _own_command(report, folder, teacher), options, dropped)
     return f"Next: {advice}." if command is None else f"Next: {advice}: `{line}`"
 
 
@@ -210,24 +239,34 @@ def _own_command(report: Mapping[str, Any], folder: str, teacher: str) -> str:
     else:
         words += ["--student-arch", report["student_arch"]]
         words += ["--weight-bits", str(report["weight_bits"]), "--activation-bits", str(report["activation_bits"])]
-    return " ".join(words)
+    words += ["--transition", report["transition"]] if report["transition"] in TRANSITIONS else []
+    words += [] if report["seed"] is None else ["--seed", str(report["seed"])]
+    return " ".join([*words, *_environment_words(report["env"])])
+
+
+def _environment_words(env: Mapping[str, Any]) -> list[str]:
+    """
+    The options that name an environment. One with wrappers comes from the teacher's run folder alone. A report may come from
+    elsewhere, so no command holds texts that are more than names and numbers.
+    """
+    if env.get("env_wrappers") or not _holds_plain_names([env["env_id"], env.get("env_kwargs", {})]):
+        return []
+    settings = [shlex.quote(f"{key}={value!r}") for key, value in env.get("env_kwargs", {}).items()]
+    return ["--env", shlex.quote(env["env_id"]), *(["--env-kwargs", *settings] if settings else [])]
+
+
+def _holds_plain_names(value: Any) -> bool:
+    """Whether each text in a JSON value, and in its keys, consists of letters, digits and the marks of names and paths."""
+    if isinstance(value, Mapping):
+        return _holds_plain_names([*value, *value.values()])
+    if isinstance(value, list | tuple):
+        return all(map(_holds_plain_names, value))
+    return not isinstance(value, str) or re.fullmatch(r"[\w.:/+, -]*", value) is not None
 
 
 def _has_too_few_episodes(report: Mapping[str, Any]) -> bool:
     needed = report["episodes_needed"]
     return report["verdict"] == "inconclusive" and needed is not None and report["integer"]["episodes"] < needed
-
-
-def _with_options(command: str, options: str, dropped: set[str]) -> str:
-    """A command line with other values of options, without those that stood there and without dropped ones."""
-    words, changed = shlex.split(command), shlex.split(options)
-    replaced = {*dropped, *changed[::2]}
-    kept = [
-        word
-        for before, word in zip(["", *words], words, strict=False)
-        if word.partition("=")[0] not in replaced and before not in replaced - {"--force"}
-    ]
-    return shlex.join([*kept, "--force", *changed])
 
 
 def _improvement(report: Mapping[str, Any]) -> tuple[str, str]:
@@ -284,9 +323,10 @@ def notes_of(report: Mapping[str, Any]) -> list[str]:
     :param report: contents of ``report.json``, but for these notes
     """
     integer = report["integer"]
+    other = mode_name(integer["other_mode"]["deterministic"])
     notes = [
         f"Whole episodes, raw rewards, {mode_name(integer['deterministic'])} actions"
-        f" (the other mode: {integer['other_mode']['episodes']} episodes); student and teacher"
+        f" (the column {other}: {integer['other_mode']['episodes']} more episodes with {other} actions). Student and teacher"
         + (" played the same episodes and were resampled together." if report["paired"] else " were resampled apart."),
         f"The policy in eval mode and the integer model gave {100 * report['parity']:.2f} % bit-equal outputs on"
         f" {report['parity_observations']} observations of the student's own games."

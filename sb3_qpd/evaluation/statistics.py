@@ -25,6 +25,8 @@ from functools import cached_property
 
 import numpy as np
 
+from sb3_qpd.checks import check_count, check_type
+
 MARGIN = 0.05  # share of the teacher's return that a student may lose
 MIN_EPISODES = 100  # of a plan
 MAX_EPISODES = 1_000
@@ -193,6 +195,10 @@ def compare(student: Evaluation, teacher: Evaluation, random: Evaluation, planne
     :param random: evaluation of the random policy
     :param planned: episodes for 80 % power, as they were found before the run; ``None``: by the spread of these evaluations
     """
+    for name, one in (("student", student), ("teacher", teacher), ("random", random)):
+        check_type(name, one, Evaluation, "an Evaluation, which evaluate(...) returns")
+    if planned is not None:
+        check_count("planned", planned)
     margin = margin_of(teacher, random)
     paired = student.is_paired_with(teacher)
     student_means = bootstrap_means(student.returns)

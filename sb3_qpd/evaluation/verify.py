@@ -5,30 +5,42 @@ differs from :class:`~sb3_qpd.integer.IntegerModel` is counted, layer by layer.
 
 from __future__ import annotations
 
+import os
+import shlex
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from sb3_qpd import integer
-from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.checks import check_count, check_flags, check_seed, check_type
+from sb3_qpd.envs.recipe import EnvSource, is_env_source
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.fitting import check_batch, check_teacher_of
-from sb3_qpd.evaluation.implementations import MASKED_ACTION, Implementation, Steps, find_implementations, integer_steps
+from sb3_qpd.evaluation.implementations import (
+    MASKED_ACTION,
+    Folder,
+    Implementation,
+    Steps,
+    find_implementations,
+    integer_steps,
+)
 from sb3_qpd.evaluation.own_episodes import Jitter, replay, replay_masked
-from sb3_qpd.integer import IntegerModel
+from sb3_qpd.evaluation.own_exports import not_run
+from sb3_qpd.export.numpy import interpreter
+from sb3_qpd.integer import IntegerModel, StudentError
 from sb3_qpd.observations import batch_size, pieces, take_rows
-from sb3_qpd.players import Player
+from sb3_qpd.players import Player, check_player
 from sb3_qpd.student_folder import (
     INTEGER_MODEL,
     NUMPY_FILE,
     STUDENT_ZIP,
     TARGET_FILES,
     folder_of,
+    read_own_file,
 )
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 
@@ -91,8 +103,10 @@ class Verification:
     :param rows: differences by implementation and step
     :param files: file of each implementation
     :param jitter: mean change of a Box action from step to step, by player
-    :param has_other_copy: ``policy.py`` is another file than the integer model's own, which it should be a copy of
+    :param has_other_copy: ``policy.py`` is another file than this version's interpreter
     :param left_out: files that could not be compared here, and why
+    :param folder: folder of the files, for the command to copy
+    :param foreign: files that are not what this version exports from the integer model, and were not run
     """
 
     n_observations: int = 0
@@ -102,6 +116,8 @@ class Verification:
     jitter: dict[str, float] = field(default_factory=dict)
     has_other_copy: bool = False
     left_out: list[str] = field(default_factory=list)
+    folder: str = "DIR"
+    foreign: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         result = "all equal where equality is promised" if self.holds else f"different: {', '.join(self.stale_files)}"
@@ -159,7 +175,7 @@ class Verification:
             for row in self.differences
             if row.is_exact and row.n_differing
         ]
-        stale = list(dict.fromkeys(differing))
+        stale, promised = list(dict.fromkeys([*differing, *self.foreign])), {*promised, *self.foreign}
         if len(promised) > 1 and set(stale) == promised:
             stale = [INTEGER_MODEL]
         return [*stale, *([NUMPY_FILE] if self.has_other_copy else [])]
@@ -182,9 +198,9 @@ class Verification:
         return "\n".join(lines)
 
     def _remarks(self) -> list[str]:
-        remarks = [f"not compared: {reason}" for reason in self.left_out]
+        remarks = [f"not compared: {reason}" for reason in [*self.left_out, *map(not_run, self.foreign)]]
         if self.has_other_copy:
-            remarks.append("policy.py is not this version's integer.py, of which it should be a copy: export it again")
+            remarks.append("policy.py is not what this version writes: export it again")
         if self.holds:
             return [*remarks, "all equal where equality is promised"]
         if not self.stale_files:
@@ -198,46 +214,62 @@ class Verification:
             remarks.append(f"{INTEGER_MODEL} is another student than all other files: export {STUDENT_ZIP} again")
         else:
             options = " ".join(f"--target {target}" for target in targets)
-            remarks.append(f"Export the stale files again: sb3-qpd export DIR/{source} {options} --out DIR")
+            folder = shlex.quote(self.folder)
+            remarks.append(f"Export the stale files again: sb3-qpd export {folder}/{source} {options} --out {folder}")
         return remarks
 
 
 def verify(
     folder: str | Path,
-    source: EnvRecipe | VecEnv | np.ndarray | Mapping[str, np.ndarray],
+    source: EnvSource | np.ndarray | Mapping[str, np.ndarray],
     n_observations: int = 1_000,
     *,
     policy: QuantActorCriticPolicy | None = None,
     teacher: Player | None = None,
     seed: int = VALIDATION_SEED,
+    trust_code: bool = False,
     progress_bar: bool = False,
 ) -> Verification:
     """
     Compare every form of a student with its integer model.
 
-    A form that cannot be run here (no C compiler, no ONNX Runtime) is left out, and the result says so.
+    The folder may come from elsewhere. An export runs only where it is byte for byte what this version writes from
+    ``student.npz``; any other one counts as different. A form that cannot be run here (no C compiler, no ONNX Runtime) is left
+    out, and the result says so.
 
     :param folder: folder with ``student.npz`` and what was exported from it, or a file in it
-    :param source: environment that the student plays in, or raw observations, shape (n, *observation_shape), a dict of them
-        for Dict observations
+    :param source: environment that the student plays in, its id, or a class or function that makes one; or raw observations,
+        shape (n, *observation_shape), a dict of them for Dict observations
     :param n_observations: number of observations
     :param policy: the student as an SB3 policy, to compare it too
     :param teacher: its jitter is shown beside the student's
     :param seed: seed of the environment
+    :param trust_code: run exports that this version would not write so too, in processes with limits of time and memory. Their
+        C can run any code
     :param progress_bar: show one on stderr
     :raises ValueError: the folder holds no student, or nothing to compare it with
     """
+    is_env = is_env_source(source)
+    if not is_env:
+        check_type("source", source, (np.ndarray, Mapping), "an environment, its id, or an array of observations (or a dict)")
+    check_count("n_observations", n_observations)
+    check_seed("seed", seed)
+    check_flags(progress_bar=progress_bar)
+    if policy is not None:
+        check_type("policy", policy, QuantActorCriticPolicy, "the policy of a student, such as distiller.policy")
+    if teacher is not None:
+        check_player("teacher", teacher)
     folder = folder_of(folder)
-    model, result, jitter = load_model(folder), Verification(), Jitter()
-    implementations = list(find_implementations(folder, model, policy, result.left_out))
-    copy = folder / NUMPY_FILE  # is compared as a file, and never run
-    result.has_other_copy = copy.is_file() and copy.read_bytes() != Path(integer.__file__).read_bytes()
-    if not implementations:
+    model, result, jitter = load_model(folder), Verification(folder=str(folder)), Jitter()
+    with tempfile.TemporaryDirectory() as scratch:
+        given = Folder(folder, model, Path(scratch), trust_code, result.left_out, result.foreign)
+        implementations = list(find_implementations(given, policy))
+    result.has_other_copy = _is_another_interpreter(folder / NUMPY_FILE)
+    if not implementations and not result.foreign:
         found = "; ".join(result.left_out) or "expected student.zip, or what was exported"
         raise ValueError(f"{folder} holds nothing to compare with {INTEGER_MODEL}: {found}")
     if teacher is not None:
         check_teacher_of(model, teacher)
-    is_env = isinstance(source, EnvRecipe | VecEnv)
     seen = replay_masked(model, source, n_observations, seed, jitter) if is_env else _batch(source, n_observations)  # type: ignore[arg-type]
     total = n_observations if is_env else min(n_observations, batch_size(source))
     with tqdm(total=total, desc="verify", unit="observation", disable=not progress_bar) as bar:
@@ -251,11 +283,19 @@ def verify(
     return result
 
 
+def _is_another_interpreter(path: Path) -> bool:
+    """``policy.py`` is compared as a file, and never run."""
+    try:
+        return os.path.lexists(path) and read_own_file(path) != interpreter()
+    except StudentError:  # a link
+        return True
+
+
 def _batch(source: Any, n_observations: int) -> Iterator[tuple[Any, None]]:
     yield take_rows(source if isinstance(source, np.ndarray) else dict(source), slice(n_observations)), None
 
 
-def _jitter_of(player: Player, env: EnvRecipe | VecEnv, n_observations: int, seed: int) -> float:
+def _jitter_of(player: Player, env: EnvSource, n_observations: int, seed: int) -> float:
     jitter = Jitter()
     for _ in replay(player, env, n_observations, seed, jitter):
         pass

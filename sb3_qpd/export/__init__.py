@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_qpd.atomic import AtomicFolder
+from sb3_qpd.checks import check_path
 from sb3_qpd.export.requirements import StudentFacts, check_model, check_target, find_target
 from sb3_qpd.integer import IntegerModel
 
@@ -46,6 +47,7 @@ def export(model: IntegerModel, target: str, out_dir: str | os.PathLike[str], **
     """
     write = _import_writer(target)
     check_model(model)
+    check_path("out_dir", out_dir)
     folder = Path(out_dir)
     with AtomicFolder(folder, force=True, argument="out_dir") as staging:
         paths = write(model, staging.path, **options)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from sb3_qpd import integer
+from sb3_qpd import integer, integer_file
 from sb3_qpd.export.files import disk_space
 from sb3_qpd.integer import IntegerModel
 
 
 def export_numpy(model: IntegerModel, out_dir: Path) -> list[Path]:
     """
-    Write ``student.npz`` and ``policy.py``, which is ``sb3_qpd/integer.py`` itself:
+    Write ``student.npz`` and ``policy.py``, see :func:`interpreter`:
 
         from policy import IntegerModel
         action, _ = IntegerModel.load("student.npz").predict(observation, deterministic=True)
@@ -22,8 +23,16 @@ def export_numpy(model: IntegerModel, out_dir: Path) -> list[Path]:
     :param out_dir: a folder that exists
     :return: both files
     """
-    paths, interpreter = [out_dir / "student.npz", out_dir / "policy.py"], Path(integer.__file__).read_bytes()
-    with disk_space(out_dir, model.nbytes + len(interpreter)):
+    paths, content = [out_dir / "student.npz", out_dir / "policy.py"], interpreter()
+    with disk_space(out_dir, model.nbytes + len(content)):
         model.save(paths[0])
-        paths[1].write_bytes(interpreter)
+        paths[1].write_bytes(content)
     return paths
+
+
+def interpreter() -> bytes:
+    """The content of ``policy.py``: ``integer.py``, with ``integer_file.py`` in place of its import."""
+    outer, inner = (Path(str(module.__file__)).read_text(encoding="utf-8") for module in (integer, integer_file))
+    _, _, body = inner.partition("from __future__ import annotations\n")
+    before, after = re.split(r"from sb3_qpd\.integer_file import \([^)]*\)\n", outer)
+    return f"{before}{body.strip()}\n\n{after}".encode()

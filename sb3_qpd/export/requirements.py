@@ -7,12 +7,12 @@ what depends on the trained weights is left to the exporters: multipliers and ac
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from sb3_qpd.checks import check_choice
 from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer, IntegerModel, ObservationPart
 
 LARGEST_INPUT = 255  # of any layer: no grid has more than 8 bits
@@ -31,6 +31,7 @@ class StudentFacts:
     :param weight_bits: bits of the weights, one number for each layer, head included
     :param activation_bits: bits of the outputs, one number for each hidden layer
     :param requantization: ``"float32"`` or ``"fixed"``, see :class:`~sb3_qpd.integer.IntegerLayer`
+    :param has_origin: the student takes offsets off in float64, see :class:`~sb3_qpd.integer.IntegerModel`
     """
 
     parts: tuple[ObservationPart, ...]
@@ -40,6 +41,7 @@ class StudentFacts:
     weight_bits: tuple[int, ...] = (8,)
     activation_bits: tuple[int, ...] = (8,)
     requantization: str = "float32"
+    has_origin: bool = False
 
     @classmethod
     def of_model(cls, model: IntegerModel) -> StudentFacts:
@@ -56,6 +58,7 @@ class StudentFacts:
             weight_bits=tuple(layer.weight_bits for layer in model.layers),
             activation_bits=tuple(layer.activation_bits for layer in model.layers[:-1]),
             requantization=model.requantization,
+            has_origin=model.input_origin is not None,
         )
 
 
@@ -72,6 +75,7 @@ class Target:
     :param weight_bits: bits that weights may have
     :param activation_bits: bits that outputs of hidden layers may have
     :param requantizations: modes of requantization
+    :param origins: observations in float64, whose offset is taken off before they are rounded
     """
 
     dicts: bool = True
@@ -82,6 +86,7 @@ class Target:
     weight_bits: tuple[int, ...] = ALL_BITS
     activation_bits: tuple[int, ...] = ALL_BITS
     requantizations: tuple[str, ...] = REQUANTIZATIONS
+    origins: bool = True
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -100,6 +105,8 @@ class Target:
             yield "MultiDiscrete and MultiBinary actions"
         if student.uses_masks and not self.masks:
             yield "action masks"
+        if student.has_origin and not self.origins:
+            yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
         yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
         yield from _other_bits("activations", student.activation_bits, self.activation_bits, "--activation-bits")
         if student.requantization not in self.requantizations:
@@ -134,6 +141,7 @@ TARGETS = {
         weight_bits=(4, 8),
         activation_bits=(8,),
         requantizations=("float32",),
+        origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
 }
@@ -146,10 +154,7 @@ def find_target(name: str) -> Target:
     :param name: a key of ``TARGETS``
     :raises ValueError: if there is no such target
     """
-    if name not in TARGETS:
-        near = difflib.get_close_matches(name, TARGETS, n=1)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"Unknown target '{name}'. Known: {', '.join(TARGETS)}.{hint}")
+    check_choice("target", name, TARGETS)
     return TARGETS[name]
 
 

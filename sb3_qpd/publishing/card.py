@@ -9,6 +9,7 @@ from typing import Any
 from sb3_qpd.evaluation.report import to_markdown
 from sb3_qpd.student_folder import FILES
 from sb3_qpd.teachers.hub import teacher_on_hub
+from sb3_qpd.text import every_text, plain
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
 
@@ -32,7 +33,7 @@ def card(report: Mapping[str, Any], repo_id: str, names: list[str]) -> str:
         "files": {name: description for name, description in FILES.items() if name in names},
         "has_gif": "replay.gif" in names,  # the Hub shows a video by itself
     }
-    data = _metadata(report, None if teacher is None else teacher.repo_id)
+    data = _metadata(every_text(report, plain), None if teacher is None else teacher.repo_id)
     return str(ModelCard.from_template(data, template_path=str(TEMPLATE), **text))
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,7 +12,11 @@ from sb3_qpd.distillation.schedules import DEFAULT_LEARNING_RATE_IMAGES, DEFAULT
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.envs.zoo_config import to_zoo_entry
 from sb3_qpd.integer import IntegerModel
+from sb3_qpd.student_folder import STUDENT_ZIP
+from sb3_qpd.teachers.files.archive import Archive
+from sb3_qpd.teachers.files.sb3_zip import read_json
 from sb3_qpd.teachers.hub import teacher_on_hub
+from sb3_qpd.text import plain
 
 # Settings of QPDDistiller that an entry holds. The seed is missing: RL Zoo takes it on its command line
 SETTINGS = (
@@ -37,8 +39,7 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
     """
     told: dict[str, Any] = {}
     if student is not None:
-        with zipfile.ZipFile(io.BytesIO(student)) as archive:
-            told = json.loads(archive.read("data"))
+        told = read_json(Archive(student, STUDENT_ZIP, "Save the student again"), Path(STUDENT_ZIP))
     env, teacher, comments = report["env"], report["teacher_name"], [f"seed: {report['seed']} (--seed)"]
     entry: dict[str, Any] = {
         "policy": "MultiInputPolicy" if model.is_dict else "CnnPolicy" if model.is_image else "MlpPolicy",
@@ -61,7 +62,7 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
     if student is None:
         comments.append("other settings: unknown, they are in student.zip, which is missing here")
     text = yaml.safe_dump({env["env_id"]: entry}, sort_keys=False)
-    return (text + "".join(f"  # {' '.join(comment.split())}\n" for comment in comments)).encode()
+    return (text + "".join(f"  # {plain(comment)}\n" for comment in comments)).encode()
 
 
 def _learning_rate(value: Any, usual: float) -> tuple[dict[str, Any], list[str]]:

@@ -15,12 +15,13 @@ from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-import numpy as np
-import yaml
-
 from sb3_qpd.publishing.config import is_pickled
+from sb3_qpd.teachers.files.archive import Archive
+from sb3_qpd.teachers.files.zoo_yaml import parse_yaml
 
 _HOMES = rb"(?:/home/|/Users/|/root/|[A-Za-z]:(?:\\\\?|/)Users(?:\\\\?|/))[\w.@\x80-\xff-]+"
+MAX_UNPACKED_BYTES = 512 * 2**20  # of all zips in one file
+MAX_NESTED_ZIPS = 2  # a student's zip holds its weights as a zip
 # Where a path may begin: archive/data/0 is not /data/0. In a binary file two bytes stand before a text, its kind and its
 # length, and both may look like letters
 _TEXT, _BINARY = rb"(?<![\w.-])", rb"(?<![\w.-]{3})"
@@ -40,7 +41,7 @@ def check_no_paths(files: Mapping[str, bytes], folder: Path) -> None:
     known = b"|".join(re.escape(str(path).encode()) for path in own if len(path.parts) > 1) or rb"(?!)"
     text, binary = (re.compile(rb"%s|%s(?:%s)(?![\w.-])" % (_HOMES, before, known)) for before in (_TEXT, _BINARY))
     for name, content in files.items():
-        for where, part in _parts(name, content):
+        for where, part in _parts(name, content, [MAX_UNPACKED_BYTES]):
             path = next((one for one in _texts(where, part) if _is_absolute(one) or text.search(one.encode())), None)
             if path is None and (found := (binary if b"\0" in part else text).search(part)) is not None:
                 path = re.split(rb"[^\x21-\x7e]|[\"'<>]", part[found.start() : found.start() + 120])[0].decode()
@@ -63,8 +64,8 @@ def _texts(where: str, content: bytes) -> Iterator[str]:
         elif content.startswith(b"{"):
             yield from _walk(json.loads(content))
         elif where.endswith(".yml"):
-            yield from _walk(yaml.safe_load(content))
-    except (ValueError, IndexError, RecursionError, yaml.YAMLError):
+            yield from _walk(parse_yaml(content, where))
+    except (ValueError, IndexError, RecursionError):
         return
 
 
@@ -76,19 +77,28 @@ def _walk(value: Any) -> Iterator[str]:
             yield from _walk(one)
 
 
-def _parts(where: str, content: bytes) -> Iterator[tuple[str, bytes]]:
-    """A file, the members of a zip, the header of an integer model, and the pickles in the JSON of an SB3 model."""
+def _parts(where: str, content: bytes, room: list[int], depth: int = 0) -> Iterator[tuple[str, bytes]]:
+    """
+    A file, the members of a zip, the header of an integer model, and the pickles in the JSON of an SB3 model.
+
+    :param room: bytes that may still be unpacked; a small zip can hold any number of them
+    :param depth: number of zips around the content
+    """
     yield where, content
     if content.startswith(b"PK") and zipfile.is_zipfile(io.BytesIO(content)):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            for name in archive.namelist():
-                yield from _parts(f"{name} in {where}", archive.read(name))
+        if depth == MAX_NESTED_ZIPS:
+            raise ValueError(f"{where} is a zip in {depth} zips: refused. Nothing was published. Save the student again")
+        archive = Archive(content, where, "Save the student again")
+        for name in archive.names:
+            member = archive.read(name, room[0])
+            room[0] -= len(member)
+            yield from _parts(f"{name} in {where}", member, room, depth + 1)
     elif where.startswith("header.npy in "):
-        yield where, np.load(io.BytesIO(content), allow_pickle=False).tobytes()
+        yield where, content[max(content.find(b'{"'), 0) :]  # its JSON
     elif content.startswith(b"{"):
         try:
             values = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         for key, value in values.items():
             if is_pickled(value):

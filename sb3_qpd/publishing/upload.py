@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sb3_qpd.teachers.hub import endpoint
+from sb3_qpd.teachers.hub_limits import limited_answers
 
 
 def upload(
@@ -24,10 +25,11 @@ def upload(
     from huggingface_hub import CommitOperationAdd, HfApi, constants, errors
 
     try:
-        api = HfApi()
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        additions = [CommitOperationAdd(name, content) for name, content in files.items()]
-        return str(api.create_commit(repo_id, additions, commit_message=message, revision=branch).commit_url)
+        with limited_answers():
+            api = HfApi()
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            additions = [CommitOperationAdd(name, content) for name, content in files.items()]
+            return str(api.create_commit(repo_id, additions, commit_message=message, revision=branch).commit_url)
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo_id} has no branch {branch!r}. Create it first, or leave it out") from error
     except Exception as error:  # of any kind: the client's HTTP library raises its own

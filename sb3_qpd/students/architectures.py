@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+from sb3_qpd.checks import check_choice
 
 FLOAT_BITS = 32  # not quantized: the float student, and the first stage of a transition
 BITS = (2, 3, 4, 5, 6, 7, 8)
@@ -88,6 +89,16 @@ class StudentArch:
             return [*(self.layer_bits(n + 1)[:-1] for n in sizes), self.layer_bits(1)]
         bits = iter(self.layer_bits(sum(sizes) + 1))
         return [[next(bits) for _ in range(n)] for n in (*sizes, 1)]
+
+    def describe(self, has_images: bool) -> str:
+        """
+        The sizes and bits that a student uses, in one line.
+
+        :param has_images: whether the student sees images. A student of vectors has no convolutions
+        """
+        names = ("hidden", "conv", "conv_hidden") if has_images else ("hidden",)
+        sizes = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        return f"{sizes}, weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
 
     def with_bits(self, weight_bits: int | tuple[int, ...] | None, activation_bits: int | None) -> StudentArch:
         """
@@ -177,10 +188,7 @@ def make_arch(
     :raises TypeError: any other type
     """
     if isinstance(student_arch, str):
-        if student_arch not in STUDENT_ARCHS:
-            close = difflib.get_close_matches(student_arch, STUDENT_ARCHS, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise ValueError(f"Unknown student_arch '{student_arch}'. Known: {', '.join(STUDENT_ARCHS)}.{hint}")
+        check_choice("student_arch", student_arch, STUDENT_ARCHS)
         arch = fit_to_images(STUDENT_ARCHS[student_arch], image_shapes)
     elif isinstance(student_arch, StudentArch):
         arch = student_arch

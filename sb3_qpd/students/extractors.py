@@ -125,6 +125,36 @@ class QuantExtractor(BaseFeaturesExtractor):
             x = layer(layer.shaped(x))  # type: ignore[operator]
         return x
 
+    @property
+    def origin(self) -> th.Tensor | None:
+        """Offset of each feature, taken off in float64. It is zero where float32 can carry it; ``None``: it can for all."""
+        return getattr(self.input_grid, "origin", None)
+
+    def without_origin(self, observations: PyTorchObs) -> PyTorchObs:
+        """
+        Raw observations less the origin, which is taken off in float64. Only what is left is rounded to float32.
+
+        :param observations: raw observations in the environment's dtype, before SB3 converts them to float32
+        """
+        if self.origin is None:
+            return observations
+        taken: dict[str | None, th.Tensor] = {}
+        for part, own in zip(self.parts, self.origin.split([part.n_features for part in self.parts]), strict=True):
+            if part.kind == "vector":
+                value: Any = observations if part.key is None else observations[part.key]  # type: ignore[index]
+                taken[part.key] = (value.double() - own.reshape(part.shape)).float()
+        return {**observations, **taken} if isinstance(observations, dict) else taken.get(None, observations)  # type: ignore[dict-item]
+
+    def set_origin(self, origin: np.ndarray) -> None:
+        """
+        Freeze what :meth:`without_origin` takes off, before the normalization.
+
+        :param origin: a number for each feature of the input, zero where float32 carries its values
+        """
+        grid = self.input_grid
+        assert isinstance(grid, VectorGrid) and not self.is_image
+        grid.origin = th.as_tensor(origin, dtype=th.float64, device=grid.mean.device)
+
     def input(self, observations: PyTorchObs) -> th.Tensor:
         """
         What the input grid takes: an image, or all other values as one vector.
@@ -141,7 +171,7 @@ class QuantExtractor(BaseFeaturesExtractor):
         """
         Freeze the normalization of the input, see :meth:`QuantActorCriticPolicy.set_normalization`.
 
-        :param mean: mean of the input
+        :param mean: mean of the input, less its origin
         :param std: standard deviation of the input
         """
         grid = self.input_grid

@@ -87,6 +87,7 @@ class VectorGrid(nn.Module):
 
     mean: th.Tensor
     std: th.Tensor
+    origin: th.Tensor | None  # float64, shape (n_features,): was taken off before; mean is what is left. None: of no feature
 
     def __init__(self, n_features: int, bits: int = 8, largest: float = MAX_NORMALIZED) -> None:
         super().__init__()
@@ -96,6 +97,12 @@ class VectorGrid(nn.Module):
             self.quantizer.log_scale.fill_(float(np.log(4 / 127)))
         self.register_buffer("mean", th.zeros(n_features, dtype=th.float64))
         self.register_buffer("std", th.ones(n_features, dtype=th.float64))
+        self.register_buffer("origin", None)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        if f"{prefix}mean" in state_dict:  # whether there is an origin is a property of the saved student
+            self.origin = th.zeros_like(self.mean) if f"{prefix}origin" in state_dict else None
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @property
     def is_float(self) -> bool:
@@ -117,7 +124,7 @@ class VectorGrid(nn.Module):
         """
         Normalize observations and round them to the grid.
 
-        :param x: raw observations in float32, shape (batch_size, n_features)
+        :param x: raw observations in float32, less the origin where there is one, shape (batch_size, n_features)
         :return: normalized observations on the grid, same shape
         """
         if self.is_float:

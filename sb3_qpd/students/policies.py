@@ -10,17 +10,21 @@ from typing import Any, ClassVar
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_qpd.integer import IntegerModel, group_parts
+from sb3_qpd.observations import check_finite
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
 from sb3_qpd.students.chain import Chain
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
+from sb3_qpd.students.optimizer import MuonAdam, muon_groups
 from sb3_qpd.students.quantizers import Quantizer, shared_scales
 from sb3_qpd.students.transitions import Transition
 from sb3_qpd.students.watch import Watch
@@ -114,11 +118,18 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
                 self.register_buffer(name, th.tensor(bound.reshape(-1)), persistent=False)
         if any(trunk.is_image for trunk in extractor.trunks):
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
-        # SB3 made its optimizer before these heads existed. foreach updates the many small parameters in one call. Torch's
-        # fused Adam is slower on a busy processor: its threads wait for each other at every parameter
-        is_adam = self.optimizer_class is th.optim.Adam and "fused" not in self.optimizer_kwargs
+        self.optimizer = self._make_optimizer(lr_schedule(1))
+
+    def _make_optimizer(self, learning_rate: float) -> th.optim.Optimizer:
+        """SB3 made its optimizer before the quantized heads existed."""
+        make: Any = self.optimizer_class
+        if issubclass(make, MuonAdam):
+            return make(muon_groups(self.features_extractor, self.parameters()), lr=learning_rate, **self.optimizer_kwargs)
+        # foreach updates the many small parameters in one call. Torch's fused Adam is slower on a busy processor: its threads
+        # wait for each other at every parameter
+        is_adam = make is th.optim.Adam and "fused" not in self.optimizer_kwargs
         settings = {**({"foreach": True} if is_adam else {}), **self.optimizer_kwargs}
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **settings)  # type: ignore[call-arg]
+        return make(self.parameters(), lr=learning_rate, **settings)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
@@ -202,6 +213,34 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self._calibrate(observations)
         self.n_batches.fill_(-1)
 
+    def extract_features(  # type: ignore[override]
+        self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
+        """
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`. The origin is taken off before SB3 makes float32.
+
+        :param obs: raw observations, shape (batch_size, *observation_shape)
+        :param features_extractor: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`
+        """
+        return super().extract_features(self.features_extractor.trunks[0].without_origin(obs), features_extractor)
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`, which would pass over :meth:`extract_features`.
+
+        :param obs: raw observations, shape (batch_size, *observation_shape)
+        """
+        features: Any = self.extract_features(obs)
+        return self._get_action_dist_from_latent(features)
+
+    def predict_values(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`, which would pass over :meth:`extract_features`.
+
+        :param obs: raw observations, shape (batch_size, *observation_shape)
+        """
+        return self.value_net(self.extract_features(obs))
+
     def evaluate_actions(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor | None]:
         """
         See :class:`~stable_baselines3.common.policies.ActorCriticPolicy`.
@@ -269,6 +308,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param deterministic: most probable actions, else sampled ones
         :param action_masks: whether a discrete action is allowed, shape (batch_size, sum of all categories)
         :return: actions, and ``state``
+        :raises ValueError: the observation holds NaN, infinity or a number beyond float32
         """
         if (model := self._integer_model()) is not None:
             with suppress(ValueError):  # an input that it refuses: SB3 takes it another way, or says what is wrong
@@ -276,6 +316,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
                 if self.training:  # a walk through all modules
                     self.set_training_mode(False)
                 return actions, state
+        self._check_finite(observation)
         if action_masks is None:
             actions, state = super().predict(observation, state, episode_start, deterministic)
             if self._action_bounds is not None:
@@ -286,6 +327,15 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         with th.no_grad():
             actions = self._predict(tensor, deterministic, action_masks).cpu().numpy()
         return (actions if is_batch else actions.squeeze(axis=0)), state
+
+    def _check_finite(self, observation: Any) -> None:
+        space = self.observation_space
+        if not isinstance(observation, Mapping):
+            check_finite(observation, len(space.shape or ()))
+        elif isinstance(space, spaces.Dict):
+            for key, one in space.items():
+                if key in observation:
+                    check_finite(observation[key], len(one.shape or ()), key)
 
     def _integer_model(self) -> IntegerModel | None:
         """
@@ -378,8 +428,11 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             raise ValueError("The student's parameters hold NaN or infinity: its training diverged. Lower the learning rate")
         calibrated = all(bool(q.ready) for q in self.quantizers())
         layers: list[Any] = [*(layer for trunk in extractor.trunks for layer in trunk.layers), self.action_net]
-        grids = [trunk.input_grid.affine() for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
-        m, a = (th.cat(values).cpu().numpy() for values in zip(*grids, strict=True)) if grids else (None, None)
+        grids = [trunk.input_grid for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
+        affine = [grid.affine() for grid in grids]
+        m, a = (th.cat(values).cpu().numpy() for values in zip(*affine, strict=True)) if grids else (None, None)
+        origins = [th.zeros_like(grid.mean) if grid.origin is None else grid.origin for grid in grids]
+        has_origin = any(grid.origin is not None for grid in grids)
         box: dict[str, Any] = {}
         if self._action_bounds is not None:
             low, high = self._action_bounds
@@ -397,6 +450,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             branches=tuple(len(trunk.layers) for trunk in extractor.trunks),
             action_nvec=self.head.nvec,
             uses_masks=self.uses_masks,
+            input_origin=th.cat(origins).cpu().numpy() if has_origin else None,
             **box,
         )
 

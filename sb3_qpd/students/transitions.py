@@ -7,10 +7,10 @@ layer and the head stop at 8.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 
+from sb3_qpd.checks import check_choice
 from sb3_qpd.students.architectures import FLOAT_BITS
 
 Precision = Mapping[int, float]
@@ -83,8 +83,5 @@ def get_transition(name: str) -> Transition:
     :param name: key of ``TRANSITIONS``
     :raises ValueError: there is no transition of this name
     """
-    if name not in TRANSITIONS:
-        close = difflib.get_close_matches(str(name), TRANSITIONS, n=1)
-        hint = f" Did you mean '{close[0]}'?" if close else ""
-        raise ValueError(f"Unknown transition '{name}'. Known: {', '.join(TRANSITIONS)}.{hint}")
+    check_choice("transition", name, TRANSITIONS)
     return TRANSITIONS[name]

@@ -21,10 +21,12 @@ class Watch:
 
     def __init__(self, *modules: nn.Module) -> None:
         self._places: list[tuple[dict[str, Any], str, Any]] = []
+        self._numbers: list[tuple[dict[str, Any], int]] = []  # of parameters, buffers and modules at each place
         self._contents: list[tuple[th.Tensor, int, np.ndarray, bytes]] = []
         for module in {one: None for outer in modules for one in outer.modules()}:
             for places in (module._parameters, module._buffers, module._modules):
                 self._places += [(places, name, value) for name, value in places.items()]
+                self._numbers.append((places, len(places)))
             for tensor in (*module._parameters.values(), *module._buffers.values()):
                 if tensor is not None:
                     array = _in_memory_order(tensor)
@@ -35,6 +37,8 @@ class Watch:
         for places, name, value in self._places:
             if places.get(name) is not value:
                 return False
+        if any(len(places) != number for places, number in self._numbers):
+            return False
         # the array keeps the memory, so that no other tensor can come to lie at its address
         for tensor, address, array, content in self._contents:
             if tensor.data_ptr() != address or array.tobytes() != content:

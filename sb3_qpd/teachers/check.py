@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.envs.inspection import pipeline_of
 from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import ObservationPart
 from sb3_qpd.observations import batch_size, join, take_rows
 from sb3_qpd.players import RandomPolicy, actor, seed_if_possible
@@ -231,7 +232,8 @@ class _Episodes:
         :param wanted: episodes of each sub-environment, those of earlier calls included
         """
         env = self.env
-        observations: Any = env.reset()
+        with environment_failures(env, "reset()"):
+            observations: Any = env.reset()
         returns = np.zeros(env.num_envs)
         while self.steps_left > 0 and (self.counts < wanted).any():
             self.steps_left -= 1

@@ -14,11 +14,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sb3_qpd.student_folder import NO_MODELS
+from sb3_qpd.student_folder import FILES, INTEGER_MODEL, NO_MODELS
 from sb3_qpd.teachers.files.archive import MAX_FILE_BYTES, TeacherError
+from sb3_qpd.teachers.hub_limits import limited_answers
 
 # files beside a model that tell how it was trained; run_folder reads them, and cli.models reads a student's report
 NORMALIZATION_FILES = ("vecnormalize.pkl", "vec_normalize.pkl")  # RL Zoo's name, the Hub's
@@ -29,6 +30,8 @@ _ADDRESS = re.compile(
     rf"https?://[^/]+/(?P<repo>{_ID})(?:/(?:blob|resolve|tree)/(?P<revision>[^/?]+)(?:/(?P<file>[^?]+))?)?/?(?:\?.*)?"
 )
 _HUB = re.compile(rf"hub:(?P<repo>{_ID})(?:/(?P<file>[^@]+))?(?:@(?P<revision>.+))?")
+
+_NAME = re.compile(r"[\w.+=@ ()-]{1,200}")  # of a file or a folder, or a part of a revision
 
 # names of files that tell which other kind of model a repository holds
 _OTHERS = (
@@ -93,13 +96,22 @@ def parse_source(source: str) -> HubSource | None:
         named = HubSource(address["repo"], address["file"], address["revision"])
         raise TeacherError(f"Expected the name of a repository, got the address {source}. Write {named}")
     if found := _HUB.fullmatch(source):
-        return HubSource(found["repo"], found["file"], found["revision"])
+        return _checked(HubSource(found["repo"], found["file"], found["revision"]))
     if source.startswith("hub:"):
         raise TeacherError(f"Expected hub:owner/name, hub:owner/name/file.zip or either with @revision, got {source!r}")
     found = _BARE.fullmatch(source)
     if found is None or found["repo"].endswith((".zip", ".npz")) or Path(source).exists() or Path(f"{source}.zip").exists():
         return None
-    return HubSource(found["repo"], None, found["revision"])
+    return _checked(HubSource(found["repo"], None, found["revision"]))
+
+
+def _checked(source: HubSource) -> HubSource:
+    """Refuse names that lead out of the client's cache, which makes paths of them."""
+    for name in (source.filename, source.revision):
+        parts = [] if name is None else name.split("/")
+        if not all(_NAME.fullmatch(part) and part.strip(".") for part in parts):
+            raise TeacherError(f"Expected a file, a branch, a tag or a commit by its name, got {name!r} in {str(source)!r}")
+    return source
 
 
 def download(source: HubSource) -> Download:
@@ -138,6 +150,24 @@ def list_files(source: HubSource) -> list[str]:
             if names := _names_in_cache(source):
                 return names
             raise
+
+
+def download_student(source: HubSource) -> Path | None:
+    """
+    Download all files of a student's repository, all of one commit.
+
+    :param source: the repository
+    :return: the folder of the files, ``None`` where the repository holds no student
+    """
+    names = list_files(source)
+    if INTEGER_MODEL not in names:
+        return None
+    first = download(replace(source, filename=INTEGER_MODEL))
+    pinned = parse_source(first.name) or source
+    for name in names:
+        if name in FILES and name != INTEGER_MODEL:
+            download(replace(pinned, filename=name))
+    return first.path.parent
 
 
 def run_name(folder: Path) -> str:
@@ -185,9 +215,10 @@ def _fetch(source: HubSource, filename: str) -> str:
     from huggingface_hub import hf_hub_download
 
     size = hf_hub_download(source.repo_id, filename, revision=source.revision, dry_run=True).file_size
-    if size is not None and size > MAX_FILE_BYTES:
+    if size is None or not 0 <= size <= MAX_FILE_BYTES:
         raise TeacherError(f"{filename} of {source} has {size} bytes, at most {MAX_FILE_BYTES} are read: refused")
-    path = hf_hub_download(source.repo_id, filename, revision=source.revision)
+    with limited_answers(size):
+        path = hf_hub_download(source.repo_id, filename, revision=source.revision)
     _check_content(Path(path), filename, source)
     return path
 
@@ -281,9 +312,10 @@ def _clear_errors(source: HubSource) -> Iterator[None]:
     from huggingface_hub import errors
 
     try:
-        yield
-    except TeacherError:
-        raise
+        with limited_answers():
+            yield
+    except TeacherError as error:
+        raise TeacherError(f"{source}: {error}" if str(source) not in str(error) else str(error)) from error
     except errors.GatedRepoError as error:
         told = " ".join(str(getattr(error, "server_message", None) or error).split())[:300]
         raise TeacherError(f"{source}: {told} Then log in with `hf auth login`, or set HF_TOKEN") from error
@@ -305,8 +337,8 @@ def _clear_errors(source: HubSource) -> Iterator[None]:
     except Exception as error:  # the client's HTTP library has exceptions of its own
         reason = " ".join(str(error).split())[:300]
         raise TeacherError(
-            f"{source} could not be fetched from {endpoint()}: {reason or type(error).__name__}. Nothing incomplete was "
-            "kept; try again later"
+            f"{source}: {_not_here(source)}it could not be fetched from {endpoint()}: {reason or type(error).__name__}. "
+            "Nothing incomplete was kept; try again later"
         ) from error
 
 

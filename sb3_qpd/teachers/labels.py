@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -12,6 +13,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecTransposeImage
 
+from sb3_qpd.checks import check_positive, check_type
+from sb3_qpd.envs.recipe import build_env
 from sb3_qpd.players import masks_for
 from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.loading import load_teacher
@@ -29,20 +32,26 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
     - ``teacher_std``, same shape, where the teacher is not deterministic
     - ``teacher_value``, where the teacher has a critic
 
-    :param env: environment with raw observations; the teacher normalizes them itself
+    :param env: environment with raw observations, or a class or function that makes one; the teacher normalizes them itself
     :param teacher: a zip, a run folder of RL Zoo, a live SB3 model or a :class:`~sb3_qpd.Teacher`
     :param temperature: divisor of the logits; below 1 it sharpens the teacher's distribution
     :raises ValueError: the spaces of environment and teacher differ
     """
 
-    def __init__(self, env: gym.Env, teacher: str | Path | BaseAlgorithm | Teacher, temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+    def __init__(
+        self,
+        env: gym.Env | Callable[[], gym.Env],
+        teacher: str | Path | BaseAlgorithm | Teacher,
+        temperature: float = 1.0,
+    ) -> None:
+        check_positive("temperature", temperature)
+        built: Any = build_env(env) if callable(env) and not isinstance(env, gym.Env) else env
+        check_type("env", built, gym.Env, "an environment, such as gym.make('CartPole-v1'), or a class that makes one")
         self.teacher, self.temperature = load_teacher(teacher, needs_env=False), temperature
         gym.utils.RecordConstructorArgs.__init__(self, _disable_deepcopy=True, teacher=self.teacher, temperature=temperature)
-        gym.Wrapper.__init__(self, env)
-        check_spaces(self.teacher, channels_first(env.observation_space), env.action_space)
-        self._ask_masks = masks_for(self.teacher, env)
+        gym.Wrapper.__init__(self, built)
+        check_spaces(self.teacher, channels_first(built.observation_space), built.action_space)
+        self._ask_masks = masks_for(self.teacher, built)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See :class:`gymnasium.Env`."""

@@ -10,7 +10,6 @@ to execute anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_qpd.envs.recipe import EnvRecipe, build_env, make_recipe
+from sb3_qpd.checks import check_flags, check_path
+from sb3_qpd.devices import check_device
+from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, build_env, check_env_type, make_recipe
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.families import TEACHERS
 from sb3_qpd.teachers.files.archive import TeacherError
@@ -45,7 +46,6 @@ from sb3_qpd.teachers.policy_builder import build_policy
 from sb3_qpd.teachers.run_folder import RunFolder, find_run
 from sb3_qpd.teachers.teacher import Teacher
 
-EnvSource = str | EnvRecipe | gym.Env | VecEnv | Callable[[], gym.Env | VecEnv]
 _POLICY_NAMES = ("MlpPolicy", "CnnPolicy", "MultiInputPolicy")
 
 
@@ -78,6 +78,7 @@ def load_teacher(
     :return: the frozen teacher
     :raises TeacherError: the files or the model cannot be used; the message says why
     """
+    _check_arguments(vecnormalize, env, device, needs_env)
     if isinstance(source, Teacher):
         if vecnormalize is not None or env is not None:
             raise ValueError("vecnormalize= and env= are for a teacher that is loaded here: this one is there already")
@@ -99,6 +100,15 @@ def load_teacher(
         if isinstance(one, BasePolicy | BaseAlgorithm) and plays_differently(one):
             check_labels(teacher, sample_observations(teacher), one)
     return teacher
+
+
+def _check_arguments(vecnormalize: Any, env: Any, device: Any, needs_env: Any) -> None:
+    check_flags(needs_env=needs_env)
+    check_device(device)
+    if env is not None:
+        check_env_type(env)
+    if vecnormalize is not None:
+        check_path("vecnormalize", vecnormalize)
 
 
 def _complete(teacher: Teacher, vecnormalize: str | Path | None, env: EnvSource | None) -> None:

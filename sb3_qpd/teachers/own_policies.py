@@ -53,7 +53,8 @@ def overrides(policy: Any, *names: str) -> bool:
     :param policy: live policy or model
     :param names: names of the methods
     """
-    own = [vars(cls) for cls in type(policy).__mro__ if cls.__module__.partition(".")[0] not in (*_SB3, "torch", "builtins")]
+    others = (*_SB3, "sb3_qpd", "torch", "builtins")  # a student's methods do what SB3's do
+    own = [vars(cls) for cls in type(policy).__mro__ if cls.__module__.partition(".")[0] not in others]
     return any(name in attributes for attributes in (*own, vars(policy)) for name in names)
 
 

@@ -21,10 +21,12 @@ from sb3_qpd.envs.limits import check_untrusted_recipe
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.envs.registry import SUCCESSORS, package_of, running_id
 from sb3_qpd.envs.zoo_config import named_wrappers
+from sb3_qpd.student_folder import INTEGER_MODEL
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.zoo_yaml import read_yaml
 from sb3_qpd.teachers.hub import NORMALIZATION_FILES, run_name
 from sb3_qpd.teachers.statistics_files import find_statistics
+from sb3_qpd.text import plain
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class RunFolder:
     def env_name(self) -> str:
         """The environment's id in training, or the zip's name where nothing tells the id."""
         env_id = self.args.get("env")
-        return env_id if isinstance(env_id, str) else self.zip_path.stem
+        return plain(env_id if isinstance(env_id, str) else self.zip_path.stem, 100)
 
     @property
     def normalizes(self) -> bool:
@@ -146,6 +148,8 @@ def _find_zip(folder: Path) -> Path:
     others = sorted(one for one in folder.glob("*.zip") if not one.name.startswith("rl_model_"))
     if len(others) == 1:
         return others[0]
+    if (folder / INTEGER_MODEL).is_file():
+        raise TeacherError(f"{folder} is the folder of a student. Expected its teacher: a zip, a run folder of RL Zoo")
     found = ", ".join(one.name for one in others) or "no zip"
     raise TeacherError(
         f"{folder} is not a run folder of RL Zoo: expected {run_name(folder)}.zip or best_model.zip in it, found {found}. "

@@ -38,8 +38,12 @@ def __getattr__(name: str) -> Any:
     return read_entries()
 
 
-def register() -> None:
-    """Make ``qpd`` one of RL Zoo's algorithms in this process. Call it before ``rl_zoo3.train`` is imported."""
+def register(trust_files: bool = False) -> None:
+    """
+    Make ``qpd`` one of RL Zoo's algorithms in this process. Call it before ``rl_zoo3.train`` is imported.
+
+    :param trust_files: see :func:`run`
+    """
     import rl_zoo3
     from rl_zoo3 import exp_manager, hyperparams_opt
 
@@ -48,7 +52,7 @@ def register() -> None:
     from sb3_qpd.zoo.manager import StudentManager
     from sb3_qpd.zoo.search import convert_qpd_params, sample_qpd_params
 
-    for owner, name, value in replacements():
+    for owner, name, value in replacements(trust_files):
         setattr(owner, name, value)
     rl_zoo3.ALGOS[ALGO] = QPDDistiller
     hyperparams_opt.HYPERPARAMS_SAMPLER[ALGO] = sample_qpd_params
@@ -58,8 +62,12 @@ def register() -> None:
 
 
 @contextmanager
-def registered() -> Iterator[None]:
-    """Register ``qpd`` for a while: what :func:`register` changes in other packages is as before afterwards."""
+def registered(trust_files: bool = False) -> Iterator[None]:
+    """
+    Register ``qpd`` for a while: what :func:`register` changes in other packages is as before afterwards.
+
+    :param trust_files: see :func:`run`
+    """
     import rl_zoo3
     import torch as th
     from rl_zoo3 import exp_manager, hyperparams_opt
@@ -76,7 +84,7 @@ def registered() -> Iterator[None]:
     values = [(owner, name, vars(owner).get(name, _ABSENT)) for owner, name in places]
     n_threads = th.get_num_threads()  # the programs' --num-threads
     try:
-        register()
+        register(trust_files)
         yield
     finally:
         for owner, name, value in values:
@@ -90,18 +98,20 @@ def registered() -> Iterator[None]:
         th.set_num_threads(n_threads)
 
 
-def run(program: str, arguments: Sequence[str]) -> None:
+def run(program: str, arguments: Sequence[str], trust_files: bool = False) -> None:
     """
     Run one of RL Zoo's programs in this process, as ``python -m`` would.
 
     :param program: one of ``PROGRAMS``
     :param arguments: arguments of the program
+    :param trust_files: let RL Zoo evaluate, unpickle and import what its files say. Otherwise
+        :mod:`~sb3_qpd.zoo.untrusted` reads them as data
     :raises ValueError: RL Zoo refused its arguments
     :raises ImportError: a package that RL Zoo does not require is missing
     """
     before = sys.argv
     try:
-        with registered():
+        with registered(trust_files), _limited_downloads():
             sys.argv = [f"sb3-qpd zoo {program}", *arguments]
             if program in _PLOTS:
                 getattr(importlib.import_module("rl_zoo3.plots"), program)()
@@ -119,6 +129,16 @@ def run(program: str, arguments: Sequence[str]) -> None:
         ) from error
     finally:
         sys.argv = before
+
+
+@contextmanager
+def _limited_downloads() -> Iterator[None]:
+    """Limits on what the Hub answers to a program, as for all downloads of this package."""
+    from sb3_qpd.teachers.files.archive import MAX_FILE_BYTES
+    from sb3_qpd.teachers.hub_limits import limited_answers
+
+    with limited_answers(MAX_FILE_BYTES):
+        yield
 
 
 def has_begun() -> bool:

@@ -11,26 +11,25 @@ Two defects of RL Zoo are handled elsewhere. ``StudentManager`` removes the empt
 """
 
 import argparse
-import ast
 import functools
 import importlib
 import json
 import re
-from collections.abc import Callable
+import sys
 from pathlib import Path
 from pprint import pformat
 from typing import Any, NamedTuple
 
 import huggingface_sb3
-import rl_zoo3
 import yaml
 from huggingface_hub import HfApi
 from huggingface_hub.errors import EntryNotFoundError
 from rl_zoo3 import utils as zoo_utils
 
 from sb3_qpd.publishing.paths import check_no_paths
-from sb3_qpd.teachers.files.zoo_yaml import ZooLoader, read_yaml
+from sb3_qpd.teachers.files.zoo_yaml import read_yaml
 from sb3_qpd.teachers.hub import parse_source, teacher_on_hub
+from sb3_qpd.zoo import untrusted
 
 CARD_NAME = {"QPDDistiller": "QPD"}  # RL Zoo finds an algorithm on the Hub by the lower case of the name on the card
 # keys of args.yml whose values are folders and files of the machine that trained
@@ -52,10 +51,14 @@ class Replacement(NamedTuple):
     value: Any
 
 
-def replacements() -> list[Replacement]:
-    """All replacements that the installed packages need."""
-    functions = (generate_metadata, missing_files, unsafe_yaml, unsafe_normalize, text_arguments, sanitized_upload)
-    return [one for function in functions for one in function()]
+def replacements(trust_files: bool = False) -> list[Replacement]:
+    """
+    All replacements that the installed packages need.
+
+    :param trust_files: let RL Zoo evaluate, unpickle and import what its files say
+    """
+    functions = [generate_metadata, missing_files, text_arguments, sanitized_upload, links_in_runs]
+    return [one for function in (*functions, *([] if trust_files else [untrusted_files])) for one in function()]
 
 
 def generate_metadata() -> list[Replacement]:
@@ -82,7 +85,7 @@ def missing_files() -> list[Replacement]:
     ``rl_zoo3.load_from_hub`` catches the HTTPError of ``requests``; huggingface_hub 1 raises its own. To be filed for RL Zoo:
     catch ``EntryNotFoundError``. DLR-RM/rl-baselines3-zoo#252 is the same for ``train_eval_metrics.zip``.
     """
-    load = _original(huggingface_sb3.load_from_hub)
+    load = untrusted.original(huggingface_sb3.load_from_hub)
 
     @functools.wraps(load)
     def load_from_hub(*args: Any, **kwargs: Any) -> str:
@@ -96,32 +99,12 @@ def missing_files() -> list[Replacement]:
     return [Replacement(huggingface_sb3, "load_from_hub", load_from_hub)]
 
 
-def unsafe_yaml() -> list[Replacement]:
+def untrusted_files() -> list[Replacement]:
     """
-    ``yaml.UnsafeLoader``, with which RL Zoo reads ``config.yml`` and ``args.yml``, downloaded ones too.
-
-    Such a file could run any code; this loader builds plain values only. Part of DLR-RM/rl-baselines3-zoo#505.
+    What RL Zoo evaluates, unpickles and imports of its files, downloaded ones too: read as data by
+    :mod:`~sb3_qpd.zoo.untrusted`. Part of it is DLR-RM/rl-baselines3-zoo#505.
     """
-    return [Replacement(yaml, "UnsafeLoader", ZooLoader)]
-
-
-def unsafe_normalize() -> list[Replacement]:
-    """
-    ``rl_zoo3.utils.get_saved_hyperparams``, which evaluates the text of ``normalize`` in a ``config.yml``.
-
-    Such a text could run any code. Only ``dict(...)`` and literals are let through. DLR-RM/rl-baselines3-zoo#505.
-    """
-    read = _original(zoo_utils.get_saved_hyperparams)
-
-    @functools.wraps(read)
-    def get_saved_hyperparams(stats_path: str, *args: Any, **kwargs: Any) -> Any:
-        config = Path(stats_path) / "config.yml"
-        if config.is_file():
-            _check_normalize(read_yaml(config).get("normalize"), config)
-        return read(stats_path, *args, **kwargs)
-
-    # its programs import the function from either module
-    return [Replacement(owner, "get_saved_hyperparams", get_saved_hyperparams) for owner in (zoo_utils, rl_zoo3)]
+    return [Replacement(*change) for change in untrusted.changes()]
 
 
 def text_arguments() -> list[Replacement]:
@@ -149,15 +132,40 @@ def sanitized_upload() -> list[Replacement]:
     ``rl_zoo3.push_to_hub`` publishes paths of the machine that trained, and a card whose commands do not know ``qpd``. The
     paths are to be filed for RL Zoo; the commands are right for its own algorithms.
     """
-    upload = _original(HfApi.upload_folder)
+    upload = untrusted.original(HfApi.upload_folder)
 
     @functools.wraps(upload)
     def upload_folder(self: HfApi, *, folder_path: str | Path, **kwargs: Any) -> Any:
         if (Path(folder_path) / "config.yml").is_file():
             sanitize_run_folder(Path(folder_path))
+        for name, content in _published(Path(folder_path)).items():
+            print(f"sending {name}, {len(content)} bytes")
         return upload(self, folder_path=folder_path, **kwargs)
 
     return [Replacement(HfApi, "upload_folder", upload_folder)]
+
+
+def links_in_runs() -> list[Replacement]:
+    """
+    ``rl_zoo3.utils.get_model_path``, which refuses a run to publish whose files are links.
+
+    ``rl_zoo3.push_to_hub`` copies what they lead to, such as a key at home, and publishes it. To be filed for RL Zoo.
+    """
+    find = untrusted.original(zoo_utils.get_model_path)
+
+    @functools.wraps(find)
+    def get_model_path(*args: Any, **kwargs: Any) -> Any:
+        name, model_path, log_path = find(*args, **kwargs)
+        if sys.argv[0].endswith("push_to_hub"):
+            inside = [path for pattern in ("*", "*/*") for path in Path(log_path).glob(pattern)]
+            link = next((path for path in (Path(model_path), *inside) if path.is_symlink()), None)
+            if link is not None:
+                raise ValueError(
+                    f"{link} is a link, and may lead out of its folder. Nothing was published. Put the file there"
+                )
+        return name, model_path, log_path
+
+    return [Replacement(zoo_utils, "get_model_path", get_model_path)]
 
 
 def sanitize_run_folder(folder: Path) -> None:
@@ -186,34 +194,12 @@ def sanitize_run_folder(folder: Path) -> None:
     check_no_paths(_published(folder), folder)
 
 
-def _original(value: Any) -> Callable[..., Any]:
-    """What a replacement stands for; other values are originals themselves."""
-    return getattr(value, "__wrapped__", value)
-
-
 def _evaluated(text: str) -> Any:
     """The value of an expression with the names that RL Zoo's own ``eval`` has; any other text as it is."""
     try:
         return eval(text, {**vars(zoo_utils)})
     except Exception:  # whatever the text raises: it is typed by the user
         return text
-
-
-def _check_normalize(text: Any, config: Path) -> None:
-    """Refuse an expression other than a literal, or ``dict`` of literals."""
-    if not isinstance(text, str):
-        return
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-        is_dict = isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id == "dict" and not tree.args
-        values = [keyword.value for keyword in tree.keywords] if isinstance(tree, ast.Call) and is_dict else [tree]
-        for value in values:
-            ast.literal_eval(value)
-    except (ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"{config} says normalize: {text[:80]!r}, which RL Zoo would run as code: refused. Expected True, False, or "
-            "settings such as dict(norm_obs=True)"
-        ) from error
 
 
 def _name_on_hub(teacher: str, folder: Path) -> str | None:

@@ -1,6 +1,5 @@
 """Entries of ``qpd.yml``, and what is checked in one before anything is built."""
 
-import difflib
 import inspect
 import warnings
 from collections.abc import Mapping
@@ -9,12 +8,14 @@ from typing import Any
 
 import yaml
 
+from sb3_qpd.checks import did_you_mean
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import NATIVE_WRAPPER_KWARGS
 from sb3_qpd.envs.recipe import ATARI_WRAPPER, EnvRecipe
 from sb3_qpd.envs.registry import running_id
 from sb3_qpd.envs.zoo_config import named_wrappers
 from sb3_qpd.teachers.teacher import Teacher
+from sb3_qpd.text import plain
 from sb3_qpd.zoo import MAX_N_ENVS, MAX_TIMESTEPS
 
 NEEDED = {
@@ -57,9 +58,8 @@ def check_entry(entry: Mapping[str, Any]) -> None:
     known = known_keys()
     for key in entry:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}"
-            raise ValueError(f"Unknown hyperparameter {key!r} of qpd. {hint}")
+            hint = did_you_mean(key, known) or f" Known: {', '.join(known)}"
+            raise ValueError(f"Unknown hyperparameter {key!r} of qpd.{hint}")
     for key, expected in NEEDED.items():
         if entry.get(key) is None:
             raise ValueError(f"The entry has no {key}: expected {expected}. Add it, or pass -params {key}:...")
@@ -129,7 +129,8 @@ def check_environment(teacher: Teacher, entry: Mapping[str, Any], env_id: str) -
     trained_on, theirs = teacher.run.args.get("env"), teacher.run.config
     if isinstance(trained_on, str) and running_id(trained_on) != running_id(env_id):
         warnings.warn(
-            f"The teacher {teacher.name} was trained on {trained_on[:80]}, its student learns on {env_id}: is that intended?"
+            f"The teacher {teacher.name} was trained on {plain(trained_on, 80)}, its student learns on {env_id}: is that "
+            "intended?"
         )
     if not theirs or (entry.get("vec_env_wrapper") and not theirs.get("vec_env_wrapper")):
         return

@@ -1,7 +1,9 @@
 """RL Zoo's experiment manager for students: it checks the entry, loads the teacher, and writes the student's own files."""
 
 import contextlib
+import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,14 +16,15 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.envs.registry import without_harmless_warnings
+from sb3_qpd.envs.registry import raise_missing_package, without_harmless_warnings
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
-from sb3_qpd.evaluation.report import console_summary, write_report
+from sb3_qpd.evaluation.report import console_summary, next_step, write_report
 from sb3_qpd.students.architectures import make_arch
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.loading import load_teacher
 from sb3_qpd.zoo import ALGO
+from sb3_qpd.zoo.command_line import own_command, with_options
 from sb3_qpd.zoo.entries import REPORT_EPISODES, check_entry, check_environment, expand_env_id
 from sb3_qpd.zoo.search import BYTES, SIZE, front_table, pareto_front
 
@@ -70,6 +73,7 @@ class StudentManager(ExperimentManager):
         check_entry(hyperparams)
         self.report_episodes = hyperparams.pop(REPORT_EPISODES, N_REPORT_EPISODES)
         saved["teacher"] = expand_env_id(hyperparams["teacher"], self.env_name)
+        self._teacher_word = shlex.quote(str(saved["teacher"]))
         teacher = load_teacher(saved["teacher"], device=self.device, needs_env=False)  # RL Zoo builds it from the entry
         check_environment(teacher, hyperparams, self.env_name.gym_id)
         env_kwargs = {**(hyperparams.get("env_kwargs") or self.env_kwargs), **(self._eval_env_kwargs_args or {})}
@@ -122,8 +126,13 @@ class StudentManager(ExperimentManager):
         """
         if self.is_student and self.recipe is not None and self.recipe.is_native and not self.monitor_kwargs:
             return self._native_envs(self.recipe, *args, **kwargs)
-        with without_harmless_warnings(gym.spec(self.env_name.gym_id)):
-            env = super().create_envs(*args, **kwargs)
+        spec = gym.spec(self.env_name.gym_id)
+        try:
+            with without_harmless_warnings(spec):
+                env = super().create_envs(*args, **kwargs)
+        except gym.error.Error as error:
+            raise_missing_package(spec, error)
+            raise
         if self.is_student and unwrap_vec_normalize(env) is not None:
             env.close()
             if not (Path(self.trained_agent).parent / self.env_name / "vecnormalize.pkl").is_file():
@@ -188,10 +197,12 @@ class StudentManager(ExperimentManager):
             model.teacher, env, self.report_episodes, deterministic=self.deterministic_eval, progress_bar=self.show_progress
         )
         report = make_report(model, plan)
-        write_report(report, folder)
+        rewrite = partial(with_options, n_episodes=report["episodes_needed"])
+        step = next_step(report, own_command(), str(folder), self._teacher_word, rewrite=rewrite)
+        write_report(report, folder, step)
         if isinstance(env, VecEnv):
             env.close()
-        print(f"\n{console_summary(report, None)}")
+        print(f"\n{console_summary(report, step)}")
 
     def hyperparameters_optimization(self) -> None:
         """See RL Zoo. Then print the Pareto front, and remove the empty run folder, which ``enjoy`` would take."""

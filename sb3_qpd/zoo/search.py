@@ -28,7 +28,7 @@ def sample_qpd_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
         "student_arch": trial.suggest_categorical("student_arch", ARCHS),
         "weight_bits": trial.suggest_categorical("weight_bits", [8, 4, 3]),
         "activation_bits": trial.suggest_categorical("activation_bits", [8, 4]),
-        "learning_rate": trial.suggest_float("learning_rate", 5e-4, 2e-2, log=True),
+        "learning_rate": trial.suggest_float("learning_rate", 5e-3, 0.2, log=True),
         "transition": trial.suggest_categorical("transition", SEARCHED_TRANSITIONS),
         "critic_coef": trial.suggest_float("critic_coef", 0.0, 1.0),
         "temperature": trial.suggest_float("temperature", 0.25, 2.0, log=True),

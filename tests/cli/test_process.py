@@ -167,20 +167,53 @@ MISTAKES_KNOWN_AT_ONCE = [
     ),
     (["export", "student.npz", "--target", "onyx", "--out", "o"], "Unknown target 'onyx'"),
     (["compress", "student.npz", "--target", "onyx", "--out", "o"], "Did you mean 'onnx'?"),
+    (["compress", "student.npz", "--out", "o"], "student.npz is a student: expected its teacher as TEACHER"),
     (["export", "student.npz", "--target", "c", "--qdq", "--out", "o"], "--qdq is for onnx, the targets are c"),
     (["evaluate", "student.onnx"], "sb3-qpd verify . compares"),
     (["evaluate", "student.npz", "--vecnormalize", "student.npz"], "--vecnormalize is for a teacher"),
     (["evaluate", "student.npz", "--device", "cuda"], "computed by numpy, on the CPU"),
     (["verify", "student.npz", "--vecnormalize", "student.npz"], "give --teacher too"),
     (["benchmark", ".", "--teacher", "none.zip"], "No such file or folder: none.zip"),
+    (["compress", "x.zip", "--out", "o", "--weight-bits", "9"], "Bits must be one of (2, 3, 4, 5, 6, 7, 8)"),
+    (["compress", "x.zip", "--out", "o", "--activation-bits", "32"], "in both its weights and its activations"),
+    (["compress", "x.zip", "--out", "o", "--weight-bits", "32", "--activation-bits", "32"], "compress makes integers"),
+    (["compress", "x.zip", "--out", "o", "--transition", "blent"], "Did you mean 'blend'?"),
+    (["compress", "x.zip", "--out", "o", "--box-loss", "hubert"], "Did you mean 'huber'?"),
+    (["compress", "x.zip", "--out", "o", "--vec-env", "dumy"], "Did you mean 'dummy'?"),
+    (["compress", "x.zip", "--out", "o", "--beta", "2"], "beta must be a share of episodes between 0 and 1, got 2.0"),
+    (["compress", "x.zip", "--out", "o", "--temperature", "0"], "temperature must be a positive number, got 0.0"),
+    (["compress", "x.zip", "--out", "o", "--learning-rate", "-1"], "learning_rate must be a number between 0 and 1"),
+    (["compress", "x.zip", "--out", "o", "--transition-start", "2"], "got transition_start=2.0"),
+    (["benchmark", ".", "--teacher", "."], ". is the folder of a student: expected its teacher as --teacher"),
+    (["verify", ".", "--teacher", "student.npz"], "student.npz is a student: expected its teacher as --teacher"),
     (["push", "none", "--repo-id", "me/x"], "There is no folder or file none."),
 ]
 
 
-def test_what_is_known_at_once_is_said_before_torch_is_imported(tmp_path: Path) -> None:
+# an environment is looked up by Gymnasium, which takes less than a second
+MISTAKES_KNOWN_TO_GYMNASIUM = [
+    (["compress", "x.zip", "--out", "o", "--env", "CartPole-v9"], "No environment 'CartPole-v9'"),
+    (["evaluate", "student.npz", "--env", "LunarLander-v3", "--env-kwargs", "gravty=-9"], "Did you mean 'gravity'?"),
+    (["export", "student.npz", "--target", "c", "--out", "o", "--env", "CartPol-v1"], "Did you mean CartPole-v1"),
+    (
+        ["verify", ".", "--env", "ALE/Pong-v5", "--env-kwargs", "frame_skip=3"],
+        "has no setting 'frame_skip'. Did you mean 'frameskip'?",
+    ),
+    (["benchmark", ".", "--env", "no_such_module:Cart-v0"], "Cannot import 'no_such_module'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("mistakes", "light"),
+    [(MISTAKES_KNOWN_AT_ONCE, set()), (MISTAKES_KNOWN_TO_GYMNASIUM, {"gymnasium"})],
+    ids=["at once", "by Gymnasium"],
+)
+def test_what_is_known_at_once_is_said_before_torch_is_imported(
+    mistakes: list[tuple[list[str], str]], light: set[str], tmp_path: Path
+) -> None:
     """All in one process, in which torch must not be imported at the end."""
     (tmp_path / "ppo" / "CartPole-v1_1").mkdir(parents=True)
-    for name in ("student.npz", "student.onnx"):
+    for name in ("student.npz", "student.onnx", "student.zip", "x.zip"):
         (tmp_path / name).write_bytes(b"not looked at")
     code = """
 import json, sys
@@ -192,8 +225,8 @@ for arguments in json.loads(sys.argv[1]):
         print(error.code)
 print(sorted({"torch", "gymnasium", "stable_baselines3", "huggingface_hub"} & set(sys.modules)))
 """
-    commands = json.dumps([arguments for arguments, _ in MISTAKES_KNOWN_AT_ONCE])
+    commands = json.dumps([arguments for arguments, _ in mistakes])
     done = subprocess.run([sys.executable, "-c", code, commands], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == ["2"] * len(MISTAKES_KNOWN_AT_ONCE) + ["[]"], done.stderr
-    for line, (_, message) in zip(done.stderr.splitlines(), MISTAKES_KNOWN_AT_ONCE, strict=True):
+    assert done.stdout.splitlines() == ["2"] * len(mistakes) + [str(sorted(light))], done.stderr
+    for line, (_, message) in zip(done.stderr.splitlines(), mistakes, strict=True):
         assert message in line

@@ -7,7 +7,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from sb3_contrib import RecurrentPPO
-from toys import BOX, QUICK, Pointer, pointers, untrained
+from stable_baselines3.common.env_util import make_vec_env
+from toys import BOX, QUICK, Pointer, Quadrant, pointers, untrained
 
 from sb3_qpd import QPDDistiller, TeacherError, load_teacher
 
@@ -23,7 +24,7 @@ BAD_ARGUMENTS = [
     ({"student_arch": "tinny"}, "Unknown student_arch 'tinny'. Known: nano, tiny, .* Did you mean 'tiny'?"),
     ({"student_arch": {"hiden": [8]}}, "student_arch takes the fields hidden, .*; got .'hiden'."),
     ({"transition": "blent"}, "Unknown transition 'blent'. Known: none, scratch, .* Did you mean 'blend'?"),
-    ({"box_loss": "hubert"}, "box_loss must be one of .*huber.*, got 'hubert'"),
+    ({"box_loss": "hubert"}, "Unknown box_loss 'hubert'. Known: huber, squared_error, gaussian_kl. Did you mean 'huber'?"),
     ({"weight_bits": 9}, "Bits must be one of .*got weight_bits=9"),
     ({"weight_bits": 1}, "Bits must be one of .*got weight_bits=1"),
     ({"weight_bits": [8, 4]}, "weight_bits names 2 layers, this student has 3"),
@@ -115,6 +116,13 @@ def test_a_run_that_never_ends_is_refused():
     student = QPDDistiller(untrained(pointers(n_envs=1)), **QUICK)
     with pytest.raises(ValueError, match="total_timesteps must be at most 1e.10, got 1000000000000000.0: it would take years"):
         student.learn(1e15)
+
+
+def test_a_student_of_vectors_shows_no_convolutions():
+    for space_of, has_images in ((pointers(n_envs=1), False), (make_vec_env(Quadrant, 1), True)):
+        policy = "CnnPolicy" if has_images else "MlpPolicy"
+        student = QPDDistiller(untrained(space_of, policy=policy), student_arch="nano", device="cpu")
+        assert ("conv=" in repr(student)) == has_images and "weight_bits=8, activation_bits=8" in repr(student)
 
 
 def test_what_is_printed_fits_a_line_or_two():

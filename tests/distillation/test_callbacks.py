@@ -187,7 +187,7 @@ def test_the_log_tells_how_close_the_student_is(action_space, tmp_path):
     student.set_logger(configure(str(tmp_path), ["csv"]))
     student.learn(6_200)
     rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
-    bits = [float(row["student/weight_bits"]) for row in rows]
+    bits = [float(row["student/mean_weight_bits"]) for row in rows]
     assert bits[0] > bits[-1] and 4 < bits[-1] < 8  # first layer and head keep 8
     if action_space is DISCRETE:
         samples = student._buffer.newest(500)

@@ -403,7 +403,7 @@ def test_policies_that_do_not_fit():
         QPDDistiller(model, policy="CnnPolicy")
     with pytest.raises(ValueError, match="MultiInputPolicy needs Dict observations, .* use 'MlpPolicy'"):
         QPDDistiller(model, policy="MultiInputPolicy")
-    with pytest.raises(ValueError, match="Policy LstmPolicy unknown"):
+    with pytest.raises(ValueError, match="Unknown policy 'LstmPolicy'. Known: MlpPolicy, CnnPolicy, MultiInputPolicy"):
         QPDDistiller(model, policy="LstmPolicy")
     with pytest.raises(TypeError, match="must be a QuantActorCriticPolicy, got ActorCriticPolicy"):
         QPDDistiller(model, policy=ActorCriticPolicy)

@@ -101,7 +101,9 @@ def test_workers_that_step_while_the_student_learns_change_nothing():
 
 
 def test_one_call_of_adam_for_all_parameters_is_exact():
-    usual = QPDDistiller(untrained(pointers()), **QUICK).learn(400)
+    adam, rate = {"optimizer_class": th.optim.Adam}, {"learning_rate": 1e-2}
+    usual = QPDDistiller(untrained(pointers()), policy_kwargs=adam, **QUICK, **rate).learn(400)
     assert usual.policy.optimizer.param_groups[0]["foreach"]
-    one_by_one = {"optimizer_kwargs": {"foreach": False, "eps": 1e-5}}  # SB3's epsilon
-    assert_equal_states(usual, QPDDistiller(untrained(pointers()), policy_kwargs=one_by_one, **QUICK).learn(400))
+    one_by_one = {**adam, "optimizer_kwargs": {"foreach": False, "eps": 1e-5}}  # SB3's epsilon
+    other = QPDDistiller(untrained(pointers()), policy_kwargs=one_by_one, **QUICK, **rate).learn(400)
+    assert_equal_states(usual, other)

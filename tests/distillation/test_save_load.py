@@ -56,6 +56,11 @@ def zip_path(student: QPDDistiller, tmp_path_factory: pytest.TempPathFactory) ->
     return path
 
 
+def adam_steps(student: QPDDistiller) -> list[float]:
+    """The counts of steps of the parameters that Adam updates. A quantizer's step size joins when its rounding begins."""
+    return [float(state["step"]) for state in student.policy.optimizer.state.values() if "step" in state]
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -135,8 +140,10 @@ def test_learning_goes_on_after_loading(model, student, zip_path):
     mean, value_scale = grid.mean.clone(), loaded.policy.value_net.std.clone()
     assert loaded._transition_progress == 1 and loaded.n_envs == 2
     assert_equal_states(student, loaded)
-    optimizer = loaded.policy.optimizer.state_dict()["state"]
-    assert optimizer[0]["step"] == student._n_updates
+    assert adam_steps(loaded) == adam_steps(student) and max(adam_steps(loaded)) == student._n_updates
+    momenta = [state["momentum"] for state in loaded.policy.optimizer.state.values() if "momentum" in state]
+    saved = [state["momentum"] for state in student.policy.optimizer.state.values() if "momentum" in state]
+    assert len(momenta) == len(saved) > 0 and all(th.equal(a, b) for a, b in zip(momenta, saved, strict=True))
     loaded.learn(200, reset_num_timesteps=False)
     assert loaded.num_timesteps == 600 and loaded._transition_progress == 1
     assert th.equal(grid.mean, mean) and th.equal(loaded.policy.value_net.std, value_scale)  # the normalization is kept
@@ -219,13 +226,26 @@ def test_parameters(model, student, zip_path):
         other.set_parameters(source)
         assert_equal_states(other, student)
         np.testing.assert_array_equal(actor_of(other.policy, OBSERVATIONS), actor_of(student.policy, OBSERVATIONS))
-        assert other.policy.optimizer.state_dict()["state"][0]["step"] == student._n_updates
+        assert adam_steps(other) == adam_steps(student)
     assert set(student.get_parameters()) == {"policy", "policy.optimizer"}
     with pytest.raises(ValueError, match="Names of parameters do not match"):
         other.set_parameters({"policy": student.policy.state_dict()})
     other.set_parameters({"policy": student.policy.state_dict()}, exact_match=False)
     with pytest.raises(RuntimeError, match="[Uu]nexpected key"):
         other.set_parameters({**student.get_parameters(), "policy": {"nothing": th.zeros(1)}})
+
+
+def test_an_older_zip_with_adams_moments_learns_on(model, student, tmp_path):
+    adam = QPDDistiller(model, **QUICK, weight_bits=4, learning_rate=1e-2, policy_kwargs={"optimizer_class": th.optim.Adam})
+    adam.learn(400)
+    parameters = {**student.get_parameters(), "policy.optimizer": adam.policy.optimizer.state_dict()}
+    older = QPDDistiller(model, **QUICK, weight_bits=4)
+    older.set_parameters(parameters)
+    assert_equal_states(older, student)
+    rates = {group["lr"] for group in older.policy.optimizer.param_groups}
+    assert rates == {adam.policy.optimizer.param_groups[0]["lr"]} and not older.policy.optimizer.state
+    older.learn(200)
+    assert not np.array_equal(actor_of(older.policy, OBSERVATIONS), actor_of(student.policy, OBSERVATIONS))
 
 
 def test_the_state_dict_is_complete_at_construction(model, student):

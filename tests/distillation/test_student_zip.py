@@ -11,11 +11,15 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
+from bounds import bounded
 from stable_baselines3.common.vec_env import DummyVecEnv
 from teacher_files import Payload, edit_zip, read_data, serialized
 from toys import QUICK, Pointer, actor_of, assert_same_bits, pointers, untrained
 
 from sb3_qpd import QPDDistiller, load_student
+from sb3_qpd.cli import main
+from sb3_qpd.integer import StudentError
 
 HERE = Path(__file__).parent
 OBSERVATIONS = Pointer.sample(50)
@@ -91,6 +95,77 @@ def test_pickled_weights_are_refused(zip_path, tmp_path):
         else:  # the optimizer is made anew
             load_student(path, device="cpu")
         assert not marker.exists()
+
+
+def state_of(content: dict[str, th.Tensor]) -> bytes:
+    buffer = io.BytesIO()
+    th.save(content, buffer)
+    return buffer.getvalue()
+
+
+def rewritten(source: Path, target: Path, **members: bytes) -> Path:
+    """The same zip, packed, with other members."""
+    with zipfile.ZipFile(source) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, content in {**contents, **members}.items():
+            archive.writestr(name, content)
+    return target
+
+
+SWOLLEN = {
+    "weights of 400 MiB": lambda zip_path: {"policy.pth": state_of({"x": th.zeros(100 * 2**20)})},
+    "weights of 400 MiB of nothing": lambda zip_path: {"policy.pth": bytes(400 * 2**20)},
+    "5,000 tensors": lambda zip_path: {"policy.pth": state_of({str(i): th.zeros(1) for i in range(5_000)})},
+    "a tensor of 70 axes": lambda zip_path: {"policy.pth": state_of({"x": th.zeros((1,) * 64)})},
+    "data of 64 MiB": lambda zip_path: {"data": b" " * 2**26},
+    "data 900 deep": lambda zip_path: {"data": b'{"a": ' * 900 + b"1" + b"}" * 900},
+    "data that is a list": lambda zip_path: {"data": b"[1]"},
+    "data of a million values": lambda zip_path: {"data": b'{"a": [' + b"1," * 10**6 + b"1]}"},
+}
+
+
+@pytest.mark.parametrize("name", SWOLLEN)
+def test_zips_that_swell_are_refused_within_bounds(zip_path, tmp_path, name):
+    path = rewritten(zip_path, tmp_path / "student.zip", **SWOLLEN[name](zip_path))
+    with bounded(4, 2**30, of_processor=True), pytest.raises(StudentError, match="student.zip"):
+        load_student(path, device="cpu")
+
+
+LISTS = ["batch_size", "buffer_size", "num_timesteps", "verbose", "beta", "transition", "_n_updates", "roll_in", "use_sde"]
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, [[[1]]]])
+@pytest.mark.parametrize("key", [*LISTS, "policy_kwargs", "policy_class", "observation_space", "seed"])
+def test_lists_and_dicts_where_none_should_be(zip_path, tmp_path, key, value):
+    path = edit_zip(zip_path, tmp_path / "student.zip", {key: value})
+    if key in ("batch_size",) and isinstance(value, list):
+        pass  # a setting whose default is None may be anything until it is used
+    try:
+        load_student(path, device="cpu").to_integer()
+    except StudentError as error:
+        assert "student.zip" in str(error)
+    else:
+        assert key in ("batch_size", "seed", "policy_class") or value == [1]
+
+
+@pytest.mark.parametrize(
+    "arch", [[8], "huge", {"hidden": [10**9]}, {"hidden": 8}, {"hidden": [[8]]}, {"conv": [[1, 2, 3]]}, {"a": 1}, None, 3]
+)
+def test_networks_that_cannot_be(zip_path, tmp_path, arch):
+    kwargs = {**read_data(zip_path)["policy_kwargs"], "student_arch": arch}
+    path = edit_zip(zip_path, tmp_path / "student.zip", {"policy_kwargs": kwargs})
+    with bounded(4, 2**30, of_processor=True), pytest.raises(StudentError, match="student.zip"):
+        load_student(path, device="cpu")
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"env": ' + b"[" * 10**5, b" " * 2**24, b'{"a": NaN}'])
+def test_a_report_beside_it_has_limits(zip_path, tmp_path, content, capsys):
+    (tmp_path / "student.zip").write_bytes(zip_path.read_bytes())
+    (tmp_path / "report.json").write_bytes(content)
+    with bounded(20, 2**30), pytest.raises(SystemExit) as exit_info:
+        main(["evaluate", str(tmp_path / "student.zip"), "--episodes", "1", "--no-progress"])
+    assert exit_info.value.code == 2 and "report.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -220,28 +220,6 @@ def test_ordinary_features_are_left_alone():
     assert student.input_findings == []
 
 
-def test_an_offset_beyond_float32_is_named():
-    def metres(rng: np.random.Generator) -> np.ndarray:
-        return rng.normal(size=3) + np.array([4.5e6, 0, 0])
-
-    env = DummyVecEnv([lambda: Draws(metres, spaces.Box(-1, 1, (1,)))] * 8)
-    with pytest.warns(UserWarning, match=r"offset so large that float32 .*subtract the offset.*: 0 \([67]"):
-        student = QPDDistiller(untrained(env), **QUICK).learn(1_000)
-    assert [(one["feature"], one["kind"]) for one in student.input_findings] == [("0", "offset")]
-
-
-def test_an_offset_that_hides_a_feature_is_named():
-    """In float32 its values are all the same."""
-
-    def far_away(rng: np.random.Generator) -> np.ndarray:
-        return rng.normal(size=3) + np.array([0, 1e9, 0])
-
-    env = DummyVecEnv([lambda: Draws(far_away, spaces.Box(-1, 1, (1,)))] * 8)
-    with pytest.warns(UserWarning, match=r"offset so large that float32 .*: 1 \(1\)"):
-        student = QPDDistiller(untrained(env), **QUICK).learn(1_000)
-    assert [(one["feature"], one["kind"]) for one in student.input_findings] == [("1", "offset")]
-
-
 def test_levels_of_discrete_features():
     """A switch needs two levels, and a contact that is rarely made none of its own."""
     rng = np.random.default_rng(0)

@@ -347,7 +347,7 @@ def test_recipe_errors():
         make_recipe("no_such_package:Env-v0")
     with pytest.raises(TypeError, match="must be a string, got int"):
         make_recipe(3)
-    with pytest.raises(ValueError, match="vec_env must be one of"):
+    with pytest.raises(ValueError, match="Unknown vec_env 'thread'. Known: dummy, subproc"):
         make_recipe("CartPole-v1").make_vec_env(1, vec_env="thread")
     with pytest.raises(ValueError, match="frame_stack must be"):
         EnvRecipe("CartPole-v1", frame_stack=-1)
@@ -397,6 +397,28 @@ def test_no_recipe_stacks_more_frames_than_memory_has(frame_stack):
         EnvRecipe("CartPole-v1", frame_stack=frame_stack)
 
 
+@pytest.mark.parametrize(
+    ("env_id", "settings", "wrappers", "named"),
+    [
+        ("LunarLander-v3", {"gravity": 5.0}, (), "The environment LunarLander-v3 .*'gravity': 5.0"),
+        (
+            "CartPole-v1",
+            {},
+            (("gymnasium.wrappers.TimeLimit", {"max_episode_steps": "x"}),),
+            "TimeLimit .*'max_episode_steps'",
+        ),
+        ("CartPole-v1", {}, (("gymnasium.wrappers.ResizeObservation", {"shape": [0]}),), "ResizeObservation .*'shape'"),
+        ("CartPole-v1", {}, (("gymnasium.wrappers.FrameStackObservation", {"stack_size": -1}),), "FrameStackObservation"),
+        ("CartPole-v1", {}, (("rl_zoo3.wrappers.HistoryWrapper", {"horizon": "x"}),), "HistoryWrapper .*'horizon'"),
+        ("CartPole-v1", {}, (("gymnasium.wrappers.ClipAction", {"unknown": 1}),), "ClipAction .*'unknown'"),
+    ],
+)
+def test_a_setting_that_breaks_a_constructor_is_named(env_id, settings, wrappers, named):
+    """Files bring such settings: each ended in another traceback."""
+    with pytest.raises(ValueError, match=f"{named}.* cannot be built|{named}"):
+        EnvRecipe(env_id, settings, wrappers).make_vec_env(1)
+
+
 def test_what_is_wrong_with_an_environment_is_told_before_there_are_subprocesses():
-    with pytest.raises(TypeError, match="unknown"):
+    with pytest.raises(ValueError, match="CartPole-v1 cannot be built with the settings .*unknown"):
         EnvRecipe("CartPole-v1", {"unknown": 1}).make_vec_env(2, vec_env="subproc")

@@ -1,6 +1,7 @@
 """Episodes that are kept are those that would be played again, and nothing else is taken for them."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -164,3 +165,68 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert not any(PLAN.play("random", "a").is_cached for _ in range(2))
+
+
+def kept_file() -> Path:
+    (path,) = cache_folder().glob("*.json")
+    return path
+
+
+def test_a_damaged_file_is_never_believed() -> None:
+    """Cut off anywhere, or with any byte changed, it is no error and no hit, and the episodes are kept anew."""
+    first = PLAN.play("random", "a")
+    path, whole = kept_file(), kept_file().read_bytes()
+    places = np.random.default_rng(0).choice(len(whole), 20, replace=False)
+    cut = [whole[:n] for n in (0, 1, len(whole) // 2, len(whole) - 1)]
+    changed = [whole[:i] + bytes([whole[i] ^ 1]) + whole[i + 1 :] for i in places]
+    other = [b"[]", b"null", b"{}", b'{"checksum": 1}', b"\xff\xfe", b"[" * 100_000, whole.replace(b"lengths", b"lenghts")]
+    for damaged in (*cut, *changed, *other):
+        path.write_bytes(damaged)
+        again = PLAN.play("random", "a")
+        assert not again.is_cached, damaged[:80]
+        assert_same(first, again)
+        assert path.read_bytes() != damaged and PLAN.play("random", "a").is_cached
+
+
+def test_a_renamed_file_is_never_believed() -> None:
+    PLAN.play("random", "a")
+    path = kept_file()
+    content = path.read_bytes()
+    path.unlink()
+    later = replace(PLAN, seed=3)
+    later.play("random", "a")
+    kept_file().write_bytes(content)
+    assert not later.play("random", "a").is_cached
+
+
+WRITER = """
+import os, sys
+from sb3_qpd import EnvRecipe
+from sb3_qpd.evaluation.comparison import EvaluationPlan
+from sb3_qpd.evaluation import cache
+
+if sys.argv[1] == "dies":
+    os.replace = lambda *_: os._exit(9)  # the process ends between writing and moving the file
+plan = EvaluationPlan(EnvRecipe("CartPole-v1"), n_episodes=5, n_other=5)
+for _ in range(30):
+    played = plan.play("random", "a")
+    print(played.returns.tolist())
+    if sys.argv[1] == "writes":
+        for path in cache.cache_folder().glob("*.json"):
+            path.unlink(missing_ok=True)
+"""
+
+
+def test_processes_that_write_at_once_or_die(tmp_path: Path) -> None:
+    """Two processes write and delete the same file over and over while two read it, and one dies while it writes."""
+    expected = PLAN.play("random", "a").returns.tolist()
+    kept_file().unlink()
+    dying = subprocess.run([sys.executable, "-c", WRITER, "dies"], capture_output=True, timeout=300)
+    assert dying.returncode == 9 and n_kept() == 0
+    kinds = ("writes", "writes", "reads", "reads")
+    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen([sys.executable, "-c", WRITER, kind], **options) for kind in kinds]
+    for process in processes:
+        output, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert {*output.splitlines()} == {str(expected)}

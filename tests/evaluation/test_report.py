@@ -320,6 +320,23 @@ def test_commands_to_copy_are_commands(report: dict[str, Any]) -> None:
     assert next_step(edited(report, verdict="inferior"), None) == "Next: let the student learn for longer."
 
 
+def test_the_report_names_the_command_that_was_typed(report: dict[str, Any], tmp_path: Path) -> None:
+    step = next_step(edited(report, verdict="inferior", timesteps=2_000), "sb3-qpd compress a.zip --env X-v0 --seed 7", "out")
+    write_report(report, tmp_path, step)
+    assert step.endswith("`sb3-qpd compress a.zip --env X-v0 --seed 7 --force --timesteps 8000`")
+    assert step in (tmp_path / "report.md").read_text() and "a.zip" not in (tmp_path / "report.json").read_text()
+
+
+def test_a_command_that_is_made_from_the_report_is_complete(report: dict[str, Any]) -> None:
+    env = {"env_id": "LunarLander-v3", "env_kwargs": {"gravity": -9.0, "name": "a b"}, "env_wrappers": [], "frame_stack": 1}
+    failed = next_step(edited(report, verdict="inferior", timesteps=2_000, env=env, seed=5, transition="abrupt"))
+    args = make_parser().parse_args(shlex.split(failed.split("`")[1])[1:])
+    assert (args.env, dict(args.env_kwargs)) == ("LunarLander-v3", env["env_kwargs"])
+    assert (args.seed, args.transition, args.timesteps) == (5, "abrupt", 8_000)
+    wrapped = next_step(edited(report, verdict="inferior", env={**env, "env_wrappers": [["a.B", {}]]}))
+    assert "--env" not in wrapped  # the teacher's run folder names it, with its wrappers
+
+
 def test_the_teachers_episodes_are_kept(distiller: QPDDistiller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     plan = EvaluationPlan(make_recipe("CartPole-v1"), 2, 2)
@@ -335,10 +352,12 @@ def test_notes_name_the_inputs_that_a_student_cannot_resolve(report: dict[str, A
     findings = [
         {"feature": "3", "kind": "few_levels", "levels": 5.0},
         {"feature": "0", "kind": "saturates", "low": -2.0, "high": 2.5},
+        {"feature": "gps[1]", "kind": "origin", "origin": 5400000.25, "levels": 6.7},
     ]
     text = to_markdown(edited(report, input_findings=findings))
     assert "of their values (rare values lie far beyond these: clip or rescale them in the environment): 3 (5)." in text
     assert "Features of the observation whose rare values saturate: 0 (-2 to 2.5)." in text
+    assert "offset is taken off in float64, because float32 cannot carry it: gps[1] (5400000.25)." in text
     assert "saturate" not in to_markdown(edited(report, input_findings=[]))
 
 

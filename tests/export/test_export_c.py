@@ -310,3 +310,34 @@ def test_another_students_c_is_refused_instead_of_written_beyond_the_buffer(tmp_
         export_c(model, tmp_path)
         with pytest.raises(ValueError, match="other layers"):
             CPolicy(tmp_path).trace(some_observations(VECTOR, 50), other)
+
+
+def far_student(action_space: spaces.Space = BOX, requantization: str = "float32") -> IntegerModel:
+    """Its first and last features have offsets that float32 cannot carry."""
+    policy = make_student(VECTOR, action_space)
+    policy.features_extractor.set_origin(np.array([5_400_000.25, 0, 0, 0, -1.7e9]))
+    model = policy.to_integer()
+    model.requantization = requantization
+    return model
+
+
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+@pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "Box"])
+def test_twins_with_an_origin(action_space, requantization, tmp_path):
+    """Observations are doubles: in float, most of these would be the same number."""
+    model = far_student(action_space, requantization)
+    observations = some_observations(VECTOR, 1000).astype(np.float64) + model.input_origin
+    assert len(np.unique(model.quantize_input(observations)[:, 4])) > 100
+    c = compiled(model, tmp_path, ("-O1",))
+    assert_same(c, model, observations)
+    assert_same_actions(c, model, observations[:100])
+    header = (tmp_path / "policy.h").read_text()
+    assert "#define POLICY_OBSERVATION_ORIGIN {5400000.25, 0.0, 0.0, 0.0, -1700000000.0}" in header
+    assert f"policy_{'quantize' if requantization == 'fixed' else 'act'}(const double observation" in header
+
+
+def test_a_float_origin_is_not_compiled(tmp_path):
+    """A usual flag on microcontrollers makes floats of all constants, and an AVR's double has 32 bits."""
+    export_c(far_student(), tmp_path)
+    with pytest.raises(RuntimeError, match="policy_needs_double_of_64_bits"):
+        CPolicy(tmp_path, ["-fsingle-precision-constant"], compiler=["gcc"])

@@ -40,6 +40,22 @@ def test_twins(microcontroller, requantization, space, action_space, bits, tmp_p
     assert seen.instructions.min() > model.macs / 2 and seen.call_stack < 1024 and seen.ram < 16_384
 
 
+@pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+def test_an_origin_is_taken_off_in_double(microcontroller, requantization, tmp_path):
+    """None of these processors has doubles: a routine of the compiler subtracts."""
+    needs(microcontroller)
+    policy = make_student(VECTOR, DISCRETE)
+    policy.features_extractor.set_origin(np.array([5_400_000.25, 0, 0, 0, -1.7e9]))
+    model = policy.to_integer()
+    model.requantization = requantization
+    export_c(model, tmp_path)
+    observations = some_observations(VECTOR, 100) + model.input_origin
+    seen = emulate(tmp_path, model, observations, microcontroller)
+    np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
+    np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
+
+
 STUDENTS = {"LunarLander-v3": "tiny", "BipedalWalker-v3": "nano", "HalfCheetah-v5": "small", "PongNoFrameskip-v4": "tiny"}
 
 

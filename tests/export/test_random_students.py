@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from all_forms import compare
-from random_students import draw
+from random_students import RandomStudent, draw
 
 N_STUDENTS = 60
 SHARE = 0.3  # of the compilations of C, which take the time; a repeated student has all of them
@@ -43,12 +43,18 @@ def test_a_seed_is_a_student() -> None:
             assert one.model.logits(one.observations).tobytes() == other.model.logits(other.observations).tobytes()
 
 
+def has_origin(student: RandomStudent) -> bool:
+    return any(student.model.origin_of(part) is not None for part in student.model.parts)
+
+
 def test_all_kinds_are_drawn() -> None:
-    """Of observations, actions, origins and sizes."""
+    """Of observations, offsets, actions and sizes, made by hand and by a policy."""
     students = [draw(seed) for seed in range(100)]
     models = [student.model for student in students]
     assert {part.kind for model in models for part in model.parts} == {"vector", "one_hot", "image", "float_image"}
     assert any(model.is_dict for model in models) and any(model.uses_masks for model in models)
+    for is_of_kind in (lambda one: one.policy is None, lambda one: one.policy is not None, lambda one: one.model.is_dict):
+        assert any(is_of_kind(one) and has_origin(one) for one in students)
     assert any(student.policy is None for student in students) and any(student.policy is not None for student in students)
     heads = {"Box" if model.is_box else "bits" if model.n_bits else len(model.action_nvec) > 1 for model in models}
     assert heads == {"Box", "bits", True, False}

@@ -1,6 +1,7 @@
 import copy
 import inspect
 import json
+import re
 from collections import Counter
 
 import gymnasium as gym
@@ -302,6 +303,26 @@ def test_a_diverged_student_has_no_integer_form():
         policy.action_net.weight[0, 0] = float("nan")
     with pytest.raises(ValueError, match="NaN or infinity: its training diverged. Lower the learning rate"):
         policy.to_integer()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+@pytest.mark.parametrize("name", ["vector", "dict", "float image"])
+def test_numbers_that_are_not_finite_are_refused_by_name(name, value):
+    """The policy and its integer model name the same feature and value; the deployed forms would play on."""
+    box = spaces.Box(-np.inf, np.inf, (3, 12, 12) if name == "float image" else (5,), np.float64)
+    space = spaces.Dict(a=box, b=spaces.Discrete(3)) if name == "dict" else box
+    settings = {"student_arch": "nano", "normalized_image": name == "float image"}
+    policy = QuantActorCriticPolicy(space, DISCRETE, lambda _: 1e-3, **settings)
+    place = (1, 2, 3) if name == "float image" else (3,)
+    for n_batch in (None, 4):
+        values = np.zeros((*(() if n_batch is None else (n_batch,)), *box.shape))
+        values[(*(() if n_batch is None else (2,)), *place)] = value
+        observation = {"a": values, "b": np.zeros(values.shape[: values.ndim - 1], int)} if name == "dict" else values
+        feature = ", ".join(map(str, place)) + (" of 'a'" if name == "dict" else "")
+        message = re.escape(f"The observation holds {value} in feature {feature}: expected finite numbers of float32")
+        for player in (policy, policy.to_integer()):
+            with pytest.raises(ValueError, match=message):
+                player.predict(observation, deterministic=True)
 
 
 def test_deepcopy_after_a_forward_pass():

@@ -432,6 +432,14 @@ _WEIGHT_BOMBS: dict[str, bytes] = {
     + _tensor(size=2**40).replace(b"tQ", b"NtQ")
     + b"\x80\x02]X\x01\x00\x00\x000a.",
     "in the old format, cut off": _MAGIC + b"\x80\x02}." + _tensor().replace(b"tQ", b"NtQ"),
+    "of 65 axes": torch_archive(
+        b"\x80\x02}X\x07\x00\x00\x00log_std"
+        b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQK\x00("
+        + b"K\x01" * 64
+        + b"K\x04t("
+        + b"K\x01" * 65
+        + b"t\x89ccollections\nOrderedDict\n)RtRs."
+    ),
     "nested": torch_archive(b"\x80\x02" + b"(" * 1_000 + b"t" * 1_000 + b"."),
 }
 

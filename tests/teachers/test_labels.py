@@ -93,7 +93,7 @@ def test_temperature():
     cold, plain = (TeacherLabels(gym.make("CartPole-v1"), model, temperature=t).reset(seed=0)[1] for t in (0.1, 1.0))
     np.testing.assert_allclose(cold["teacher_logits"], 10 * plain["teacher_logits"], rtol=1e-5)
     assert cold["teacher_value"] == plain["teacher_value"]
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be a positive number, got 0"):
         TeacherLabels(gym.make("CartPole-v1"), model, temperature=0)
 
 

@@ -25,7 +25,7 @@ from sb3_qpd.teachers.files import weights
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.pickle_reader import GlobalName
 from sb3_qpd.teachers.files.sb3_zip import TeacherFile, read_zip
-from sb3_qpd.teachers.files.vecnormalize import read_vecnormalize
+from sb3_qpd.teachers.files.vecnormalize import is_vecnormalize, read_vecnormalize
 from sb3_qpd.teachers.files.zoo_yaml import read_yaml
 
 WAY_OUT = "load it yourself .* pass the live model"
@@ -507,6 +507,26 @@ def test_yaml_that_is_not_a_configuration(tmp_path, text, message):
     (tmp_path / "args.yml").write_text(text)
     with pytest.raises(TeacherError, match=message):
         read_yaml(tmp_path / "args.yml")
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_statistics_of_every_protocol(normalized, tmp_path, protocol):
+    """Protocols 0 and 1 have another beginning, and another word for an object."""
+    path = tmp_path / "vecnormalize.pkl"
+    path.write_bytes(pickle.dumps(normalized, protocol))
+    statistics = read_vecnormalize(path)
+    assert is_vecnormalize(path)
+    np.testing.assert_array_equal(statistics.mean, normalized.obs_rms.mean)
+    np.testing.assert_array_equal(statistics.var, normalized.obs_rms.var)
+
+
+@pytest.mark.parametrize("base", ["(dp0\n", "c__builtin__\ndict\n"])
+def test_an_object_that_is_made_of_another_one(tmp_path, base):
+    """``_reconstructor`` may copy a value into an object: only a plain ``object`` is let through."""
+    name = "cstable_baselines3.common.vec_env.vec_normalize\nVecNormalize\n"
+    (tmp_path / "v.pkl").write_bytes(f"ccopy_reg\n_reconstructor\n({name}{base}Ntp1\nR.".encode())
+    with pytest.raises(TeacherError, match="An object that is made of another one: refused"):
+        read_vecnormalize(tmp_path / "v.pkl")
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))

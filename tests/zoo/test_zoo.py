@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch as th
 import yaml
 from hub_server import point_client_at, running_hub
 from stable_baselines3 import PPO
@@ -29,6 +31,7 @@ from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import ATARI_WRAPPER
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.students.architectures import make_arch
+from sb3_qpd.zoo.command_line import with_options
 from sb3_qpd.zoo.entries import check_entry, check_environment, expand_env_id, known_keys, read_entries
 
 ENV = "CartPole-v1"
@@ -96,6 +99,57 @@ def test_the_run_folder(run: Path, teacher: Path) -> None:
     assert list((run / "tb" / ENV).glob("QPD_1/events*"))
     config = (folder / ENV / "config.yml").read_text()
     assert str(teacher) in config and "student_arch" in config  # as RL Zoo: what to train it again with
+
+
+def test_the_report_names_the_next_command(run: Path, teacher: Path) -> None:
+    """With the arguments of the run, the teacher included, and with the number of episodes as RL Zoo takes it."""
+    folder = run / "logs" / "qpd" / f"{ENV}_1"
+    report = json.loads((folder / "report.json").read_text())
+    line = re.search("Next: .*`(.*)`", (folder / "report.md").read_text())
+    assert line is not None and report["verdict"] in ("inconclusive", "no_claim")
+    words = shlex.split(line[1])
+    if report["verdict"] == "no_claim":
+        assert words == ["sb3-qpd", "evaluate", str(teacher)]
+    else:
+        assert (
+            words[:5] == ["sb3-qpd", "zoo", "train", "--algo", "qpd"] and ["--seed", "3"] == words[words.index("--seed") :][:2]
+        )
+        assert f"report_episodes:{report['episodes_needed']}" in words
+
+
+NEXT = [
+    (
+        "-params teacher:a/b report_episodes:5 -n 100",
+        "--timesteps 400",
+        True,
+        "-params report_episodes:174 teacher:a/b -n 400",
+    ),
+    ("-params teacher:a/b", "--episodes 174", True, "-params report_episodes:174 teacher:a/b"),
+    ("--env X-v0", "--student-arch small", False, "--env X-v0 -params student_arch:small"),
+    (
+        "--hyperparams weight_bits:4 seed:1",
+        "--weight-bits 8 --activation-bits 8",
+        False,
+        "--hyperparams weight_bits:8 activation_bits:8 seed:1",
+    ),
+    ("--n-timesteps 5 -f logs", "--timesteps 20", False, "-f logs -n 20"),
+]
+
+
+@pytest.mark.parametrize(("given", "options", "has_too_few", "expected"), NEXT)
+def test_a_command_with_other_settings(given: str, options: str, has_too_few: bool, expected: str) -> None:
+    dropped = {"--force", "--episodes"} if has_too_few else {"--force"}
+    assert with_options(f"sb3-qpd zoo train {given}", options, dropped, 174) == f"sb3-qpd zoo train {expected}"
+
+
+@pytest.mark.skipif(th.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("program", ["train", "enjoy"])
+def test_a_gpu_that_is_not_there(program: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """SB3 would take the CPU and say nothing."""
+    with inside(tmp_path), pytest.raises(SystemExit) as exit_info:
+        main(["zoo", program, "--algo", "qpd", "--env", "CartPole-v1", "--device", "cuda"])
+    assert exit_info.value.code == 2
+    assert "--device 'cuda' cannot be used on this machine" in capsys.readouterr().err
 
 
 def test_student_npz_is_the_final_model(run: Path) -> None:
@@ -322,7 +376,7 @@ def refused(capsys: pytest.CaptureFixture[str], folder: Path, *arguments: str, p
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
-    ({"critc_coef": 0.5}, "Unknown hyperparameter 'critc_coef' of qpd. Did you mean critic_coef?"),
+    ({"critc_coef": 0.5}, "Unknown hyperparameter 'critc_coef' of qpd. Did you mean 'critic_coef'?"),
     ({"gamma": 0.5}, "Unknown hyperparameter 'gamma' of qpd."),
     ({"teacher": None}, "The entry has no teacher: expected a Hub id such as sb3/ppo-CartPole-v1, a run folder or a zip"),
     ({"teacher": "nowhere/ppo.zip"}, "nowhere/ppo.zip"),

@@ -24,8 +24,10 @@ import jinja2
 import numpy as np
 
 from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
+from sb3_qpd.export.c.proof import prove_sizes
 from sb3_qpd.export.c.text import (
     block_initializer,
+    double_literal,
     float_literal,
     hex_literal,
     inline_initializer,
@@ -54,9 +56,10 @@ TEMPLATES = jinja2.Environment(
     loader=jinja2.FunctionLoader(read_template),
 )
 TEMPLATES.globals["zip"] = zip
-# the first four write numbers as literals of C, the last two write literals as an initializer
+# the first five write numbers as literals of C, the last two write literals as an initializer
 TEMPLATES.filters |= {
     "floats": partial(literals, literal=float_literal),
+    "doubles": partial(literals, literal=double_literal),
     "integers": partial(literals, literal=integer_literal),
     "unsigned": partial(literals, literal=unsigned_literal),
     "hex": partial(literals, literal=hex_literal),
@@ -91,7 +94,7 @@ def export_c(
     :return: the files
     :raises ValueError: if C cannot take the student, or an argument does not fit it
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
     check_target("c", StudentFacts.of_model(model))
     values = _values(model, lay_out(model), n_frames, observations) | {"name": name}
@@ -106,6 +109,7 @@ def _values(
 ) -> dict[str, Any]:
     """Everything that the templates refer to, but for ``name``."""
     places, arena_bytes = plan_arena(model, layers)
+    prove_sizes(model, layers, places, arena_bytes)
     n_frames, env = _n_frames(model, n_frames), model.metadata.get("env")
     return {
         "model": model,
@@ -150,12 +154,15 @@ def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
 def _observation(model: IntegerModel) -> dict[str, Any]:
     """Kind, C type and size of an observation; for indices the bytes that stand for a category in the first layer's input."""
     kind, is_fixed = model.parts[0].kind, model.requantization == "fixed"
-    types = {"image": "uint8_t", "one_hot": "int32_t", "vector": "int8_t" if is_fixed else "float"}
+    real = "float" if model.origin_of(model.parts[0]) is None else "double"
+    types = {"image": "uint8_t", "one_hot": "int32_t", "vector": "int8_t" if is_fixed else real}
     values = {
         "image": kind == "image",
         "vector": kind == "vector",
         "indices": kind == "one_hot",
         "observation_type": types[kind],
+        "real_type": real,
+        "has_origin": real == "double",
         "observation_size": math.prod(model.observation_shape),
     }
     if kind == "one_hot":  # a category on the first layer's grid, 128 higher: where it is not the index, and where it is
@@ -193,7 +200,7 @@ def _constant_bytes(model: IntegerModel, layers: list[CLayer]) -> int:
         pointers = 2 + min(1, scales) + fixed
         total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * pointers + len(sizes) * size
     if model.parts[0].kind == "vector" and not fixed:
-        total += 8 * math.prod(model.observation_shape)
+        total += (8 if model.origin_of(model.parts[0]) is None else 16) * math.prod(model.observation_shape)
     elif model.parts[0].kind == "one_hot":
         total += 2 * model.parts[0].n_features + 4 * len(model.parts[0].nvec)
     if model.is_box:

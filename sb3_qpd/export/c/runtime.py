@@ -80,6 +80,7 @@ class CPolicy:
         kind = six.in_dll(self.library, "harness_kind")
         self.is_image, self.is_box, self.is_fixed, self.n_outputs, self.is_indices, self.n_actions = kind
         self.ram = ctypes.c_int32.in_dll(self.library, "harness_ram").value  # static bytes, the stack of frames included
+        self.is_double = bool(ctypes.c_int32.in_dll(self.library, "harness_is_double").value)
         self._observation = tuple(four.in_dll(self.library, "harness_observation"))  # frames, height, width, channels
 
     def outputs(self, observations: np.ndarray) -> np.ndarray:
@@ -158,7 +159,7 @@ class CPolicy:
         if flat.shape[1:] != expected:
             raise ValueError(f"Expected observations of shape (batch_size, *{expected}), got {observations.shape}")
         if not self.is_image:
-            return np.ascontiguousarray(flat, np.int32 if self.is_indices else np.float32)
+            return np.ascontiguousarray(flat, np.int32 if self.is_indices else np.float64 if self.is_double else np.float32)
         if flat.dtype != np.uint8:
             raise ValueError(f"Expected images of dtype uint8, got {flat.dtype}")
         return np.ascontiguousarray(frames_of(flat, n_frames))

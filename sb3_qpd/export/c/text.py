@@ -44,6 +44,16 @@ def float_literal(x: float) -> str:
     return text + ("f" if "." in text or "e" in text else ".0f")
 
 
+def double_literal(x: float) -> str:
+    """
+    A finite float64 in C, with the digits that give the same number back.
+
+    :param x: its value
+    """
+    text = repr(float(x))
+    return text if "." in text or "e" in text else text + ".0"
+
+
 def integer_literal(n: int) -> str:
     """
     An int32 in C. Its least value is written as a difference: ``2147483648`` is no int, and ``-`` is an operator.

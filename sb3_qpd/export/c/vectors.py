@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sb3_qpd.checks import check_type
 from sb3_qpd.integer import IntegerModel
 
 _N_IMAGES, _N_VECTORS = 2, 32
@@ -39,7 +40,9 @@ def some_observations(model: IntegerModel, n: int) -> np.ndarray:
     grid, largest = rng.uniform(-140, 140, (n, model.input_multiplier.size)), np.finfo(np.float32).max
     with np.errstate(divide="ignore", invalid="ignore"):  # a feature whose multiplier is zero or nearly zero
         x = (grid - model.input_offset) / model.input_multiplier
-    return np.clip(np.nan_to_num(x), -largest, largest).astype(np.float32).reshape(n, *model.observation_shape)
+    x = np.clip(np.nan_to_num(x), -largest, largest).astype(np.float32).reshape(n, *model.observation_shape)
+    origin = model.origin_of(model.parts[0])
+    return x if origin is None else x + origin.reshape(model.observation_shape)
 
 
 class Vectors(NamedTuple):
@@ -72,6 +75,7 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | 
     if observations is None:
         observations = some_observations(model, n)
     else:
+        check_type("observations", observations, (np.ndarray, list, tuple), "an array, shape (n, *observation_shape)")
         observations = np.asarray(observations)[np.linspace(0, len(observations) - 1, min(n, len(observations))).astype(int)]
     outputs = model.accumulators(observations)  # checks shape and dtype too
     given = c_observations(model, n_frames, observations)
@@ -86,7 +90,7 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | 
 
 def c_observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> np.ndarray:
     """
-    Raw observations in the form that C takes: uint8 frames, int32 indices, float32, or the int8 grid of fixed mode.
+    Raw observations in the form that C takes: uint8 frames, int32 indices, float32, float64, or the int8 grid of fixed mode.
 
     :param model: the student
     :param n_frames: number of frames in an observation; 1 for vectors
@@ -99,4 +103,5 @@ def c_observations(model: IntegerModel, n_frames: int, observations: np.ndarray)
         return frames.reshape(*frames.shape[:2], -1)
     if model.parts[0].kind == "vector" and model.requantization == "fixed":
         return model.quantize_input(observations).astype(np.int8)
-    return observations.reshape(len(observations), -1).astype(np.float32 if model.parts[0].kind == "vector" else np.int32)
+    real = np.float32 if model.origin_of(model.parts[0]) is None else np.float64
+    return observations.reshape(len(observations), -1).astype(real if model.parts[0].kind == "vector" else np.int32)

@@ -37,7 +37,7 @@ INPUT = "observation"  # for a value of a Dict observation: observation/key
 MASKS = "action_masks"
 OPSETS = {8: 13, 4: 21, 2: 25}  # the first with the type that holds weights of so many bits
 STREAM_OPSET = 18  # the first with BitwiseAnd, for all other widths
-ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # types of inputs; others are floats
+ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # types of inputs; others are floats, or doubles
 
 
 def export_onnx(model: IntegerModel, out_dir: Path, *, form: str = "operators", channels_last: bool = False) -> list[Path]:
@@ -144,7 +144,7 @@ class _Graph:
             return self.node("Transpose", [name], f"input_grid{number}", perm=[0, 3, 1, 2]) if channels_last else name
         self.is_flat = not parts[0].is_image
         if self.is_flat:
-            x = self._vector(parts)
+            x = self._vector(model, parts)
         else:
             x = input_name(parts[0])
         m, a = (np.asarray(values)[features] for values in (model.input_multiplier, model.input_offset))
@@ -156,13 +156,24 @@ class _Graph:
         self.zero_point = 128
         return self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"input_grid{number}")
 
-    def _vector(self, parts: tuple[ObservationPart, ...]) -> str:
+    def _vector(self, model: IntegerModel, parts: tuple[ObservationPart, ...]) -> str:
         """All vectors and indices of a trunk as one vector of floats, shape (batch_size, n_features)."""
-        vectors = [self._one_hot(part) if part.kind == "one_hot" else self._flat_input(part) for part in parts]
+        vectors = [
+            self._one_hot(part) if part.kind == "one_hot" else self._without_origin(part, model.origin_of(part))
+            for part in parts
+        ]
         return vectors[0] if len(vectors) == 1 else self.node("Concat", vectors, "vector", axis=1)
 
     def _flat_input(self, part: ObservationPart) -> str:
         return self.node("Flatten", [input_name(part)], f"flat_{input_name(part)}")
+
+    def _without_origin(self, part: ObservationPart, origin: np.ndarray | None) -> str:
+        """A vector as floats. One with an origin comes as doubles, and the origin is taken off before the conversion."""
+        x, name = self._flat_input(part), input_name(part)
+        if origin is None:
+            return x
+        x = self.node("Sub", [x, self.constant(f"origin_of_{name}", origin)], f"less_origin_{name}")
+        return self.node("Cast", [x], f"float_{name}", to=TensorProto.FLOAT)
 
     def _one_hot(self, part: ObservationPart) -> str:
         """Indices as zeros and ones: each index is compared with all of its categories."""
@@ -328,7 +339,8 @@ def _input_infos(model: IntegerModel, channels_last: bool) -> list[onnx.ValueInf
     infos = []
     for part in model.parts:
         shape = (*part.shape[1:], part.shape[0]) if channels_last and part.kind == "image" else part.shape
-        kind = ELEMENT_TYPES.get(part.kind, TensorProto.FLOAT)
+        number = TensorProto.FLOAT if model.origin_of(part) is None else TensorProto.DOUBLE
+        kind = ELEMENT_TYPES.get(part.kind, number)
         infos.append(helper.make_tensor_value_info(input_name(part), kind, ["batch", *shape]))
     if model.uses_masks:
         infos.append(helper.make_tensor_value_info(MASKS, TensorProto.BOOL, ["batch", sum(model.action_nvec)]))

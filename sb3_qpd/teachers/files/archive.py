@@ -11,6 +11,8 @@ import zlib
 from itertools import islice
 from pathlib import Path
 
+from sb3_qpd.text import plain
+
 MAX_FILE_BYTES = 2**30  # of a file
 MAX_MEMBER_BYTES = 512 * 2**20  # of one member of a zip, and of all weights together
 MAX_MEMBERS = 2_000  # a model has six members, its weights one for each tensor
@@ -23,6 +25,9 @@ _HONEST_NAME = re.compile(r"\.?\w[\w.\- ]*(/\.?\w[\w.\- ]*)*/?")  # neither abso
 
 class TeacherError(ValueError):
     """A teacher's files or its live model cannot be used; the message says why, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(plain(message, most=10_000))  # names of files are in it
 
 
 def read_file(path: Path, expected: str, limit: int = MAX_FILE_BYTES) -> bytes:

@@ -264,9 +264,17 @@ class _Machine:
         args, target = self.pop(tuple), self.pop(GlobalName)
         if args and target == GlobalName("collections", "OrderedDict"):
             raise UnsafePickle("An OrderedDict made of other values: refused")  # its keys would not be checked
+        if target.name == "_reconstructor" and target.module in ("copy_reg", "copyreg"):
+            target, args = self.plain_object(args), ()
         self.stack.append(ObjectRecord(target, args))
 
     op_newobj = op_reduce
+
+    def plain_object(self, args: tuple) -> GlobalName:
+        """The class of an object without arguments, as protocols 0 and 1 write it: class, ``object``, ``None``."""
+        if len(args) != 3 or str(args[1]) not in ("__builtin__.object", "builtins.object") or args[2] is not None:
+            raise UnsafePickle("An object that is made of another one: refused")
+        return self.check(args[0], GlobalName)
 
     def op_binpersid(self, arg: None) -> None:
         if self.persistent is None:

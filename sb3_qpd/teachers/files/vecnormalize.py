@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,28 @@ class NormalizationFile(NamedTuple):
     clip_obs: float
 
 
+class NormalizationSettings(NamedTuple):
+    """
+    What a ``VecNormalize`` goes on with.
+
+    :param observations: statistics of observations, ``None`` where they are not normalized
+    :param obs_count: observations that they rest on, by key for Dict observations
+    :param returns: mean, variance and number of the discounted returns
+    :param norm_reward: rewards are normalized
+    :param clip_reward: largest absolute value of a normalized reward
+    :param gamma: discount factor
+    :param epsilon: small number that is added to variances
+    """
+
+    observations: NormalizationFile | None
+    obs_count: Any
+    returns: tuple[float, float, float]
+    norm_reward: bool
+    clip_reward: float
+    gamma: float
+    epsilon: float
+
+
 def read_vecnormalize(path: str | Path) -> NormalizationFile | None:
     """
     Read the frozen observation statistics that SB3's ``VecNormalize.save`` wrote, without executing the pickle.
@@ -33,13 +56,27 @@ def read_vecnormalize(path: str | Path) -> NormalizationFile | None:
     :return: the statistics, or ``None`` where observations were not normalized
     :raises TeacherError: it is another file, or its values contradict each other
     """
+    return _read(path, _to_statistics)
+
+
+def read_settings(path: str | Path) -> NormalizationSettings:
+    """
+    Read everything that a ``VecNormalize`` needs to go on, without executing the pickle.
+
+    :param path: path of a ``vecnormalize.pkl``
+    :raises TeacherError: see :func:`read_vecnormalize`
+    """
+    return _read(path, _to_settings)
+
+
+def _read(path: str | Path, convert: Callable[[dict[str, Any]], Any]) -> Any:
     path = Path(path)
     try:
         content = read_file(path, "a vecnormalize.pkl written by VecNormalize.save", MAX_PICKLE_BYTES)
         saved = read_pickle(content, is_known)
         if not isinstance(saved, ObjectRecord) or saved.target.name != "VecNormalize":
             raise UnsafePickle("It is not a VecNormalize")
-        return _to_statistics(saved.attributes())
+        return convert(saved.attributes())
     except TeacherError:
         raise
     except CONTRADICTIONS as error:
@@ -61,7 +98,24 @@ def is_vecnormalize(path: Path) -> bool:
             head = file.read(_HEAD)
     except OSError:
         return False
-    return head.startswith(b"\x80") and b"vec_normalize" in head and b"VecNormalize" in head
+    is_pickle = head.startswith((b"\x80", b"ccopy_reg\n", b"ccopyreg\n"))  # protocols 0 and 1 have no mark of their own
+    return is_pickle and b"vec_normalize" in head and b"VecNormalize" in head
+
+
+def _to_settings(attributes: dict[str, Any]) -> NormalizationSettings:
+    observations, rms = _to_statistics(attributes), attributes.get("obs_rms")
+    count: Any = None
+    if observations is not None and isinstance(rms, dict):
+        count = {key: to_number(one.attributes()["count"], float) for key, one in rms.items()}
+    elif observations is not None and isinstance(rms, ObjectRecord):
+        count = to_number(rms.attributes()["count"], float)
+    returns = attributes["ret_rms"].attributes()
+    mean, var, n = (to_number(returns[name], float) for name in ("mean", "var", "count"))
+    clip_reward, gamma, epsilon = (to_number(attributes[name], float) for name in ("clip_reward", "gamma", "epsilon"))
+    if var < 0 or epsilon <= 0:
+        raise UnsafePickle(f"Expected a positive epsilon and no negative variance, got {epsilon} and {var}")
+    norm_reward = attributes.get("norm_reward", True) is not False
+    return NormalizationSettings(observations, count, (mean, var, n), norm_reward, clip_reward, gamma, epsilon)
 
 
 def _to_statistics(attributes: dict[str, Any]) -> NormalizationFile | None:

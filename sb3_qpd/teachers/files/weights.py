@@ -21,6 +21,7 @@ from sb3_qpd.teachers.files.archive import MAX_MEMBER_BYTES, WAY_OUT, Archive, T
 from sb3_qpd.teachers.files.pickle_reader import GlobalName, ObjectRecord, UnsafePickle, read_pickle
 
 MAX_TENSORS = 1_000
+MAX_AXES = 8  # torch itself computes with up to 64
 # classes of storages -> bytes of one element
 STORAGES = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2},
@@ -153,7 +154,7 @@ def check_weights(state_dict: Any, what: str) -> dict[str, th.Tensor]:
     if len(tensors) > MAX_TENSORS or sum(value.numel() * value.element_size() for value in tensors) > MAX_MEMBER_BYTES:
         raise TeacherError(f"{what} holds more than {MAX_TENSORS} tensors or {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
     for key, value in state_dict.items():
-        if value.layout != th.strided or value.is_meta or value.is_quantized:
+        if value.layout != th.strided or value.is_meta or value.is_quantized or value.ndim > MAX_AXES:
             raise TeacherError(f"{key} in {what} is not an ordinary tensor: refused. {WAY_OUT}")
         if not th.isfinite(value).all():
             raise TeacherError(f"{key} in {what} holds NaN or infinite weights (diverged training). Use an earlier checkpoint")

@@ -19,6 +19,10 @@ enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
 typedef int8_t element;
 enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
 #define OBSERVED observation,
+#elif defined(POLICY_OBSERVATION_ORIGIN)
+typedef double element;
+enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
+#define OBSERVED observation,
 #else
 typedef float element;
 enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };

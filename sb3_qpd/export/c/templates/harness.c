@@ -33,6 +33,9 @@ const int32_t harness_observation[4] = {POLICY_N_FRAMES, POLICY_FRAME_HEIGHT, PO
 #ifdef POLICY_CATEGORIES
 #define IS_INDICES 1
 typedef int32_t element;
+#elif defined(POLICY_OBSERVATION_ORIGIN)
+#define IS_INDICES 0
+typedef double element;
 #else
 #define IS_INDICES 0
 typedef float element;
@@ -61,6 +64,12 @@ const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_STACK_BYTES;
 
 /* is image, is Box, is fixed, number of outputs, is indices, number of indices of an action or 0 */
 const int32_t harness_kind[6] = {IS_IMAGE, IS_BOX, POLICY_IS_FIXED, POLICY_N_OUTPUTS, IS_INDICES, N_ACTIONS};
+
+#ifdef POLICY_OBSERVATION_ORIGIN
+const int32_t harness_is_double = 1;
+#else
+const int32_t harness_is_double = 0;
+#endif
 
 #if IS_IMAGE
 static int observe(const element *observation)

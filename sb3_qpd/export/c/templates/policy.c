@@ -29,6 +29,11 @@
 //: endif
 #error "Compile without -ffast-math: it changes the policy's results"
 #endif
+//: if has_origin and fixed
+#if defined(POLICY_FLOAT_HELPERS) && defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
+#error "This processor computes float in a wider format: compile with -mfpmath=sse, or without POLICY_FLOAT_HELPERS"
+#endif
+//: endif
 //: if not fixed
 #if defined(__FLT_EVAL_METHOD__) && __FLT_EVAL_METHOD__ != 0 && __FLT_EVAL_METHOD__ != 16
 #error "This processor computes float in a wider format: export with requantization='fixed', or compile with -mfpmath=sse"
@@ -527,6 +532,26 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 static const float input_multiplier[POLICY_OBSERVATION_SIZE] = ${model.input_multiplier | floats | inline};
 static const float input_offset[POLICY_OBSERVATION_SIZE] = ${model.input_offset | floats | inline};
 
+//: if has_origin
+static const double input_origin[POLICY_OBSERVATION_SIZE] = POLICY_OBSERVATION_ORIGIN;
+
+/* The processor's double, and its constants: not with -fsingle-precision-constant or -fshort-double, and not on AVR. */
+typedef char policy_needs_double_of_64_bits[sizeof(double) == 8 && sizeof(1.0) == 8 ? 1 : -1];
+
+/* From 2^128 - 2^103 on, a double becomes an infinite float. */
+static int is_finite(const double *observation)
+{
+    uint32_t i;
+    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
+        const double rest = observation[i] - input_origin[i];
+        if (!(rest > -3.4028235677973366e+38 && rest < 3.4028235677973366e+38)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+//: else
 static int is_finite(const float *observation)
 {
     uint32_t i, bits;
@@ -539,9 +564,16 @@ static int is_finite(const float *observation)
     return 1;
 }
 
+//: endif
 /* clamp(round(x m + a), -128, 127), half to even. `volatile` prevents a fused x m + a, which would round only once. */
+//: if has_origin
+static int32_t to_grid(double observed, uint32_t feature)
+{
+    const float x = (float)(observed - input_origin[feature]);
+//: else
 static int32_t to_grid(float x, uint32_t feature)
 {
+//: endif
     const volatile float scaled = x * input_multiplier[feature];
     const float shifted = scaled + input_offset[feature];
     const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
@@ -552,7 +584,7 @@ static int32_t to_grid(float x, uint32_t feature)
 }
 
 //: if fixed
-int policy_quantize(const float observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE])
+int policy_quantize(const ${real_type} observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE])
 {
     uint32_t i;
     if (observation == NULL || grid == NULL) {

@@ -87,25 +87,42 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE]);
 /*
  * An observation has 8 bits for each feature, the input grid of the first layer:
  *
+//: if has_origin
+ *     q = clamp(round((x - o) m + a), -128, 127)
+ *
+ * x is the feature in units of the environment, o its origin, m its multiplier and a its offset. Take the origin off in
+ * double or in integers: a float cannot carry x.
+ */
+#define POLICY_OBSERVATION_ORIGIN ${model.input_origin | doubles | inline}
+//: else
  *     q = clamp(round(x m + a), -128, 127)
  *
  * x is the feature in units of the environment, m its multiplier and a its offset.
  */
+//: endif
 #define POLICY_OBSERVATION_MULTIPLIER ${model.input_multiplier | floats | inline}
 #define POLICY_OBSERVATION_OFFSET ${model.input_offset | floats | inline}
 
 /*
  * Convert features of 16 bits to the grid: q = (n + 128) / 256, rounded down. A feature counts 1/256 of a grid step:
+//: if has_origin
+ * n = 256 ((x - o) m + a), or x = (n / 256 - a) / m + o.
+//: else
  * n = 256 (x m + a), or x = (n / 256 - a) / m.
+//: endif
  */
 int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
+
+//: elif has_origin
+/* Observations are double: a float cannot carry their values. This origin is taken off before the rest becomes float. */
+#define POLICY_OBSERVATION_ORIGIN ${model.input_origin | doubles | inline}
 
 //: endif
 //: if fixed and (vector or box)
 /* Conversions from and to float. Compile policy.c with -DPOLICY_FLOAT_HELPERS; nothing else uses floating point. */
 #ifdef POLICY_FLOAT_HELPERS
 //: if vector
-int policy_quantize(const float observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
+int policy_quantize(const ${real_type} observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
 //: endif
 //: if box
 int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS]);

@@ -10,6 +10,9 @@
 //: if observation_type == "float"
 ${macros.array("float", "test_observations", vectors.observations | floats)}
 
+//: elif observation_type == "double"
+${macros.array("double", "test_observations", vectors.observations | doubles)}
+
 //: else
 ${macros.array(observation_type, "test_frames" if image else "test_observations", vectors.observations | integers)}
 

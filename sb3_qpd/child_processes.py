@@ -1,0 +1,41 @@
+"""
+Child processes in Python that import nothing from the current folder.
+
+``python -c`` looks for modules in the current folder first, and so do the processes of ``multiprocessing``, which start that
+way. In a downloaded folder a ``numpy.py`` or ``signal.py`` would run. Since Python 3.11 the variable ``PYTHONSAFEPATH``
+prevents it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+SAFE_PATH = "PYTHONSAFEPATH"
+
+
+@contextmanager
+def safe_import_path() -> Iterator[None]:
+    """Let the children that are started inside, and theirs, not import from the current folder."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(SAFE_PATH, None)
+        else:
+            os.environ[SAFE_PATH] = before
+
+
+def leave_current_folder(package_parent: str) -> None:
+    """
+    Take the current folder off the import path, where ``python -m`` has put it. Children get this path too.
+
+    :param package_parent: folder that this package lies in, which stays: a checkout is run from its own folder
+    """
+    here = os.getcwd()
+    if here != package_parent:
+        sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
