@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -80,6 +81,14 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_observations_to_calibrate_with() -> Iterator[None]:
+    """A run of 40 steps has no more to draw from, and a thousand images five times over take most of its time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sb3_qpd.distillation.precision.CALIBRATION_SIZE", 64)
+        yield
+
+
 def policy_of(space: spaces.Space) -> tuple[str, dict[str, Any]]:
     """SB3's policy for observations, small."""
     if isinstance(space, spaces.Dict):
@@ -126,7 +135,7 @@ def test_every_algorithm_on_every_space(algo, observation, action, tmp_path):
     else:
         np.testing.assert_array_equal(teacher.head.best(labels.actor).numpy(), expected)
     assert teacher.macs > 0
-    student = distill(teacher)
+    student = distill(teacher, 40)
     assert student._n_updates > 0
     assert_saves_and_loads(student, tmp_path, observations)
     assert_same_bits(student.post_training_quantize(4, 4).policy, observations)

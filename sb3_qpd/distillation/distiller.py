@@ -57,7 +57,7 @@ class QPDDistiller(FallingPrecision):
     :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 6e-2 (images 1e-2) to zero. The first 200 updates (a
+    :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 (images 2e-2) to zero. The first 200 updates (a
         twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: number of labelled observations to keep

@@ -6,8 +6,8 @@ import math
 
 WARM_UP_UPDATES = 200  # a full learning rate from the first update leaves a CNN's ReLUs dead
 # first values of the cosine, for the optimizer MuonAdam
-DEFAULT_LEARNING_RATE_IMAGES = 1e-2
-DEFAULT_LEARNING_RATE_VECTORS = 6e-2
+DEFAULT_LEARNING_RATE_IMAGES = 2e-2
+DEFAULT_LEARNING_RATE_VECTORS = 5e-2
 
 
 class CosineSchedule:

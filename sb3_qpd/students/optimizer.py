@@ -38,12 +38,12 @@ class MuonAdam(th.optim.Optimizer):
     Muon (Jordan et al. 2024) for the weights of hidden layers and Adam for all other parameters, as one optimizer.
 
     Muon replaces the update of a weight matrix by its nearest orthogonal matrix. Convolutions are matrices of shape
-    (out_channels, in_channels * kernel_height * kernel_width). The update's root mean square is 0.2, which is Adam's usual one
-    (Liu et al. 2025, "Muon is scalable for LLM training"). So one learning rate serves both.
+    (out_channels, in_channels * kernel_height * kernel_width). An update is scaled by sqrt(max(1, rows / columns)). So a
+    learning rate serves narrow and wide layers alike: it is the spectral norm of the update (Bernstein and Newhouse 2024).
 
     :param params: parameters, or groups of them; groups with ``"muon": True`` hold weights with two axes or more, see
         :func:`muon_groups`
-    :param lr: learning rate of both
+    :param lr: learning rate of Muon
     :param betas: decay rates of Adam's moments
     :param eps: Adam's epsilon, SB3's by default
     :param adam_ratio: Adam's learning rate in units of ``lr``
@@ -58,7 +58,7 @@ class MuonAdam(th.optim.Optimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-5,
-        adam_ratio: float = 1.0,
+        adam_ratio: float = 0.5,
         weight_decay: float = 0.0,
     ) -> None:
         usual = {"lr": lr, "betas": betas, "eps": eps, "adam_ratio": adam_ratio, "weight_decay": weight_decay, "muon": False}
@@ -93,7 +93,7 @@ class MuonAdam(th.optim.Optimizer):
         th._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         for parameter, update in zip(parameters, th._foreach_lerp(gradients, momenta, MOMENTUM), strict=True):
             matrix = update.flatten(1)
-            scale = 0.2 * max(matrix.shape) ** 0.5
+            scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
             parameter.add_(orthogonalize(matrix).view(parameter.shape), alpha=-group["lr"] * scale)
 
     def _adam_step(self, group: dict[str, Any], parameters: list[th.Tensor]) -> None:

@@ -330,6 +330,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
 
     def _check_finite(self, observation: Any) -> None:
         space = self.observation_space
+        if isinstance(observation, tuple):  # of Gymnasium's reset(): SB3 says what is wrong
+            return
         if not isinstance(observation, Mapping):
             check_finite(observation, len(space.shape or ()))
         elif isinstance(space, spaces.Dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import islice
@@ -62,20 +63,31 @@ def find_statistics(zip_path: Path, folders: Sequence[Path]) -> tuple[Path | Non
 
 def _folders_of_statistics(folder: Path) -> list[Path]:
     """Folders below and beside a model's with a name such as ``stats``, without models of their own."""
-    near = [one for parent in (folder, folder.parent) for one in islice(parent.glob("*"), MAX_FILES)]
-    named = [one for one in sorted(near) if _WORD.fullmatch(one.name) and one.is_dir() and one != folder]
-    return [one for one in named[:MAX_FOLDERS] if next(one.glob("*.zip"), None) is None]
+    near = [entry for parent in (folder, folder.parent) for entry in _entries(parent)]
+    named = sorted(Path(entry) for entry in near if _WORD.fullmatch(entry.name))
+    folders = [one for one in named if one.is_dir() and one != folder]
+    return [one for one in folders[:MAX_FOLDERS] if next(one.glob("*.zip"), None) is None]
 
 
 def _statistics_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    files = [path for path in islice(folder.glob("*"), MAX_FILES) if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    paths = [Path(entry) for entry in _entries(folder) if not entry.is_dir(follow_symlinks=False)]
+    files = [path for path in paths if path.suffix.lower() in _SUFFIXES and path.is_file()]
     return [
         path
         for path in sorted(files)
         if is_vecnormalize(path) or re.fullmatch(r"vec[_-]?normali[sz]e\.pkl", path.name, re.IGNORECASE)
     ]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The first entries of a folder. Each entry knows its kind, so that folders beside a model cost no call of the system."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(islice(entries, MAX_FILES))
+    except OSError:  # a folder that may not be read
+        return []
 
 
 def _rank(name: str, model: str) -> int | None:

@@ -69,7 +69,7 @@ def teacher_in(box: spaces.Box, scale: Any = 1.0, offset: Any = 0.0, draw: Any =
 def test_a_student_is_as_good_in_a_box_far_wider_than_its_actions(bound):
     """Isaac Lab's wrapper makes every unbounded action a Box of -100 to 100."""
     model = teacher_in(spaces.Box(-bound, bound, (2,)))
-    student = QPDDistiller(model, **FAST).learn(4_000)
+    student = QPDDistiller(model, **FAST).learn(2_000)
     assert (explained(student.policy.to_integer(), model, np.random.default_rng(1).normal(size=(500, 3))) > 0.9).all()
     assert (student.policy.action_unit < 3.1).all()
 

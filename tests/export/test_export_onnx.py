@@ -1,10 +1,10 @@
 """An ONNX file in ONNX Runtime gives IntegerModel's bits, with graph optimizations on and off, by integer kernels."""
 
 import ctypes
+import functools
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from gymnasium import spaces
+from jinja2 import FileSystemBytecodeCache
 from students import (
     BOX,
     DISCRETE,
@@ -129,12 +130,20 @@ def test_the_runtime_computes_with_integer_kernels(bits: tuple[int, int], tmp_pa
         assert sorted(sizes, reverse=True)[: len(model.layers)] == sorted((w.weight.size for w in model.layers), reverse=True)
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> FileSystemBytecodeCache:
+    """The 169 templates of emx-onnx-cgen, compiled once: it would compile them anew for each file, a second each time."""
+    return FileSystemBytecodeCache(str(tmp_path_factory.mktemp("templates")))
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc")
 @pytest.mark.parametrize("bits", BITS.values(), ids=BITS)
-def test_an_independent_compiler_reads_the_same(bits: tuple[int, int], tmp_path: Path) -> None:
+def test_an_independent_compiler_reads_the_same(
+    bits: tuple[int, int], templates: FileSystemBytecodeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """emx-onnx-cgen knows ONNX's standard operators, and nothing of ONNX Runtime."""
-    pytest.importorskip("emx_onnx_cgen")
+    emitter = pytest.importorskip("emx_onnx_cgen.codegen.c_emitter")
+    monkeypatch.setattr(emitter, "Environment", functools.partial(emitter.Environment, bytecode_cache=templates))
     for space, actions in ((VECTOR, BOX), (IMAGE, DISCRETE)):
         model, observations = integer_model(space, actions, bits), nasty_observations(space, 50)
         (path,) = export_onnx(model, tmp_path)
@@ -146,8 +155,9 @@ def test_an_independent_compiler_reads_the_same(bits: tuple[int, int], tmp_path:
 def run_as_c(path: Path, observations: np.ndarray, model: IntegerModel) -> tuple[np.ndarray, np.ndarray]:
     """Outputs and actions of the file, compiled to C and then to a library for this computer."""
     source, library = path.with_suffix(".c"), path.with_name(f"{len(list(path.parent.iterdir()))}.so")
-    command = [sys.executable, "-m", "emx_onnx_cgen", "compile", str(path), str(source), "--input-dim", "batch=1"]
-    subprocess.run(command, check=True, capture_output=True)
+    from emx_onnx_cgen.cli import main as emx_onnx_cgen
+
+    assert emx_onnx_cgen(["compile", str(path), str(source), "--input-dim", "batch=1"]) == 0
     # it writes C23's _BitInt for packed weights, which not every compiler has: bytes hold them too
     flags = ["-O1", "-ffp-contract=off", "-shared", "-fPIC", "-D_BitInt(n)=char"]
     subprocess.run(["gcc", *flags, str(source), "-o", str(library), "-lm"], check=True, capture_output=True)

@@ -41,8 +41,9 @@ def test_weights_follow_muon_and_the_rest_follows_adam():
         for parameter, momentum in zip(both.parameters(), momenta, strict=True):
             momentum.mul_(0.95).add_(parameter.grad, alpha=0.05)
             update = orthogonalize((0.05 * parameter.grad + 0.95 * momentum).flatten(1)) if parameter.ndim > 1 else None
+            scale = 1.0 if update is None else max(1.0, update.shape[0] / update.shape[1]) ** 0.5
             decayed = parameter.detach() * (1 - 0.1 * 0.01)
-            wanted.append(None if update is None else decayed - 0.02 * max(update.shape) ** 0.5 * update.view_as(parameter))
+            wanted.append(None if update is None else decayed - 0.1 * scale * update.view_as(parameter))
         for copy, parameter in zip(copies, both.parameters(), strict=True):
             copy.grad = parameter.grad.clone()
         optimizer.step()

@@ -113,7 +113,8 @@ def test_what_the_integers_refuse_goes_the_way_of_sb3():
     with pytest.raises(ValueError, match="mixing Gym API with SB3 VecEnv API"):
         policy.predict((images, {}))
     vectors = student(VECTOR)
-    assert vectors.predict(np.full(5, np.nan, np.float32), deterministic=True)[0].shape == ()
+    with pytest.raises(ValueError, match="The observation holds nan in feature 0"):
+        vectors.predict(np.full(5, np.nan, np.float32), deterministic=True)
     assert vectors.predict([0.0] * 5, deterministic=True)[0].shape == ()
     wide = draw(VECTOR).astype(np.float64)
     np.testing.assert_array_equal(

@@ -282,25 +282,22 @@ def test_tracked_offline(teacher: Path, tmp_path: Path) -> None:
     assert all(key in content for key in (b"train/actor_loss", b"eval/mean_reward", b"student_arch"))
 
 
-@pytest.mark.slow
-def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path) -> None:
-    """Against a hub on 127.0.0.1; its client reads its settings when it is imported, so in processes of their own."""
+def test_push_load_and_enjoy_again(
+    run: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against a hub on 127.0.0.1."""
     arguments = ["--algo", "qpd", "--env", ENV, "-f", "logs"]
+
+    def program(name: str, folder: Path, *more: str) -> str:
+        capsys.readouterr()
+        with inside(folder):
+            assert main(["zoo", name, *arguments, *more]) == 0
+        return capsys.readouterr().out
+
     with running_hub() as hub:
-        private = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": hub.token, "TRUST_REMOTE_CODE": "1"}
-
-        def program(name: str, folder: Path, *more: str) -> str:
-            done = subprocess.run(
-                [sys.executable, "-m", "sb3_qpd.zoo", name, *arguments, *more],
-                cwd=folder,
-                env={**os.environ, **private, "HF_HUB_DISABLE_TELEMETRY": "1"},
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
+        point_client_at(hub.url, tmp_path / "cache", monkeypatch)
+        monkeypatch.setenv("HF_TOKEN", hub.token)
+        monkeypatch.setenv("TRUST_REMOTE_CODE", "1")
         program("push_to_hub", run, "-orga", "me", "--no-render")
         files = hub.repositories["me/qpd-CartPole-v1"].commits[hub.repositories["me/qpd-CartPole-v1"].refs["main"]]
         assert {f"qpd-{ENV}.zip", "README.md", "config.yml", "args.yml", "results.json"} <= {*files}
