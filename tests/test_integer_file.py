@@ -345,7 +345,10 @@ def test_the_largest_that_is_taken_is_within_bounds(tmp_path: Path) -> None:
     path = write(tmp_path / "student.npz", header, arrays)
     assert path.stat().st_size < 2**17
     with bounded(4, 2**30, of_processor=True):
-        assert IntegerModel.load(path).predict(np.zeros(n_in), deterministic=True)[0] == 0
+        model = IntegerModel.load(path)
+        assert model.predict(np.zeros(n_in), deterministic=True)[0] == 0
+        with pytest.raises(ValueError, match=r"weights, at most 4194304"):
+            export(model, "c", tmp_path / "c")
 
 
 def test_what_wrote_past_the_stack(tmp_path: Path) -> None:

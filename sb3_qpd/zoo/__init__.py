@@ -40,7 +40,8 @@ def __getattr__(name: str) -> Any:
 
 def register(trust_files: bool = False) -> None:
     """
-    Make ``qpd`` one of RL Zoo's algorithms in this process. Call it before ``rl_zoo3.train`` is imported.
+    Make ``qpd`` one of RL Zoo's algorithms in this process. Call it before ``rl_zoo3.train`` is imported. RL Zoo, SB3's
+    ``VecNormalize.load`` and ``QPDDistiller.load`` read files as data from then on, see :mod:`~sb3_qpd.zoo.untrusted`.
 
     :param trust_files: see :func:`run`
     """

@@ -248,7 +248,7 @@ def weights_values(files: Files, rng: random.Random) -> None:
             lambda: weights.update({key: value.half()}),
             lambda: weights.update({key: value.int()}),
             lambda: weights.update({key: value * float("nan")}),
-            lambda: weights.update({key: value.T if value.ndim == 2 else value[:0]}),
+            lambda: weights.update({key: value.T if value.ndim == 2 else value.reshape(-1)[:0]}),
             lambda: weights.update({key: value.reshape(-1)}),
             lambda: weights.update({key: value.unsqueeze(0).expand(rng.choice((1, 1000)), *value.shape)}),
             lambda: weights.update(

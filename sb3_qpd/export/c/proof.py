@@ -16,6 +16,7 @@ from sb3_qpd.integer import IntegerModel
 
 MAX_ARENA = 2**31  # bytes; offsets are 32-bit numbers
 MAX_STACK = 2**20  # bytes of arrays on the call stack
+MAX_WEIGHTS = 2**22  # each is several characters of a source file
 Region = tuple[str, int, int]  # name, first byte, and the byte behind the last
 
 
@@ -29,6 +30,8 @@ def prove_sizes(model: IntegerModel, layers: list[CLayer], places: list[Place], 
     :param arena_bytes: size of the memory
     :raises ValueError: a size does not fit
     """
+    n_weights = sum(layer.rows.size for layer in layers)
+    _require(n_weights <= MAX_WEIGHTS, "all layers", f"{n_weights} weights, at most {MAX_WEIGHTS}")
     _require(0 < arena_bytes < MAX_ARENA, "all layers", f"an arena of {arena_bytes} bytes")
     before = int(np.prod(model.observation_shape)) if model.is_image else model.parts[0].n_features
     for i, (layer, place, sizes) in enumerate(zip(layers, places, dimensions(layers), strict=True)):
