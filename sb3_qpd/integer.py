@@ -676,6 +676,8 @@ class IntegerModel:
                     multipliers=np.concatenate([layer.multiplier for layer in self.layers]).astype(np.float32),
                     **floats,
                 )
+                file.flush()
+                os.fsync(file.fileno())  # a machine that stops now leaves the old file or the new one
             os.replace(temporary, target)
         finally:
             if os.path.exists(temporary):

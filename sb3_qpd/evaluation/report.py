@@ -66,10 +66,11 @@ def write_report(report: Mapping[str, Any], directory: str | Path) -> None:
     :param report: see :func:`~sb3_qpd.evaluation.comparison.make_report`
     :param directory: folder for the two files; created where there is none
     """
+    text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
+    markdown = to_markdown(report)
     with AtomicFolder(Path(directory), force=True) as folder:
-        text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
         (folder.path / REPORT).write_text(text, encoding="utf-8")
-        (folder.path / REPORT_TEXT).write_text(to_markdown(report), encoding="utf-8")
+        (folder.path / REPORT_TEXT).write_text(markdown, encoding="utf-8")
         folder.commit()
 
 

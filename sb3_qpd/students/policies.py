@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +14,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_qpd.atomic import atomic_file
 from sb3_qpd.integer import IntegerModel, group_parts
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
@@ -114,6 +116,18 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         is_adam = self.optimizer_class is th.optim.Adam and "fused" not in self.optimizer_kwargs
         settings = {**({"foreach": True} if is_adam else {}), **self.optimizer_kwargs}
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **settings)  # type: ignore[call-arg]
+
+    def save(self, path: Any) -> None:
+        """
+        Save the policy. A file appears whole, or the one that was there stays.
+
+        :param path: path of the file, or a binary file that is open
+        """
+        if not isinstance(path, str | os.PathLike):
+            super().save(path)
+            return
+        with atomic_file(path) as file:
+            super().save(file)  # type: ignore[arg-type]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
