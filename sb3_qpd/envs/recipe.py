@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
 from sb3_qpd.envs.registry import find_spec
+from sb3_qpd.envs.workers import WorkerVecEnv
 
 gym.register_envs(ale_py)
 
@@ -42,7 +43,7 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ),
     (r"sb3_qpd\.envs\.wrappers", "ZeroContactForces"),
 )
-VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv}
+VEC_ENVS: dict[str, type[DummyVecEnv] | type[SubprocVecEnv]] = {"dummy": DummyVecEnv, "subproc": WorkerVecEnv}
 
 ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
 
@@ -123,7 +124,14 @@ class EnvRecipe:
         """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
         return self._wrap(Monitor(gym.make(find_spec(self.env_id), **self.env_kwargs)))
 
-    def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
+    def make_vec_env(
+        self,
+        n_envs: int,
+        seed: int | None = None,
+        vec_env: str = "dummy",
+        training: bool = True,
+        vec_env_kwargs: Mapping[str, Any] | None = None,
+    ) -> VecEnv:
         """
         A vectorized environment, with a monitor, stacked frames, and images channels first.
 
@@ -134,6 +142,7 @@ class EnvRecipe:
         :param seed: seed of the first sub-environment; the others count on from it
         :param vec_env: ``"dummy"`` or ``"subproc"``; ignored by :class:`AtariVecEnv`, which has its own threads
         :param training: ``False`` for evaluation
+        :param vec_env_kwargs: arguments of :class:`~sb3_qpd.envs.workers.WorkerVecEnv`, for ``"subproc"``
         """
         if vec_env not in VEC_ENVS:
             raise ValueError(f"vec_env must be one of {sorted(VEC_ENVS)}, got {vec_env!r}.")
@@ -141,11 +150,12 @@ class EnvRecipe:
             return self._make_native(n_envs, seed, training)
         if vec_env == "subproc":
             self.make_env().close()  # an error is raised here: a subprocess would only break the connection
+        kind: dict[str, Any] = {"vec_env_cls": VEC_ENVS[vec_env], "vec_env_kwargs": dict(vec_env_kwargs or {})}
         make = partial(gym.make, find_spec(self.env_id), **self.env_kwargs)  # a spec, as a subprocess may not know the id
         if self.has_pixels and self._has_usual_wrappers:
-            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=VEC_ENVS[vec_env])
+            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, **kind)
         else:
-            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=VEC_ENVS[vec_env])
+            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, **kind)
         if self.frame_stack > 1:
             venv = VecFrameStack(venv, self.frame_stack)
         space = venv.observation_space

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from tqdm import tqdm
 
 from sb3_qpd.envs.atari import AtariVecEnv
+from sb3_qpd.envs.failures import SimulatorError, simulator_error
 from sb3_qpd.envs.recipe import EnvRecipe, build_env, make_recipe
 from sb3_qpd.evaluation.fitting import check_env
 from sb3_qpd.evaluation.statistics import Evaluation
@@ -295,12 +297,15 @@ def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: 
     ask_masks = masks_for(policy, envs)
     for j in range(min(len(envs), n_episodes)):
         episode[j] = next(waiting)
-        observations[j], _ = envs[j].reset(seed=seed + episode[j])
+        observations[j] = _first_observation(envs[j], seed + episode[j], j, score)
     while episode:
         playing = list(episode)
         actions = act(policy, stack([observations[j] for j in playing]), deterministic, ask_masks(playing))
         for j, action in zip(playing, actions, strict=True):
-            observations[j], reward, terminated, truncated, info = envs[j].step(action)
+            try:
+                observations[j], reward, terminated, truncated, info = envs[j].step(action)
+            except Exception as error:
+                raise _failure(error, envs[j], score, int(steps[j]), j) from error
             total[j] += float(reward)
             steps[j] += 1
             if not (terminated or truncated):
@@ -312,7 +317,26 @@ def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: 
                 del episode[j]
             else:
                 episode[j] = following
-                observations[j], _ = envs[j].reset(seed=seed + following)
+                observations[j] = _first_observation(envs[j], seed + following, j, score)
+
+
+def _first_observation(env: gym.Env, seed: int, index: int, score: _Score) -> Any:
+    try:
+        return env.reset(seed=seed)[0]
+    except Exception as error:
+        raise _failure(error, env, score, 0, index) from error
+
+
+def _failure(error: Exception, env: Any, score: _Score, step: int, index: int | None = None) -> SimulatorError:
+    """What an environment raised while a policy was evaluated; the step is that of the episode."""
+    return simulator_error(error, env, f"{score.env_name} (evaluation)", step, index)
+
+
+def _asked(env: VecEnv, ask: Callable[[], Any], score: _Score, step: int) -> Any:
+    try:
+        return ask()
+    except Exception as error:
+        raise _failure(error, env, score, step) from error
 
 
 def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, score: _Score) -> None:
@@ -323,9 +347,10 @@ def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, s
     monitored = is_monitored(env)
     act_in_env = actor(policy, env, deterministic)
     seed_if_possible(env, seed)
-    observations = env.reset()
+    observations = _asked(env, env.reset, score, 0)
     while (playing := played < quotas).any():
-        observations, rewards, dones, infos = env.step(act_in_env(observations))
+        actions = act_in_env(observations)
+        observations, rewards, dones, infos = _asked(env, partial(env.step, actions), score, int(steps[playing].max()))
         total += rewards
         steps += 1
         for i in np.flatnonzero(dones):
