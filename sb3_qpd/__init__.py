@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sb3_qpd.version import __version__
 
 if TYPE_CHECKING:
+    from sb3_qpd.distillation.checkpoints import Checkpoint
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.distillation.schedules import CosineSchedule
     from sb3_qpd.distillation.student_zip import load_student
@@ -36,6 +37,7 @@ __all__ = [
     "STUDENT_ARCHS",
     "TRANSITIONS",
     "AtariVecEnv",
+    "Checkpoint",
     "CosineSchedule",
     "EnvRecipe",
     "Evaluation",
@@ -64,6 +66,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Checkpoint": "distillation.checkpoints",
     "QPDDistiller": "distillation.distiller",
     "CosineSchedule": "distillation.schedules",
     "load_student": "distillation.student_zip",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from sb3_qpd.distillation.callbacks import StageBar
 from sb3_qpd.distillation.environment import EnvSource, check_observations
 from sb3_qpd.distillation.initialization import measure_action_unit
 from sb3_qpd.distillation.roll_in import RollIn, StudentEpisodes, mix_in_student
+from sb3_qpd.envs.failures import env_name_of, simulator_error
 from sb3_qpd.envs.inspection import stacks_frames
 from sb3_qpd.players import masks_for, seed_if_possible
 from sb3_qpd.teachers.check import check_teacher
@@ -68,7 +71,12 @@ class CollectingAlgorithm(DistillationAlgorithm):
         if self._bar is not None:
             self._bar.tell(text)
 
-    def _start_collecting(self) -> None:
+    def _start_collecting(self, goes_on: bool) -> None:
+        """
+        Make what collecting needs.
+
+        :param goes_on: a checkpoint of this run was found, so that the teacher was checked before
+        """
         assert self.env is not None and self.teacher is not None
         self._ask_masks = masks_for(self.teacher, self.env)
         if self.teacher.uses_masks and not self._masking:
@@ -77,7 +85,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
                 "were always allowed"
             )
         check_finite(self._ask_teacher())
-        if self.check_teacher and self.num_timesteps == 0:
+        if self.check_teacher and self.num_timesteps == 0 and not goes_on:
             self._tell("checking the teacher")
             self._compare_teacher_with_random()
         if self._buffer is None:
@@ -111,8 +119,19 @@ class CollectingAlgorithm(DistillationAlgorithm):
     def _ask_teacher(self) -> TeacherOutput:
         """The teacher's labels of the newest observations."""
         assert self.env is not None and self.teacher is not None
-        check_observations(self._last_obs)
-        return self.teacher(self._last_obs, self._ask_masks())
+        with self._named_failures():
+            check_observations(self._last_obs)
+            masks = self._ask_masks()
+        return self.teacher(self._last_obs, masks)
+
+    @contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        """What goes wrong in the environment is an error that names the environment, the step and the sub-environment."""
+        try:
+            yield
+        except Exception as error:
+            name = env_name_of(self.env, self._recipe)
+            raise simulator_error(error, self.env, name, self.num_timesteps) from error
 
     @property
     def _is_warming_up(self) -> bool:

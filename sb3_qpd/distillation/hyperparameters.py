@@ -172,5 +172,29 @@ def check_n_envs(n_envs: Any) -> int | None:
     return checked
 
 
+def check_workers(vec_env: str, env_timeout: Any, restart_envs: Any) -> dict[str, Any]:
+    """
+    The arguments of environments in subprocesses.
+
+    :param vec_env: ``"dummy"`` or ``"subproc"``
+    :param env_timeout: seconds, or ``None``
+    :param restart_envs: number of restarts
+    :return: arguments of :class:`~sb3_qpd.envs.workers.WorkerVecEnv`; none for ``"dummy"``
+    :raises ValueError: values out of range, or given for environments in this process
+    """
+    if env_timeout is not None and not (_is_finite(env_timeout) and env_timeout > 0):
+        raise ValueError(f"env_timeout must be a number of seconds above 0, or None, got {env_timeout!r}")
+    if not (_is_finite(restart_envs) and restart_envs >= 0 and restart_envs % 1 == 0):
+        raise ValueError(f"restart_envs must be a whole number of at least 0, got {restart_envs!r}")
+    if vec_env != "subproc":
+        if env_timeout is not None or restart_envs:
+            raise ValueError(
+                f"env_timeout and restart_envs are for environments in subprocesses, got vec_env={vec_env!r}: an environment "
+                "in this process cannot be stopped. Give vec_env='subproc', on the command line --vec-env subproc"
+            )
+        return {}
+    return {"time_limit": env_timeout, "restarts": int(restart_envs)}
+
+
 def _is_finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, Real) and math.isfinite(value)
