@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from sb3_qpd.cli.arguments import Parser, whole_number
 from sb3_qpd.cli.errors import user_errors
 from sb3_qpd.cli.remembered import remember
 from sb3_qpd.zoo import PROGRAMS, has_begun, run
@@ -36,9 +37,19 @@ def zoo(args: argparse.Namespace) -> int:
     :return: exit code
     """
     _take_gym_packages(args.arguments)
+    arguments, options = _take_checkpoint_options(args.arguments) if args.program == "train" else (args.arguments, {})
     with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
-        run(args.program, args.arguments)
+        run(args.program, arguments, **options)
     return 0
+
+
+def _take_checkpoint_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take out the two options of ``train`` that are not RL Zoo's."""
+    parser = Parser(prog="sb3-qpd zoo train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint-every", type=whole_number(least=0), default=None)
+    parser.add_argument("--resume", action="store_true", default=False)
+    known, others = argparse.ArgumentParser.parse_known_args(parser, list(arguments))
+    return others, {"checkpoint_every": known.checkpoint_every, "resume": known.resume}
 
 
 def _take_gym_packages(arguments: Sequence[str]) -> None:
