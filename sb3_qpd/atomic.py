@@ -143,6 +143,10 @@ def _lock(descriptor: int, wait: bool) -> None:
             raise
 
 
+class UnwritableFolder(OSError, ValueError):
+    """A folder that cannot be written: a mistake where the user named it, a failing disk later."""
+
+
 class AtomicFolder:
     """
     Files are written into a hidden folder on the same disk. :meth:`commit` puts them into ``out``; without it they vanish.
@@ -172,7 +176,7 @@ class AtomicFolder:
             ) from error
         except OSError as error:
             self._remove_parents()
-            raise ValueError(f"{argument} {out} cannot be written ({error.strerror}). Take another folder") from error
+            raise UnwritableFolder(f"{argument} {out} cannot be written ({error.strerror}). Take another folder") from error
         if not force and any(path.name != CHECKPOINT for path in self._others()):
             self._close()
             raise ValueError(f"{argument} {out} is not empty. Take another folder, or --force to replace the files in it")
@@ -182,10 +186,9 @@ class AtomicFolder:
         parent, place = self._place.parent, self._place
         self._made = [folder for folder in (parent, *parent.parents) if not folder.exists()]
         parent.mkdir(parents=True, exist_ok=True)
-        # a mount point, and a folder in a parent that cannot be written, are never renamed themselves
-        self._base = (
-            place if place.is_dir() and (os.path.ismount(place) or not os.access(parent, os.W_OK | os.X_OK)) else parent
-        )
+        # never renamed: a mount point, a folder in a parent that cannot be written, and the hidden folder of another commit
+        is_fixed = os.path.ismount(place) or not os.access(parent, os.W_OK | os.X_OK) or place.name.startswith(OWN)
+        self._base = place if place.is_dir() and is_fixed else parent
         stem = f"{OWN}{place.name[:100]}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
         self._new, self._old, self._lock_path = (self._base / f"{stem}.{kind}" for kind in ("new", "old", "lock"))
         self._lock = _open_locked(self._lock_path, wait=False)
@@ -251,7 +254,10 @@ class AtomicFolder:
         :param replacing: names of files that are deleted from ``out``, whether or not there are new ones
         :return: names of the files
         """
-        names = sorted(path.name for path in self.path.iterdir())
+        for path in self.path.iterdir():
+            if path.name.startswith(OWN):  # of a commit into this folder that could not clean up
+                _remove_any(path)
+        names = sorted(path.name for path in self._new.iterdir())
         others = self._others()
         kept = [path for path in others if path.name not in {*names, *replacing}]
         removed = sorted({path.name for path in others} - {path.name for path in kept} - {*names})

@@ -6,6 +6,7 @@ The learning itself is in :mod:`sb3_qpd.distillation.distiller`.
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 import warnings
@@ -24,7 +25,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_qpd.atomic import atomic_file
+from sb3_qpd.atomic import write_atomically
 from sb3_qpd.distillation.callbacks import evaluate_raw
 from sb3_qpd.distillation.environment import EnvSource, env_of_teacher, has_float_images, raw_env
 from sb3_qpd.distillation.hyperparameters import check_arguments, check_n_envs, check_timesteps, check_workers
@@ -336,8 +337,9 @@ class DistillationAlgorithm(BaseAlgorithm):
             return
         target = Path(path) if Path(path).suffix else Path(path).with_suffix(".zip")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(target) as file:
-            super().save(file, exclude, include)  # type: ignore[arg-type]
+        memory = io.BytesIO()  # torch turns an error of the disk into one of its own format
+        super().save(memory, exclude, include)
+        write_atomically(target, memory.getvalue())
 
     def _excluded_save_params(self) -> list[str]:
         # tensorboard_log is a path on the machine that trained

@@ -18,11 +18,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from sb3_qpd.atomic import atomic_file
+from sb3_qpd.atomic import atomic_file, write_atomically
 
 VALUES = "values.json"
 MAX_JSON = 2**26
 MAX_MEMBERS = 100_000
+MAX_IN_MEMORY = 2**24
 CHUNK = 2**22  # bytes that are compressed at once
 # states that alternate: an error of the disk while one is written leaves the other
 STATE_FILES = ("state-0.npz", "state-1.npz")
@@ -49,7 +50,19 @@ def write_archive(path: Path, values: Any, arrays: Mapping[str, np.ndarray | Seq
     :param arrays: arrays by name, or parts of arrays that follow each other along the first axis
     :return: bytes of the file
     """
-    with atomic_file(path) as file, zipfile.ZipFile(file, "w", compresslevel=1) as archive:
+    n_bytes = sum(part.nbytes for parts in arrays.values() for part in ([parts] if isinstance(parts, np.ndarray) else parts))
+    if n_bytes > MAX_IN_MEMORY:
+        with atomic_file(path) as file:
+            _write_zip(file, values, arrays)
+    else:  # one call that writes, where a zip of many small arrays takes hundreds
+        memory = io.BytesIO()
+        _write_zip(memory, values, arrays)
+        write_atomically(path, memory.getvalue())
+    return path.stat().st_size
+
+
+def _write_zip(file: IO[bytes], values: Any, arrays: Mapping[str, np.ndarray | Sequence[np.ndarray]]) -> None:
+    with zipfile.ZipFile(file, "w", compresslevel=1) as archive:
         archive.writestr(VALUES, json.dumps(values), zipfile.ZIP_DEFLATED)
         for name, parts in arrays.items():
             parts = [parts] if isinstance(parts, np.ndarray) else parts
@@ -57,7 +70,6 @@ def write_archive(path: Path, values: Any, arrays: Mapping[str, np.ndarray | Seq
             info.compress_type = zipfile.ZIP_DEFLATED if parts[0].dtype == np.uint8 else zipfile.ZIP_STORED
             with archive.open(info, "w", force_zip64=True) as member:
                 _write_npy(member, parts)
-    return path.stat().st_size
 
 
 def _write_npy(member: IO[bytes], parts: Sequence[np.ndarray]) -> None:

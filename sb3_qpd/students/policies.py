@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -14,7 +15,7 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_qpd.atomic import atomic_file
+from sb3_qpd.atomic import write_atomically
 from sb3_qpd.integer import IntegerModel, group_parts
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
@@ -126,8 +127,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         if not isinstance(path, str | os.PathLike):
             super().save(path)
             return
-        with atomic_file(path) as file:
-            super().save(file)  # type: ignore[arg-type]
+        memory = io.BytesIO()  # torch turns an error of the disk into one of its own format
+        super().save(memory)  # type: ignore[arg-type]
+        write_atomically(path, memory.getvalue())
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
