@@ -66,9 +66,9 @@ def _write_zip(file: IO[bytes], values: Any, arrays: Mapping[str, np.ndarray | S
         archive.writestr(VALUES, json.dumps(values), zipfile.ZIP_DEFLATED)
         for name, parts in arrays.items():
             parts = [parts] if isinstance(parts, np.ndarray) else parts
-            info = zipfile.ZipInfo(f"{name}.npy")
-            info.compress_type = zipfile.ZIP_DEFLATED if parts[0].dtype == np.uint8 else zipfile.ZIP_STORED
-            with archive.open(info, "w", force_zip64=True) as member:
+            # of a name, not of a ZipInfo, whose level would be the slow default
+            archive.compression = zipfile.ZIP_DEFLATED if parts[0].dtype == np.uint8 else zipfile.ZIP_STORED
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 _write_npy(member, parts)
 
 

@@ -38,7 +38,7 @@ from sb3_qpd.distillation.checkpoint_files import (
     read_archive,
     write_archive,
 )
-from sb3_qpd.distillation.learning_state import decode, encode, learning_state, restore_learning, settings_of
+from sb3_qpd.distillation.learning_state import decode, encode, learning_state, numbers_of, restore_learning, settings_of
 from sb3_qpd.envs.failures import SimulatorError, env_name_of, simulator_error
 from sb3_qpd.players import seed_if_possible
 from sb3_qpd.version import __version__
@@ -208,6 +208,7 @@ class CheckpointWriter:
 
     def __init__(self, checkpoint: Checkpoint, distiller: QPDDistiller, callback: BaseCallback) -> None:
         self._checkpoint, self._distiller, self._callback = checkpoint, distiller, callback
+        self._numbers = numbers_of(callback)
         self.recording = Recording()
         self.recording.is_complete = distiller.num_timesteps == 0 and distiller.seed is not None
         self._settings = settings_of(distiller, distiller._total_timesteps)
@@ -449,7 +450,7 @@ class CheckpointWriter:
             "position": list(position),
             "recording": self.recording.state(),
             "observations": encode(distiller._last_obs, arrays),
-            "state": encode(learning_state(distiller, self._callback), arrays),
+            "state": encode(learning_state(distiller, self._callback, self._numbers), arrays),
         }
         write_archive(self.folder / STATE_FILES[number % 2], values, arrays)
         self._segments, self._written, self._n_states = segments, position, number

@@ -6,6 +6,7 @@ The ring of observations is kept apart, see :mod:`sb3_qpd.distillation.checkpoin
 
 from __future__ import annotations
 
+import copy
 import random
 from collections import deque
 from collections.abc import Iterator
@@ -60,12 +61,13 @@ def _describe(value: Any) -> str:
     return getattr(value, "__qualname__", repr(value)) if callable(value) and not hasattr(value, "initial") else repr(value)
 
 
-def learning_state(distiller: QPDDistiller, callback: BaseCallback) -> dict[str, Any]:
+def learning_state(distiller: QPDDistiller, callback: BaseCallback, before: list[Any]) -> dict[str, Any]:
     """
     The state of a distiller between two rounds.
 
     :param distiller: the distiller, while it learns
-    :param callback: its callbacks, whose numbers belong to the state
+    :param callback: its callbacks; their numbers that have changed belong to the state
+    :param before: :func:`numbers_of` these callbacks before learning
     :return: plain values, tensors and arrays in dicts, lists and tuples
     """
     teacher, buffer = distiller.teacher, distiller._buffer
@@ -82,7 +84,7 @@ def learning_state(distiller: QPDDistiller, callback: BaseCallback) -> dict[str,
         "ep_success_buffer": [float(success) for success in distiller.ep_success_buffer or ()],
         "action_unit": teacher.action_unit if isinstance(teacher, DeterministicTeacher) else None,
         "generators": _generators(distiller),
-        "callbacks": [[type(one).__name__, _numbers(one)] for one in _all_callbacks(callback)],
+        "callbacks": _changed(numbers_of(callback), before),
     }
 
 
@@ -104,6 +106,7 @@ def restore_learning(distiller: QPDDistiller, callback: BaseCallback, state: dic
     distiller.policy.optimizer.load_state_dict(state["optimizer"])
     distiller._float_state = _checked_float_state(distiller, state["float_state"])
     distiller.input_findings = list(state["input_findings"])
+    distiller._set_precision()
     distiller._turns.restore(state["roll_in"])
     distiller._students.restore(state["student_episodes"])
     distiller.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=distiller._stats_window_size)
@@ -153,6 +156,24 @@ def _restore_generators(distiller: QPDDistiller, states: dict[str, Any]) -> None
         th.cuda.set_rng_state(states["cuda"], distiller.device)
 
 
+def numbers_of(callback: BaseCallback) -> list[Any]:
+    """
+    The numbers of callbacks: counts, the best return so far, results of evaluations, and settings.
+
+    :param callback: a callback, with those in it
+    :return: a name and numbers for each
+    """
+    return copy.deepcopy([[type(one).__name__, _numbers(one)] for one in _all_callbacks(callback)])
+
+
+def _changed(numbers: list[Any], before: list[Any]) -> list[Any]:
+    """What has changed, so that settings are those of the run that goes on."""
+    return [
+        [name, {key: value for key, value in now.items() if value != then.get(key)}]
+        for (name, now), (_, then) in zip(numbers, before, strict=True)
+    ]
+
+
 def _all_callbacks(callback: BaseCallback | None) -> Iterator[BaseCallback]:
     """A callback and those in it."""
     if callback is None:
@@ -166,7 +187,7 @@ def _all_callbacks(callback: BaseCallback | None) -> Iterator[BaseCallback]:
 
 
 def _numbers(callback: BaseCallback) -> dict[str, Any]:
-    """The attributes that are numbers, or lists of them: counts, the best return so far, results of evaluations."""
+    """The attributes that are numbers, or lists of them."""
     return {name: value for name, value in vars(callback).items() if _is_number(value)}
 
 

@@ -77,7 +77,7 @@ def run_with_kills(arguments: argparse.Namespace, teacher: Any, folder: Path, se
         if done["kills"] >= n_kills:
             assert finish(child)
             return done
-        time.sleep(random.uniform(0.05, 0.6) * seconds)
+        time.sleep(random.uniform(0.05, 0.9) * seconds)
         os.kill(child, signal.SIGKILL)
         if finish(child):
             return done
