@@ -150,7 +150,7 @@ def _open_out(args: argparse.Namespace) -> AtomicFolder:
 
     steps = newest_steps(args.out / CHECKPOINT / STUDENT)
     goes_on = args.resume and steps is not None
-    staging = AtomicFolder(args.out, args.force or goes_on, argument="--out")
+    staging = AtomicFolder(args.out, args.force or steps is not None, argument="--out")
     if steps is not None and not args.resume:
         with staging:
             raise ValueError(

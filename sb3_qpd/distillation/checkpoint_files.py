@@ -145,6 +145,24 @@ def _parse_npy(content: bytes) -> np.ndarray:
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
 
 
+def newest_values(folder: Path) -> dict[str, Any] | None:
+    """
+    The JSON values of the newest state in a checkpoint's folder.
+
+    :param folder: folder of a checkpoint, whether or not it exists
+    :return: its values; ``None`` where no state can be read
+    """
+    states = []
+    for name in STATE_FILES:
+        try:
+            values = read_values(folder / name)
+        except CheckpointError:
+            continue
+        if isinstance(values, dict) and type(values.get("num_timesteps")) is int:
+            states.append(values)
+    return max(states, key=lambda values: values["num_timesteps"], default=None)
+
+
 def newest_steps(folder: Path) -> int | None:
     """
     Environment steps of the newest state in a checkpoint's folder.
@@ -152,11 +170,5 @@ def newest_steps(folder: Path) -> int | None:
     :param folder: folder of a checkpoint, whether or not it exists
     :return: its steps; ``None`` where no state can be read
     """
-    steps = []
-    for name in STATE_FILES:
-        try:
-            number = read_values(folder / name)["num_timesteps"]
-        except (CheckpointError, KeyError, TypeError):
-            continue
-        steps += [number] if isinstance(number, int) else []
-    return max(steps, default=None)
+    values = newest_values(folder)
+    return None if values is None else values["num_timesteps"]

@@ -39,7 +39,7 @@ from sb3_qpd.distillation.checkpoint_files import (
     write_archive,
 )
 from sb3_qpd.distillation.learning_state import decode, encode, learning_state, numbers_of, restore_learning, settings_of
-from sb3_qpd.envs.failures import SimulatorError, env_name_of, simulator_error
+from sb3_qpd.envs.failures import SimulatorError, simulator_error
 from sb3_qpd.players import seed_if_possible
 from sb3_qpd.version import __version__
 
@@ -345,7 +345,7 @@ class CheckpointWriter:
             try:
                 observations, rewards, dones, _ = env.step(actions[step])
             except Exception as error:
-                raise simulator_error(error, env, env_name_of(env, distiller._recipe), step * env.num_envs) from error
+                raise simulator_error(error, env, distiller._env_name, step * env.num_envs) from error
             checksum = checksum_of(rewards, dones, checksum)
             seconds = time.perf_counter() - start
             if seconds > MIN_REPLAY_SECONDS and seconds / (step + 1) * recording.n_steps > MAX_REPLAY_SECONDS:

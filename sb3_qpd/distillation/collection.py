@@ -57,7 +57,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
         self._buffer = None  # another environment may stack its frames or mask its actions differently
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_buffer", "_rng", "_ask_masks", "_turns", "_students", "_bar"]
+        return [*super()._excluded_save_params(), "_buffer", "_rng", "_ask_masks", "_turns", "_students", "_bar", "_env_name"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._bar = StageBar() if progress_bar else None
@@ -78,6 +78,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
         :param goes_on: a checkpoint of this run was found, so that the teacher was checked before
         """
         assert self.env is not None and self.teacher is not None
+        self._env_name = env_name_of(self.env, self._recipe)
         self._ask_masks = masks_for(self.teacher, self.env)
         if self.teacher.uses_masks and not self._masking:
             warnings.warn(
@@ -130,8 +131,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
         try:
             yield
         except Exception as error:
-            name = env_name_of(self.env, self._recipe)
-            raise simulator_error(error, self.env, name, self.num_timesteps) from error
+            raise simulator_error(error, self.env, self._env_name, self.num_timesteps) from error
 
     @property
     def _is_warming_up(self) -> bool:

@@ -64,7 +64,7 @@ def describe_error(error: BaseException, env: Any = None) -> str:
 
 def env_name_of(env: Any, recipe: Any = None) -> str:
     """
-    The name of an environment for a message: its id, else its class.
+    The name of an environment for a message: its id, else its class. It asks the environment, which must not have failed yet.
 
     :param env: environment or vectorized environment
     :param recipe: its recipe, where it is known
@@ -75,7 +75,11 @@ def env_name_of(env: Any, recipe: Any = None) -> str:
         spec = env.get_attr("spec", 0)[0] if isinstance(env, VecEnv) else env.spec
     except (*MISSING, IndexError, EOFError, OSError):
         spec = None
-    return spec.id if spec is not None else type(_innermost(env)).__name__
+    if spec is not None:
+        return spec.id
+    inner = _innermost(env)
+    envs = getattr(inner, "envs", None)
+    return type(envs[0].unwrapped if isinstance(envs, list) and envs else inner).__name__
 
 
 def check_rewards(rewards: np.ndarray) -> None:

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import gymnasium as gym
@@ -72,9 +72,11 @@ class WorkerVecEnv(SubprocVecEnv):
     ) -> None:
         self.time_limit, self.restarts, self.n_restarted = time_limit, restarts, 0
         self._env_fns = [_guarded(env_fn) for env_fn in env_fns]
+        # SB3's own choice
+        self.start_method = start_method or ("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
         self._is_broken = False
         self._seed: int | None = None
-        super().__init__(self._env_fns, start_method)
+        super().__init__(self._env_fns, self.start_method)
         self.remotes = tuple(_Remote(self, index, remote) for index, remote in enumerate(self.remotes))
 
     def seed(self, seed: int | None = None) -> Any:
@@ -119,7 +121,7 @@ class WorkerVecEnv(SubprocVecEnv):
     def _start_again(self, index: int) -> tuple[Any, dict[str, Any]]:
         self.processes[index].kill()
         self.processes[index].join()
-        context = mp.get_context("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
+        context = mp.get_context(self.start_method)
         ours, theirs = context.Pipe()
         arguments = (theirs, ours, CloudpickleWrapper(self._env_fns[index]))
         process = context.Process(target=_worker, args=arguments, daemon=True)  # type: ignore[attr-defined]
@@ -220,10 +222,17 @@ class _Remote:
             self._connection.send(message)
 
     def recv(self) -> Any:
-        limit = self._owner.time_limit
+        owner, limit = self._owner, self._owner.time_limit
         try:
-            if limit is not None and not self._connection.poll(max(0.0, self._asked + limit - time.monotonic())):
-                return self._owner.handle_failure(self._index, self._command, f"it did not answer within {limit:g} s")
+            # forked processes hold each other's pipes, so that the end of one closes none
+            if limit is not None or owner.start_method == "fork":
+                left = None if limit is None else max(0.0, self._asked + limit - time.monotonic())
+                ended = owner.processes[self._index].sentinel
+                ready = wait([self._connection, ended], left)
+                if not ready:
+                    return owner.handle_failure(self._index, self._command, f"it did not answer within {limit:g} s")
+                if self._connection not in ready and not self._connection.poll():
+                    raise EOFError
             answer = self._connection.recv()
         except (EOFError, ConnectionResetError, BrokenPipeError):
             return self._owner.handle_failure(self._index, self._command, self._owner.describe_end(self._index))

@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_qpd.atomic import CHECKPOINT
-from sb3_qpd.distillation.checkpoint_files import newest_steps
+from sb3_qpd.distillation.checkpoint_files import newest_steps, newest_values
 from sb3_qpd.distillation.checkpoints import Checkpoint
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvRecipe
@@ -63,6 +63,7 @@ class StudentManager(ExperimentManager):
             _, run, steps = max(unfinished)
             if StudentManager.resume:
                 self.save_path, self.params_path = str(run), str(run / self.env_name)
+                self.seed = _seed_of(run / CHECKPOINT, self.seed)
                 print(f"Found a checkpoint after {steps} steps in {run}")
             else:
                 print(f"{run} holds an unfinished run of {steps} steps: add --resume to the same command to go on from there")
@@ -235,6 +236,13 @@ class StudentManager(ExperimentManager):
         policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
         policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)
         return policy.to_integer().nbytes
+
+
+def _seed_of(checkpoint: Path, default: int) -> int:
+    """The seed of a run that goes on. Where the command names none, RL Zoo draws another one each time."""
+    settings = (newest_values(checkpoint) or {}).get("settings")
+    seed = settings.get("seed") if isinstance(settings, dict) else None
+    return int(seed) if isinstance(seed, str) and seed.isdecimal() else default
 
 
 def _remove_empty(run: Path) -> None:
