@@ -12,6 +12,7 @@ from sb3_qpd.checks import did_you_mean
 from sb3_qpd.version import __version__
 
 if TYPE_CHECKING:
+    from sb3_qpd.distillation.checkpoints import Checkpoint
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.distillation.schedules import CosineSchedule
     from sb3_qpd.distillation.student_zip import load_student
@@ -37,6 +38,7 @@ __all__ = [
     "STUDENT_ARCHS",
     "TRANSITIONS",
     "AtariVecEnv",
+    "Checkpoint",
     "CosineSchedule",
     "EnvRecipe",
     "Evaluation",
@@ -66,6 +68,7 @@ __all__ = [
 ]
 
 _MODULE_OF = {
+    "Checkpoint": "distillation.checkpoints",
     "QPDDistiller": "distillation.distiller",
     "CosineSchedule": "distillation.schedules",
     "load_student": "distillation.student_zip",

@@ -113,6 +113,8 @@ def write_npz(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     try:
         with open(temporary, "wb") as file:
             np.savez_compressed(file, **members)
+            file.flush()
+            os.fsync(file.fileno())  # a machine that stops now leaves the old file or the new one
         os.replace(temporary, path)
     finally:
         if os.path.exists(temporary):

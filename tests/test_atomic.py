@@ -1,11 +1,12 @@
 """Files that appear together, and the names of a student's files."""
 
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from sb3_qpd import export_numpy
-from sb3_qpd.atomic import AtomicFolder
+from sb3_qpd.atomic import AtomicFolder, atomic_file, save_elsewhere, write_atomically
 from sb3_qpd.export import EXPORTERS
 from sb3_qpd.student_folder import FILES, OUTPUTS, TARGET_FILES, folder_of
 
@@ -75,3 +76,60 @@ def test_folder_of_a_file(tmp_path: Path) -> None:
     assert folder_of(tmp_path / "file") == folder_of(tmp_path) == tmp_path
     with pytest.raises(FileNotFoundError, match="There is no folder or file .*nowhere. Expected the folder"):
         folder_of(tmp_path / "nowhere")
+
+
+def test_a_second_owner_is_refused(tmp_path: Path) -> None:
+    for out in (tmp_path / "new", tmp_path / "a" / "b", tmp_path):
+        with AtomicFolder(out, force=True):
+            with pytest.raises(ValueError, match="is in use: another process is writing there"):
+                AtomicFolder(out, force=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_a_process_works_in_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, one="old", mine="mine")
+    monkeypatch.chdir(tmp_path)
+    before = tmp_path.stat().st_ino
+    with AtomicFolder(Path("."), force=True) as folder:
+        write(folder.path, one="new", two="new")
+        folder.commit(replacing=("one", "two"))
+    assert tmp_path.stat().st_ino == before
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"one": "new", "two": "new", "mine": "mine"}
+
+
+def test_rights_are_those_of_other_folders_and_of_the_old_ones(tmp_path: Path) -> None:
+    (tmp_path / "usual").mkdir()
+    for mode in (None, 0o750):
+        with AtomicFolder(tmp_path / "out", force=True) as folder:
+            write(folder.path, one="1", two="2")
+            folder.commit()
+        expected = (tmp_path / "usual").stat().st_mode & 0o777 if mode is None else mode
+        assert (tmp_path / "out").stat().st_mode & 0o777 == expected
+        (tmp_path / "out").chmod(0o750)
+
+
+def test_a_file_is_replaced_where_a_link_points(tmp_path: Path) -> None:
+    write(tmp_path, file="old")
+    (tmp_path / "file").chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_text() == "new"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    with pytest.raises(KeyError), atomic_file(tmp_path / "file") as file:
+        file.write(b"half")
+        raise KeyError
+    assert (tmp_path / "file").read_text() == "new" and len(list(tmp_path.iterdir())) == 2
+    write_atomically("/dev/null", b"a device is no file to replace")
+    assert not Path("/dev/null").is_file()
+
+
+def test_a_student_is_saved_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+
+    def fails(folder: Path) -> None:
+        raise OSError
+
+    assert save_elsewhere(fails, "student") is None and not list(tmp_path.iterdir())
+    folder = save_elsewhere(lambda folder: write(folder, one="1"), "student")
+    assert folder is not None and folder.parent == tmp_path and (folder / "one").read_text() == "1"

@@ -16,11 +16,15 @@ that ``--help`` is instant.
 
 import os
 import shlex
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
+from sb3_qpd.atomic import SIGNALS
 from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.cli.arguments import Parser
 from sb3_qpd.cli.benchmark import add_benchmark
@@ -35,6 +39,18 @@ from sb3_qpd.version import __version__
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch reads it once: large tensors in large pages, see docs/performance.md
 
 
+class Terminated(KeyboardInterrupt):
+    """
+    A request to end: what ``kill``, ``docker stop``, a scheduler or a closed terminal send. It ends a command as Ctrl-C does.
+
+    :param number: number of the signal
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """
     Run the command. The process is left as it was.
@@ -42,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: arguments without the program's name, ``None`` for the process's own
     :return: exit code
     """
-    with _own_settings(), safe_import_path():
+    with _own_settings(), safe_import_path(), _requests_to_end():
         try:
             try:
                 return _run(argv)
@@ -51,6 +67,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             _discard_output()
             return EXIT_CLOSED_PIPE
+        except Terminated as error:
+            print(f"sb3-qpd: {error}", file=sys.stderr)
+            return error.exit_code
         except KeyboardInterrupt:
             print("sb3-qpd: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
@@ -86,6 +105,26 @@ def _own_settings() -> Iterator[None]:
         sys.path[:] = path
         if large_pages is None:
             os.environ.pop(LARGE_PAGES, None)
+
+
+@contextmanager
+def _requests_to_end() -> Iterator[None]:
+    """Raise :class:`Terminated` for the signals that would end the process at once. Ignored ones (``nohup``) stay ignored."""
+    if threading.current_thread() is not threading.main_thread():  # signals go to the main thread
+        yield
+        return
+    taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, _terminate)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise Terminated(number)
 
 
 def _discard_output() -> None:

@@ -3,10 +3,12 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sb3_qpd.atomic import AtomicFolder, uninterrupted
+from sb3_qpd.atomic import CHECKPOINT, AtomicFolder, save_elsewhere, uninterrupted
 from sb3_qpd.cli.arguments import (
     TEACHER_SOURCE,
     Parser,
@@ -25,6 +27,7 @@ from sb3_qpd.zoo import MAX_TIMESTEPS
 if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
 
+    from sb3_qpd.distillation.checkpoints import Checkpoint
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
     from sb3_qpd.evaluation.comparison import EvaluationPlan
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
 
 FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
+STUDENT, BASELINE = "student", "baseline"  # folders in the checkpoint's
 VERDICTS = {"non-inferior": "non_inferior"}  # what --require and --stop-when take -> what report.json says
 
 
@@ -57,6 +61,17 @@ def add_compress(commands: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument("--force", action="store_true", default=False, help="replace the files of an earlier run in DIR")
+    parser.add_argument(
+        "--checkpoint-every",
+        type=whole_number(least=0),
+        default=None,
+        metavar="STEPS",
+        help="environment steps between two checkpoints, 0 for none (default: once a minute, less often where that would take "
+        "more than 2.5 %% of the time). They change nothing in the student",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", default=False, help="go on where the same command was killed or stopped before"
+    )
     parser.add_argument(
         "--timesteps",
         type=whole_number(most=MAX_TIMESTEPS),
@@ -106,7 +121,7 @@ def compress(args: argparse.Namespace) -> int:
     :return: exit code
     """
     with user_errors("compress"):
-        staging = AtomicFolder(args.out, args.force, argument="--out")
+        staging = _open_out(args)
     with staging:
         with user_errors("compress"):
             _check_arguments(args)
@@ -126,6 +141,7 @@ def compress(args: argparse.Namespace) -> int:
             baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = plan_evaluation(teacher, recipe, args.episodes, **options)
+            staging.check_room(_bytes_of_files(distiller))
         report = _compress(distiller, baseline, plan, staging, args)
     code = _deploy(distiller, recipe, args) if args.target else 0
     return code or _check_verdict(report, args.require)
@@ -140,6 +156,40 @@ def _check_arguments(args: argparse.Namespace) -> None:
     check_hyperparameter_flags(args)
     check_teacher_source(args.teacher, "TEACHER")
     check_environment(args)
+
+
+def _open_out(args: argparse.Namespace) -> AtomicFolder:
+    """The result folder, and what an unfinished run has left in it."""
+    from sb3_qpd.distillation.checkpoint_files import newest_steps
+
+    steps = newest_steps(args.out / CHECKPOINT / STUDENT)
+    goes_on = args.resume and steps is not None
+    staging = AtomicFolder(args.out, args.force or steps is not None, argument="--out")
+    if steps is not None and not args.resume:
+        with staging:
+            raise ValueError(
+                f"--out {args.out} holds an unfinished run, with a checkpoint after {steps} steps. Add --resume to the same "
+                f"command to go on from there, or remove {args.out / CHECKPOINT} to begin anew"
+            )
+    if goes_on:
+        print(f"Found a checkpoint after {steps} steps in {args.out / CHECKPOINT}")
+    elif args.resume:
+        print(f"Found no checkpoint in {args.out}: the run begins")
+    return staging
+
+
+def _checkpoint(args: argparse.Namespace, name: str) -> "Checkpoint | None":
+    if args.checkpoint_every == 0:
+        return None
+    from sb3_qpd.distillation.checkpoints import Checkpoint
+
+    return Checkpoint(args.out / CHECKPOINT / name, args.checkpoint_every, args.resume)
+
+
+def _bytes_of_files(distiller: "QPDDistiller") -> int:
+    """About what the result folder will need: two zips with the optimizer's moments, and the small files."""
+    tensors = sum(value.nbytes for value in distiller.policy.state_dict().values())
+    return 6 * tensors + 2**19
 
 
 def _check_verdict(report: dict[str, Any], required: str | None) -> int:
@@ -216,33 +266,42 @@ def _compress(
 ) -> dict[str, Any]:
     from sb3_qpd.cli.target_check import CheckTargets
     from sb3_qpd.evaluation.comparison import make_report
-    from sb3_qpd.evaluation.report import console_summary, next_step, write_report
+    from sb3_qpd.evaluation.report import console_summary
 
     options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
     check = CheckTargets(args.target)
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
-            distiller.learn(args.timesteps, callback=[check, *_callbacks(plan, args)], **options)
+            callbacks = [check, *_callbacks(plan, args)]
+            distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, STUDENT), **options)
         baselines = {}
         if baseline is not None:
-            baseline.learn(args.timesteps, **options)
+            baseline.learn(args.timesteps, checkpoint=_checkpoint(args, BASELINE), **options)
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
         report = make_report(distiller, plan, baselines)
-        step = next_step(report, args.command_line, str(staging.out), _teacher_words(args))
-        write_report(report, staging.path, step)
+        step = partial(_next_step, report, args)
     except BaseException as error:
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
             raise  # an error of the user, which was reported already
         # hours of learning are not thrown away because the rest was interrupted or failed
-        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
+        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ", args)
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
-    files = _publish(distiller, plan, staging)
-    print(f"\n{console_summary(report, step)}\n\nWrote {', '.join(files)} into {staging.out}")
+    with uninterrupted():
+        files, out = _publish(distiller, plan, staging, report, step)
+    print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}")
+    if out != staging.out:
+        raise SystemExit(EXIT_DIFFERENCE)
     return report
+
+
+def _next_step(report: dict[str, Any], args: argparse.Namespace, out: Path) -> str:
+    from sb3_qpd.evaluation.report import next_step
+
+    return next_step(report, args.command_line, str(out), _teacher_words(args))
 
 
 def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCallback]":
@@ -253,23 +312,74 @@ def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCa
     return [StopWhenNonInferior(plan)]
 
 
-def _publish(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder) -> list[str]:
-    distiller.save(staging.path / STUDENT_ZIP)
-    if (float_student := distiller.float_student()) is not None:
-        float_student.save(staging.path / FLOAT_ZIP)
+def _publish(
+    distiller: "QPDDistiller",
+    plan: "EvaluationPlan",
+    staging: AtomicFolder,
+    report: dict[str, Any] | None = None,
+    step: Callable[[Path], str] | None = None,
+) -> tuple[list[str], Path]:
+    """
+    Save all files, or an unfinished student where there is no report. Then the checkpoint stays, to go on from.
+
+    :param distiller: the student
+    :param plan: how it was evaluated
+    :param staging: the result folder
+    :param report: the report, if there is one
+    :param step: from the folder of the files to the line that says what to do next
+    :return: names of the files, and their folder: another one where ``--out`` cannot be written
+    """
+    replaced = OUTPUTS if report is None else (*OUTPUTS, CHECKPOINT)
     try:
-        distiller.to_integer(plan.env).save(staging.path / INTEGER_MODEL)
+        _write_files(distiller, plan, staging.path, report, step and step(staging.out))
+        return staging.commit(replacing=replaced), staging.out
+    except OSError as error:
+        other = save_elsewhere(
+            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder)),
+            staging.out.resolve().name or "student",
+        )
+        if other is None:
+            raise
+        files = sorted(path.name for path in other.iterdir())
+        n_bytes = sum(path.stat().st_size for path in other.iterdir())
+        print(
+            f"sb3-qpd compress: error: --out {staging.out} cannot be written ({one_line(error)}; {n_bytes:,} bytes needed). "
+            f"The student is in {other}",
+            file=sys.stderr,
+        )
+        return files, other
+
+
+def _write_files(
+    distiller: "QPDDistiller", plan: "EvaluationPlan", folder: Path, report: dict[str, Any] | None, step: str | None
+) -> None:
+    from sb3_qpd.evaluation.report import write_report
+
+    distiller.save(folder / STUDENT_ZIP)
+    if (float_student := distiller.float_student()) is not None:
+        float_student.save(folder / FLOAT_ZIP)
+    try:
+        distiller.to_integer(plan.env).save(folder / INTEGER_MODEL)
     except ValueError as error:  # weights that are NaN: the zips show how far the student came
         print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
-    return staging.commit(replacing=OUTPUTS)
+    if report is not None:
+        write_report(report, folder, step or "")
 
 
-def _rescue(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str) -> None:
+def _rescue(
+    distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str, args: argparse.Namespace
+) -> None:
     """Save an unfinished student, and say where."""
     if distiller.num_timesteps == 0:
         print(f"sb3-qpd compress: {reason}stopped before anything was learned, nothing was written", file=sys.stderr)
         return
+    from sb3_qpd.distillation.checkpoint_files import newest_steps
+
     with uninterrupted():
-        files = _publish(distiller, plan, staging)
-    steps = f"after {distiller.num_timesteps} steps"
-    print(f"sb3-qpd compress: {reason}stopped {steps}; wrote {', '.join(files)} into {staging.out}", file=sys.stderr)
+        files, out = _publish(distiller, plan, staging)
+    steps = newest_steps(args.out / CHECKPOINT / STUDENT)
+    more = "" if steps is None else f". The same command with --resume goes on after {steps} steps"
+    print(
+        f"sb3-qpd compress: {reason}stopped after {distiller.num_timesteps} steps; wrote {', '.join(files)} into {out}{more}",
+        file=sys.stderr,
+    )

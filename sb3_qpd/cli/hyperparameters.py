@@ -120,13 +120,14 @@ def check_hyperparameter_flags(args: argparse.Namespace) -> None:
     :param args: arguments of the command
     :raises ValueError: a value is unknown, or outside its range
     """
-    from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_vec_env
+    from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_vec_env, check_workers
 
     defaults = {one.name: one.default for one in hyperparameters()}
     given = {name: getattr(args, name) for name in flag_names() if getattr(args, name) is not None}
     values = {**defaults, "transition_start": 0.0, "transition_end": 1.0, **given}
     check_hyperparameters(values)
     check_vec_env(values["vec_env"])
+    check_workers(values["vec_env"], values["env_timeout"], values["restart_envs"])
     check_integer(make_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
 
 

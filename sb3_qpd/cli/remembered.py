@@ -11,6 +11,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from sb3_qpd.atomic import write_atomically
+
 
 def remember(env_id: str) -> None:
     """
@@ -24,9 +26,7 @@ def remember(env_id: str) -> None:
     with suppress(OSError):
         path = _file()
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(known, indent=2), encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomically(path, json.dumps(known, indent=2).encode())
 
 
 def recall(env_id: str) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from sb3_qpd.cli.arguments import Parser, whole_number
 from sb3_qpd.cli.errors import user_errors
 from sb3_qpd.cli.remembered import remember
 from sb3_qpd.zoo import ALGO, PROGRAMS, has_begun, run
@@ -40,10 +41,14 @@ def zoo(args: argparse.Namespace) -> int:
     """
     arguments = [argument for argument in args.arguments if argument != TRUST]
     _take_gym_packages(arguments)
+    options: dict[str, Any] = {"trust_files": TRUST in args.arguments}
+    if args.program == "train":
+        arguments, of_checkpoints = _take_checkpoint_options(arguments)
+        options |= of_checkpoints
     with user_errors(f"zoo {args.program}"):
         _check_device(arguments)
     with user_errors(f"zoo {args.program}", applies=lambda: not has_begun()):
-        run(args.program, arguments, trust_files=TRUST in args.arguments)
+        run(args.program, arguments, **options)
     return 0
 
 
@@ -57,6 +62,15 @@ def _check_device(arguments: Sequence[str]) -> None:
         from sb3_qpd.devices import check_device
 
         check_device(known.device, "--device ")
+
+
+def _take_checkpoint_options(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take out the two options of ``train`` that are not RL Zoo's."""
+    parser = Parser(prog="sb3-qpd zoo train", add_help=False, allow_abbrev=False)
+    parser.add_argument("--checkpoint-every", type=whole_number(least=0), default=None)
+    parser.add_argument("--resume", action="store_true", default=False)
+    known, others = argparse.ArgumentParser.parse_known_args(parser, list(arguments))
+    return others, {"checkpoint_every": known.checkpoint_every, "resume": known.resume}
 
 
 def _take_gym_packages(arguments: Sequence[str]) -> None:

@@ -6,11 +6,12 @@ The learning itself is in :mod:`sb3_qpd.distillation.distiller`.
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -25,11 +26,12 @@ from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.utils import safe_mean
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_qpd.atomic import write_atomically
 from sb3_qpd.devices import check_device
 from sb3_qpd.distillation.arguments import check_arguments, check_base_arguments, check_policy_kwargs
 from sb3_qpd.distillation.callbacks import evaluate_raw
 from sb3_qpd.distillation.environment import EnvSource, env_of_teacher, has_float_images, raw_env
-from sb3_qpd.distillation.hyperparameters import check_n_envs, check_timesteps
+from sb3_qpd.distillation.hyperparameters import check_n_envs, check_timesteps, check_workers
 from sb3_qpd.envs.inspection import pipeline_of, warn_of_moving_statistics
 from sb3_qpd.envs.recipe import EnvRecipe, check_env_type, describe_env, make_recipe
 from sb3_qpd.failures import environment_failures
@@ -75,6 +77,8 @@ class DistillationAlgorithm(BaseAlgorithm):
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
     :param n_envs: number of environments to build where ``env`` is an id or ``None``
     :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
+    :param env_timeout: seconds that an environment may take to answer, for ``vec_env="subproc"``
+    :param restart_envs: how many times environments are started again, for ``vec_env="subproc"``
     :param seed: seed of student, sampling and environments
     :param device: device of student and teacher
     :param _init_setup_model: whether to build the student now; False while a zip is loaded
@@ -101,6 +105,8 @@ class DistillationAlgorithm(BaseAlgorithm):
         activation_bits: int | None,
         n_envs: int | None,
         vec_env: str,
+        env_timeout: float | None,
+        restart_envs: int,
         seed: int | None,
         device: th.device | str,
         _init_setup_model: bool,
@@ -109,19 +115,21 @@ class DistillationAlgorithm(BaseAlgorithm):
         check_arguments(teacher, env, policy, vec_env=vec_env, seed=seed, device=device)
         check_base_arguments(kwargs)
         n_envs = check_n_envs(n_envs)
+        workers = check_workers(vec_env, env_timeout, restart_envs)
         loaded = None if teacher is None else load_teacher(teacher, device=device, needs_env=env is None)
         if env is None and _init_setup_model:
             env = env_of_teacher(loaded)
         recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
         super().__init__(
             policy=QuantActorCriticPolicy if policy is None else policy,
-            env=None if env is None else raw_env(env, loaded, n_envs, vec_env, seed),
+            env=None if env is None else raw_env(env, loaded, n_envs, vec_env, seed, workers),
             device=device,
             support_multi_env=True,
             seed=seed,
             **kwargs,
         )
         self.teacher, self._recipe = loaded, recipe
+        self.env_timeout, self.restart_envs = env_timeout, restart_envs
         self.teacher_name, self.teacher_checksum = "", ""
         self.pipeline: list[str] = []
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
@@ -334,6 +342,23 @@ class DistillationAlgorithm(BaseAlgorithm):
             n_envs = check_n_envs(kwargs.pop("n_envs", None))
             env = raw_env(env, teacher, n_envs, "dummy", kwargs.get("seed"))
         return super().load(path, env, *args, **kwargs)
+
+    def save(self, path: Any, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """
+        Save the student as a zip. A file appears whole, or the one that was there stays.
+
+        :param path: path of the file, ``.zip`` is appended where there is no suffix; or a binary file that is open
+        :param exclude: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
+        :param include: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
+        """
+        if not isinstance(path, str | Path):
+            super().save(path, exclude, include)
+            return
+        target = Path(path) if Path(path).suffix else Path(path).with_suffix(".zip")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        memory = io.BytesIO()  # torch turns an error of the disk into one of its own format
+        super().save(memory, exclude, include)
+        write_atomically(target, memory.getvalue())
 
     def _excluded_save_params(self) -> list[str]:
         # tensorboard_log is a path on the machine that trained

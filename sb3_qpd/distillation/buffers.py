@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,48 @@ class DistillationSamples(NamedTuple):
         return self.observations.cpu().numpy()
 
 
+class BufferPosition(NamedTuple):
+    """
+    How much was ever stored in a buffer.
+
+    :param rows: number of observations
+    :param frames: number of single frames, 0 where frames are not stored apart
+    """
+
+    rows: int
+    frames: int
+
+
+Rows = dict[str, list[np.ndarray]]  # arrays by name, each in parts that follow each other
+
+
+def ring_parts(ring: np.ndarray, start: int, stop: int) -> list[np.ndarray]:
+    """
+    The rows from one position to another, as one view, or two where they go round the end of the ring.
+
+    :param ring: the ring; row i of all that were ever stored lies at i modulo its length
+    :param start: position of the first row
+    :param stop: position after the last row, at most the ring's length later
+    """
+    first, n = start % len(ring), stop - start
+    return [ring[first : first + n], *([ring[: first + n - len(ring)]] if first + n > len(ring) else [])]
+
+
+def put_into_ring(ring: np.ndarray, start: int, rows: np.ndarray) -> None:
+    """
+    Write rows at their position.
+
+    :param ring: see :func:`ring_parts`
+    :param start: position of the first row
+    :param rows: rows of the ring's dtype and shape
+    :raises ValueError: rows of another dtype or shape, or more than the ring holds
+    """
+    if rows.dtype != ring.dtype or rows.shape[1:] != ring.shape[1:] or len(rows) > len(ring) or start < 0:
+        raise ValueError(f"expected rows of {ring.dtype} and {ring.shape[1:]}, got {rows.dtype} and {rows.shape[1:]}")
+    for part in ring_parts(ring, start, start + len(rows)):
+        part[:], rows = rows[: len(part)], rows[len(part) :]
+
+
 class VectorStore:
     """
     Unstacked observations: uint8 as it is, anything else in float32, or in float64 for as long as it is needed.
@@ -54,6 +96,21 @@ class VectorStore:
 
     def get(self, slots: np.ndarray) -> np.ndarray:
         return self._data[slots]
+
+    @property
+    def position(self) -> int:
+        return 0  # the rows alone say where the next one belongs
+
+    def holds_before(self, position: int) -> bool:
+        return False
+
+    def rows(self, start: int, stop: int, position: int) -> Rows:
+        return {"data": ring_parts(self._data, start, stop)}
+
+    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
+        if rows["data"].dtype == np.float32:
+            self.to_float32()  # as the ring was before these rows were added
+        put_into_ring(self._data, start, rows["data"])
 
     def is_valid(self, slots: np.ndarray) -> np.ndarray:
         return np.ones(len(slots), bool)
@@ -89,6 +146,21 @@ class DictStore:
 
     def get(self, slots: np.ndarray) -> dict[str, np.ndarray]:
         return {key: store.get(slots) for key, store in self._stores.items()}
+
+    @property
+    def position(self) -> int:
+        return 0  # the rows alone say where the next one belongs
+
+    def holds_before(self, position: int) -> bool:
+        return False
+
+    def rows(self, start: int, stop: int, position: int) -> Rows:
+        # numbers, as a key may be any text
+        return {f"data{i}": store.rows(start, stop, 0)["data"] for i, store in enumerate(self._stores.values())}
+
+    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
+        for i, store in enumerate(self._stores.values()):
+            store.put_back(start, {"data": rows[f"data{i}"]})
 
     def is_valid(self, slots: np.ndarray) -> np.ndarray:
         return np.ones(len(slots), bool)
@@ -140,6 +212,32 @@ class FrameStore:
         for i in range(self._depth):
             batch[..., i] = self._frames[ids[:, i]]
         return np.moveaxis(batch, -1, 1)
+
+    @property
+    def position(self) -> int:
+        """Number of frames that were ever stored."""
+        return self._next
+
+    def holds_before(self, position: int) -> bool:
+        return position > self._next - self._n_frames
+
+    def rows(self, start: int, stop: int, position: int) -> Rows:
+        first = max(position, self._next - self._n_frames)
+        return {
+            "index": ring_parts(self._index, start, stop),
+            "frames": ring_parts(self._frames, first, self._next),
+            "next": [np.array([self._next])],
+        }
+
+    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
+        put_into_ring(self._index, start, rows["index"])
+        self._next = int(rows["next"][0])
+        put_into_ring(self._frames, self._next - len(rows["frames"]), rows["frames"])
+        n_envs = len(self._last)
+        if len(rows["index"]) >= n_envs:
+            self._last_index[:] = rows["index"][-n_envs:]
+            slots = (start + len(rows["index"]) - n_envs + np.arange(n_envs)) % len(self._index)
+            self._last[:] = self.get(slots)
 
     def is_valid(self, slots: np.ndarray) -> np.ndarray:
         return self._index[slots].min(1) >= self._next - self._n_frames
@@ -197,8 +295,7 @@ class DistillationBuffer:
         :param targets: the teacher's labels of these observations
         """
         arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
-        if not self._targets:
-            self._targets = {name: np.zeros((self.capacity, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
+        self._make_rings(arrays)
         slots = (self._added + np.arange(self.n_envs)) % self.capacity
         self._store.add(slots, observations)
         for name, ring in self._targets.items():
@@ -215,6 +312,60 @@ class DistillationBuffer:
             self._store.to_float32(but)
         elif isinstance(self._store, VectorStore) and None not in but:
             self._store.to_float32()
+
+    @property
+    def position(self) -> BufferPosition:
+        """What was stored so far: where a later call of :meth:`rows_since` begins."""
+        return BufferPosition(self._added, self._store.position)
+
+    def rows_since(self, position: BufferPosition) -> Rows:
+        """
+        What was stored after a position and is still in the ring, as views. :meth:`put_back` takes it.
+
+        :param position: an earlier :attr:`position`
+        """
+        start = max(position.rows, self._added - self.capacity)
+        targets = {f"target_{name}": ring_parts(ring, start, self._added) for name, ring in self._targets.items()}
+        return {"start": [np.array([start])], **self._store.rows(start, self._added, position.frames), **targets}
+
+    def holds_anything_before(self, position: BufferPosition) -> bool:
+        """
+        Whether the ring still holds a row or a frame that was stored before a position.
+
+        :param position: an earlier :attr:`position`
+        """
+        return position.rows > self._added - self.capacity or self._store.holds_before(position.frames)
+
+    def put_back(self, rows: Mapping[str, np.ndarray], targets: TeacherOutput) -> None:
+        """
+        Store again what :meth:`rows_since` gave, in the order in which it was given.
+
+        :param rows: arrays by name
+        :param targets: labels of the same teacher, for their shapes
+        :raises ValueError: the rows are another ring's
+        """
+        self._make_rings({name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None})
+        labels = {name.removeprefix("target_"): array for name, array in rows.items() if name.startswith("target_")}
+        start, n_rows = int(rows["start"][0]), {len(array) for array in labels.values()}
+        if len(n_rows) != 1 or start < 0 or labels.keys() != self._targets.keys():
+            raise ValueError("the rows are not those of this ring")
+        for name, ring in self._targets.items():
+            put_into_ring(ring, start, labels[name])
+        self._store.put_back(start, rows)
+        self._added = start + n_rows.pop()
+
+    @property
+    def rng_state(self) -> dict[str, Any]:
+        """State of the generator of the samples, as plain values."""
+        return self._rng.bit_generator.state  # type: ignore[return-value]
+
+    @rng_state.setter
+    def rng_state(self, state: dict[str, Any]) -> None:
+        self._rng.bit_generator.state = state
+
+    def _make_rings(self, arrays: Mapping[str, np.ndarray]) -> None:
+        if not self._targets:
+            self._targets = {name: np.zeros((self.capacity, *a.shape[1:]), a.dtype) for name, a in arrays.items()}
 
     def labels(self, name: str) -> np.ndarray:
         """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from sb3_qpd.distillation.initialization import measure_action_unit
 from sb3_qpd.distillation.origin import exact_keys
 from sb3_qpd.distillation.roll_in import RollIn, StudentEpisodes, mix_in_student
 from sb3_qpd.envs.inspection import stacks_frames
-from sb3_qpd.failures import environment_failures
+from sb3_qpd.failures import env_name, environment_failures
 from sb3_qpd.players import masks_for, seed_if_possible
 from sb3_qpd.teachers.check import check_teacher
 from sb3_qpd.teachers.families import DeterministicTeacher
@@ -56,7 +57,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
         self._buffer = None  # another environment may stack its frames or mask its actions differently
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_buffer", "_rng", "_ask_masks", "_turns", "_students", "_bar"]
+        return [*super()._excluded_save_params(), "_buffer", "_rng", "_ask_masks", "_turns", "_students", "_bar", "_env_name"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._bar = StageBar() if progress_bar else None
@@ -70,8 +71,14 @@ class CollectingAlgorithm(DistillationAlgorithm):
         if self._bar is not None:
             self._bar.tell(text)
 
-    def _start_collecting(self) -> None:
+    def _start_collecting(self, goes_on: bool) -> None:
+        """
+        Make what collecting needs.
+
+        :param goes_on: a checkpoint of this run was found, so that the teacher was checked before
+        """
         assert self.env is not None and self.teacher is not None
+        self._env_name = self._recipe.env_id if self._recipe is not None else env_name(self.env, asks=True)
         self._ask_masks = masks_for(self.teacher, self.env)
         if self.teacher.uses_masks and not self._masking:
             warnings.warn(
@@ -79,7 +86,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
                 "were always allowed"
             )
         check_finite(self._ask_teacher())
-        if self.check_teacher and self.num_timesteps == 0:
+        if self.check_teacher and self.num_timesteps == 0 and not goes_on:
             self._tell("checking the teacher")
             self._compare_teacher_with_random()
         if self._buffer is None:
@@ -113,8 +120,14 @@ class CollectingAlgorithm(DistillationAlgorithm):
     def _ask_teacher(self) -> TeacherOutput:
         """The teacher's labels of the newest observations."""
         assert self.env is not None and self.teacher is not None
-        check_observations(self._last_obs)
-        return self.teacher(self._last_obs, self._ask_masks())
+        with self._named_failures():
+            check_observations(self._last_obs)
+            masks = self._ask_masks()
+        return self.teacher(self._last_obs, masks)
+
+    def _named_failures(self) -> AbstractContextManager[None]:
+        """What goes wrong in the environment is an error that names the environment, the step and the sub-environment."""
+        return environment_failures(self.env, step=self.num_timesteps, name=self._env_name)
 
     @property
     def _is_warming_up(self) -> bool:

@@ -19,7 +19,8 @@ from stable_baselines3.common.utils import update_learning_rate
 from sb3_qpd.distillation.arguments import check_learn_arguments
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.buffers import DistillationSamples, FloatPixels, observation_bytes
-from sb3_qpd.distillation.environment import EnvSource
+from sb3_qpd.distillation.checkpoints import Checkpoint, CheckpointWriter
+from sb3_qpd.distillation.environment import EnvSource, check_rewards
 from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_memory, check_optimizer
 from sb3_qpd.distillation.initialization import initialize_from_data
 from sb3_qpd.distillation.objective import distillation_loss, measure_student
@@ -31,6 +32,7 @@ from sb3_qpd.distillation.schedules import (
     warmup_learning_rate,
 )
 from sb3_qpd.envs.inspection import stacks_frames
+from sb3_qpd.envs.workers import no_restarts
 from sb3_qpd.students.architectures import StudentArch
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher, check_finite
@@ -82,6 +84,10 @@ class QPDDistiller(FallingPrecision):
         is not better
     :param n_envs: number of environments to build where ``env`` is an id or ``None``; 16 by default
     :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
+    :param env_timeout: longest time in seconds that an environment may take to answer, for ``vec_env="subproc"``; ``None`` is
+        no limit
+    :param restart_envs: how many times an environment that failed is started again in a new process, for
+        ``vec_env="subproc"``; its episode is dropped
     :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param policy_kwargs: more arguments of the policy class; ``optimizer_class`` is :class:`~sb3_qpd.MuonAdam` by default
@@ -119,6 +125,8 @@ class QPDDistiller(FallingPrecision):
         check_teacher: bool = True,
         n_envs: int | None = None,
         vec_env: str = "dummy",
+        env_timeout: float | None = None,
+        restart_envs: int = 0,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -136,6 +144,8 @@ class QPDDistiller(FallingPrecision):
             activation_bits=activation_bits,
             n_envs=n_envs,
             vec_env=vec_env,
+            env_timeout=env_timeout,
+            restart_envs=restart_envs,
             seed=seed,
             device=device,
             _init_setup_model=_init_setup_model,
@@ -152,6 +162,7 @@ class QPDDistiller(FallingPrecision):
         self.box_loss, self.beta, self.roll_in = box_loss, beta, roll_in
         self.transition, self.transition_start, self.transition_end = transition, transition_start, transition_end
         self.max_grad_norm, self.check_teacher = max_grad_norm, check_teacher
+        self.checkpoint: Checkpoint | None = None  # of learn() where its caller names none
         self.seconds_learning = 0.0
         self.input_findings = []
         self._transition_progress = 0.0
@@ -181,9 +192,11 @@ class QPDDistiller(FallingPrecision):
         self._buffer = None
         self._float_state = None
         self._float_pixels = FloatPixels()
+        self._writer: CheckpointWriter | None = None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_float_pixels", "_last_losses"]
+        own = ("_float_pixels", "_last_losses", "_writer", "_since", "checkpoint")
+        return [*super()._excluded_save_params(), *own]
 
     def learn(
         self: SelfQPDDistiller,
@@ -193,6 +206,7 @@ class QPDDistiller(FallingPrecision):
         tb_log_name: str = "QPD",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
+        checkpoint: str | Path | Checkpoint | None = None,
     ) -> SelfQPDDistiller:
         """
         Distill for a number of environment steps, see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`.
@@ -204,27 +218,57 @@ class QPDDistiller(FallingPrecision):
         :param reset_num_timesteps: whether the count of steps and the learning rate's schedule start anew. A transition never
             runs backwards
         :param progress_bar: whether to show a progress bar
+        :param checkpoint: folder in which the run keeps its state, so that it can go on where it was killed. A
+            :class:`~sb3_qpd.Checkpoint` says how often, and whether to go on from what is there. ``None`` takes
+            ``self.checkpoint``, which is ``None`` at first. The student is the same with and without
         """
         check_learn_arguments(callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        start, iteration = time.perf_counter(), 0
+        self._since = time.perf_counter()
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
+        self._writer = self._open_checkpoint(checkpoint, callback)
         callback.on_training_start(locals(), globals())
         try:
             # for vectors one: waiting for a second thread takes longer than these small products
             with torch_threads(None if self._has_images else 1):
-                self._start_collecting()
+                self._start_collecting(goes_on=self._writer is not None and self._writer.found is not None)
                 self._start_training()
-                while self.num_timesteps < total_timesteps and self._collect_and_train(callback):
-                    iteration += 1
-                    self._log(log_interval is not None and iteration % log_interval == 0, iteration)
+                self._learn_rounds(callback, log_interval)
         finally:  # Ctrl-C ends learning too, and the student can still be saved
-            self.seconds_learning += time.perf_counter() - start
+            self._count_seconds()
             if self._bar is not None:
                 self._bar.close()
         callback.on_training_end()
         return self
+
+    def _open_checkpoint(self, checkpoint: str | Path | Checkpoint | None, callback: BaseCallback) -> CheckpointWriter | None:
+        checkpoint = self.checkpoint if checkpoint is None else checkpoint
+        if checkpoint is None:
+            return None
+        return CheckpointWriter(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint), self, callback)
+
+    def _learn_rounds(self, callback: BaseCallback, log_interval: int | None) -> None:
+        writer = self._writer
+        iteration, goes_on = (0, True) if writer is None else (writer.start(), not writer.is_finished)
+        self._since = time.perf_counter() if writer is not None and writer.found is not None else self._since
+        while self.num_timesteps < self._total_timesteps and goes_on:
+            goes_on = self._collect_and_train(callback)
+            if not goes_on:
+                break
+            iteration += 1
+            self._log(log_interval is not None and iteration % log_interval == 0, iteration)
+            if writer is not None:
+                self._count_seconds()
+                writer.write_if_due(iteration)
+        if writer is not None:
+            self._count_seconds()
+            writer.finish(iteration)
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds_learning += now - self._since
+        self._since = now
 
     def _start_training(self) -> None:
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
@@ -271,15 +315,20 @@ class QPDDistiller(FallingPrecision):
             check_finite(targets)
             actions = self._act(targets)
             buffer.add(self._last_obs, targets)
-            env.step_async(actions)
+            with self._named_failures():
+                env.step_async(actions)
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
             try:
                 self._train()
             except BaseException:  # after an interrupt, fetch the step that the environments have begun
-                with suppress(Exception):  # a terminal sends Ctrl-C to subprocesses too: they are gone
+                with suppress(Exception), no_restarts(env):  # a terminal sends Ctrl-C to subprocesses too: they are gone
                     self._last_obs, _, self._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
                 raise
-            new_obs, rewards, dones, infos = env.step_wait()
+            with self._named_failures():
+                new_obs, rewards, dones, infos = env.step_wait()
+                check_rewards(rewards)
+            if self._writer is not None:
+                self._writer.recording.add(actions, rewards, dones)
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
             n_steps += 1
             self.num_timesteps += env.num_envs

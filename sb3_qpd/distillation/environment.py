@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_qpd.envs.recipe import VEC_ENV_CLASSES, EnvRecipe, EnvSource, build_env, check_env_type, make_recipe
+from sb3_qpd.failures import EnvironmentFailure
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.normalization import remove_vec_normalize
 from sb3_qpd.teachers.teacher import Teacher
@@ -38,7 +40,14 @@ def env_of_teacher(teacher: Teacher | None) -> VecEnv | EnvRecipe:
     return env
 
 
-def raw_env(env: EnvSource, teacher: Teacher | None, n_envs: int | None, vec_env: str, seed: int | None) -> GymEnv:
+def raw_env(
+    env: EnvSource,
+    teacher: Teacher | None,
+    n_envs: int | None,
+    vec_env: str,
+    seed: int | None,
+    vec_env_kwargs: Mapping[str, Any] | None = None,
+) -> GymEnv:
     """
     An environment with raw observations and supported spaces. The teacher takes the statistics of a ``VecNormalize``.
 
@@ -47,18 +56,20 @@ def raw_env(env: EnvSource, teacher: Teacher | None, n_envs: int | None, vec_env
     :param n_envs: number of environments to build from an id; ``None`` builds 16
     :param vec_env: ``"dummy"`` or ``"subproc"``
     :param seed: seed of the environments that are built
+    :param vec_env_kwargs: see :meth:`~sb3_qpd.envs.recipe.EnvRecipe.make_vec_env`
     :raises ValueError: ``n_envs`` is given for an environment that exists already, or a space is not supported
     """
     check_env_type(env)
     if isinstance(env, str | EnvRecipe):
         recipe = make_recipe(env)
-        raw: GymEnv = recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env)
+        raw: GymEnv = recipe.make_vec_env(n_envs or N_ENVS, seed, vec_env, vec_env_kwargs=vec_env_kwargs)
     elif callable(env) and not isinstance(env, gym.Env | VecEnv):
         one = build_env(env)
         if isinstance(one, VecEnv):
             return raw_env(one, teacher, None if n_envs == one.num_envs else n_envs, vec_env, seed)
         one.close()
-        raw = make_vec_env(env, n_envs or N_ENVS, seed, vec_env_cls=VEC_ENV_CLASSES[vec_env])  # type: ignore[arg-type]
+        kind: dict[str, Any] = {"vec_env_cls": VEC_ENV_CLASSES[vec_env], "vec_env_kwargs": dict(vec_env_kwargs or {})}
+        raw = make_vec_env(env, n_envs or N_ENVS, seed, **kind)  # type: ignore[arg-type]
     elif n_envs is not None:
         raise ValueError(
             f"n_envs={n_envs} is for environments that are built from an id: this one exists already ({env}). Leave n_envs "
@@ -80,20 +91,34 @@ def check_observations(observations: Any) -> None:
     Refuse observations that no student can take.
 
     :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
-    :raises ValueError: NaN, infinity, or a number that is infinite in float32
+    :raises EnvironmentFailure: NaN, infinity, or a number that is infinite in float32
     """
     parts = observations.items() if isinstance(observations, dict) else [("", observations)]
     for key, values in parts:
         if values.dtype.kind != "f":
             continue
         with np.errstate(over="ignore"):
-            is_finite = np.isfinite(values.astype(np.float32, copy=False)).reshape(len(values), -1).all(0)
+            is_finite = np.isfinite(values.astype(np.float32, copy=False)).reshape(len(values), -1)
         if not is_finite.all():
-            where = f"{key}[{is_finite.argmin()}]" if key else str(is_finite.argmin())
-            raise ValueError(
-                f"The environment's observations hold NaN, infinity or a number beyond float32, first in feature {where}: a "
-                "student takes finite numbers only. Clip or replace them in the environment"
+            row, column = np.argwhere(~is_finite)[0]
+            where = f"{key}[{column}]" if key else str(column)
+            raise EnvironmentFailure(
+                f"its observations hold NaN, infinity or a number beyond float32, first in feature {where}: a "
+                "student takes finite numbers only. Clip or replace them in the environment",
+                int(row),
             )
+
+
+def check_rewards(rewards: np.ndarray) -> None:
+    """
+    Refuse rewards that no return can be computed from.
+
+    :param rewards: rewards of one step, shape (n_envs,)
+    :raises EnvironmentFailure: a reward is NaN or infinite
+    """
+    if not np.isfinite(rewards).all():
+        index = int(np.isfinite(rewards).argmin())
+        raise EnvironmentFailure(f"its reward is {rewards[index]}, expected a finite number. Correct the environment", index)
 
 
 def has_float_images(teacher: Teacher) -> bool:

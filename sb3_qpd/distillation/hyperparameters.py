@@ -149,3 +149,26 @@ def check_vec_env(vec_env: Any) -> None:
     :param vec_env: ``"dummy"`` or ``"subproc"``
     """
     check_choice("vec_env", vec_env, VEC_ENVS)
+
+
+def check_workers(vec_env: str, env_timeout: Any, restart_envs: Any) -> dict[str, Any]:
+    """
+    The arguments of environments in subprocesses.
+
+    :param vec_env: ``"dummy"`` or ``"subproc"``
+    :param env_timeout: seconds, or ``None``
+    :param restart_envs: number of restarts
+    :return: arguments of :class:`~sb3_qpd.envs.workers.WorkerVecEnv`; none for ``"dummy"``
+    :raises ValueError: values out of range, or given for environments in this process
+    """
+    if env_timeout is not None and not (is_finite(env_timeout) and env_timeout > 0):
+        raise ValueError(f"env_timeout must be a number of seconds above 0, or None, got {env_timeout!r}")
+    restarts = check_whole("restart_envs", restart_envs, least=0)
+    if vec_env != "subproc":
+        if env_timeout is not None or restarts:
+            raise ValueError(
+                f"env_timeout and restart_envs are for environments in subprocesses, got vec_env={vec_env!r}: an environment "
+                "in this process cannot be stopped. Give vec_env='subproc', on the command line --vec-env subproc"
+            )
+        return {}
+    return {"time_limit": env_timeout, "restarts": restarts}

@@ -36,7 +36,7 @@ class RollIn:
         self._left = np.zeros(n_envs)  # steps that are still the teacher's
         self._steps = np.zeros(n_envs)
         self._teacher_length = 0.0
-        self._draw(np.arange(n_envs))
+        self.start_all()
 
     def teacher_acts(self) -> np.ndarray:
         """Whether the teacher acts next, for each environment; shape (n_envs,)."""
@@ -54,6 +54,23 @@ class RollIn:
         for i in ended[np.isinf(self._left[ended])]:  # whole episodes only: first steps end early where the teacher failed
             self._teacher_length += 0.1 * (self._steps[i] - self._teacher_length)
         self._draw(ended)
+
+    def start_all(self) -> None:
+        """Draw the turns of all environments: each begins an episode."""
+        self._draw(np.arange(len(self._left)))
+
+    def state(self) -> dict[str, Any]:
+        """What the next turns follow from, but for the generator."""
+        return {"left": self._left, "steps": self._steps, "teacher_length": float(self._teacher_length)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """
+        Go on with the turns of another process.
+
+        :param state: from :meth:`state`
+        """
+        self._left[:], self._steps[:] = state["left"], state["steps"]
+        self._teacher_length = float(state["teacher_length"])
 
     def _draw(self, indices: np.ndarray) -> None:
         for i in indices:
@@ -98,6 +115,25 @@ class StudentEpisodes:
                 self.returns.append(float(episode["r"]))
                 self.lengths.append(float(episode["l"]))
         self._steps[dones] = 0
+
+    def start_all(self) -> None:
+        """Every environment begins an episode."""
+        self._steps[:] = 0
+
+    def state(self) -> dict[str, Any]:
+        """The running episodes and the recent ones."""
+        return {"steps": self._steps, "returns": list(self.returns), "lengths": list(self.lengths)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """
+        Go on with the episodes of another process.
+
+        :param state: from :meth:`state`
+        """
+        self._steps[:] = state["steps"]
+        for recent, values in ((self.returns, state["returns"]), (self.lengths, state["lengths"])):
+            recent.clear()
+            recent.extend(float(value) for value in values)
 
 
 @th.no_grad()

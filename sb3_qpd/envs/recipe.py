@@ -17,10 +17,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 from sb3_qpd.checks import check_choice, check_type
-from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.envs import VEC_ENVS
 from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
 from sb3_qpd.envs.registry import check_env_kwargs, find_spec, make_registered
+from sb3_qpd.envs.workers import WorkerVecEnv
 
 MAX_FRAME_STACK = 64
 # Modules, and the wrappers in them that a recipe may name. A recipe can come from an untrusted file, so wrappers that write
@@ -44,22 +44,7 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ),
     (r"sb3_qpd\.envs\.wrappers", "ZeroContactForces"),
 )
-
-
-class SafeSubprocVecEnv(SubprocVecEnv):
-    """
-    SB3's environments in processes of their own, which import nothing from the current folder before the path of this process.
-
-    :param args: see :class:`~stable_baselines3.common.vec_env.SubprocVecEnv`
-    :param kwargs: see there
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        with safe_import_path():
-            super().__init__(*args, **kwargs)
-
-
-_VEC_ENV_CLASSES: tuple[type[DummyVecEnv] | type[SubprocVecEnv], ...] = (DummyVecEnv, SafeSubprocVecEnv)
+_VEC_ENV_CLASSES: tuple[type[DummyVecEnv] | type[SubprocVecEnv], ...] = (DummyVecEnv, WorkerVecEnv)
 VEC_ENV_CLASSES = dict(zip(VEC_ENVS, _VEC_ENV_CLASSES, strict=True))
 
 ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
@@ -151,7 +136,14 @@ class EnvRecipe:
         """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
         return self._wrap(Monitor(_make_unwrapped(find_spec(self.env_id), self.env_kwargs)))
 
-    def make_vec_env(self, n_envs: int, seed: int | None = None, vec_env: str = "dummy", training: bool = True) -> VecEnv:
+    def make_vec_env(
+        self,
+        n_envs: int,
+        seed: int | None = None,
+        vec_env: str = "dummy",
+        training: bool = True,
+        vec_env_kwargs: Mapping[str, Any] | None = None,
+    ) -> VecEnv:
         """
         A vectorized environment, with a monitor, stacked frames, and images channels first.
 
@@ -162,6 +154,7 @@ class EnvRecipe:
         :param seed: seed of the first sub-environment; the others count on from it
         :param vec_env: ``"dummy"`` or ``"subproc"``; ignored by :class:`AtariVecEnv`, which has its own threads
         :param training: ``False`` for evaluation
+        :param vec_env_kwargs: arguments of :class:`~sb3_qpd.envs.workers.WorkerVecEnv`, for ``"subproc"``
         """
         check_choice("vec_env", vec_env, VEC_ENVS)
         if self.is_native:
@@ -169,11 +162,12 @@ class EnvRecipe:
         if vec_env == "subproc":
             self.make_env().close()  # an error is raised here: a subprocess would only break the connection
         # a spec, as a subprocess may not know the id
-        make, kind = partial(_make_unwrapped, find_spec(self.env_id), self.env_kwargs), VEC_ENV_CLASSES[vec_env]
+        make = partial(_make_unwrapped, find_spec(self.env_id), self.env_kwargs)
+        kind: dict[str, Any] = {"vec_env_cls": VEC_ENV_CLASSES[vec_env], "vec_env_kwargs": dict(vec_env_kwargs or {})}
         if self.has_pixels and self._has_usual_wrappers:
-            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, vec_env_cls=kind)
+            venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, **kind)
         else:
-            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, vec_env_cls=kind)
+            venv = make_vec_env(make, n_envs, seed, wrapper_class=self._wrap, **kind)
         if self.frame_stack > 1:
             venv = VecFrameStack(venv, self.frame_stack)
         space = venv.observation_space
@@ -243,8 +237,7 @@ def _make_unwrapped(spec: EnvSpec, settings: Mapping[str, Any], **more: Any) -> 
     :param settings: of the recipe, for ``gym.make``
     :param more: settings that SB3 adds, such as ``render_mode``
     """
-    with _named_settings(f"The environment {spec.id}", settings):
-        return make_registered(spec, **{**settings, **more})
+    return make_registered(spec, **{**settings, **more})
 
 
 @contextmanager

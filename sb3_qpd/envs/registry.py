@@ -107,7 +107,7 @@ def make_registered(spec: gym.envs.registration.EnvSpec, **env_kwargs: Any) -> g
         raise_missing_package(spec, error)
         raise  # Gymnasium says what to do
     except Exception:
-        with environment_failures(spec.id, f"gym.make with {env_kwargs}" if env_kwargs else "gym.make"):
+        with environment_failures(spec.id, f"gym.make with {env_kwargs!r:.200}" if env_kwargs else "gym.make"):
             raise
 
 

@@ -29,7 +29,7 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 
-from sb3_qpd.atomic import AtomicFolder
+from sb3_qpd.atomic import write_atomically
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.evaluation.statistics import Evaluation
 from sb3_qpd.teachers.normalization import ObsNormalization
@@ -180,6 +180,6 @@ def _write(name: str, played: Evaluation) -> None:
         **{"returns": played.returns.tolist(), "lengths": played.lengths.tolist()},
     }
     content["checksum"] = _checksum(name, content)
-    with AtomicFolder(cache_folder(), force=True) as folder:
-        (folder.path / name).write_text(json.dumps(content), encoding="utf-8")
-        folder.commit()
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / name, json.dumps(content).encode())

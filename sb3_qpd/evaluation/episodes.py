@@ -18,7 +18,8 @@ from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe, build_env, make_recipe
 from sb3_qpd.evaluation.fitting import check_env
 from sb3_qpd.evaluation.statistics import Evaluation
-from sb3_qpd.failures import environment_failures
+from sb3_qpd.failures import env_name as name_of
+from sb3_qpd.failures import environment_failure, environment_failures
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import Observation, batch_size, copy_row, stack
 from sb3_qpd.players import (
@@ -102,7 +103,8 @@ def evaluate(
             _seeded_sampling(player, seed),
             tqdm(total=n_episodes, desc=name, unit="episode", disable=not progress_bar) as bar,
         ):
-            score = _Score(n_episodes, limit, env_name, bar)
+            inner_name = name_of(played, asks=True) if isinstance(played, VecEnv) else env_name
+            score = _Score(n_episodes, limit, env_name, bar, inner_name)
             if isinstance(played, VecEnv):
                 _play_vec_env(player, played, seed, deterministic, score)
             else:
@@ -136,11 +138,13 @@ class _Score:
     :param limit: steps after which an episode is taken for one that never ends
     :param env_name: name of the environment, for the message
     :param bar: progress bar, which counts the episodes
+    :param inner_name: name of the environment inside a vectorized one, for the messages of one that fails
     """
 
-    def __init__(self, n_episodes: int, limit: int, env_name: str, bar: tqdm) -> None:
+    def __init__(self, n_episodes: int, limit: int, env_name: str, bar: tqdm, inner_name: str) -> None:
         self.returns, self.lengths = np.zeros(n_episodes), np.zeros(n_episodes, dtype=np.int64)
         self.limit, self.env_name, self.bar = limit, env_name, bar
+        self.where = f"{inner_name} (evaluation)"
 
     def check_length(self, steps: float) -> None:
         """
@@ -302,8 +306,8 @@ def step_limit(played: list[gym.Env] | VecEnv) -> int:
     return max(MAX_EPISODE_STEPS, getattr(spec, "max_episode_steps", None) or 0)
 
 
-def _reset(env: gym.Env, seed: int) -> Any:
-    with environment_failures(env, f"reset(seed={seed})"):
+def _reset(env: gym.Env, seed: int, index: int | None, score: _Score) -> Any:
+    with environment_failures(env, f"reset(seed={seed})", name=score.where, index=index):
         observation, _ = env.reset(seed=seed)
     return observation
 
@@ -316,14 +320,18 @@ def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: 
     total, steps = np.zeros(len(envs)), np.zeros(len(envs), int)
     observations: dict[int, Any] = {}
     ask_masks = masks_for(policy, envs)
+    indices = list(range(len(envs))) if len(envs) > 1 else [None]  # in the messages of environments that fail
     for j in range(min(len(envs), n_episodes)):
         episode[j] = next(waiting)
-        observations[j] = _reset(envs[j], seed + episode[j])
+        observations[j] = _reset(envs[j], seed + episode[j], indices[j], score)
     while episode:
         playing = list(episode)
         actions = act(policy, stack([observations[j] for j in playing]), deterministic, ask_masks(playing))
         for j, action in zip(playing, actions, strict=True):
-            observations[j], reward, terminated, truncated, info = envs[j].step(action)
+            try:
+                observations[j], reward, terminated, truncated, info = envs[j].step(action)
+            except Exception as error:
+                raise environment_failure(error, envs[j], step=int(steps[j]), name=score.where, index=indices[j]) from error
             total[j] += float(reward)
             steps[j] += 1
             if not (terminated or truncated):
@@ -335,7 +343,7 @@ def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: 
                 del episode[j]
             else:
                 episode[j] = following
-                observations[j] = _reset(envs[j], seed + following)
+                observations[j] = _reset(envs[j], seed + following, indices[j], score)
 
 
 def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, score: _Score) -> None:
@@ -346,10 +354,12 @@ def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, s
     monitored = is_monitored(env)
     act_in_env = actor(policy, env, deterministic)
     seed_if_possible(env, seed)
-    with environment_failures(env, "reset()"):
+    with environment_failures(env, "reset()", name=score.where):
         observations = env.reset()
     while (playing := played < quotas).any():
-        observations, rewards, dones, infos = env.step(act_in_env(observations))
+        actions = act_in_env(observations)
+        with environment_failures(env, step=int(steps[playing].max()), name=score.where):
+            observations, rewards, dones, infos = env.step(actions)
         total += rewards
         steps += 1
         for i in np.flatnonzero(dones):

@@ -70,10 +70,11 @@ def write_report(report: Mapping[str, Any], directory: str | Path, step: str = "
     :param directory: folder for the two files; created where there is none
     :param step: see :func:`to_markdown`
     """
+    text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
+    told = to_markdown(report, step)
     with AtomicFolder(Path(directory), force=True) as folder:
-        text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
         (folder.path / REPORT).write_text(text, encoding="utf-8")
-        (folder.path / REPORT_TEXT).write_text(to_markdown(report, step), encoding="utf-8")
+        (folder.path / REPORT_TEXT).write_text(told, encoding="utf-8")
         folder.commit()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cached_property
@@ -17,6 +19,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
+from sb3_qpd.atomic import write_atomically
 from sb3_qpd.integer import IntegerModel, group_parts
 from sb3_qpd.observations import check_finite
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
@@ -130,6 +133,19 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         is_adam = make is th.optim.Adam and "fused" not in self.optimizer_kwargs
         settings = {**({"foreach": True} if is_adam else {}), **self.optimizer_kwargs}
         return make(self.parameters(), lr=learning_rate, **settings)
+
+    def save(self, path: Any) -> None:
+        """
+        Save the policy. A file appears whole, or the one that was there stays.
+
+        :param path: path of the file, or a binary file that is open
+        """
+        if not isinstance(path, str | os.PathLike):
+            super().save(path)
+            return
+        memory = io.BytesIO()  # torch turns an error of the disk into one of its own format
+        super().save(memory)  # type: ignore[arg-type]
+        write_atomically(path, memory.getvalue())
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -99,7 +99,13 @@ def registered(trust_files: bool = False) -> Iterator[None]:
         th.set_num_threads(n_threads)
 
 
-def run(program: str, arguments: Sequence[str], trust_files: bool = False) -> None:
+def run(
+    program: str,
+    arguments: Sequence[str],
+    trust_files: bool = False,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
+) -> None:
     """
     Run one of RL Zoo's programs in this process, as ``python -m`` would.
 
@@ -107,12 +113,18 @@ def run(program: str, arguments: Sequence[str], trust_files: bool = False) -> No
     :param arguments: arguments of the program
     :param trust_files: let RL Zoo evaluate, unpickle and import what its files say. Otherwise
         :mod:`~sb3_qpd.zoo.untrusted` reads them as data
+    :param checkpoint_every: of ``train``: environment steps between two checkpoints, 0 for none, see
+        :class:`~sb3_qpd.Checkpoint`
+    :param resume: of ``train``: go on with the newest run of the environment that was killed
     :raises ValueError: RL Zoo refused its arguments
     :raises ImportError: a package that RL Zoo does not require is missing
     """
     before = sys.argv
     try:
         with registered(trust_files), _limited_downloads():
+            from sb3_qpd.zoo.manager import StudentManager
+
+            StudentManager.checkpoint_every, StudentManager.resume = checkpoint_every, resume
             sys.argv = [f"sb3-qpd zoo {program}", *arguments]
             if program in _PLOTS:
                 getattr(importlib.import_module("rl_zoo3.plots"), program)()

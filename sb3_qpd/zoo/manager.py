@@ -13,6 +13,9 @@ from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_qpd.atomic import CHECKPOINT
+from sb3_qpd.distillation.checkpoint_files import newest_steps, newest_values
+from sb3_qpd.distillation.checkpoints import Checkpoint
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe
@@ -41,6 +44,8 @@ class StudentManager(ExperimentManager):
     """
 
     has_begun: ClassVar[bool] = False  # whether a run of this process has begun to learn
+    checkpoint_every: ClassVar[int | None] = None  # see Checkpoint; 0 for none
+    resume: ClassVar[bool] = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -50,6 +55,29 @@ class StudentManager(ExperimentManager):
         self.recipe: EnvRecipe | None = None
         self.report_episodes = N_REPORT_EPISODES
         self._study: optuna.Study | None = None
+        self._checkpoint: Checkpoint | None = None
+        if self.is_student and not self.optimize_hyperparameters:
+            self._find_unfinished()
+
+    def _find_unfinished(self) -> None:
+        """With ``--resume`` the newest run that was killed goes on in its folder. Otherwise it is named, and stays."""
+        runs = [path.parent for path in Path(self.log_path).glob(f"{self.env_name}_*/{CHECKPOINT}")]
+        unfinished = [
+            (run.stat().st_mtime, run, steps) for run in runs if (steps := newest_steps(run / CHECKPOINT)) is not None
+        ]
+        if unfinished:
+            _, run, steps = max(unfinished)
+            if StudentManager.resume:
+                self.save_path, self.params_path = str(run), str(run / self.env_name)
+                self.seed = _seed_of(run / CHECKPOINT, self.seed)
+                print(f"Found a checkpoint after {steps} steps in {run}")
+            else:
+                print(f"{run} holds an unfinished run of {steps} steps: add --resume to the same command to go on from there")
+        elif StudentManager.resume:
+            print(f"Found no checkpoint of {self.env_name} in {self.log_path}: the run begins")
+        if StudentManager.checkpoint_every != 0:
+            every, resume = StudentManager.checkpoint_every or None, StudentManager.resume and bool(unfinished)
+            self._checkpoint = Checkpoint(Path(self.save_path, CHECKPOINT), every, resume)
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Check the entry and load its teacher once. The files of the run name the teacher as the entry does."""
@@ -165,15 +193,17 @@ class StudentManager(ExperimentManager):
         if not self.is_student:
             return super().learn(model)
         model.num_timesteps = 0  # RL Zoo counts from zero with -i too
+        model.checkpoint = self._checkpoint  # type: ignore[attr-defined]
         try:
             super().learn(model)
         except Exception as error:
             if model.num_timesteps > 0:
                 raise
             StudentManager.has_begun = False
-            for name in ("config.yml", "args.yml", "command.txt"):
-                Path(self.params_path, name).unlink(missing_ok=True)
-            _remove_empty(Path(self.save_path))
+            if self._checkpoint is None or self._checkpoint.num_timesteps is None:
+                for name in ("config.yml", "args.yml", "command.txt"):
+                    Path(self.params_path, name).unlink(missing_ok=True)
+                _remove_empty(Path(self.save_path))
             if isinstance(error, AttributeError) and error.__context__ is not None:
                 raise error.__context__ from None  # RL Zoo closed a progress bar that had not been opened
             raise
@@ -187,6 +217,8 @@ class StudentManager(ExperimentManager):
         model.to_integer(self.recipe or {"env_id": self.env_name.gym_id}).save(folder / "student.npz")
         if self.report_episodes > 0:
             self._report(model, folder)
+        if self._checkpoint is not None and model.num_timesteps >= self.n_timesteps:  # else it was stopped, and may go on
+            self._checkpoint.discard()
 
     def _report(self, model: QPDDistiller, folder: Path) -> None:
         assert model.teacher is not None
@@ -232,6 +264,13 @@ class StudentManager(ExperimentManager):
         policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
         policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)
         return policy.to_integer().nbytes
+
+
+def _seed_of(checkpoint: Path, default: int) -> int:
+    """The seed of a run that goes on. Where the command names none, RL Zoo draws another one each time."""
+    settings = (newest_values(checkpoint) or {}).get("settings")
+    seed = settings.get("seed") if isinstance(settings, dict) else None
+    return int(seed) if isinstance(seed, str) and seed.isdecimal() else default
 
 
 def _remove_empty(run: Path) -> None:

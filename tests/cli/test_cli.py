@@ -449,7 +449,7 @@ def test_what_goes_wrong_later_leaves_the_student(teacher: str, tmp_path: Path, 
     last = capsys.readouterr().err.splitlines()[-1]
     assert exit_info.value.code == 1
     assert (
-        "error: The environment's observations hold NaN, infinity or a number beyond float32" in last
+        "error: Breaking-v0 failed at step 100, in sub-environment 0: its observations hold NaN, infinity or a number" in last
         and "stopped after 100 steps; wrote student.npz" in last
     )
     assert IntegerModel.load(tmp_path / "out" / "student.npz").metadata["env"]["env_id"] == "Breaking-v0"
@@ -460,5 +460,5 @@ def test_a_student_without_an_integer_form_is_saved(teacher: str, tmp_path: Path
     with th.no_grad():
         student.policy.action_net.bias[0] = th.nan
     with AtomicFolder(tmp_path / "out", force=False) as staging:
-        assert _publish(student, EvaluationPlan("CartPole-v1", 1, 1), staging) == ["student.zip"]
+        assert _publish(student, EvaluationPlan("CartPole-v1", 1, 1), staging, None)[0] == ["student.zip"]
     assert "no student.npz: The student's parameters hold NaN" in capsys.readouterr().err

@@ -23,8 +23,9 @@ from hub_server import point_client_at, running_hub
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
-from toys import assert_same_bits
+from toys import assert_equal_states, assert_same_bits
 
+import sb3_qpd.distillation.distiller as distilling
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
 from sb3_qpd.cli import main
 from sb3_qpd.envs.atari import AtariVecEnv
@@ -150,6 +151,34 @@ def test_a_gpu_that_is_not_there(program: str, tmp_path: Path, capsys: pytest.Ca
         main(["zoo", program, "--algo", "qpd", "--env", "CartPole-v1", "--device", "cuda"])
     assert exit_info.value.code == 2
     assert "--device 'cuda' cannot be used on this machine" in capsys.readouterr().err
+
+
+def test_a_run_that_was_interrupted_goes_on(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distilling, "ROLLOUT_STEPS", 64)
+    options: tuple[str, ...] = ("-n", "400", "--checkpoint-every", "64")
+    params = {"teacher": str(teacher)}
+    train(tmp_path / "whole", *options, "--seed", "3", params=params)
+    whole = QPDDistiller.load(tmp_path / "whole" / "logs" / "qpd" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    learn = QPDDistiller._train
+
+    def interrupted(self: QPDDistiller) -> None:
+        learn(self)
+        if self.num_timesteps >= 200:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(QPDDistiller, "_train", interrupted)
+    folder = tmp_path / "logs" / "qpd" / f"{ENV}_1"
+    train(tmp_path, *options, "--seed", "3", params=params)
+    assert (folder / "checkpoint").is_dir() and (folder / f"{ENV}.zip").is_file()  # what there is
+    monkeypatch.setattr(QPDDistiller, "_train", learn)
+    train(tmp_path, *options, "--resume", params=params)  # RL Zoo draws a seed: the run's own counts
+    assert "Found a checkpoint after 192 steps" in capsys.readouterr().out
+    assert [path.name for path in folder.parent.iterdir()] == [f"{ENV}_1"] and not (folder / "checkpoint").exists()
+    student = QPDDistiller.load(folder / f"{ENV}.zip", device="cpu")
+    assert student.num_timesteps == 400
+    assert_equal_states(student, whole)
 
 
 def test_student_npz_is_the_final_model(run: Path) -> None:

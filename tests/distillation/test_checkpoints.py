@@ -1,0 +1,424 @@
+"""Checkpoints: a run that goes on is the run that was not interrupted, and what is in the folder is read as data."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import DQN, TD3
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack, VecTransposeImage
+from test_origin import ROBOT, Far, robot
+from toys import BOX, QUICK, Anything, Pointer, Quadrant, Strict, assert_equal_states, pointers, untrained
+
+import sb3_qpd.distillation.checkpoints as checkpoints
+import sb3_qpd.distillation.distiller as distilling
+from sb3_qpd import Checkpoint, QPDDistiller
+from sb3_qpd.distillation.buffers import DistillationBuffer
+from sb3_qpd.distillation.checkpoint_files import STATE_FILES, CheckpointError, newest_steps, read_archive, write_archive
+from sb3_qpd.teachers.teacher import TeacherOutput
+
+STEPS, EVERY = 400, 64
+DICT = spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Discrete(3)})
+
+
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distilling, "ROLLOUT_STEPS", EVERY)
+
+
+class Stop(BaseCallback):
+    """
+    Interrupts a run.
+
+    :param steps: environment steps before
+    """
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= self.steps:
+            raise KeyboardInterrupt
+        return True
+
+
+def images(n_envs: int = 4) -> Any:
+    return VecFrameStack(VecTransposeImage(make_vec_env(Quadrant, n_envs, seed=0)), 2)
+
+
+def anything(kind: Any, *args: Any) -> Any:
+    return make_vec_env(kind, 4, seed=0, env_kwargs=dict(zip(("observation_space", "action_space"), args, strict=True)))
+
+
+def maskable() -> Any:
+    from sb3_contrib import MaskablePPO
+
+    env = anything(Strict, spaces.Box(-1, 1, (3,)), spaces.Discrete(4))
+    return untrained(env, MaskablePPO)
+
+
+class FarPointer(Pointer):
+    """The first feature has an offset that float32 cannot carry."""
+
+    offset = np.array([5_400_000.25, -200.0, 0.01])
+
+
+def robots() -> Any:
+    return make_vec_env(Far, 4, seed=0, env_kwargs={"space": ROBOT, "draw": robot})
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "vector": (lambda: untrained(pointers()), {"buffer_size": 160}),
+    "blend": (lambda: untrained(pointers()), {"transition": "progressive", "roll_in": False}),
+    "scratch": (lambda: untrained(pointers()), {"transition": "scratch", "weight_bits": 4}),
+    "box": (lambda: untrained(pointers(BOX)), {"box_loss": "gaussian_kl"}),
+    "deterministic": (lambda: TD3("MlpPolicy", pointers(BOX), device="cpu", seed=0), {}),
+    "q values": (lambda: DQN("MlpPolicy", pointers(), device="cpu", seed=0, buffer_size=100), {}),
+    "images": (lambda: untrained(images(), policy="CnnPolicy"), {"buffer_size": 100, "student_arch": "nano"}),
+    "dict": (lambda: untrained(anything(Anything, DICT, spaces.Discrete(3)), policy="MultiInputPolicy"), {"buffer_size": 100}),
+    "masks": (maskable, {}),
+    "origin": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {}),
+    "origin, small ring": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {"buffer_size": 160}),
+    "origin in a dict": (lambda: untrained(robots(), policy="MultiInputPolicy"), {}),
+}
+
+
+def make(kind: str, **changes: Any) -> QPDDistiller:
+    teacher, options = KINDS[kind]
+    return QPDDistiller(teacher(), **{**QUICK, "batch_size": 32, "gradient_steps": 0.125, **options, **changes})
+
+
+def interrupted(folder: Path, kind: str = "vector", steps: int = 250, **changes: Any) -> Path:
+    with pytest.raises(KeyboardInterrupt):
+        make(kind, **changes).learn(STEPS, callback=Stop(steps), checkpoint=Checkpoint(folder, every=EVERY))
+    return folder
+
+
+def resumed(folder: Path, kind: str = "vector", **changes: Any) -> QPDDistiller:
+    return make(kind, **changes).learn(STEPS, checkpoint=Checkpoint(folder, every=EVERY, resume=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_goes_on_is_the_one_that_was_not_interrupted(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = make(kind).learn(STEPS)
+    folder = interrupted(tmp_path / "a", kind, steps=350)  # after the transition
+    student = resumed(folder, kind)
+    assert "steps: as if it had not been interrupted" in capsys.readouterr().out
+    assert_equal_states(whole, student)
+    assert student.num_timesteps == whole.num_timesteps and student._n_updates == whole._n_updates
+    if (before := whole.float_student()) is not None:
+        after = student.float_student()
+        assert after is not None
+        assert_equal_states(before, after)
+
+
+@pytest.mark.parametrize("kind", ["origin", "origin, small ring", "origin in a dict"])
+@pytest.mark.parametrize("steps", [80, 350])
+def test_the_ring_of_a_student_with_an_origin_goes_on(kind: str, steps: int, tmp_path: Path) -> None:
+    """Values with an origin stay in float64. The others are rounded at the first update, those of a checkpoint too."""
+    whole = make(kind).learn(STEPS)
+    student = resumed(interrupted(tmp_path, kind, steps), kind)
+    assert [one["kind"] for one in student.input_findings] == [one["kind"] for one in whole.input_findings]
+    assert "origin" in {one["kind"] for one in student.input_findings}
+    assert_equal_states(whole, student)
+    (ours, theirs), dtypes = (ring_of(one) for one in (whole, student)), set()
+    assert ours.keys() == theirs.keys()
+    for key, ring in ours.items():
+        assert ring.dtype == theirs[key].dtype
+        np.testing.assert_array_equal(ring, theirs[key])
+        dtypes.add(str(ring.dtype))
+    assert dtypes == ({"float32", "float64"} if "dict" in kind else {"float64"})
+
+
+def ring_of(student: QPDDistiller) -> dict[str, np.ndarray]:
+    """The observations in the ring of a distiller, by their keys."""
+    assert student._buffer is not None
+    stored = student._buffer._store.get(np.arange(len(student._buffer)))
+    return stored if isinstance(stored, dict) else {"": stored}
+
+
+@pytest.mark.parametrize("kind", ["vector", "images", "origin"])
+def test_the_state_of_the_optimizer_goes_on(kind: str, tmp_path: Path) -> None:
+    """Muon's momentum and Adam's moments, in two groups."""
+    whole = make(kind).learn(STEPS).policy.optimizer.state_dict()
+    student = resumed(interrupted(tmp_path, kind, steps=350), kind).policy.optimizer.state_dict()
+    assert [group["muon"] for group in student["param_groups"]] == [True, False]
+    assert student["param_groups"] == whole["param_groups"] and student["state"].keys() == whole["state"].keys()
+    names = set()
+    for index, state in whole["state"].items():
+        assert state.keys() == student["state"][index].keys()
+        for name, value in state.items():
+            names.add(name)
+            assert th.equal(value, student["state"][index][name]), (index, name)
+    assert names == {"momentum", "step", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_run_is_interrupted_again_and_again(tmp_path: Path) -> None:
+    whole = make("vector").learn(STEPS)
+    kept = make("vector").learn(STEPS, checkpoint=Checkpoint(tmp_path / "kept", every=EVERY))
+    assert_equal_states(whole, kept)  # checkpoints change nothing
+    interrupted(tmp_path, steps=30)  # before the first checkpoint
+    for steps in (80, 85, 200, 350):
+        with pytest.raises(KeyboardInterrupt):
+            make("vector").learn(STEPS, callback=Stop(steps), checkpoint=Checkpoint(tmp_path, every=EVERY, resume=True))
+    student = resumed(tmp_path)
+    assert_equal_states(whole, student)
+    again = resumed(tmp_path)  # the end of learning is a state too
+    assert_equal_states(whole, again)
+    assert again.num_timesteps == STEPS
+
+
+class Drifting(Pointer):
+    """It draws from a generator that no seed reaches."""
+
+    generator = np.random.default_rng()
+
+    def _observe(self) -> np.ndarray:
+        return super()._observe() + self.generator.normal() / 100
+
+
+def test_an_environment_that_cannot_be_brought_back_begins_new_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def student() -> QPDDistiller:
+        return QPDDistiller(untrained(make_vec_env(Drifting, 4, seed=0)), **QUICK)
+
+    with pytest.raises(KeyboardInterrupt):
+        student().learn(STEPS, callback=Stop(250), checkpoint=Checkpoint(tmp_path, every=EVERY))
+    done = student().learn(STEPS, checkpoint=Checkpoint(tmp_path, every=EVERY, resume=True))
+    assert "the environments begin new episodes" in capsys.readouterr().out
+    assert done.num_timesteps == STEPS and len(done._buffer) == STEPS  # type: ignore[arg-type]
+
+
+def test_a_replay_that_would_take_too_long_is_given_up(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(tmp_path)
+    monkeypatch.setattr(checkpoints, "MIN_REPLAY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "MAX_REPLAY_SECONDS", 0.0)
+    assert resumed(tmp_path).num_timesteps == STEPS
+    assert "the environments begin new episodes" in capsys.readouterr().out
+
+
+def test_numbers_of_callbacks_go_on(tmp_path: Path) -> None:
+    def callback() -> EvalCallback:
+        return EvalCallback(make_vec_env(Pointer, 1), n_eval_episodes=1, eval_freq=20, verbose=0)
+
+    first = callback()
+    with pytest.raises(KeyboardInterrupt):
+        make("vector").learn(STEPS, callback=[first, Stop(250)], checkpoint=Checkpoint(tmp_path, every=EVERY))
+    second = callback()
+    make("vector").learn(STEPS, callback=[second, Stop(10**6)], checkpoint=Checkpoint(tmp_path, every=EVERY, resume=True))
+    assert second.n_calls == STEPS // 8 and second.best_mean_reward >= first.best_mean_reward
+
+
+# -- the folder --------------------------------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_about_one_ring(tmp_path: Path) -> None:
+    student = make("vector", buffer_size=160)
+    student.learn(1_000, checkpoint=Checkpoint(tmp_path, every=EVERY))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert {"actions.bin", *STATE_FILES} < set(names)
+    assert 160 // EVERY <= len(names) - 3 <= 160 // EVERY + 3
+    assert newest_steps(tmp_path) == 1_000 and Checkpoint(tmp_path).num_timesteps == 1_000
+    Checkpoint(tmp_path).discard()
+    assert not tmp_path.exists() and newest_steps(tmp_path) is None
+
+
+def test_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    with pytest.raises(CheckpointError, match=r"holds a checkpoint of an unfinished run, after 192 steps.*resume=True"):
+        make("vector").learn(STEPS, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="every must be a number"):
+        Checkpoint(tmp_path, every=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"seed": 1}, "seed"),
+        ({"beta": 0.5}, "beta"),
+        ({"weight_bits": 4}, "student_arch"),
+        ({"learning_rate": 1e-3, "policy_kwargs": {"optimizer_class": th.optim.Adam}}, "optimizer"),
+    ],
+)
+def test_a_checkpoint_of_another_run(changes: dict[str, Any], name: str, tmp_path: Path) -> None:
+    interrupted(tmp_path, **({"learning_rate": 1e-3} if name == "optimizer" else {}))
+    with pytest.raises(CheckpointError, match=f"is the checkpoint of another run: its {name} is"):
+        resumed(tmp_path, **changes)
+
+
+def test_a_damaged_state_leaves_the_other_one(tmp_path: Path) -> None:
+    whole = make("vector").learn(STEPS)
+    interrupted(tmp_path)
+    steps = {name: read_archive(tmp_path / name, 10**7)[0]["num_timesteps"] for name in STATE_FILES}
+    newest = max(steps, key=lambda name: steps[name])
+    content = bytearray((tmp_path / newest).read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / newest).write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged, or no checkpoint: .*The other state is taken"):
+        student = resumed(tmp_path)
+    assert_equal_states(whole, student)
+
+
+def test_nothing_is_learned_from_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
+    interrupted(tmp_path / "a")
+    for damage in ("states", "ring", "actions"):
+        folder = tmp_path / damage
+        shutil.copytree(tmp_path / "a", folder)
+        for path in folder.glob({"states": "state-*", "ring": "ring-*", "actions": "actions.bin"}[damage]):
+            path.write_bytes(path.read_bytes()[:-20])
+        if damage == "actions":  # without them, new episodes begin
+            assert resumed(folder).num_timesteps == STEPS
+            continue
+        student = make("vector")
+        with pytest.raises(CheckpointError, match="is damaged, or no checkpoint"):
+            student.learn(STEPS, checkpoint=Checkpoint(folder, resume=True))
+        assert student.num_timesteps == 0
+
+
+def edit(path: Path, change: Any) -> None:
+    values, arrays = read_archive(path, 10**7)
+    change(values, arrays)
+    write_archive(path, values, arrays)
+
+
+HOSTILE: dict[str, Any] = {
+    "no settings": lambda values, arrays: values.pop("settings"),
+    "a list": lambda values, arrays: values.update(settings=[]),
+    "text for a number": lambda values, arrays: values.update(number="two"),
+    "no state": lambda values, arrays: values.pop("state"),
+    "deep": lambda values, arrays: values.update(state={"list": [{"list": [{"list": [1]}]}]}),
+    "unknown array": lambda values, arrays: values.update(state={"tensor": "nothing"}),
+    "a path": lambda values, arrays: values.update(segments=[["../../x", 1, 1]]),
+    "negative": lambda values, arrays: values.update(segments=[[-1, -1, -1]]),
+    "counters": lambda values, arrays: values["state"]["dict"][0].__setitem__(1, {"dict": [["num_timesteps", "1"]]}),
+    "other tensors": lambda values, arrays: arrays.update(dict.fromkeys(arrays, np.zeros(3))),
+    "actions": lambda values, arrays: values["recording"].update(shape=[-1], n_bytes=-5),
+    "dtype": lambda values, arrays: values["recording"].update(dtype="O"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_values(name: str, tmp_path: Path) -> None:
+    interrupted(tmp_path)
+    for state in STATE_FILES:
+        edit(tmp_path / state, HOSTILE[name])
+    student = make("vector")
+    try:
+        student.learn(STEPS, checkpoint=Checkpoint(tmp_path, every=EVERY, resume=True))
+    except CheckpointError:
+        assert student.num_timesteps == 0
+    else:
+        assert name in ("actions", "dtype") and student.num_timesteps == STEPS  # new episodes begin
+
+
+def test_hostile_arrays(tmp_path: Path) -> None:
+    def with_member(content: bytes) -> Path:
+        path = tmp_path / "x.npz"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("values.json", "{}")
+            archive.writestr("a.npy", content)
+        return path
+
+    header = b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': %s, 'fortran_order': False, 'shape': %s, }".ljust(117) + b"\n"
+    for descr, shape in (
+        (b"'|O'", b"(1,)"),
+        (b"'<f4'", b"(1000000000000,)"),
+        (b"'<f4'", b"(-1,)"),
+        (b"[('a', 'O')]", b"(1,)"),
+    ):
+        with pytest.raises(CheckpointError, match="is damaged, or no checkpoint"):
+            read_archive(with_member(header.replace(b"%s", descr, 1).replace(b"%s", shape, 1) + b"\x00" * 8), 10**6)
+    with pytest.raises(CheckpointError, match=r"unpacks to .* bytes, and at most 1,000 belong to this run"):
+        read_archive(with_member(b"\x00" * 10**8), 1_000)
+    (tmp_path / "x.npz").write_bytes(json.dumps({"no": "zip"}).encode())
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        read_archive(tmp_path / "x.npz", 1_000)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_archive(tmp_path / "none.npz", 1_000)
+
+
+def test_a_disk_that_takes_no_checkpoint_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.warns(
+        UserWarning, match=r"No checkpoint after 64 steps: .*It needs about .* bytes in .*Learning goes on"
+    ) as seen:
+        student = make("vector").learn(STEPS, checkpoint=Checkpoint(tmp_path / "file" / "x", every=EVERY))
+    assert student.num_timesteps == STEPS
+    assert sum("No checkpoint" in str(one.message) for one in seen) == 1
+
+
+def test_time_decides_where_no_number_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make("vector").learn(STEPS, checkpoint=tmp_path / "short")
+    assert not (tmp_path / "short").exists()  # a run of seconds needs none
+    monkeypatch.setattr(checkpoints, "MIN_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "MAX_SHARE", 1e9)
+    make("vector").learn(STEPS, checkpoint=tmp_path / "a")
+    assert newest_steps(tmp_path / "a") == STEPS
+
+
+# -- the ring ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_ring_comes_back_from_its_increments(stacked: bool) -> None:
+    rng = np.random.default_rng(0)
+    space = spaces.Box(0, 255, (3, 4, 4), np.uint8)
+
+    def ring() -> DistillationBuffer:
+        return DistillationBuffer(24, space, 2, seed=0, stacked=stacked)
+
+    written, parts, stack = ring(), [], rng.integers(0, 256, (2, 3, 4, 4), np.uint8)
+    position = written.position
+    for step in range(70):
+        stack = np.concatenate([stack[:, 1:], rng.integers(0, 256, (2, 1, 4, 4), np.uint8)], axis=1)
+        if step % 9 == 0:
+            stack = rng.integers(0, 256, stack.shape, np.uint8)  # an episode begins
+        written.add(stack, TeacherOutput(th.full((2, 1), float(step))))
+        if step % 5 == 4:
+            rows = written.rows_since(position)
+            parts.append((written.position, {name: np.concatenate(some).copy() for name, some in rows.items()}))
+            position = written.position
+        again = ring()
+        for end, rows in parts:
+            if written.holds_anything_before(end):
+                again.put_back(rows, TeacherOutput(th.zeros(2, 1)))
+        if step % 5 == 4:
+            assert again.position == written.position
+            for ours, theirs in ((again.newest(24), written.newest(24)), (again.sample(50), written_sample(written))):
+                assert th.equal(ours.observations, theirs.observations) and th.equal(ours.targets.actor, theirs.targets.actor)
+    with pytest.raises(ValueError, match="expected rows of"):
+        ring().put_back({**parts[0][1], "target_actor": np.zeros((10, 7), np.float32)}, TeacherOutput(th.zeros(2, 1)))
+
+
+def written_sample(buffer: DistillationBuffer) -> Any:
+    return buffer.sample(50, np.random.default_rng(0))
+
+
+def test_gymnasium_environments_with_a_limit_are_brought_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CartPole by its id: the wrappers of gymnasium and the monitor belong to the state of the environment."""
+    teacher = untrained(gym.make("CartPole-v1"))
+    options = {**QUICK, "n_envs": 4, "vec_env": "dummy"}
+    whole = QPDDistiller(teacher, "CartPole-v1", **options).learn(STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        student = QPDDistiller(teacher, "CartPole-v1", **options)
+        student.learn(STEPS, callback=Stop(250), checkpoint=Checkpoint(tmp_path, every=EVERY))
+    done = QPDDistiller(teacher, "CartPole-v1", **options)
+    assert_equal_states(whole, done.learn(STEPS, checkpoint=Checkpoint(tmp_path, every=EVERY, resume=True)))
+    assert "as if" in capsys.readouterr().out
+    assert whole._students.returns == done._students.returns
+    ours, theirs = ([(one["r"], one["l"]) for one in student.ep_info_buffer or ()] for student in (whole, done))
+    assert ours == theirs
