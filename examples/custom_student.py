@@ -19,7 +19,7 @@ args = parser.parse_args()
 teacher = load_teacher(args.teacher)
 # two layers of 20 and 12 units; bits of each layer's weights, the head's last; a dict of the same fields will do as well
 arch = StudentArch(hidden=(20, 12), weight_bits=(8, 4, 8), activation_bits=6)
-distiller = QPDDistiller(teacher, student_arch=arch, transition="progressive", learning_rate=1e-3, seed=0)
+distiller = QPDDistiller(teacher, student_arch=arch, transition="progressive", learning_rate=2e-2, seed=0)
 student = distiller.learn(args.timesteps).policy.to_integer()
 for layer in student.layers:
     print(f"{layer.weight.shape} weights of {layer.weight_bits} bits")
