@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sb3_qpd.checks import check_path
-from sb3_qpd.integer_file import MAX_JSON_BYTES, StudentError, read_json
 
 INTEGER_MODEL = "student.npz"
 STUDENT_ZIP = "student.zip"
@@ -72,6 +71,8 @@ def read_own_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     :param limit: largest size in bytes
     :raises StudentError: it is a link, a device or a folder, or larger
     """
+    from sb3_qpd.integer_file import StudentError  # imports numpy, for which --help does not wait
+
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
@@ -95,6 +96,8 @@ def read_report(path: Path) -> dict[str, Any]:
     :param path: path of the file
     :raises StudentError: it is no JSON object, or larger or deeper than a report
     """
+    from sb3_qpd.integer_file import MAX_JSON_BYTES, read_json  # imports numpy
+
     with path.open("rb") as file:
         return read_json(str(path), file.read(MAX_JSON_BYTES + 1))
 
