@@ -1,10 +1,12 @@
 """Mutants of honest teachers end in a teacher or in a TeacherError; fuzz.py runs any number of them."""
 
+import pytest
 from fuzz import run_mutants
 
 COUNT = 1_000
 
 
+@pytest.mark.slow
 def test_mutants_end_in_a_teacher_or_an_error() -> None:
     outcomes = run_mutants(COUNT, seed=1)
     assert not outcomes.bad
