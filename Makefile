@@ -5,13 +5,14 @@ PYTEST_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo demo-atari test format lint type venv emulators
+.PHONY: help demo demo-atari test test-fast format lint type venv emulators
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo        compress the teacher that ships with the project and show the result"
 	@echo "make demo-atari  the same for Pong (longer)"
 	@echo "make test        run every test (PYTEST_FLAGS=... is handed on, WORKERS=2 processes)"
+	@echo "make test-fast   the same without the tests that are marked as slow"
 	@echo "make format lint type"
 	@echo "make emulators   compilers and emulators of microcontrollers, from Debian (as root): their tests skip without"
 
@@ -29,8 +30,10 @@ demo-atari: $(READY)
 	$(BIN)/python examples/demo.py --atari --out out/demo-atari
 
 # one thread per process: the networks are tiny, and the processes are the parallelism
-test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 10 $(PYTEST_FLAGS)
+test test-fast: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --processor-time $(FAST) $(PYTEST_FLAGS)
+
+test-fast: FAST := -m "not slow"
 
 format: $(READY)
 	$(BIN)/ruff check --select I --fix .

@@ -28,7 +28,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
-@pytest.mark.slow
 def test_a_teacher_goes_all_the_way(run, capsys):
     code, (row,) = run(ROOT / "examples" / "teachers", "--only", "*LunarLander*")
     assert code == 0 and "error" not in row

@@ -40,6 +40,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 SHORT_GAMES = ("--env-kwargs", "max_num_frames_per_episode=1200")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("teacher", "args", "least"),
     [
@@ -84,6 +85,7 @@ def play(run: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script
     return play
 
 
+@pytest.mark.slow
 def test_distill_from_hub(tmp_path):
     """From a hub on 127.0.0.1; its client reads where that is when it is imported, so in a process of its own."""
     folder = LUNAR_LANDER / "LunarLander-v3"
@@ -125,6 +127,7 @@ def test_custom_student(play):
     assert "(12, 20) weights of 4 bits" in printed and "bytes, return " in printed
 
 
+@pytest.mark.slow
 def test_fine_tune_then_export(tmp_path, play):
     """A student, PPO on top of it, and C of what came out."""
     student = QPDDistiller(load_teacher(LUNAR_LANDER), student_arch="nano", check_teacher=False, device="cpu", seed=0)

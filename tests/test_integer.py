@@ -817,6 +817,7 @@ SWOLLEN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("swell", SWOLLEN.values(), ids=SWOLLEN)
 def test_files_that_swell_are_refused_within_bounds(swell, tmp_path):
     path = tmp_path / "student.npz"

@@ -112,6 +112,8 @@ def train(algo: Any, env: Any, n_steps: int = 64, **kwargs: Any) -> Any:
     policy, policy_kwargs = policy_of(env.observation_space)
     if algo in (PPO, MaskablePPO):
         settings["n_epochs"] = 2
+    if algo is TRPO:
+        settings |= {"n_critic_updates": 2, "cg_max_steps": 3}
     model = algo(policy, env, seed=0, device="cpu", policy_kwargs=policy_kwargs, **settings, **kwargs)
     return model.learn(n_steps, **({"use_masking": isinstance(env, Strict)} if algo is MaskablePPO else {}))
 
@@ -120,6 +122,7 @@ def distill(teacher: Any, n_steps: int = 80, **kwargs: Any) -> QPDDistiller:
     return QPDDistiller(teacher, **{**QUICK, "batch_size": 32, **kwargs}).learn(n_steps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algo, observation, action", CASES, ids=lambda value: getattr(value, "__name__", value))
 def test_every_algorithm_on_every_space(algo, observation, action, tmp_path):
     model = train(algo, Anything(OBSERVATIONS[observation], ACTIONS[action]))
@@ -155,7 +158,7 @@ def masked(request) -> QPDDistiller:
     model = train(MaskablePPO, Strict(OBSERVATIONS["vector"], MASKED[request.param]))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", ".*action_masks")  # they are used: nothing to warn of
-        return distill(load_teacher(model, device="cpu"), 400, check_teacher=True, beta=0.0)
+        return distill(load_teacher(model, device="cpu"), 160, check_teacher=True, beta=0.0)
 
 
 def some_masks(student: QPDDistiller, n: int) -> np.ndarray:
@@ -171,7 +174,7 @@ def is_allowed(student: QPDDistiller, actions: np.ndarray, masks: np.ndarray) ->
 
 
 def test_an_action_that_is_not_allowed_is_an_error_and_is_never_taken(masked):
-    assert masked.num_timesteps >= 400 and masked._n_updates > 0 and masked.uses_masks  # the student acted itself
+    assert masked.num_timesteps >= 160 and masked._n_updates > 0 and masked.uses_masks  # the student acted itself
     integer = masked.policy.to_integer()
     for player in (masked, masked.policy, integer, masked.teacher, "random", ObservationRecorder(integer)):
         for deterministic in (True, False):

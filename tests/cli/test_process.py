@@ -47,6 +47,7 @@ def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")
 @pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
 def test_ctrl_c_saves_what_there_is(vec_env: str, teacher: str, tmp_path: Path) -> None:

@@ -91,18 +91,18 @@ def test_evaluation_is_of_the_student(teacher, tmp_path):
         Monitor(Pointer()),
         callback_on_new_best=StopTrainingOnRewardThreshold(9.9, verbose=0),
         eval_freq=20,
-        n_eval_episodes=20,
+        n_eval_episodes=10,
         best_model_save_path=str(tmp_path),
         log_path=str(tmp_path),
         verbose=0,
     )
     frozen.learn(800, callback=callback)
     results = np.load(tmp_path / "evaluations.npz")["results"]
-    assert results.shape == (5, 20) and results.mean() < 7 < score(load_teacher(teacher))
+    assert results.shape == (5, 10) and results.mean() < 7 < score(load_teacher(teacher))
     student = QPDDistiller(teacher, **QUICK, learning_rate=2e-2).learn(
         2_000,
         callback=EvalCallback(
-            Monitor(Pointer()), eval_freq=50, n_eval_episodes=20, best_model_save_path=str(tmp_path), verbose=0
+            Monitor(Pointer()), eval_freq=50, n_eval_episodes=10, best_model_save_path=str(tmp_path), verbose=0
         ),
     )
     best = QPDDistiller.load(tmp_path / "best_model.zip", device="cpu")
@@ -181,6 +181,7 @@ def test_an_interrupted_student_can_be_saved_and_learn_on(tmp_path):
     assert student.learn(80, reset_num_timesteps=False).num_timesteps == 280
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "box"])
 def test_the_log_tells_how_close_the_student_is(action_space, tmp_path):
     student = QPDDistiller(untrained(pointers(action_space)), **QUICK, weight_bits=4)

@@ -45,6 +45,7 @@ TASKS: dict[str, tuple[Any, int, np.ndarray]] = {
 # -- on the meta device -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transition", [name for name in TRANSITIONS if name != "none"])
 @pytest.mark.parametrize("where", SPACES)
 def test_an_update_stays_on_its_device_and_waits_for_nothing(where, transition):

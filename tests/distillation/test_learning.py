@@ -48,6 +48,7 @@ def test_a_student_learns_discrete_actions(teacher, bits):
     assert score(student.policy.to_integer()) > (0.95 if bits == 8 else 0.9) * best
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("box_loss", ["huber", "squared_error", "gaussian_kl"])
 def test_a_student_learns_continuous_actions(box_loss):
     box_teacher = taught("box")
@@ -84,6 +85,7 @@ def test_the_teacher_collects_where_beta_is_one(teacher):
 # -- precision --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4, 2])
 @pytest.mark.parametrize("transition", TRANSITIONS)
 def test_every_transition_at_every_bit_width(transition, bits):
@@ -95,10 +97,10 @@ def test_every_transition_at_every_bit_width(transition, bits):
         return model._transition_progress
 
     watch = Watch(look, every=5)
-    student.learn(400, callback=watch)
+    student.learn(240, callback=watch)
     assert watch.seen == sorted(watch.seen) and watch.seen[0] == 0
     assert student._transition_progress == (0 if transition == "none" else 1) == watch.seen[-1]
-    assert student._n_updates == 100
+    assert student._n_updates == 60
     integer = assert_same_bits(student.policy, OBSERVATIONS)
     assert integer.metadata["calibrated"] and integer.layers[1].weight_bits == bits
     if transition == "none":

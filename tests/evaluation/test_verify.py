@@ -344,6 +344,7 @@ def test_jitter_of_student_and_teacher(tmp_path: Path) -> None:
     assert "mean |a_t - a_(t-1)| of the teacher: " in result.table()
 
 
+@pytest.mark.slow
 def test_benchmark(folder: Path, teacher: PPO, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     teacher.save(tmp_path / "teacher.zip")
     QPDDistiller(teacher, "CartPole-v1", transition="none", weight_bits=32, activation_bits=32, **QUICK).learn(64).save(

@@ -45,6 +45,7 @@ def variants() -> dict[str, IntegerModel]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc -std=c99", "gcc -std=gnu11", "g++ -xc++", "clang -std=c99", "clang++ -xc++"])
 def test_compiles_without_a_warning(compiler, tmp_path):
     if shutil.which(compiler.split()[0]) is None:

@@ -22,6 +22,7 @@ BITS = {"W8A8": (8, 8), "W4A8": (4, 8), "W4A4": (4, 4), "W3A8": (3, 8), "W2A8": 
 pytestmark = needs_compiler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("requantization", REQUANTIZATIONS)
 @pytest.mark.parametrize("bits", BITS.values(), ids=BITS)
 @pytest.mark.parametrize(("observation_space", "action_space"), SPACES.values(), ids=SPACES)

@@ -17,6 +17,7 @@ def needs(microcontroller: str) -> None:
         pytest.skip(problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
 @pytest.mark.parametrize("requantization", REQUANTIZATIONS)
 @pytest.mark.parametrize(
@@ -70,6 +71,7 @@ def recorded(env_id: str, n: int) -> tuple[VecEnv, np.ndarray]:
     return env, np.concatenate(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
 @pytest.mark.parametrize(("env_id", "arch"), STUDENTS.items())
 def test_students_of_real_environments(microcontroller, env_id, arch, tmp_path):

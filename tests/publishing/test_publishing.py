@@ -250,6 +250,7 @@ def test_a_path_begins_where_it_begins(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_without_ffmpeg(hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(film, "N_FRAMES", 60)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     _, remarks = push_to_hub(folder, "me/student")
     files = hub.repositories["me/student"].commits[hub.repositories["me/student"].refs["main"]]
@@ -304,6 +305,7 @@ def test_a_film_of_a_student_that_minds_masks(monkeypatch: pytest.MonkeyPatch) -
 def test_a_film_that_fails_keeps_no_student_at_home(
     hub: HubServer, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(film, "N_FRAMES", 60)
     ffmpeg = tmp_path / "ffmpeg"
     ffmpeg.write_text("#!/bin/sh\necho no such codec >&2\nexit 1\n")
     ffmpeg.chmod(0o755)

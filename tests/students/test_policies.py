@@ -494,6 +494,7 @@ class Images(gym.Env):
         return self._observation(), reward, False, self.n_steps == 10, {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("algorithm", [PPO, A2C])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])

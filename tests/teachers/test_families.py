@@ -158,10 +158,11 @@ def test_labels_on_a_gpu_are_those_of_the_cpu(pair, monkeypatch):
     assert all(len(one) == len(observations) for one in actions)
 
 
+@pytest.mark.slow
 def test_is_distilled_converted_saved_and_loaded(pair, tmp_path):
     model, path = pair
     teacher = load_teacher(path, env=model.get_env(), device="cpu")
-    student = QPDDistiller(teacher, **QUICK).learn(160)
+    student = QPDDistiller(teacher, **QUICK).learn(80)
     assert student._n_updates > 0 and student.teacher_name == f"{teacher.algo}/model"
     observations = observations_of(model)
     loaded = assert_saves_and_loads(student, tmp_path, observations)

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 COUNT = 1_000
 
 
+@pytest.mark.slow
 def test_mutants_end_in_a_teacher_or_an_error() -> None:
     outcomes = run_mutants(COUNT, seed=1)
     assert not outcomes.bad

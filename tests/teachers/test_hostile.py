@@ -66,6 +66,7 @@ def test_there_are_enough_of_them() -> None:
     assert len(ways) >= 30 and len(ways) + len(REFUSED) + len(YAML_BOMBS) + len(SETTINGS) >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused_within_bounds(honest: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.zip"
