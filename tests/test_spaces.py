@@ -404,7 +404,7 @@ def test_raw_observations_that_no_student_takes():
         ({"gear": np.array([0, 1, 4])}, "observations of 'gear' of 0 to 3"),
         ({"gear": np.array([0.0, 1.0, 2.0])}, "observations of 'gear' of integers, got dtype float64"),
         ({"buttons": np.zeros((2, 2), int)}, "batches of one size, got the shapes"),
-        ({"joints": np.full((3, 3), np.nan)}, "NaN"),
+        ({"joints": np.full((3, 3), np.nan)}, "nan in feature 0 of 'joints'"),
         ({"camera": np.zeros((3, 3, 30, 30), np.uint8)}, "observations of 'camera' of shape"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, Schedule
 from stable_baselines3.common.utils import update_learning_rate
 
+from sb3_qpd.checks import check_type
 from sb3_qpd.distillation.arguments import check_learn_arguments
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.buffers import DistillationSamples, FloatPixels, observation_bytes
@@ -246,6 +247,7 @@ class QPDDistiller(FallingPrecision):
         checkpoint = self.checkpoint if checkpoint is None else checkpoint
         if checkpoint is None:
             return None
+        check_type("checkpoint", checkpoint, (str, Path, Checkpoint), "a folder or a sb3_qpd.Checkpoint")
         return CheckpointWriter(checkpoint if isinstance(checkpoint, Checkpoint) else Checkpoint(checkpoint), self, callback)
 
     def _learn_rounds(self, callback: BaseCallback, log_interval: int | None) -> None:

@@ -130,7 +130,7 @@ def benchmark(
     check_env_type(recipe)
     check_type("given", given, Networks, "Networks(policy, float_policy, teacher)")
     check_positive("seconds", seconds)
-    check_flags(progress_bar=progress_bar)
+    check_flags(progress_bar=progress_bar, trust_code=trust_code)
     folder, reasons = folder_of(folder), [] if left_out is None else left_out
     if given.teacher is not None:
         check_teacher_of(load_model(folder), given.teacher)

@@ -254,7 +254,7 @@ def verify(
         check_type("source", source, (np.ndarray, Mapping), "an environment, its id, or an array of observations (or a dict)")
     check_count("n_observations", n_observations)
     check_seed("seed", seed)
-    check_flags(progress_bar=progress_bar)
+    check_flags(progress_bar=progress_bar, trust_code=trust_code)
     if policy is not None:
         check_type("policy", policy, QuantActorCriticPolicy, "the policy of a student, such as distiller.policy")
     if teacher is not None:

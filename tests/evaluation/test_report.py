@@ -357,7 +357,9 @@ def test_notes_name_the_inputs_that_a_student_cannot_resolve(report: dict[str, A
     text = to_markdown(edited(report, input_findings=findings))
     assert "of their values (rare values lie far beyond these: clip or rescale them in the environment): 3 (5)." in text
     assert "Features of the observation whose rare values saturate: 0 (-2 to 2.5)." in text
-    assert "offset is taken off in float64, because float32 cannot carry it: gps[1] (5400000.25)." in text
+    assert (
+        "offset is taken off in float64, because float32 cannot carry it: gps\\[1\\] (5400000.25)." in text
+    )  # as Markdown shows it
     assert "saturate" not in to_markdown(edited(report, input_findings=[]))
 
 
