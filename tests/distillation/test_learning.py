@@ -232,7 +232,7 @@ def test_the_actor_only_loss_knows_no_values(action_space):
 
 def test_entropy_and_temperature_change_the_student(teacher):
     def entropy(**arguments: Any) -> float:
-        student = QPDDistiller(teacher, **FAST, **arguments).learn(1_500)
+        student = QPDDistiller(teacher, **{**FAST, "learning_rate": 5e-2}, **arguments).learn(1_500)
         return float(
             th.distributions.Categorical(logits=th.as_tensor(actor_of(student.policy, OBSERVATIONS))).entropy().mean()
         )
