@@ -121,6 +121,9 @@ def main() -> None:
         folder = arguments.folder / "killed"
         folder.mkdir()
         done = run_with_kills(arguments, teacher, folder, seconds, min(arguments.per_run, arguments.kills - result["kills"]))
+        if not done["kills"]:  # it was finished before
+            shutil.rmtree(folder)
+            continue
         found = th.load(folder / "state.pth")
         result["runs"] += 1
         result["kills"] += done["kills"]
