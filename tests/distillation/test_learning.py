@@ -314,7 +314,7 @@ def test_looking_does_not_change_the_student():
     assert_equal_states(plain, watched)
 
 
-def test_vectors_learn_on_one_thread():
+def test_vectors_learn_on_one_thread(teacher):
     """Small products would wait for the others longer than they take; afterwards there are as many as before."""
     before, seen = th.get_num_threads(), set()
 
@@ -324,7 +324,7 @@ def test_vectors_learn_on_one_thread():
 
     th.set_num_threads(2)
     try:
-        QPDDistiller(taught(), env=pointers(), **QUICK).learn(300, callback=look)
+        QPDDistiller(teacher, env=pointers(), **QUICK).learn(300, callback=look)
         assert seen == {1} and th.get_num_threads() == 2
     finally:
         th.set_num_threads(before)

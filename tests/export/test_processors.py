@@ -35,6 +35,7 @@ def test_a_processor_without_vnni(tmp_path: Path) -> None:
     assert "| x86_64 |" in row and row.endswith("| 0 in each |")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("qemu-aarch64") is None or "AARCH64_PROCESSOR" not in os.environ,
     reason="needs qemu-aarch64 and AARCH64_PROCESSOR, the options of benchmarks/processors.py for an aarch64 interpreter",
