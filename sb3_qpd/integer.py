@@ -265,11 +265,7 @@ class ObservationPart:
         elif self.kind != "image":
             is_finite = np.isfinite(to_float32(batch, origin))
             if not is_finite.all():
-                place = tuple(np.argwhere(~is_finite)[0])
-                feature = ", ".join(map(str, place[1:])) + ("" if self.key is None else f" of {self.key!r}")
-                raise ValueError(
-                    f"The observation holds {batch[place]} in feature {feature}: expected finite numbers of float32"
-                )
+                raise ValueError(describe_not_finite(batch, is_finite, len(self.shape), self.key))
 
     def features(self, batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
         """float32, shape (batch_size, n_features); images keep their shape. For ``origin`` see :func:`to_float32`."""
@@ -292,6 +288,20 @@ def to_float32(batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarra
         if origin is None:
             return batch.astype(np.float32)
         return (batch.astype(np.float64) - origin.reshape(batch.shape[1:])).astype(np.float32)
+
+
+def describe_not_finite(values: np.ndarray, is_finite: np.ndarray, n_axes: int, key: str | None) -> str:
+    """
+    The message for an observation with a number that float32 does not have.
+
+    :param values: one observation or a batch
+    :param is_finite: whether each of the values is finite in float32; at least one is not
+    :param n_axes: number of axes of one observation
+    :param key: key of the values in a Dict observation
+    """
+    place = tuple(np.argwhere(~is_finite)[0])
+    feature = ", ".join(map(str, place[values.ndim - n_axes :])) + ("" if key is None else f" of {key!r}")
+    return f"The observation holds {values[place]} in feature {feature}: expected finite numbers of float32"
 
 
 def group_parts(parts: tuple[ObservationPart, ...]) -> list[tuple[ObservationPart, ...]]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sb3_qpd.integer import describe_not_finite, to_float32
+
 Observation = np.ndarray | dict[str, np.ndarray]
 PIECE_SIZE = 128  # observations for one call of a network
 
@@ -34,19 +36,9 @@ def check_finite(values: Any, n_axes: int, key: str | None = None) -> None:
     array = np.asarray(values)
     if array.dtype.kind != "f":
         return
-    if array.dtype == np.float64:
-        with np.errstate(over="ignore"):  # it is reported below
-            is_finite = np.isfinite(array.astype(np.float32))
-    else:
-        is_finite = np.isfinite(array)
-    if is_finite.all():
-        return
-    place = tuple(np.argwhere(~is_finite)[0])
-    feature = ", ".join(map(str, place[array.ndim - n_axes :])) + (f" of {key!r}" if key else "")
-    raise ValueError(
-        f"The observation holds {array[place]} in feature {feature}: expected finite numbers of float32. Clip or replace it "
-        "in the environment"
-    )
+    is_finite = np.isfinite(to_float32(array) if array.dtype == np.float64 else array)
+    if not is_finite.all():
+        raise ValueError(f"{describe_not_finite(array, is_finite, n_axes, key)}. Clip or replace it in the environment")
 
 
 def take_rows(batch: Any, rows: slice | int) -> Any:

@@ -37,8 +37,6 @@ FILES = {
     CONFIG: "how it was distilled: for `sb3-qpd zoo train --algo qpd --conf-file config.yml`",
 }
 
-STUDENT_ZIPS = (STUDENT_ZIP, FLOAT_ZIP)
-
 # Files that compress and its exports write. A new run replaces all of them, so that no file of an earlier student remains.
 OUTPUTS = (*(name for name in FILES if name != CONFIG), FLOAT_ZIP, REPORT_TEXT)
 

@@ -67,6 +67,13 @@ def refused(path: Path, field: str) -> None:
     assert len(str(error.value)) < 700 and "is not a student's .npz" in str(error.value)
 
 
+def refuses_header(model: IntegerModel, folder: Path, change: Callable[[dict[str, Any]], Any], field: str) -> None:
+    """A change of the header is refused, and the message names the field."""
+    header, arrays = parts_of(model, folder)
+    change(header)
+    refused(write(folder / "student.npz", header, arrays), field)
+
+
 def layer(i: int, place: int, value: Any) -> Callable[[dict[str, Any]], None]:
     def change(header: dict[str, Any]) -> None:
         header["layers"][i][place] = value
@@ -145,9 +152,7 @@ HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("name", HEADERS)
 def test_headers_that_cannot_be(vector: IntegerModel, tmp_path: Path, name: str) -> None:
     change, field = HEADERS[name]
-    header, arrays = parts_of(vector, tmp_path)
-    change(header)
-    refused(write(tmp_path / "student.npz", header, arrays), field)
+    refuses_header(vector, tmp_path, change, field)
 
 
 # the same of a student of images with a Box action: 4 x 36 x 36, kernels 8 and 3
@@ -171,9 +176,7 @@ IMAGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 @pytest.mark.parametrize("name", IMAGES)
 def test_headers_of_images_that_cannot_be(image: IntegerModel, tmp_path: Path, name: str) -> None:
     change, field = IMAGES[name]
-    header, arrays = parts_of(image, tmp_path)
-    change(header)
-    refused(write(tmp_path / "student.npz", header, arrays), field)
+    refuses_header(image, tmp_path, change, field)
 
 
 SPACE = spaces.Dict({"a": spaces.Box(-1, 1, (3,)), "b": spaces.Discrete(4), "c": spaces.Box(0, 255, (1, 36, 36), np.uint8)})

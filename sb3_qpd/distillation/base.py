@@ -46,6 +46,9 @@ from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.loading import load_teacher
 from sb3_qpd.teachers.teacher import Teacher
 
+# of a student's policy in a distiller; stock algorithms keep Adam, for which their usual learning rates were chosen
+POLICY_DEFAULTS: dict[str, Any] = {"optimizer_class": MuonAdam}
+
 SelfDistillationAlgorithm = TypeVar("SelfDistillationAlgorithm", bound="DistillationAlgorithm")
 
 
@@ -140,7 +143,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         self.set_random_seed(self.seed)
         check_policy_kwargs(self.policy_class, self.policy_kwargs)
         self._name_architecture()
-        settings = {"optimizer_class": MuonAdam, **self.policy_kwargs}  # stock algorithms keep Adam, for which their rates are
+        settings = {**POLICY_DEFAULTS, **self.policy_kwargs}
         with torch_threads(1):  # the decomposition behind orthogonal weights has other bits on several threads
             policy = self.policy_class(self.observation_space, self.action_space, self.lr_schedule, **settings)
         self.policy = policy.to(self.device)  # type: ignore[assignment]

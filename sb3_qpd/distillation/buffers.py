@@ -72,7 +72,19 @@ def put_into_ring(ring: np.ndarray, start: int, rows: np.ndarray) -> None:
         part[:], rows = rows[: len(part)], rows[len(part) :]
 
 
-class VectorStore:
+class _WholeObservations:
+    """What holds for stores with one row for each observation: the rows alone say where the next one belongs."""
+
+    position = 0
+
+    def holds_before(self, position: int) -> bool:
+        return False
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        return np.ones(len(slots), bool)
+
+
+class VectorStore(_WholeObservations):
     """
     Unstacked observations: uint8 as it is, anything else in float32, or in float64 for as long as it is needed.
 
@@ -97,13 +109,6 @@ class VectorStore:
     def get(self, slots: np.ndarray) -> np.ndarray:
         return self._data[slots]
 
-    @property
-    def position(self) -> int:
-        return 0  # the rows alone say where the next one belongs
-
-    def holds_before(self, position: int) -> bool:
-        return False
-
     def rows(self, start: int, stop: int, position: int) -> Rows:
         return {"data": ring_parts(self._data, start, stop)}
 
@@ -112,15 +117,12 @@ class VectorStore:
             self.to_float32()  # as the ring was before these rows were added
         put_into_ring(self._data, start, rows["data"])
 
-    def is_valid(self, slots: np.ndarray) -> np.ndarray:
-        return np.ones(len(slots), bool)
-
     @property
     def nbytes(self) -> int:
         return self._data.nbytes
 
 
-class DictStore:
+class DictStore(_WholeObservations):
     """
     Dict observations, with one :class:`VectorStore` for each key.
 
@@ -147,13 +149,6 @@ class DictStore:
     def get(self, slots: np.ndarray) -> dict[str, np.ndarray]:
         return {key: store.get(slots) for key, store in self._stores.items()}
 
-    @property
-    def position(self) -> int:
-        return 0  # the rows alone say where the next one belongs
-
-    def holds_before(self, position: int) -> bool:
-        return False
-
     def rows(self, start: int, stop: int, position: int) -> Rows:
         # numbers, as a key may be any text
         return {f"data{i}": store.rows(start, stop, 0)["data"] for i, store in enumerate(self._stores.values())}
@@ -161,9 +156,6 @@ class DictStore:
     def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         for i, store in enumerate(self._stores.values()):
             store.put_back(start, {"data": rows[f"data{i}"]})
-
-    def is_valid(self, slots: np.ndarray) -> np.ndarray:
-        return np.ones(len(slots), bool)
 
     @property
     def nbytes(self) -> int:

@@ -267,6 +267,16 @@ def float32_numbers(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return width / spacing, (width > 0) & (width < MIN_LEVELS * spacing)
 
 
+def equal_in_float32(values: np.ndarray) -> np.ndarray:
+    """
+    Features that differ in float64 and are all the same in float32.
+
+    :param values: in float64, shape (n, n_features)
+    :return: shape (n_features,)
+    """
+    return (np.ptp(values, axis=0) > 0) & (np.ptp(values.astype(np.float32), axis=0) == 0)
+
+
 def find_unresolved(policy: QuantActorCriticPolicy, samples: DistillationSamples) -> list[dict[str, Any]]:
     """
     Features that the student cannot tell apart as finely as it should.
@@ -301,7 +311,7 @@ def find_collapsed(observations: Any) -> list[dict[str, Any]]:
         if values.dtype != np.float64:
             continue
         raw = values.reshape(len(values), -1)
-        for column in np.flatnonzero((np.ptp(raw, axis=0) > 0) & (np.ptp(raw.astype(np.float32), axis=0) == 0)):
+        for column in np.flatnonzero(equal_in_float32(raw)):
             name = str(column) if key is None else f"{key}[{column}]"
             found.append({"feature": name, "kind": "offset", "levels": 1.0})
     return found

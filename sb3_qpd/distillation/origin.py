@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_qpd.distillation.buffers import DistillationSamples
-from sb3_qpd.distillation.inputs import Inputs, float32_numbers
+from sb3_qpd.distillation.inputs import Inputs, equal_in_float32, float32_numbers
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 
 
@@ -61,9 +61,8 @@ def take_off_offsets(policy: QuantActorCriticPolicy, samples: DistillationSample
     if not len(inputs.columns):
         return []
     numbers, too_few = float32_numbers(inputs.values)
-    is_hidden = (np.ptp(inputs.values, axis=0) > 0) & (np.ptp(inputs.values.astype(np.float32), axis=0) == 0)
     is_exact = np.array([inputs.dtype_of(column) == np.float64 for column in range(len(inputs.columns))])
-    columns = np.flatnonzero(is_exact & (too_few | is_hidden))
+    columns = np.flatnonzero(is_exact & (too_few | equal_in_float32(inputs.values)))
     if not len(columns):
         return []
     origin = np.zeros(sum(part.n_features for part in trunk.parts))

@@ -14,12 +14,12 @@ import torch as th
 
 from sb3_qpd.checks import check_path
 from sb3_qpd.devices import check_device
+from sb3_qpd.distillation.base import POLICY_DEFAULTS
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.distillation.environment import EnvSource
 from sb3_qpd.distillation.schedules import CosineSchedule
 from sb3_qpd.integer_file import MAX_WEIGHTS, StudentError
 from sb3_qpd.student_folder import CONFIG, REPORT, REPORT_TEXT, find_zip
-from sb3_qpd.students.optimizer import MuonAdam
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.files.archive import Archive, TeacherError, read_file
 from sb3_qpd.teachers.files.sb3_zip import read_json, read_spaces
@@ -96,7 +96,7 @@ def _copy(path: Path) -> SafeCopy:
     if not isinstance(policy_kwargs, dict) or ":serialized:" in policy_kwargs or "student_arch" not in policy_kwargs:
         raise StudentError(f"{path} does not describe its network in plain values. Expected {EXPECTED}")
     observation_space, action_space = read_spaces(data, path)
-    settings = {"optimizer_class": MuonAdam, **policy_kwargs}
+    settings = {**POLICY_DEFAULTS, **policy_kwargs}
     make = partial(QuantActorCriticPolicy, observation_space, action_space, lambda _: 0.0, **settings)
     weights = _read_matching_weights(archive, path, policy_kwargs, make)
     known = {

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.monitor import Monitor
@@ -134,7 +133,7 @@ class EnvRecipe:
 
     def make_env(self) -> gym.Env:
         """One environment with a ``Monitor`` and the recipe's wrappers. Frames are stacked by :meth:`make_vec_env` alone."""
-        return self._wrap(Monitor(_make_unwrapped(find_spec(self.env_id), self.env_kwargs)))
+        return self._wrap(Monitor(make_registered(find_spec(self.env_id), **self.env_kwargs)))
 
     def make_vec_env(
         self,
@@ -162,7 +161,7 @@ class EnvRecipe:
         if vec_env == "subproc":
             self.make_env().close()  # an error is raised here: a subprocess would only break the connection
         # a spec, as a subprocess may not know the id
-        make = partial(_make_unwrapped, find_spec(self.env_id), self.env_kwargs)
+        make = partial(make_registered, find_spec(self.env_id), **self.env_kwargs)
         kind: dict[str, Any] = {"vec_env_cls": VEC_ENV_CLASSES[vec_env], "vec_env_kwargs": dict(vec_env_kwargs or {})}
         if self.has_pixels and self._has_usual_wrappers:
             venv = make_atari_env(make, n_envs, seed, wrapper_kwargs=self._wrapper_kwargs, **kind)
@@ -227,17 +226,6 @@ def check_env_type(env: Any) -> None:
             "env must be an id, an environment, a vectorized environment, or a class or function that makes an environment, "
             f"got {env!r} ({type(env).__name__})"
         )
-
-
-def _make_unwrapped(spec: EnvSpec, settings: Mapping[str, Any], **more: Any) -> gym.Env:
-    """
-    An environment without the recipe's wrappers.
-
-    :param spec: its specification
-    :param settings: of the recipe, for ``gym.make``
-    :param more: settings that SB3 adds, such as ``render_mode``
-    """
-    return make_registered(spec, **{**settings, **more})
 
 
 @contextmanager

@@ -113,9 +113,9 @@ def run(
     :param arguments: arguments of the program
     :param trust_files: let RL Zoo evaluate, unpickle and import what its files say. Otherwise
         :mod:`~sb3_qpd.zoo.untrusted` reads them as data
-    :param checkpoint_every: of ``train``: environment steps between two checkpoints, 0 for none, see
+    :param checkpoint_every: environment steps between two checkpoints of ``train``, 0 for none, see
         :class:`~sb3_qpd.Checkpoint`
-    :param resume: of ``train``: go on with the newest run of the environment that was killed
+    :param resume: whether ``train`` goes on with the newest run of the environment that was killed
     :raises ValueError: RL Zoo refused its arguments
     :raises ImportError: a package that RL Zoo does not require is missing
     """

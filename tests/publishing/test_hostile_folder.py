@@ -4,14 +4,14 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from bounds import bounded
-from hub_server import HubServer, point_client_at, running_hub
+from hub_server import HubServer
 from student_files import student_files
 
 from sb3_qpd import push_to_hub
@@ -33,14 +33,6 @@ def folder(files: dict[str, bytes], tmp_path: Path) -> Path:
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with running_hub() as server:
-        point_client_at(server.url, tmp_path / "cache", monkeypatch)
-        monkeypatch.setenv("HF_TOKEN", server.token)
-        yield server
 
 
 def push(folder: Path) -> None:

@@ -52,14 +52,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "out"
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with running_hub() as server:
-        point_client_at(server.url, tmp_path / "cache", monkeypatch)
-        monkeypatch.setenv("HF_TOKEN", server.token)
-        yield server
-
-
 def copy(folder: Path, target: Path) -> Path:
     target.mkdir()
     for path in folder.iterdir():

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -57,14 +58,15 @@ def with_headers(model: bytes, **headers: str) -> Callable[[Any], bool]:
     return answer
 
 
+ELSEWHERE = Path(tempfile.gettempdir(), "evil")  # can be written, and lies outside the cache
 HEADERS = {
     "an ETag upwards": {"ETag": '"../../../../evil"'},
-    "an absolute ETag": {"ETag": '"/tmp/evil"'},
+    "an absolute ETag": {"ETag": f'"{ELSEWHERE}"'},
     "an ETag that is a folder": {"ETag": '".."'},
     "an ETag of Windows": {"ETag": '"C:evil"'},
     "a linked ETag upwards": {"X_Linked_ETag": '"../../evil"'},
     "a commit upwards": {"X_Repo_Commit": "../../../evil"},
-    "an absolute commit": {"X_Repo_Commit": "/tmp/evil"},
+    "an absolute commit": {"X_Repo_Commit": str(ELSEWHERE)},
     "an empty commit": {"X_Repo_Commit": "."},
     "a packed answer": {"Content_Encoding": "gzip"},
     "a size below zero": {"X_Linked_Size": "-5"},
@@ -79,7 +81,7 @@ def test_headers_that_no_hub_sends(hub: HubServer, model: bytes, tmp_path: Path,
     with pytest.raises(TeacherError, match=r"which no Hub sends: refused|are read: refused"):
         load_teacher(SOURCE)
     assert everything(tmp_path) == before
-    assert not list((tmp_path / "a" / "b" / "cache").rglob("blobs/*")) and not Path("/tmp/evil").exists()
+    assert not list((tmp_path / "a" / "b" / "cache").rglob("blobs/*")) and not ELSEWHERE.exists()
 
 
 def test_a_missing_file_with_a_commit_upwards(hub: HubServer, tmp_path: Path) -> None:

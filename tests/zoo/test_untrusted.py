@@ -1,11 +1,10 @@
 """Files from elsewhere in RL Zoo's programs: each attack runs with ``--trust-files``, and none without it."""
 
 import contextlib
-import os
 import pickle
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,8 @@ ENTRY = {"policy": "MlpPolicy", "n_timesteps": 16, "n_steps": 8, "batch_size": 8
 
 
 @pytest.fixture(autouse=True)
-def inside(tmp_path: Path) -> Iterator[None]:
-    before = Path.cwd()
-    os.chdir(tmp_path)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
