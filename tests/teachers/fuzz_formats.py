@@ -319,11 +319,13 @@ class MutantHub:
             headers = json.loads(self.files["headers"])
             pairs = [(str(name), str(value)) for name, value in headers.items()]
         except (ValueError, AttributeError):
-            pairs = []
+            headers, pairs = {}, []
         with contextlib.suppress(Exception):  # what cannot be sent, or is not waited for
             handler.send_response(int(self.files["status"]))
             for name, value in pairs:
                 handler.send_header(name, value)
+            if "Connection" not in headers:  # or the client's next request meets the server that closes it
+                handler.send_header("Connection", "close")
             if rng_of(self.files).random() < 0.8:
                 handler.send_header("Content-Length", str(len(self.files["body"])))
             handler.end_headers()
@@ -381,7 +383,7 @@ HEADER_VALUES = (
     "",
     "..",
     "../../evil",
-    "/tmp/evil",
+    str(Path(tempfile.gettempdir(), "evil")),
     '"../x"',
     "a" * 40,
     "b" * 64,
