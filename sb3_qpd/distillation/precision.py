@@ -66,6 +66,7 @@ class FallingPrecision(CollectingAlgorithm):
         self.input_findings = take_off_offsets(self.policy, self._buffer.newest(INPUT_SIZE))
         self._buffer.to_float32(but=exact_keys(self.policy, is_fitted=True))
         if self.input_findings:
+            self.check_budget_holds()
             check_memory(int(self.buffer_size), self._buffer.nbytes)
 
     def _resolve_inputs(self) -> None:

@@ -64,6 +64,11 @@ class StudentArch:
                 f"A student is float ({FLOAT_BITS} bits) in both its weights and its activations, or in neither, {got}"
             )
 
+    @property
+    def image_hidden(self) -> tuple[int, ...]:
+        """Fully connected layers of an image's trunk: without convolutions, those for vectors will do."""
+        return self.conv_hidden if self.conv or self.conv_hidden else self.hidden
+
     def layer_bits(self, n_layers: int) -> list[int]:
         """
         Bits of the weights of each layer, head included.

@@ -180,6 +180,17 @@ def test_a_ring_beyond_the_memory_is_refused_when_the_origin_is_known(monkeypatc
         student.learn(1_000)
 
 
+def test_an_origin_beyond_the_budget_is_refused_before_learning():
+    """The origin of three features takes 24 bytes, and whether there is one shows in the observations."""
+    student = QPDDistiller(far_teacher(box(3), metres), **{**FAST, "student_arch": "270B"})
+    assert student.policy.to_integer().nbytes <= 270
+    with pytest.raises(ValueError, match=r"origin of 24 bytes .* student_arch='270B' is 270. Give student_arch='246B'"):
+        student.learn(1_000)
+    assert student._n_updates == 0
+    fitting = QPDDistiller(far_teacher(box(3), metres), **{**FAST, "student_arch": "246B"}).learn(500).to_integer()
+    assert fitting.input_origin is not None and fitting.nbytes <= 270
+
+
 def test_ordinary_students_have_none():
     """Float64 alone is no reason: the ring, the state and the file are as they were."""
     student = QPDDistiller(untrained(pointers()), **QUICK).learn(500)
