@@ -1,0 +1,444 @@
+"""Environments as Ray actors, on one machine or on the nodes of a cluster. This module alone imports Ray, inside functions."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+import torch as th
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.patch_gym import _patch_env
+
+from sb3_qpd.child_processes import safe_import_path
+from sb3_qpd.envs import RESTARTS
+from sb3_qpd.envs.workers import (
+    Failure,
+    RestartingVecEnv,
+    describe_timeout,
+    guarded,
+    truncated_step,
+)
+from sb3_qpd.failures import EnvironmentFailure, describe_error
+
+SECONDS_TO_START = 600.0  # longest wait for an actor: a cluster may have to start a node for it
+SECONDS_TO_CLOSE = 5.0  # longest wait for environments that close themselves
+START_TRIES = 3  # of an actor that ends while it starts, as on a node that is about to fail
+PACKAGE_PARENT = Path(__file__).parents[2]
+ADDRESS = "RAY_ADDRESS"  # Ray's own variable: the address of a cluster
+NO_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0"}  # Ray would send them over the network
+
+Message = tuple[str, Any]  # command and its data, as SB3's SubprocVecEnv sends them
+Begun = tuple[Any, dict[str, Any]]  # first observation of an episode, and its info
+
+
+class RayVecEnv(RestartingVecEnv):
+    """
+    Sub-environments in Ray actors, several in each. A step takes one message to each actor and one back.
+
+    Observations and rewards are those of ``SubprocVecEnv`` with the same seed. An actor that ends or does not answer is
+    started again, on another node where its own is gone; the episodes of its sub-environments are dropped.
+
+    :param env_fns: functions that make the environments
+    :param address: address of a cluster, such as ``"auto"`` or ``"10.0.0.1:6379"``; ``None`` takes ``RAY_ADDRESS``, and
+        without it starts Ray on this machine. Where Ray is initialized already, that cluster is used
+    :param envs_per_actor: sub-environments in an actor; ``None`` makes as many actors as processors are free
+    :param time_limit: longest time in seconds that a sub-environment may take to answer, ``None`` for no limit. An actor
+        has it once for each of its sub-environments
+    :param restarts: how many times actors and sub-environments are started again
+    """
+
+    restartable = (*RestartingVecEnv.restartable, "env_method", "get_attr", "set_attr", "has_attr", "is_wrapped")
+
+    def __init__(
+        self,
+        env_fns: list[Callable[[], gym.Env]],
+        address: str | None = None,
+        envs_per_actor: int | None = None,
+        time_limit: float | None = None,
+        restarts: int = RESTARTS["ray"],
+    ) -> None:
+        self.time_limit, self.restarts, self.n_restarted = time_limit, restarts, 0
+        self.waiting, self.closed, self._is_broken = False, False, False
+        self._seed: int | None = None
+        self.processes: list[Any] = []  # SubprocVecEnv's; there are none in this process
+        pickled = [pickle_env(env_fn) for env_fn in env_fns]
+        connect(address)
+        size = envs_per_actor or -(-len(env_fns) // max(1, _free_processors()))
+        groups = [range(start, min(start + size, len(env_fns))) for start in range(0, len(env_fns), size)]
+        self.actors = [_Actor(self, group, [pickled[index] for index in group]) for group in groups]
+        self.remotes = tuple(_Remote(actor, index) for actor in self.actors for index in actor.indices)
+        try:
+            for actor in self.actors:
+                actor.wait_for_start()
+            self.remotes[0].send(("get_spaces", None))
+            observation_space, action_space = self.remotes[0].recv()
+            VecEnv.__init__(self, len(env_fns), observation_space, action_space)
+        except BaseException:
+            self._kill_actors()
+            raise
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """
+        Begin a step in all actors.
+
+        :param actions: shape (n_envs, *action_shape)
+        """
+        super().step_async(actions)
+        for actor in self.actors:
+            actor.flush()
+
+    def close(self) -> None:
+        """Close the environments and end the actors. Ray itself goes on."""
+        if self.closed:
+            return
+        self.closed = True
+        ray = _import_ray()
+        if ray.is_initialized():
+            closing = [actor.handle.close.remote() for actor in self.actors]
+            ray.wait(closing, num_returns=len(closing), timeout=SECONDS_TO_CLOSE)
+            self._kill_actors()
+
+    def _kill_actors(self) -> None:
+        for actor in self.actors:
+            actor.kill()
+
+    def _start_again(self, indices: Sequence[int]) -> list[Begun]:
+        actor = self.remotes[indices[0]].actor
+        for n_left in reversed(range(START_TRIES)):
+            try:
+                return actor.start_again(indices)
+            except EnvironmentFailure:
+                if not n_left:
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+
+class _Remote:
+    """
+    The connection to one sub-environment, with the methods of a pipe that SB3's ``SubprocVecEnv`` calls.
+
+    :param actor: actor of the sub-environment
+    :param index: number of the sub-environment
+    """
+
+    def __init__(self, actor: _Actor, index: int) -> None:
+        self.actor, self._index = actor, index
+
+    def send(self, message: Message) -> None:
+        self.actor.messages[self._index] = message
+
+    def recv(self) -> Any:
+        return self.actor.answer(self._index)
+
+
+class _Actor:
+    """
+    The driver's side of an actor. Messages are gathered, and go to the actor in one call.
+
+    :param owner: its vectorized environment
+    :param indices: numbers of its sub-environments
+    :param pickled: functions that make them, by :func:`pickle_env`
+    """
+
+    def __init__(self, owner: RayVecEnv, indices: Sequence[int], pickled: list[bytes]) -> None:
+        self.indices, self.messages = indices, dict[int, Message]()
+        self._owner, self._pickled = owner, pickled
+        self._sent, self._answers = dict[int, Message](), dict[int, Any]()
+        self._lost = dict[int, Begun]()  # episodes that were dropped between two steps: the next step says so
+        self._call, self._asked = None, 0.0
+        self._start()
+
+    def _start(self) -> None:
+        ray = _import_ray()
+        # an actor without a processor can always be placed: one that waits for a processor might wait forever
+        options = {"num_cpus": min(1, _free_processors()), "scheduling_strategy": "SPREAD", "max_restarts": 0}
+        make = ray.remote(EnvironmentGroup).options(**options)
+        self.handle = make.remote(self._pickled, [*sys.path], os.getcwd())
+
+    def wait_for_start(self) -> None:
+        """
+        Wait until the environments are built.
+
+        :raises EnvironmentFailure: they cannot be built, or the cluster has no room for the actor
+        """
+        ray = _import_ray()
+        try:
+            ray.get(self.handle.ready.remote(), timeout=SECONDS_TO_START)
+        except ray.exceptions.GetTimeoutError as error:
+            raise EnvironmentFailure(
+                f"the cluster started no actor for it within {SECONDS_TO_START:g} s. `ray status` shows what the nodes have",
+                self.indices[0],
+            ) from error
+        except ray.exceptions.RayError as error:
+            raise EnvironmentFailure(_describe_end(error), self.indices[0]) from error
+
+    def flush(self) -> None:
+        """Send the messages that were gathered."""
+        if not self.messages:
+            return
+        self._sent, self.messages, self._answers = self.messages, {}, {}
+        for index in [*self._sent] if self._lost else ():
+            if self._sent[index][0] in ("step", "reset") and index in self._lost:
+                begun = self._lost.pop(index)
+                if self._sent[index][0] == "step":
+                    self._answers[index] = truncated_step(*begun)
+                    del self._sent[index]
+        self._call = self._ask()
+
+    def _ask(self) -> Any:
+        self._asked = time.monotonic()
+        first = self.indices[0]
+        return self.handle.run.remote([(index - first, *message) for index, message in self._sent.items()])
+
+    def answer(self, index: int) -> Any:
+        """
+        The answer of a sub-environment to the last message.
+
+        :param index: number of the sub-environment
+        :raises EnvironmentFailure: it failed, and is not started again
+        """
+        self.flush()
+        if self._call is not None:
+            call, self._call = self._call, None
+            self._answers |= self._fetch(call)
+        return self._answers.pop(index)
+
+    def _fetch(self, call: Any) -> dict[int, Any]:
+        ray, owner = _import_ray(), self._owner
+        command = next((command for command, _ in self._sent.values()), "step")
+        try:
+            answers = ray.get(call, timeout=self._seconds_left())
+        except ray.exceptions.GetTimeoutError:
+            reason = describe_timeout(owner.time_limit)
+        except ray.exceptions.RayTaskError as error:
+            if command not in ("step", "reset"):
+                raise  # such as an AttributeError of env_method
+            raise EnvironmentFailure(describe_error(error.cause), next(iter(self._sent))) from error
+        except ray.exceptions.RayError as error:
+            reason = _describe_end(error)
+        else:
+            return {i: owner.check_answer(i, command, one) for i, one in zip(self._sent, answers, strict=True)}
+        instead = dict(zip(self.indices, owner.handle_failure(self.indices, command, reason), strict=True))
+        if command in ("step", "reset"):
+            return instead
+        self._lost = instead
+        return dict(zip(self._sent, ray.get(self._ask(), timeout=self._seconds_left()), strict=True))
+
+    def _seconds_left(self) -> float | None:
+        limit = self._owner.time_limit
+        return None if limit is None else max(0.0, self._asked + limit * len(self._sent) - time.monotonic())
+
+    def start_again(self, indices: Sequence[int]) -> list[Begun]:
+        """
+        Build environments anew: one that raised an exception in its actor, or all of them in a new actor.
+
+        :param indices: numbers of the sub-environments
+        :return: their first observations with their infos
+        :raises EnvironmentFailure: they fail at once
+        """
+        ray, owner = _import_ray(), self._owner
+        if len(indices) == len(self.indices):
+            self.kill()
+            self._start()
+            self.wait_for_start()
+        seeds = {index - self.indices[0]: owner.new_seed(index) for index in indices}
+        try:
+            begun = ray.get(self.handle.begin_anew.remote(seeds), timeout=SECONDS_TO_START)
+        except ray.exceptions.RayError as error:
+            raise owner.fail_at_start(indices[0], f"ended at once ({_describe_end(error)})") from error
+        for index, (observation, _) in zip(indices, begun, strict=True):
+            if isinstance(observation, Failure):
+                raise owner.fail_at_start(index, f"failed at once: {observation.reason}")
+        return begun
+
+    def kill(self) -> None:
+        """End the actor, also one that hangs."""
+        ray = _import_ray()
+        with suppress(ray.exceptions.RayError, ValueError):  # it is gone, or Ray was shut down
+            ray.kill(self.handle)
+
+
+class EnvironmentGroup:
+    """
+    The environments of an actor, on its node.
+
+    :param pickled: functions that make the environments, by :func:`pickle_env`
+    :param import_path: folders that the driver imports from. Those that this process lacks are added
+    :param folder: the driver's current folder, which relative paths start from where the node has it
+    """
+
+    def __init__(self, pickled: list[bytes], import_path: list[str], folder: str) -> None:
+        sys.path += [entry for entry in import_path if entry and entry not in sys.path]
+        with suppress(OSError):
+            os.chdir(folder)
+        th.set_num_threads(1)
+        self._makers = [cloudpickle.loads(one) for one in pickled]
+        self._envs = [self._make(i) for i in range(len(pickled))]
+        self._reset_infos: list[dict[str, Any] | None] = [{} for _ in pickled]
+
+    def _make(self, i: int) -> gym.Env:
+        return _patch_env(guarded(self._makers[i])())
+
+    def ready(self) -> None:
+        """Answer as soon as the environments are built."""
+
+    def run(self, messages: list[tuple[int, str, Any]]) -> list[Any]:
+        """
+        Carry out messages of ``SubprocVecEnv``, one after the other.
+
+        :param messages: number of an environment in this actor, command and data
+        :return: their answers
+        """
+        return [getattr(self, f"_{command}")(i, data) for i, command, data in messages]
+
+    def begin_anew(self, seeds: dict[int, int | None]) -> list[Begun]:
+        """
+        Build environments anew.
+
+        :param seeds: seed of each of these environments
+        :return: their first observations with their infos
+        """
+        for i in seeds:
+            with suppress(Exception):  # it has failed
+                self._envs[i].close()
+            self._envs[i] = self._make(i)
+        return [self._envs[i].reset(seed=seed) for i, seed in seeds.items()]
+
+    def close(self) -> None:
+        """Close all environments."""
+        for env in self._envs:
+            env.close()
+
+    def _step(self, i: int, action: Any) -> tuple[Any, Any, bool, dict[str, Any], dict[str, Any] | None]:
+        """A step with the automatic reset of SB3's vectorized environments."""
+        env = self._envs[i]
+        observation, reward, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if done:
+            info["terminal_observation"] = observation
+            observation, self._reset_infos[i] = env.reset()
+        return observation, reward, done, info, self._reset_infos[i]
+
+    def _reset(self, i: int, data: tuple[int | None, dict[str, Any]]) -> Begun:
+        seed, options = data
+        begun = self._envs[i].reset(seed=seed, **({"options": options} if options else {}))
+        self._reset_infos[i] = begun[1]
+        return begun
+
+    def _render(self, i: int, _: Any) -> Any:
+        return self._envs[i].render()
+
+    def _get_spaces(self, i: int, _: Any) -> tuple[gym.Space, gym.Space]:
+        return self._envs[i].observation_space, self._envs[i].action_space
+
+    def _env_method(self, i: int, data: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
+        name, arguments, keywords = data
+        return self._envs[i].get_wrapper_attr(name)(*arguments, **keywords)
+
+    def _get_attr(self, i: int, name: str) -> Any:
+        return self._envs[i].get_wrapper_attr(name)
+
+    def _has_attr(self, i: int, name: str) -> bool:
+        return self._envs[i].has_wrapper_attr(name)
+
+    def _set_attr(self, i: int, data: tuple[str, Any]) -> None:
+        setattr(self._envs[i], *data)
+
+    def _is_wrapped(self, i: int, wrapper_class: type[gym.Wrapper]) -> bool:
+        return is_wrapped(self._envs[i], wrapper_class)
+
+
+def pickle_env(env_fn: Callable[[], gym.Env]) -> bytes:
+    """
+    A function that makes an environment, as bytes that another process can read.
+
+    :param env_fn: the function
+    :raises TypeError: it cannot be pickled; the message says how to register the environment
+    """
+    try:
+        return cloudpickle.dumps(env_fn)
+    except Exception as error:  # pickling calls code of any class
+        raise TypeError(
+            f"The environment cannot be pickled, so no other process can build it ({describe_error(error)}). Register it in a "
+            "module: gymnasium.register('Mine-v0', entry_point='my_envs:Mine'), and give env='my_envs:Mine-v0'"
+        ) from error
+
+
+def connect(address: str | None = None) -> None:
+    """
+    Connect to a Ray cluster, where this process has not done that yet.
+
+    :param address: see :class:`RayVecEnv`
+    :raises ConnectionError: no cluster answers at the address
+    """
+    ray = _import_ray()
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get(ADDRESS) or "local"
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        with safe_import_path(), _outside_current_folder(), _environment(NO_STATISTICS):
+            ray.init(address, logging_level="warning", **options)
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ConnectionError(
+            f"No Ray cluster can be used at {address!r} ({describe_error(error)}). `ray start --head` starts one; {ADDRESS} "
+            "names its address"
+        ) from error
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("vec_env='ray' needs Ray: pip install 'sb3_qpd[ray]'") from error
+    return ray
+
+
+def _free_processors() -> int:
+    return int(_import_ray().available_resources().get("CPU", 0))
+
+
+@contextmanager
+def _outside_current_folder() -> Iterator[None]:
+    """Ray's workers import from the folder that ``ray.init`` is called in: let it be the one that holds this package."""
+    here = os.getcwd()
+    os.chdir(PACKAGE_PARENT)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that are started inside."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _describe_end(error: Exception) -> str:
+    """How an actor ended, in one line: Ray's own texts have many."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):  # an exception while the environments were built
+        return describe_error(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = next((line for line in lines if "Exception" in line or "Error: " in line or "exit" in line.lower()), lines[0])
+    return f"its Ray actor ended: {reason}"
