@@ -3,9 +3,9 @@ Environments as Ray actors beside those in SB3's subprocesses, for environments 
 
     python benchmarks/ray_env.py --n-envs 4 --seconds 10
 
-Prints milliseconds of a step of all environments, side by side in one run: steps alone, and steps while this process computes for
-as long as one of them takes, as a distiller does between ``step_async`` and ``step_wait``. An environment sleeps, so that the
-figures are those of messages and waiting, on any number of processors.
+Prints milliseconds of a step of all environments, side by side in one run: of steps alone, and of steps while this process is
+busy for as long, as a distiller is between ``step_async`` and ``step_wait``. An environment sleeps: the figures are those of
+messages and waiting, on any number of processors.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--milliseconds", type=float, nargs="+", default=[1, 10, 100], help="of a step")
     parser.add_argument("--seconds", type=float, default=10)
     args = parser.parse_args()
-    print(table_head(("a step of an environment, ms", "environments", "of all, ms", "of all while this process computes, ms")))
+    print(table_head(("a step of an environment, ms", "environments", "of all, ms", "of all while this process is busy, ms")))
     for cost in args.milliseconds:
         makers = [lambda cost=cost: Slow(cost, tuple(args.shape))] * args.n_envs  # type: ignore[misc]
         print(f"| {cost:g} | {row('SubprocVecEnv', lambda: SubprocVecEnv(makers, 'fork'), args)}", flush=True)  # noqa: B023

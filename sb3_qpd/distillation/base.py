@@ -40,7 +40,7 @@ from sb3_qpd.players import gives_masks, seed_if_possible
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.student_folder import find_zip
 from sb3_qpd.students.architectures import StudentArch
-from sb3_qpd.students.budgets import budget_nbytes, choose_arch, describe_choice, is_budget
+from sb3_qpd.students.budgets import choose_arch, describe_choice, is_budget
 from sb3_qpd.students.optimizer import MuonAdam
 from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
 from sb3_qpd.students.sizes import StudentTask
@@ -185,23 +185,6 @@ class DistillationAlgorithm(BaseAlgorithm):
         """
         teacher_nbytes = self._teacher_nbytes if is_budget(student_arch) else None
         return choose_arch(student_arch, weight_bits, activation_bits, self._task, teacher_nbytes)
-
-    def check_budget_holds(self) -> None:
-        """
-        Refuse a student whose input origin takes it beyond its budget: whether it has one shows when learning starts.
-
-        :raises ValueError: the student has more bytes than its budget
-        """
-        if not is_budget(self.student_arch) or self.policy.features_extractor.trunks[0].origin is None:
-            return
-        model, budget = self.policy.to_integer(), budget_nbytes(str(self.student_arch), self._teacher_nbytes)
-        if model.nbytes > budget:
-            origin = model.input_origin.nbytes  # type: ignore[union-attr]
-            raise ValueError(
-                f"The observations have offsets that float32 cannot carry. Their input origin of {origin:,} bytes makes the "
-                f"student {model.nbytes:,} bytes, and student_arch={self.student_arch!r} is {budget:,}. Give "
-                f"student_arch='{budget - origin}B', or subtract the offsets in the environment"
-            )
 
     @property
     def _task(self) -> StudentTask:

@@ -1,4 +1,4 @@
-"""Environments as Ray actors, on one machine or on the nodes of a cluster. This module alone imports Ray, inside functions."""
+"""Environments in Ray actors, on one machine or on the nodes of a cluster: the driver's side. Ray is imported in functions."""
 
 from __future__ import annotations
 
@@ -13,20 +13,12 @@ from typing import Any
 import cloudpickle
 import gymnasium as gym
 import numpy as np
-import torch as th
-from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
-from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
 from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.envs import RESTARTS
-from sb3_qpd.envs.workers import (
-    Failure,
-    RestartingVecEnv,
-    describe_timeout,
-    guarded,
-    truncated_step,
-)
+from sb3_qpd.envs.ray_actor import Begun, EnvironmentGroup
+from sb3_qpd.envs.workers import Failure, RestartingVecEnv, describe_timeout, truncated_step
 from sb3_qpd.failures import EnvironmentFailure, describe_error
 
 SECONDS_TO_START = 600.0  # longest wait for an actor: a cluster may have to start a node for it
@@ -37,7 +29,6 @@ ADDRESS = "RAY_ADDRESS"  # Ray's own variable: the address of a cluster
 NO_STATISTICS = {"RAY_USAGE_STATS_ENABLED": "0"}  # Ray would send them over the network
 
 Message = tuple[str, Any]  # command and its data, as SB3's SubprocVecEnv sends them
-Begun = tuple[Any, dict[str, Any]]  # first observation of an episode, and its info
 
 
 class RayVecEnv(RestartingVecEnv):
@@ -113,13 +104,10 @@ class RayVecEnv(RestartingVecEnv):
 
     def _start_again(self, indices: Sequence[int]) -> list[Begun]:
         actor = self.remotes[indices[0]].actor
-        for n_left in reversed(range(START_TRIES)):
-            try:
+        for _ in range(START_TRIES - 1):
+            with suppress(EnvironmentFailure):
                 return actor.start_again(indices)
-            except EnvironmentFailure:
-                if not n_left:
-                    raise
-        raise AssertionError("the last try returns or raises")
+        return actor.start_again(indices)
 
 
 class _Remote:
@@ -265,97 +253,6 @@ class _Actor:
         ray = _import_ray()
         with suppress(ray.exceptions.RayError, ValueError):  # it is gone, or Ray was shut down
             ray.kill(self.handle)
-
-
-class EnvironmentGroup:
-    """
-    The environments of an actor, on its node.
-
-    :param pickled: functions that make the environments, by :func:`pickle_env`
-    :param import_path: folders that the driver imports from. Those that this process lacks are added
-    :param folder: the driver's current folder, which relative paths start from where the node has it
-    """
-
-    def __init__(self, pickled: list[bytes], import_path: list[str], folder: str) -> None:
-        sys.path += [entry for entry in import_path if entry and entry not in sys.path]
-        with suppress(OSError):
-            os.chdir(folder)
-        th.set_num_threads(1)
-        self._makers = [cloudpickle.loads(one) for one in pickled]
-        self._envs = [self._make(i) for i in range(len(pickled))]
-        self._reset_infos: list[dict[str, Any] | None] = [{} for _ in pickled]
-
-    def _make(self, i: int) -> gym.Env:
-        return _patch_env(guarded(self._makers[i])())
-
-    def ready(self) -> None:
-        """Answer as soon as the environments are built."""
-
-    def run(self, messages: list[tuple[int, str, Any]]) -> list[Any]:
-        """
-        Carry out messages of ``SubprocVecEnv``, one after the other.
-
-        :param messages: number of an environment in this actor, command and data
-        :return: their answers
-        """
-        return [getattr(self, f"_{command}")(i, data) for i, command, data in messages]
-
-    def begin_anew(self, seeds: dict[int, int | None]) -> list[Begun]:
-        """
-        Build environments anew.
-
-        :param seeds: seed of each of these environments
-        :return: their first observations with their infos
-        """
-        for i in seeds:
-            with suppress(Exception):  # it has failed
-                self._envs[i].close()
-            self._envs[i] = self._make(i)
-        return [self._envs[i].reset(seed=seed) for i, seed in seeds.items()]
-
-    def close(self) -> None:
-        """Close all environments."""
-        for env in self._envs:
-            env.close()
-
-    def _step(self, i: int, action: Any) -> tuple[Any, Any, bool, dict[str, Any], dict[str, Any] | None]:
-        """A step with the automatic reset of SB3's vectorized environments."""
-        env = self._envs[i]
-        observation, reward, terminated, truncated, info = env.step(action)
-        done = terminated or truncated
-        info["TimeLimit.truncated"] = truncated and not terminated
-        if done:
-            info["terminal_observation"] = observation
-            observation, self._reset_infos[i] = env.reset()
-        return observation, reward, done, info, self._reset_infos[i]
-
-    def _reset(self, i: int, data: tuple[int | None, dict[str, Any]]) -> Begun:
-        seed, options = data
-        begun = self._envs[i].reset(seed=seed, **({"options": options} if options else {}))
-        self._reset_infos[i] = begun[1]
-        return begun
-
-    def _render(self, i: int, _: Any) -> Any:
-        return self._envs[i].render()
-
-    def _get_spaces(self, i: int, _: Any) -> tuple[gym.Space, gym.Space]:
-        return self._envs[i].observation_space, self._envs[i].action_space
-
-    def _env_method(self, i: int, data: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Any:
-        name, arguments, keywords = data
-        return self._envs[i].get_wrapper_attr(name)(*arguments, **keywords)
-
-    def _get_attr(self, i: int, name: str) -> Any:
-        return self._envs[i].get_wrapper_attr(name)
-
-    def _has_attr(self, i: int, name: str) -> bool:
-        return self._envs[i].has_wrapper_attr(name)
-
-    def _set_attr(self, i: int, data: tuple[str, Any]) -> None:
-        setattr(self._envs[i], *data)
-
-    def _is_wrapped(self, i: int, wrapper_class: type[gym.Wrapper]) -> bool:
-        return is_wrapped(self._envs[i], wrapper_class)
 
 
 def pickle_env(env_fn: Callable[[], gym.Env]) -> bytes:
