@@ -77,10 +77,11 @@ class FallingPrecision(CollectingAlgorithm):
         model, budget = self.policy.to_integer(), budget_nbytes(str(self.student_arch), self._teacher_nbytes)
         if model.nbytes > budget:
             origin = model.input_origin.nbytes  # type: ignore[union-attr]
+            fitting = self.find_arch(f"{budget - origin}B", self.weight_bits, self.activation_bits)
             raise ValueError(
                 f"The observations have offsets that float32 cannot carry. Their input origin of {origin:,} bytes makes the "
                 f"student {model.nbytes:,} bytes, and student_arch={self.student_arch!r} is {budget:,}. Give "
-                f"student_arch='{budget - origin}B', or subtract the offsets in the environment"
+                f"student_arch={fitting.to_json()}, or subtract the offsets in the environment"
             )
 
     def _resolve_inputs(self) -> None:

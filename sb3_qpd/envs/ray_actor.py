@@ -13,7 +13,8 @@ import torch as th
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env.patch_gym import _patch_env
 
-from sb3_qpd.envs.workers import guarded
+from sb3_qpd.envs.workers import Failure, guarded
+from sb3_qpd.failures import describe_error
 
 Begun = tuple[Any, dict[str, Any]]  # first observation of an episode, and its info
 
@@ -32,15 +33,25 @@ class EnvironmentGroup:
         with suppress(OSError):
             os.chdir(folder)
         th.set_num_threads(1)
-        self._makers = [cloudpickle.loads(one) for one in pickled]
-        self._envs = [self._make(i) for i in range(len(pickled))]
+        self._pickled = pickled
+        self._envs: list[gym.Env] = []
         self._reset_infos: list[dict[str, Any] | None] = [{} for _ in pickled]
 
     def _make(self, i: int) -> gym.Env:
-        return _patch_env(guarded(self._makers[i])())
+        return _patch_env(guarded(cloudpickle.loads(self._pickled[i]))())
 
-    def ready(self) -> None:
-        """Answer as soon as the environments are built."""
+    def build(self) -> tuple[int, str] | None:
+        """
+        Build the environments.
+
+        :return: number and exception of one that cannot be built, ``None`` where all are
+        """
+        for i in range(len(self._pickled)):
+            try:
+                self._envs.append(self._make(i))
+            except Exception as error:
+                return i, describe_error(error)
+        return None
 
     def run(self, messages: list[tuple[int, str, Any]]) -> list[Any]:
         """
@@ -61,8 +72,14 @@ class EnvironmentGroup:
         for i in seeds:
             with suppress(Exception):  # it has failed
                 self._envs[i].close()
+        return [self._begin(i, seed) for i, seed in seeds.items()]
+
+    def _begin(self, i: int, seed: int | None) -> Begun:
+        try:
             self._envs[i] = self._make(i)
-        return [self._envs[i].reset(seed=seed) for i, seed in seeds.items()]
+        except Exception as error:
+            return Failure(describe_error(error)), {}
+        return self._envs[i].reset(seed=seed)
 
     def close(self) -> None:
         """Close all environments."""

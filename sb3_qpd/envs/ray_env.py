@@ -160,7 +160,7 @@ class _Actor:
         """
         ray = _import_ray()
         try:
-            ray.get(self.handle.ready.remote(), timeout=SECONDS_TO_START)
+            failed = ray.get(self.handle.build.remote(), timeout=SECONDS_TO_START)
         except ray.exceptions.GetTimeoutError as error:
             raise EnvironmentFailure(
                 f"the cluster started no actor for it within {SECONDS_TO_START:g} s. `ray status` shows what the nodes have",
@@ -168,6 +168,8 @@ class _Actor:
             ) from error
         except ray.exceptions.RayError as error:
             raise EnvironmentFailure(_describe_end(error), self.indices[0]) from error
+        if failed is not None:
+            raise EnvironmentFailure(failed[1], self.indices[failed[0]])
 
     def flush(self) -> None:
         """Send the messages that were gathered."""
@@ -333,9 +335,7 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 def _describe_end(error: Exception) -> str:
     """How an actor ended, in one line: Ray's own texts have many."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, Exception):  # an exception while the environments were built
-        return describe_error(cause)
+    because = "The actor is dead because "
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = next((line for line in lines if "Exception" in line or "Error: " in line or "exit" in line.lower()), lines[0])
-    return f"its Ray actor ended: {reason}"
+    reason = next((line.removeprefix(because) for line in lines if line.startswith(because)), lines[0])
+    return f"its Ray actor ended: {reason.partition('. ')[0].rstrip('.')}"
