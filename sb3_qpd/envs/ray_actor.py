@@ -62,21 +62,22 @@ class EnvironmentGroup:
         """
         return [getattr(self, f"_{command}")(i, data) for i, command, data in messages]
 
-    def begin_anew(self, seeds: dict[int, int | None]) -> list[Begun]:
+    def begin(self, seeds: dict[int, int | None], is_broken: bool) -> list[Begun]:
         """
-        Build environments anew.
+        Begin new episodes.
 
         :param seeds: seed of each of these environments
+        :param is_broken: whether the environments have failed, so that they are built anew
         :return: their first observations with their infos
         """
-        for i in seeds:
-            with suppress(Exception):  # it has failed
-                self._envs[i].close()
-        return [self._begin(i, seed) for i, seed in seeds.items()]
+        return [self._begin(i, seed, is_broken) for i, seed in seeds.items()]
 
-    def _begin(self, i: int, seed: int | None) -> Begun:
+    def _begin(self, i: int, seed: int | None, is_broken: bool) -> Begun:
         try:
-            self._envs[i] = self._make(i)
+            if is_broken:
+                with suppress(Exception):
+                    self._envs[i].close()
+                self._envs[i] = self._make(i)
         except Exception as error:
             return Failure(describe_error(error)), {}
         return self._envs[i].reset(seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from sb3_qpd.envs.workers import Failure, RestartingVecEnv, describe_timeout, tr
 from sb3_qpd.failures import EnvironmentFailure, describe_error
 
 SECONDS_TO_START = 600.0  # longest wait for an actor: a cluster may have to start a node for it
+SECONDS_TO_CONNECT = 10.0  # longest wait for the port of a cluster
 SECONDS_TO_CLOSE = 5.0  # longest wait for environments that close themselves
 START_TRIES = 3  # of an actor that ends while it starts, as on a node that is about to fail
 PACKAGE_PARENT = Path(__file__).parents[2]
@@ -63,9 +65,11 @@ class RayVecEnv(RestartingVecEnv):
         self.processes: list[Any] = []  # SubprocVecEnv's; there are none in this process
         pickled = [pickle_env(env_fn) for env_fn in env_fns]
         connect(address)
-        size = envs_per_actor or -(-len(env_fns) // max(1, _free_processors()))
+        n_free = int(_import_ray().available_resources().get("CPU", 0))
+        size = envs_per_actor or -(-len(env_fns) // max(1, n_free))
         groups = [range(start, min(start + size, len(env_fns))) for start in range(0, len(env_fns), size)]
-        self.actors = [_Actor(self, group, [pickled[index] for index in group]) for group in groups]
+        # an actor without a processor can always be placed: one that waits for a processor might wait forever
+        self.actors = [_Actor(self, group, [pickled[i] for i in group], int(n < n_free)) for n, group in enumerate(groups)]
         self.remotes = tuple(_Remote(actor, index) for actor in self.actors for index in actor.indices)
         try:
             for actor in self.actors:
@@ -135,20 +139,20 @@ class _Actor:
     :param owner: its vectorized environment
     :param indices: numbers of its sub-environments
     :param pickled: functions that make them, by :func:`pickle_env`
+    :param n_processors: processors that the actor occupies on its node
     """
 
-    def __init__(self, owner: RayVecEnv, indices: Sequence[int], pickled: list[bytes]) -> None:
+    def __init__(self, owner: RayVecEnv, indices: Sequence[int], pickled: list[bytes], n_processors: int) -> None:
         self.indices, self.messages = indices, dict[int, Message]()
         self._owner, self._pickled = owner, pickled
         self._sent, self._answers = dict[int, Message](), dict[int, Any]()
         self._lost = dict[int, Begun]()  # episodes that were dropped between two steps: the next step says so
         self._call, self._asked = None, 0.0
-        self._start()
+        self._start(n_processors)
 
-    def _start(self) -> None:
+    def _start(self, n_processors: int) -> None:
         ray = _import_ray()
-        # an actor without a processor can always be placed: one that waits for a processor might wait forever
-        options = {"num_cpus": min(1, _free_processors()), "scheduling_strategy": "SPREAD", "max_restarts": 0}
+        options = {"num_cpus": n_processors, "scheduling_strategy": "SPREAD", "max_restarts": 0}
         make = ray.remote(EnvironmentGroup).options(**options)
         self.handle = make.remote(self._pickled, [*sys.path], os.getcwd())
 
@@ -236,13 +240,14 @@ class _Actor:
         :raises EnvironmentFailure: they fail at once
         """
         ray, owner = _import_ray(), self._owner
-        if len(indices) == len(self.indices):
+        is_new = len(indices) == len(self.indices)
+        if is_new:
             self.kill()
-            self._start()
+            self._start(n_processors=0)  # its node may be gone, and no other processor free
             self.wait_for_start()
         seeds = {index - self.indices[0]: owner.new_seed(index) for index in indices}
         try:
-            begun = ray.get(self.handle.begin_anew.remote(seeds), timeout=SECONDS_TO_START)
+            begun = ray.get(self.handle.begin.remote(seeds, is_broken=not is_new), timeout=SECONDS_TO_START)
         except ray.exceptions.RayError as error:
             raise owner.fail_at_start(indices[0], f"ended at once ({_describe_end(error)})") from error
         for index, (observation, _) in zip(indices, begun, strict=True):
@@ -286,13 +291,21 @@ def connect(address: str | None = None) -> None:
     address = address or os.environ.get(ADDRESS) or "local"
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
+        _check_port(address)
         with safe_import_path(), _outside_current_folder(), _environment(NO_STATISTICS):
             ray.init(address, logging_level="warning", **options)
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConnectionError(
             f"No Ray cluster can be used at {address!r} ({describe_error(error)}). `ray start --head` starts one; {ADDRESS} "
             "names its address"
         ) from error
+
+
+def _check_port(address: str) -> None:
+    """Ray itself tries for minutes where nothing listens."""
+    host, separator, port = address.rpartition("://")[2].rpartition(":")
+    if separator and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
 
 
 def _import_ray() -> Any:
@@ -301,10 +314,6 @@ def _import_ray() -> Any:
     except ImportError as error:
         raise ImportError("vec_env='ray' needs Ray: pip install 'sb3_qpd[ray]'") from error
     return ray
-
-
-def _free_processors() -> int:
-    return int(_import_ray().available_resources().get("CPU", 0))
 
 
 @contextmanager

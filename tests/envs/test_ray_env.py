@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -75,7 +73,7 @@ def cluster() -> Iterator[None]:
 
 
 def actors(n_envs: int = 3, failure: str = "", **options: Any) -> RayVecEnv:
-    """Two actors, the first with two environments, of which the second fails."""
+    """Two actors, the first with two environments, of which the second may fail."""
     makers = [lambda failure=failure if i == 1 else "": Monitor(Ordinary(failure)) for i in range(n_envs)]
     env = RayVecEnv(makers, envs_per_actor=2, **options)
     env.seed(7)
@@ -251,8 +249,11 @@ def test_an_environment_that_cannot_be_built_is_named() -> None:
         RayVecEnv([broken])
 
 
-@pytest.mark.slow
-def test_an_address_where_no_cluster_is() -> None:
-    code = "from sb3_qpd.envs.ray_env import connect; connect('127.0.0.1:9')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ConnectionError: No Ray cluster can be used at '127.0.0.1:9'" in done.stderr
+def test_an_address_where_no_cluster_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
+        with pytest.raises(ConnectionError, match=f"No Ray cluster can be used at '{address}' .*RAY_ADDRESS"):
+            connect(address)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ConnectionError, match=f"No Ray cluster can be used at '{address}'"):
+            connect()
