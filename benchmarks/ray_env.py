@@ -3,9 +3,9 @@ Environments as Ray actors beside those in SB3's subprocesses, for environments 
 
     python benchmarks/ray_env.py --n-envs 4 --seconds 10
 
-Prints milliseconds of a step of all environments, side by side in one run: of steps alone, and of steps while this process is
-busy for as long, as a distiller is between ``step_async`` and ``step_wait``. An environment sleeps: the figures are those of
-messages and waiting, on any number of processors.
+Prints milliseconds of a step of all environments, side by side in one run: of steps alone, of steps while this process is busy
+for as long, as a distiller is between ``step_async`` and ``step_wait``, and the processor time of this process. An environment
+sleeps: the figures are those of messages and waiting, on any number of processors.
 """
 
 import argparse
@@ -44,27 +44,27 @@ class Slow(gym.Env):
         return np.zeros(self.observation_space.shape, np.float32), 0.0, False, False, {}  # type: ignore[arg-type]
 
 
-def milliseconds(env: VecEnv, seconds: float, while_waiting: Callable[[], object]) -> float:
-    """The median of a step of all environments."""
+def milliseconds(env: VecEnv, seconds: float, while_waiting: Callable[[], object]) -> tuple[float, float]:
+    """The median of a step of all environments, and this process's mean processor time of a step."""
     actions, times = np.zeros(env.num_envs, np.int64), []
     env.reset()
-    end = time.perf_counter() + seconds
+    end, used = time.perf_counter() + seconds, time.process_time()
     while time.perf_counter() < end or len(times) < 3:
         start = time.perf_counter()
         env.step_async(actions)
         while_waiting()
         env.step_wait()
         times.append(1000 * (time.perf_counter() - start))
-    return float(np.median(times))
+    return float(np.median(times)), 1000 * (time.process_time() - used) / len(times)
 
 
 def row(name: str, make: Callable[[], VecEnv], args: argparse.Namespace) -> str:
     """One line of the table."""
     env = make()
-    alone = milliseconds(env, args.seconds, lambda: None)
-    overlapped = milliseconds(env, args.seconds, lambda: time.sleep(alone / 1000))
+    alone, used = milliseconds(env, args.seconds, lambda: None)
+    overlapped, _ = milliseconds(env, args.seconds, lambda: time.sleep(alone / 1000))
     env.close()
-    return f"{name} | {alone:.2f} | {overlapped:.2f} |"
+    return f"{name} | {alone:.2f} | {overlapped:.2f} | {used:.2f} |"
 
 
 def main() -> None:
@@ -75,7 +75,17 @@ def main() -> None:
     parser.add_argument("--milliseconds", type=float, nargs="+", default=[1, 10, 100], help="of a step")
     parser.add_argument("--seconds", type=float, default=10)
     args = parser.parse_args()
-    print(table_head(("a step of an environment, ms", "environments", "of all, ms", "of all while this process is busy, ms")))
+    print(
+        table_head(
+            (
+                "a step of an environment, ms",
+                "environments",
+                "of all, ms",
+                "of all while this process is busy, ms",
+                "processor time of this process, ms",
+            )
+        )
+    )
     for cost in args.milliseconds:
         makers = [lambda cost=cost: Slow(cost, tuple(args.shape))] * args.n_envs  # type: ignore[misc]
         print(f"| {cost:g} | {row('SubprocVecEnv', lambda: SubprocVecEnv(makers, 'fork'), args)}", flush=True)  # noqa: B023

@@ -180,12 +180,12 @@ class _Actor:
         if not self.messages:
             return
         self._sent, self.messages, self._answers = self.messages, {}, {}
-        for index in [*self._sent] if self._lost else ():
-            if self._sent[index][0] in ("step", "reset") and index in self._lost:
-                begun = self._lost.pop(index)
-                if self._sent[index][0] == "step":
-                    self._answers[index] = truncated_step(*begun)
-                    del self._sent[index]
+        for index, (command, _) in [*self._sent.items()]:
+            if command == "reset":
+                self._lost.pop(index, None)
+            elif command == "step" and index in self._lost:
+                self._answers[index] = truncated_step(*self._lost.pop(index))
+                del self._sent[index]
         self._call = self._ask()
 
     def _ask(self) -> Any:
