@@ -146,6 +146,7 @@ def test_steps_are_in_flight_between_async_and_wait(both: tuple[RayVecEnv, Worke
     assert ours.step_wait()[0].shape == (3, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["step", "env_method"])
 def test_an_actor_that_ends_is_started_again(command: str) -> None:
     """Also one that ends between two steps: then the next step says that the episodes were dropped."""
