@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_qpd.checks import check_choice, check_flags, check_positive, check_whole, is_finite
-from sb3_qpd.envs import RESTARTS, VEC_ENVS
+from sb3_qpd.envs import NEEDS_RAY, RESTARTS, VEC_ENVS
 from sb3_qpd.students.transitions import get_transition
 
 BOX_LOSS_NAMES = ("huber", "squared_error", "gaussian_kl")  # functions of the module losses
@@ -152,7 +152,7 @@ def check_vec_env(vec_env: Any) -> None:
     """
     check_choice("vec_env", vec_env, VEC_ENVS)
     if vec_env == "ray" and find_spec("ray") is None:
-        raise ImportError("vec_env='ray' needs Ray: pip install 'sb3_qpd[ray]'")
+        raise ImportError(NEEDS_RAY)
 
 
 def check_workers(vec_env: str, env_timeout: Any, restart_envs: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.child_processes import safe_import_path
-from sb3_qpd.envs import RESTARTS
+from sb3_qpd.envs import NEEDS_RAY, RESTARTS
 from sb3_qpd.envs.ray_actor import Begun, EnvironmentGroup
 from sb3_qpd.envs.workers import Failure, RestartingVecEnv, describe_timeout, truncated_step
 from sb3_qpd.failures import EnvironmentFailure, describe_error
@@ -312,7 +312,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("vec_env='ray' needs Ray: pip install 'sb3_qpd[ray]'") from error
+        raise ImportError(NEEDS_RAY) from error
     return ray
 
 
