@@ -1,5 +1,6 @@
 """Offsets that float32 cannot carry are taken off in float64, before the student rounds, in each of its forms."""
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -107,9 +108,13 @@ def far_teacher(space: spaces.Space, draw: Any) -> PPO:
     return model
 
 
+@functools.cache
 def student_of(kind: str, n_steps: int = 4_000, **settings: Any) -> QPDDistiller:
+    """It learns once, and tests only look at it. Nothing is left to warn of."""
     space, draw, _ = KINDS[kind]
-    return QPDDistiller(far_teacher(space, draw), **{**FAST, **settings}).learn(n_steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return QPDDistiller(far_teacher(space, draw), **{**FAST, **settings}).learn(n_steps)
 
 
 def explained(student: Any, teacher: Any, observations: Any) -> float:
@@ -120,9 +125,7 @@ def explained(student: Any, teacher: Any, observations: Any) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_sees_what_its_teacher_sees(kind, tmp_path):
     _, draw, features = KINDS[kind]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing is left to warn of
-        student = student_of(kind)
+    student = student_of(kind)
     assert [one["feature"] for one in student.input_findings if one["kind"] == "origin"] == features
     assert len(student.input_findings) == 1 and student.input_findings[0]["levels"] < 16
     observations = drawn(draw, 500)
@@ -276,8 +279,12 @@ def test_stock_ppo_fine_tunes_a_student():
 
 def test_a_zip_whose_origin_is_not_its_students(tmp_path):
     student = student_of("UTM metres", 500)
-    student.policy.features_extractor.input_grid.origin = th.zeros(5, dtype=th.float64)
-    student.save(tmp_path / "student.zip")
+    grid = student.policy.features_extractor.input_grid
+    origin, grid.origin = grid.origin, th.zeros(5, dtype=th.float64)
+    try:
+        student.save(tmp_path / "student.zip")
+    finally:
+        grid.origin = origin
     with pytest.raises(ValueError, match=r"input_grid.origin has \(5,\), not torch.Size\(\[3\]\)"):
         load_student(tmp_path / "student.zip")
 
