@@ -71,8 +71,9 @@ def test_demo(tmp_path):
 @pytest.mark.slow
 def test_demo_of_a_game(tmp_path, run):
     """Games end after 300 steps. The student has learned nothing yet; the teacher is ahead by then."""
-    short = ("--env-kwargs", "max_num_frames_per_episode=1200", "--n-envs", "4", "--timesteps", "600", "--episodes", "2")
-    printed = run("demo.py", "--out", str(tmp_path / "demo"), "--atari", *short, *QUICK_DEMO)
+    games = ("--env-kwargs", "max_num_frames_per_episode=1200", "--episodes", "2", "--film-steps", "160")
+    learning = ("--n-envs", "4", "--timesteps", "600", "--gradient-steps", "0.02")
+    printed = run("demo.py", "--out", str(tmp_path / "demo"), "--atari", *games, *learning, *QUICK_DEMO)
     report = check_demo(printed, tmp_path / "demo", "PongNoFrameskip-v4", 2)
     assert report["teacher"]["return_mean"] > 2 > -2 > report["random"]["return_mean"]
 

@@ -20,6 +20,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toys import BOX, DISCRETE, QUICK, Pointer, assert_equal_states, assert_same_bits, pointers, score, taught, untrained
 
+import sb3_qpd.distillation.distiller as distilling
 from sb3_qpd import QPDDistiller, load_teacher
 from sb3_qpd.distillation.callbacks import StageBar
 
@@ -183,10 +184,11 @@ def test_an_interrupted_student_can_be_saved_and_learn_on(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "box"])
-def test_the_log_tells_how_close_the_student_is(action_space, tmp_path):
+def test_the_log_tells_how_close_the_student_is(action_space, tmp_path, monkeypatch):
+    monkeypatch.setattr(distilling, "ROLLOUT_STEPS", 512)  # a line of the log each
     student = QPDDistiller(untrained(pointers(action_space)), **QUICK, weight_bits=4)
     student.set_logger(configure(str(tmp_path), ["csv"]))
-    student.learn(6_200)
+    student.learn(1_550)
     rows = list(csv.DictReader((tmp_path / "progress.csv").open()))
     bits = [float(row["student/mean_weight_bits"]) for row in rows]
     assert bits[0] > bits[-1] and 4 < bits[-1] < 8  # first layer and head keep 8

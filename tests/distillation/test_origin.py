@@ -97,7 +97,7 @@ def drawn(draw: Any, n: int, seed: int = 1) -> Any:
 def far_teacher(space: spaces.Space, draw: Any) -> PPO:
     """It sees all of its features: its ``VecNormalize`` takes the mean off in float64."""
     keys = [key for key, one in space.items() if isinstance(one, spaces.Box)] if isinstance(space, spaces.Dict) else None
-    raw = DummyVecEnv([lambda: Far(space, draw)] * 8)
+    raw = DummyVecEnv([lambda: Far(space, draw)] * 32)
     env = VecNormalize(raw, norm_reward=False, training=False, norm_obs_keys=keys)
     seen = drawn(draw, 2_000, seed=0)
     for values, rms in [(seen, env.obs_rms)] if keys is None else [(seen[key], env.obs_rms[key]) for key in keys]:

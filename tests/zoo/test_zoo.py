@@ -599,7 +599,8 @@ def test_a_game_runs_in_ales_vector_environment(tmp_path: Path, capsys: pytest.C
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AtariVecEnv, "__init__", look)
-        train(tmp_path, *arguments, params={"teacher": pong, "env_kwargs": limit, "buffer_size": 256})
+        few = {"buffer_size": 256, "gradient_steps": 0.02}  # it need not learn the game
+        train(tmp_path, *arguments, params={"teacher": pong, "env_kwargs": limit, **few})
         assert len(built) == 2 and all(kwargs["max_num_frames_per_episode"] == 240 for kwargs in built)
         folder = tmp_path / "logs" / "qpd" / "PongNoFrameskip-v4_1"
         results = load_results(str(folder))
