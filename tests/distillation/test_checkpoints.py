@@ -122,6 +122,7 @@ def whole(kind: str) -> QPDDistiller:
     return make(kind).learn(STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_goes_on_is_the_one_that_was_not_interrupted(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

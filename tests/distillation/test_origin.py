@@ -122,6 +122,7 @@ def explained(student: Any, teacher: Any, observations: Any) -> float:
     return float(1 - ((a - b) ** 2).mean() / b.var())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_sees_what_its_teacher_sees(kind, tmp_path):
     _, draw, features = KINDS[kind]

@@ -54,7 +54,6 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[IntegerModel
     return folders
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["gcc -std=c99", "gcc -std=gnu11", "g++ -xc++", "clang -std=c99", "clang++ -xc++"])
 def test_compiles_without_a_warning(compiler, sources):
     if shutil.which(compiler.split()[0]) is None:

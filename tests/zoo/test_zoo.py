@@ -255,7 +255,6 @@ def test_a_student_goes_on_learning(run: Path, teacher: Path, tmp_path: Path) ->
     assert first._transition_progress >= before._transition_progress > 0  # one from the start would be at 0
 
 
-@pytest.mark.slow
 def test_environments_in_processes_of_their_own(teacher: Path, tmp_path: Path) -> None:
     train(tmp_path, "-n", "128", "--vec-env", "subproc", params={"teacher": str(teacher), "n_envs": 2})
     model = IntegerModel.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz")
