@@ -45,7 +45,7 @@ def start(script: str, *args: str, **variables: str) -> str:
 
 
 def check_demo(printed: str, out: Path, teacher: str, n_episodes: int) -> dict[str, Any]:
-    """Returns the report."""
+    """The files of a demo are there and fit each other. Returns the report."""
     assert "integer" in printed and "teacher" in printed
     report = json.loads((out / "report.json").read_text())
     assert report["parity"] == 1.0 and report["integer"]["episodes"] == n_episodes
