@@ -16,6 +16,7 @@ import json
 import math
 import os
 import re
+import stat
 import struct
 import zipfile
 import zlib
@@ -152,13 +153,7 @@ def _read_members(path: str) -> dict[str, bytes]:
     """The members of the zip by name. No more is unpacked than a student can have, whatever the file says of its sizes."""
     if os.path.isdir(path):
         raise StudentError("it is a folder without student.npz")
-    if not os.path.isfile(path):
-        raise StudentError("it is no ordinary file")
-    size = os.path.getsize(path)
-    if size > MAX_BYTES:
-        raise StudentError(f"it has more than {MAX_BYTES} bytes")
-    with open(path, "rb") as file:
-        content = file.read(size)
+    content = _read_ordinary(path)
     if content.count(b"PK\x01\x02") > 10 * len(ARRAYS):  # the directory of many members alone fills the memory
         raise StudentError("it has more members than a student has arrays")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -167,6 +162,18 @@ def _read_members(path: str) -> dict[str, bytes]:
         if sum(info.file_size for info in members) > MAX_BYTES:
             raise StudentError(f"its arrays have more than {MAX_BYTES} bytes")
         return {info.filename[: -len(".npy")]: _read_member(archive, info) for info in members}
+
+
+def _read_ordinary(path: str) -> bytes:
+    """The bytes of a file. The open file is checked: another one, such as a pipe, may take its place at any time."""
+    flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")]  # a pipe waits for its writer
+    with open(os.open(path, os.O_RDONLY | sum(flags)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise StudentError("it is no ordinary file")
+        if status.st_size > MAX_BYTES:
+            raise StudentError(f"it has more than {MAX_BYTES} bytes")
+        return file.read(status.st_size)
 
 
 def _check_members(names: list[str]) -> None:
