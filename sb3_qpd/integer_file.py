@@ -18,6 +18,7 @@ import os
 import re
 import stat
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -52,6 +53,7 @@ MAX_UNFOLDED = 2**24  # numbers of a convolution's unfolded input
 MAX_MACS = 2**30  # multiply-accumulates for one action
 MAX_DEPTH = 20  # of JSON
 MAX_DIGITS = 20  # of a number in JSON
+MAX_WRITING = 3_600  # seconds that a file may take to be written
 
 _ARRAY_HEADER = re.compile(rb"\{'descr': '(.{3})', 'fortran_order': False, 'shape': \((\d{1,9}),\), \} *\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -110,9 +112,11 @@ def write_npz(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     content: Any = np.frombuffer(json.dumps(header).encode(), np.uint8)
     _check_json_size("header", content.size)
     members: dict[str, Any] = {"header": content, **{name: array.astype(ARRAYS[name]) for name, array in arrays.items()}}
-    temporary = f"{path}.{os.getpid()}.tmp"
+    folder, name = os.path.split(path)
+    _remove_left_overs(folder, name)
+    temporary = os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # "x" follows no link that lies there
             np.savez_compressed(file, **members)
             file.flush()
             os.fsync(file.fileno())  # a machine that stops now leaves the old file or the new one
@@ -120,6 +124,17 @@ def write_npz(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _remove_left_overs(folder: str, name: str) -> None:
+    """Remove what killed processes left beside a file. A younger one may be another process's, which writes it now."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.tmp")
+    try:
+        for entry in os.scandir(folder or "."):
+            if pattern.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < time.time() - MAX_WRITING:
+                os.remove(entry.path)
+    except OSError:  # the folder cannot be read, or another process removes it too
+        return
 
 
 def read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
