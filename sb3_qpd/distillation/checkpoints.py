@@ -226,7 +226,11 @@ class CheckpointWriter:
         self._has_warned = False
         self.n_written, self.seconds = 0, 0.0  # checkpoints of this process, and what they took
         self._lock: IO[bytes] | None = None
-        self.found = self._find()
+        try:
+            self.found = self._find()
+        except BaseException:
+            self.close()
+            raise
         self._note_time()
 
     @property

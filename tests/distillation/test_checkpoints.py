@@ -363,7 +363,7 @@ def test_hostile_arrays(tmp_path: Path) -> None:
 
 
 def test_bombs_in_a_checkpoint(tmp_path: Path) -> None:
-    """A directory of a million members, a method that unpacks without bound, and a file larger than what belongs to the run."""
+    """A directory of a million members, a method that unpacks without bound, and a file larger than the run's."""
     path = tmp_path / "state-0.npz"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
         archive.writestr("values.json", json.dumps({"num_timesteps": 1, "text": "x" * 10**7}))
@@ -459,6 +459,9 @@ def test_two_runs_with_one_folder(tmp_path: Path) -> None:
 
     student = make("vector").learn(STEPS, callback=Act(150, go_on_too), checkpoint=Checkpoint(tmp_path / "a", every=EVERY))
     assert not is_in_use(tmp_path / "a") and newest_steps(tmp_path / "a") == student.num_timesteps
+    with pytest.raises(CheckpointError, match="another run") as refused:
+        resumed(tmp_path / "a", temperature=2.0)
+    assert not is_in_use(tmp_path / "a"), refused  # nor while its exception is kept
     (tmp_path / "b").mkdir()
     with open_locked(tmp_path / "b" / ".sb3-qpd-lock", wait=False), pytest.warns(UserWarning, match="another process writes"):
         make("vector").learn(STEPS, checkpoint=Checkpoint(tmp_path / "b", every=EVERY))
