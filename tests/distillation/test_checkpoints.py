@@ -2,7 +2,9 @@
 
 import functools
 import json
+import os
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from bounds import bounded
 from gymnasium import spaces
 from stable_baselines3 import DQN, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
@@ -22,8 +25,16 @@ from toys import BOX, QUICK, Anything, Pointer, Quadrant, Strict, assert_equal_s
 import sb3_qpd.distillation.checkpoints as checkpoints
 import sb3_qpd.distillation.distiller as distilling
 from sb3_qpd import Checkpoint, QPDDistiller
+from sb3_qpd.atomic import open_locked
 from sb3_qpd.distillation.buffers import DistillationBuffer
-from sb3_qpd.distillation.checkpoint_files import STATE_FILES, CheckpointError, newest_steps, read_archive, write_archive
+from sb3_qpd.distillation.checkpoint_files import (
+    STATE_FILES,
+    CheckpointError,
+    is_in_use,
+    newest_steps,
+    read_archive,
+    write_archive,
+)
 from sb3_qpd.teachers.teacher import TeacherOutput
 
 STEPS, EVERY = 400, 64
@@ -369,6 +380,112 @@ def test_hostile_arrays(tmp_path: Path) -> None:
         read_archive(tmp_path / "x.npz", 1_000)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_archive(tmp_path / "none.npz", 1_000)
+
+
+def test_bombs_in_a_checkpoint(tmp_path: Path) -> None:
+    """A directory of a million members, a method that unpacks without bound, and a file larger than the run's."""
+    path = tmp_path / "state-0.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("values.json", json.dumps({"num_timesteps": 1, "text": "x" * 10**7}))
+    with pytest.raises(CheckpointError, match="packed by a method that no checkpoint uses"):
+        read_archive(path, 10**6)
+    assert newest_steps(tmp_path) is None
+    entry = b"PK\x01\x02" + bytes(42)
+    path.write_bytes(entry * 10**6 + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, len(entry) * 10**6, 0, 0))
+    with bounded(20, 2**28):
+        with pytest.raises(CheckpointError, match="more than 10000 members"):
+            read_archive(path, 10**6)
+        assert newest_steps(tmp_path) is None
+    with path.open("wb") as file:
+        file.truncate(100 * 2**30)
+    with bounded(20, 2**28), pytest.raises(CheckpointError, match=r"it has 107,374,182,400 bytes"):
+        read_archive(path, 10**6)
+    with bounded(20, 2**28):
+        assert newest_steps(tmp_path) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
+@pytest.mark.parametrize("name", ["state-0.npz", "state-1.npz", "actions.bin", "ring-00000001.npz", ".sb3-qpd-lock"])
+def test_a_checkpoint_writes_through_no_link(name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for make in (lambda path: path.symlink_to(victim), os.mkfifo):
+        folder = tmp_path / "checkpoint"
+        folder.mkdir()
+        make(folder / name)
+        with bounded(60, 2**29):
+            if name.startswith("."):  # it is removed
+                make_and_learn(folder)
+            else:
+                with pytest.raises(CheckpointError, match="is a link, or no ordinary file"):
+                    make_and_learn(folder)
+        assert victim.read_text() == "precious"
+        shutil.rmtree(folder)
+
+
+def make_and_learn(folder: Path) -> None:
+    make("vector").learn(EVERY, checkpoint=Checkpoint(folder, every=EVERY, resume=True))
+
+
+class Act(BaseCallback):
+    """
+    Does something once.
+
+    :param steps: environment steps before
+    :param action: what
+    """
+
+    def __init__(self, steps: int, action: Any) -> None:
+        super().__init__()
+        self.steps, self.action = steps, action
+
+    def _on_step(self) -> bool:
+        if self.action is not None and self.num_timesteps >= self.steps:
+            action, self.action = self.action, None
+            action()
+        return True
+
+
+def test_a_folder_that_is_moved_or_removed_while_learning(tmp_path: Path) -> None:
+    """The next checkpoint holds the whole ring again. The environments begin new episodes."""
+    for action in (lambda: (tmp_path / "a").rename(tmp_path / "moved"), lambda: shutil.rmtree(tmp_path / "a")):
+        with pytest.raises(KeyboardInterrupt):
+            callbacks = [Act(150, action), Stop(350)]
+            make("vector").learn(STEPS, callback=callbacks, checkpoint=Checkpoint(tmp_path / "a", every=EVERY))
+        assert newest_steps(tmp_path / "a") == 320
+        student = resumed(tmp_path / "a")
+        assert student.num_timesteps == STEPS and student._buffer is not None and len(student._buffer) == 160
+        shutil.rmtree(tmp_path / "a")
+    assert resumed(tmp_path / "moved").num_timesteps == STEPS
+
+
+def test_a_simulator_that_changes_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(KeyboardInterrupt):
+        callbacks = [Act(100, lambda: os.chdir(tmp_path)), Stop(350)]
+        make("vector").learn(STEPS, callback=callbacks, checkpoint=Checkpoint("a", every=EVERY))
+    assert newest_steps(tmp_path / "here" / "a") == 320 and not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks on Windows")
+def test_two_runs_with_one_folder(tmp_path: Path) -> None:
+    """The second is refused where it would go on, and otherwise learns without checkpoints."""
+
+    def go_on_too() -> None:
+        assert is_in_use(tmp_path / "a")
+        with pytest.raises(CheckpointError, match="is in use: another process writes its checkpoints there"):
+            resumed(tmp_path / "a")
+
+    student = make("vector").learn(STEPS, callback=Act(150, go_on_too), checkpoint=Checkpoint(tmp_path / "a", every=EVERY))
+    assert not is_in_use(tmp_path / "a") and newest_steps(tmp_path / "a") == student.num_timesteps
+    with pytest.raises(CheckpointError, match="another run") as refused:
+        resumed(tmp_path / "a", temperature=2.0)
+    assert not is_in_use(tmp_path / "a"), refused  # nor while its exception is kept
+    (tmp_path / "b").mkdir()
+    with open_locked(tmp_path / "b" / ".sb3-qpd-lock", wait=False), pytest.warns(UserWarning, match="another process writes"):
+        make("vector").learn(STEPS, checkpoint=Checkpoint(tmp_path / "b", every=EVERY))
+    assert newest_steps(tmp_path / "b") is None
 
 
 def test_a_disk_that_takes_no_checkpoint_is_a_warning(tmp_path: Path) -> None:

@@ -285,6 +285,8 @@ def test_the_learning_rate_is_never_negative(learning_rate):
 def test_cosine_schedule():
     schedule = CosineSchedule(2.0)
     assert [schedule(p) for p in (1.0, 0.5, 0.0, -0.1, 1.1)] == pytest.approx([2.0, 1.0, 0.0, 0.0, 2.0])
+    with pytest.raises(TypeError, match=r"initial must be a number such as 2e-3, got 'x' \(str\)"):
+        CosineSchedule("x")
 
 
 @pytest.mark.filterwarnings("ignore:The teacher is not clearly above")
