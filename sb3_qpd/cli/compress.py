@@ -22,6 +22,7 @@ from sb3_qpd.cli.hyperparameters import add_hyperparameters, check_hyperparamete
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
 from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, STUDENT_ZIP
+from sb3_qpd.students.budgets import is_budget
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ def compress(args: argparse.Namespace) -> int:
             distiller = _make_distiller(teacher, recipe, args)
             check_integer(distiller.policy.arch)
             check_targets(distiller, args.target)
-            baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
+            same_size = {**FLOAT_BASELINE, "student_arch": distiller.policy.arch}
+            baseline = _make_distiller(teacher, recipe, args, **same_size) if args.baselines else None
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = plan_evaluation(teacher, recipe, args.episodes, **options)
             staging.check_room(_bytes_of_files(distiller))
@@ -178,12 +180,12 @@ def _open_out(args: argparse.Namespace) -> AtomicFolder:
     return staging
 
 
-def _checkpoint(args: argparse.Namespace, name: str) -> "Checkpoint | None":
+def _checkpoint(args: argparse.Namespace, staging: AtomicFolder, name: str) -> "Checkpoint | None":
     if args.checkpoint_every == 0:
         return None
     from sb3_qpd.distillation.checkpoints import Checkpoint
 
-    return Checkpoint(args.out / CHECKPOINT / name, args.checkpoint_every, args.resume)
+    return Checkpoint(staging.place / CHECKPOINT / name, args.checkpoint_every, args.resume)
 
 
 def _bytes_of_files(distiller: "QPDDistiller") -> int:
@@ -233,7 +235,9 @@ def _take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
 
     name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
     entry = dict(read_entries().get(name, {}))
-    taken = {key: entry[key] for key in flag_names() if key in entry and getattr(args, key) is None}
+    own_bits = ("weight_bits", "activation_bits") if is_budget(args.student_arch) else ()  # those of the entry suit its size
+    keys = [key for key in flag_names() if key in entry and key not in own_bits]
+    taken = {key: entry[key] for key in keys if getattr(args, key) is None}
     for key, value in taken.items():
         setattr(args, key, value)
     if args.timesteps is None and "n_timesteps" in entry:
@@ -273,10 +277,10 @@ def _compress(
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
             callbacks = [check, *_callbacks(plan, args)]
-            distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, STUDENT), **options)
+            distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, staging, STUDENT), **options)
         baselines = {}
         if baseline is not None:
-            baseline.learn(args.timesteps, checkpoint=_checkpoint(args, BASELINE), **options)
+            baseline.learn(args.timesteps, checkpoint=_checkpoint(args, staging, BASELINE), **options)
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
@@ -286,7 +290,7 @@ def _compress(
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
             raise  # an error of the user, which was reported already
         # hours of learning are not thrown away because the rest was interrupted or failed
-        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ", args)
+        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
@@ -366,9 +370,7 @@ def _write_files(
         write_report(report, folder, step or "")
 
 
-def _rescue(
-    distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str, args: argparse.Namespace
-) -> None:
+def _rescue(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str) -> None:
     """Save an unfinished student, and say where."""
     if distiller.num_timesteps == 0:
         print(f"sb3-qpd compress: {reason}stopped before anything was learned, nothing was written", file=sys.stderr)
@@ -377,7 +379,7 @@ def _rescue(
 
     with uninterrupted():
         files, out = _publish(distiller, plan, staging)
-    steps = newest_steps(args.out / CHECKPOINT / STUDENT)
+    steps = newest_steps(staging.place / CHECKPOINT / STUDENT)
     more = "" if steps is None else f". The same command with --resume goes on after {steps} steps"
     print(
         f"sb3-qpd compress: {reason}stopped after {distiller.num_timesteps} steps; wrote {', '.join(files)} into {out}{more}",

@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_qpd.atomic import CHECKPOINT
-from sb3_qpd.distillation.checkpoint_files import newest_steps, newest_values
+from sb3_qpd.distillation.checkpoint_files import is_in_use, newest_steps, newest_values
 from sb3_qpd.distillation.checkpoints import Checkpoint
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import AtariVecEnv
@@ -23,7 +23,6 @@ from sb3_qpd.envs.registry import raise_missing_package, without_harmless_warnin
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
 from sb3_qpd.evaluation.report import console_summary, next_step, write_report
-from sb3_qpd.students.architectures import make_arch
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.loading import load_teacher
 from sb3_qpd.zoo import ALGO
@@ -63,7 +62,9 @@ class StudentManager(ExperimentManager):
         """With ``--resume`` the newest run that was killed goes on in its folder. Otherwise it is named, and stays."""
         runs = [path.parent for path in Path(self.log_path).glob(f"{self.env_name}_*/{CHECKPOINT}")]
         unfinished = [
-            (run.stat().st_mtime, run, steps) for run in runs if (steps := newest_steps(run / CHECKPOINT)) is not None
+            (run.stat().st_mtime, run, steps)
+            for run in runs
+            if (steps := newest_steps(run / CHECKPOINT)) is not None and not is_in_use(run / CHECKPOINT)
         ]
         if unfinished:
             _, run, steps = max(unfinished)
@@ -259,7 +260,7 @@ class StudentManager(ExperimentManager):
     def _nbytes(self, params: dict[str, Any]) -> int:
         student = self._student  # the entry's: settings that are not searched come from it
         size = {name: params.get(name, getattr(student, name)) for name in SIZE}
-        arch = make_arch(**size)
+        arch = student.find_arch(**size)
         policy_class: type[QuantActorCriticPolicy] = student.policy_class  # type: ignore[assignment]
         policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
         policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)

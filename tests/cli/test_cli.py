@@ -276,10 +276,20 @@ def broken(weights: dict[str, th.Tensor], value: float) -> dict[str, th.Tensor]:
     return {**weights, "action_net.weight": th.full_like(weights["action_net.weight"], value)}
 
 
+def saturated(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """
+    Weights whose output overflows at every observation: all features of the last layer are 1.
+
+    With the trained features it depended on the observations and on the order of a sum whether the first batch overflows.
+    """
+    bias = "mlp_extractor.policy_net.2.bias"
+    return {**broken(weights, 3e38), bias: th.full_like(weights[bias], 100.0)}
+
+
 BAD_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN weights": ({"state_dict": lambda weights: broken(weights, math.nan)}, "holds NaN or infinite weights"),
-    # finite, but what comes out is not, and not at the first observation
-    "NaN outputs": ({"state_dict": lambda weights: broken(weights, 3e38)}, "The teacher's output holds NaN or infinity"),
+    # finite, but what comes out is not
+    "NaN outputs": ({"state_dict": lambda weights: saturated(weights)}, "The teacher's output holds NaN or infinity"),
     "another algorithm": (
         {"data": {"policy_class": serialized(b"cstable_baselines3.her\nHer\n.")}},
         "holds an agent of another algorithm: her",
@@ -319,6 +329,8 @@ def test_settings_that_are_not_given_come_from_the_entry(capsys: pytest.CaptureF
     assert filled_in("Hopper-v4", timesteps=7, buffer_size=8) == {**hopper, "timesteps": 7, "buffer_size": 8}
     cartpole = {"timesteps": 20_000, "n_envs": 16, "student_arch": "nano", "weight_bits": 4, "activation_bits": 4}
     assert filled_in("CartPole-v1") == cartpole
+    by_budget = {"timesteps": 20_000, "n_envs": 16, "student_arch": "300B"}
+    assert filled_in("CartPole-v1", student_arch="300B") == by_budget  # a budget chooses bits too
     assert filled_in("PongNoFrameskip-v4") == {"timesteps": 100_000, "n_envs": 16, "student_arch": "tiny"}
     capsys.readouterr()
     assert filled_in("Breaking-v0") == {"timesteps": 100_000} and not capsys.readouterr().out
