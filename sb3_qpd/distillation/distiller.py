@@ -27,8 +27,7 @@ from sb3_qpd.distillation.initialization import initialize_from_data
 from sb3_qpd.distillation.objective import distillation_loss, measure_student
 from sb3_qpd.distillation.precision import FallingPrecision
 from sb3_qpd.distillation.schedules import (
-    DEFAULT_LEARNING_RATE_IMAGES,
-    DEFAULT_LEARNING_RATE_VECTORS,
+    DEFAULT_LEARNING_RATE,
     CosineSchedule,
     warmup_learning_rate,
 )
@@ -61,7 +60,7 @@ class QPDDistiller(FallingPrecision):
         :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 (images 2e-2) to zero. The first 200 updates (a
+    :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 to zero. The first 200 updates (a
         twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: number of labelled observations to keep
@@ -177,16 +176,15 @@ class QPDDistiller(FallingPrecision):
     def _setup_model(self) -> None:
         if self.teacher is not None:
             self.set_teacher(self.teacher)
-        is_image = self._has_images
         if self.batch_size is None:
-            self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
+            self.batch_size = 128 if self._has_images else 256  # larger batches of images leave the processor's cache
         check_hyperparameters(vars(self))
         if self.env is not None:
             n_bytes = observation_bytes(int(self.buffer_size), self.observation_space, stacks_frames(self.env))
             check_memory(int(self.buffer_size), n_bytes)
         if self.learning_rate is None:
             check_optimizer(self.policy_kwargs)
-            self.learning_rate = CosineSchedule(DEFAULT_LEARNING_RATE_IMAGES if is_image else DEFAULT_LEARNING_RATE_VECTORS)
+            self.learning_rate = CosineSchedule(DEFAULT_LEARNING_RATE)
         if self.gradient_steps is None:
             self.gradient_steps = 16 / self.batch_size
         super()._setup_model()
