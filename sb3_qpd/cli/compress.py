@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
     from sb3_qpd.evaluation.comparison import EvaluationPlan
+    from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.teachers.teacher import Teacher
 
 DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
@@ -101,6 +102,13 @@ def add_compress(commands: Any) -> None:
         help="end early, once the integer student passes on validation episodes; test episodes then decide as always",
     )
     add_progress(parser)
+    parser.add_argument(
+        "--no-record",
+        dest="record",
+        action="store_false",
+        default=True,
+        help="no learning curves: the student plays no validation episodes while it learns. Its bits are the same",
+    )
     parser.add_argument(
         "--no-cache",
         dest="cache",
@@ -270,9 +278,12 @@ def _compress(
 
     options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
     check = CheckTargets(args.target)
+    record = _record(plan) if args.record else None
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
             callbacks = [check, *_callbacks(plan, args)]
+            if record is not None:
+                callbacks.append(record)
             distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, STUDENT), **options)
         baselines = {}
         if baseline is not None:
@@ -280,7 +291,7 @@ def _compress(
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
-        report = make_report(distiller, plan, baselines)
+        report = make_report(distiller, plan, baselines, record and record.to_json())
         step = partial(_next_step, report, args)
     except BaseException as error:
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
@@ -310,6 +321,12 @@ def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCa
     from sb3_qpd.cli.early_stopping import StopWhenNonInferior
 
     return [StopWhenNonInferior(plan)]
+
+
+def _record(plan: "EvaluationPlan") -> "LearningRecord":
+    from sb3_qpd.evaluation.learning_record import LearningRecord
+
+    return LearningRecord(plan.env, deterministic=plan.deterministic, max_episode_steps=plan.max_episode_steps)
 
 
 def _publish(
