@@ -56,8 +56,10 @@ def test_demo(tmp_path, run, teacher, args, least):
     if least is not None:
         assert report["integer"]["return_mean"] >= least * report["teacher"]["return_mean"] > 200
     out = tmp_path / "demo"
-    assert {"student.zip", "student.npz", "report.json", "report.md", "demo.gif"} <= {path.name for path in out.iterdir()}
-    with Image.open(out / "demo.gif") as gif:
+    assert printed.splitlines()[-1].endswith(str(out / "report.html"))
+    names = {"student.zip", "student.npz", "report.json", "report.md", "report.html", "film.gif"}
+    assert names <= {path.name for path in out.iterdir()}
+    with Image.open(out / "film.gif") as gif:
         assert gif.n_frames > 50 and gif.width > 2 * gif.height * 0.6  # two pictures side by side
     folder = EXAMPLES / "teachers" / "ppo" / f"{teacher}_1"
     assert IntegerModel.load(out / "student.npz").nbytes < 0.05 * load_teacher(folder).nbytes

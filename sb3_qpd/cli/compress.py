@@ -3,9 +3,10 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.atomic import CHECKPOINT, AtomicFolder, save_elsewhere, uninterrupted
@@ -21,7 +22,7 @@ from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_er
 from sb3_qpd.cli.hyperparameters import add_hyperparameters, check_hyperparameter_flags, check_integer, flag_names
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
-from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, STUDENT_ZIP
+from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, PAGE, STUDENT_ZIP
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -51,8 +52,8 @@ def add_compress(commands: Any) -> None:
         "compress",
         help="teacher in, integer student and evidence out",
         description="Load and check a teacher, distill it, and compare the integer student with it. DIR gets student.zip "
-        "(SB3), student_float.zip, student.npz (integer model), report.json and report.md. Settings that are not given come "
-        "from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
+        "(SB3), student_float.zip, student.npz (integer model), report.json, report.md and report.html. Settings that are not "
+        "given come from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
     )
     parser.set_defaults(run=compress)
     teacher = parser.add_mutually_exclusive_group(required=True)
@@ -108,6 +109,9 @@ def add_compress(commands: Any) -> None:
         action="store_false",
         default=True,
         help="no learning curves: the student plays no validation episodes while it learns. Its bits are the same",
+    )
+    parser.add_argument(
+        "--film", action="store_true", default=False, help="show teacher and student at play in report.html (film.gif)"
     )
     parser.add_argument(
         "--no-cache",
@@ -272,6 +276,7 @@ def _compress(
     staging: AtomicFolder,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
+    from sb3_qpd.cli.report import page_files
     from sb3_qpd.cli.target_check import CheckTargets
     from sb3_qpd.evaluation.comparison import make_report
     from sb3_qpd.evaluation.report import console_summary
@@ -291,7 +296,7 @@ def _compress(
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
-        report = make_report(distiller, plan, baselines, record and record.to_json())
+        report = make_report(distiller, plan, baselines, None if record is None else record.to_json())
         step = partial(_next_step, report, args)
     except BaseException as error:
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
@@ -301,9 +306,11 @@ def _compress(
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
+    more = page_files(distiller, report, args.command_line, args.film)
     with uninterrupted():
-        files, out = _publish(distiller, plan, staging, report, step)
-    print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}")
+        files, out = _publish(distiller, plan, staging, report, step, more)
+    page = f"\nThe page: {out / PAGE}" if PAGE in files else ""
+    print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}{page}")
     if out != staging.out:
         raise SystemExit(EXIT_DIFFERENCE)
     return report
@@ -335,6 +342,7 @@ def _publish(
     staging: AtomicFolder,
     report: dict[str, Any] | None = None,
     step: Callable[[Path], str] | None = None,
+    more: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tuple[list[str], Path]:
     """
     Save all files, or an unfinished student where there is no report. Then the checkpoint stays, to go on from.
@@ -344,15 +352,16 @@ def _publish(
     :param staging: the result folder
     :param report: the report, if there is one
     :param step: from the folder of the files to the line that says what to do next
+    :param more: other files by their names
     :return: names of the files, and their folder: another one where ``--out`` cannot be written
     """
     replaced = OUTPUTS if report is None else (*OUTPUTS, CHECKPOINT)
     try:
-        _write_files(distiller, plan, staging.path, report, step and step(staging.out))
+        _write_files(distiller, plan, staging.path, report, step and step(staging.out), more)
         return staging.commit(replacing=replaced), staging.out
     except OSError as error:
         other = save_elsewhere(
-            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder)),
+            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder), more),
             staging.out.resolve().name or "student",
         )
         if other is None:
@@ -368,7 +377,12 @@ def _publish(
 
 
 def _write_files(
-    distiller: "QPDDistiller", plan: "EvaluationPlan", folder: Path, report: dict[str, Any] | None, step: str | None
+    distiller: "QPDDistiller",
+    plan: "EvaluationPlan",
+    folder: Path,
+    report: dict[str, Any] | None,
+    step: str | None,
+    more: Mapping[str, bytes],
 ) -> None:
     from sb3_qpd.evaluation.report import write_report
 
@@ -381,6 +395,8 @@ def _write_files(
         print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
     if report is not None:
         write_report(report, folder, step or "")
+    for name, content in more.items():
+        (folder / name).write_bytes(content)
 
 
 def _rescue(

@@ -73,10 +73,12 @@ class LearningRecord(BaseCallback):
     def to_json(self) -> dict[str, Any]:
         """The record as JSON values: a list for each column, and a dict for each validation."""
         columns = {name: [row[i] for row in self.rows] for i, name in enumerate(COLUMNS)}
-        names = ("steps", "return_mean", "low", "high", "episodes")
         return {
             **{name: values for name, values in columns.items() if not np.isnan(values).all()},
-            "scores": [dict(zip(names, score, strict=True)) for score in self.scores],
+            "scores": [
+                {"steps": int(steps), "return_mean": mean, "ci95": [low, high], "episodes": int(n)}
+                for steps, mean, low, high, n in self.scores
+            ],
             "seed": VALIDATION_SEED,
             "seconds": self.seconds,
         }

@@ -1,0 +1,1 @@
+"""Results as a page: ``report.html``, one file without scripts that fetches nothing, made from the JSON of a result folder."""
