@@ -110,6 +110,7 @@ def add_compress(commands: Any) -> None:
         default=True,
         help="no learning curves: the student plays no validation episodes while it learns. Its bits are the same",
     )
+    parser.add_argument("--no-page", dest="page", action="store_false", default=True, help="no report.html")
     parser.add_argument(
         "--film", action="store_true", default=False, help="show teacher and student at play in report.html (film.gif)"
     )
@@ -306,7 +307,7 @@ def _compress(
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
-    more = page_files(distiller, report, args.command_line, args.film)
+    more = page_files(distiller, report, args.command_line, with_page=args.page, with_film=args.film)
     with uninterrupted():
         files, out = _publish(distiller, plan, staging, report, step, more)
     page = f"\nThe page: {out / PAGE}" if PAGE in files else ""

@@ -84,13 +84,16 @@ def _film_folder(folder: Path, args: argparse.Namespace) -> None:
     write_atomically(folder / FILM, film(given.teacher, load_model(folder), recipe))
 
 
-def page_files(distiller: "QPDDistiller", report: dict[str, Any], command: str, with_film: bool) -> dict[str, bytes]:
+def page_files(
+    distiller: "QPDDistiller", report: dict[str, Any], command: str, *, with_page: bool, with_film: bool
+) -> dict[str, bytes]:
     """
     The page of a run, the film in it, and the command. What cannot be made is left out, with a line that says why.
 
     :param distiller: the student
     :param report: contents of its ``report.json``
     :param command: the command line that made it
+    :param with_page: make the page
     :param with_film: film teacher and student
     :return: contents of the files by their names
     """
@@ -103,6 +106,8 @@ def page_files(distiller: "QPDDistiller", report: dict[str, Any], command: str, 
             files[FILM] = film(distiller.teacher, distiller.to_integer(), EnvRecipe.from_json(report["env"]))
     except ValueError as error:
         print(f"sb3-qpd compress: {one_line(error)}", file=sys.stderr)
+    if not with_page:
+        return files
     try:
         from sb3_qpd.pages.folders import page_of_report
 

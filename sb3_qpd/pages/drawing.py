@@ -8,6 +8,7 @@ for figures too. Each figure is drawn twice, because a wide one that is shrunk t
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import MaxNLocator
 
 # color for matplotlib -> CSS variable of the page
 INK, MUTED, GRID = "#a00000", "#a00001", "#a00002"
@@ -100,6 +102,8 @@ def _svg(name: str, plot: Callable[[Canvas, bool], None], size: tuple[float, flo
 def _for_page(svg: str, name: str) -> Markup:
     """The SVG element alone, hidden from screen readers, with ids of its own and the page's colors and fonts."""
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    counter = itertools.count()
+    svg = re.sub(r'\bid="(?=label")', lambda _: f'id="{next(counter)}-', svg)  # several have the name "label"
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r"#a000[0-9a-f]{2}", lambda found: f"var(--{_VARIABLES.get(found[0], 'ink')})", svg)
@@ -129,6 +133,15 @@ def marker_of(bits: Any) -> str:
     return MARKERS.get(bits, "P")
 
 
+def ticks(n: int) -> MaxNLocator:
+    """
+    Round ticks of an axis.
+
+    :param n: the most intervals between them
+    """
+    return MaxNLocator(n, steps=[1, 2, 2.5, 5, 10])
+
+
 def byte_ticks(axes: Axes) -> None:
     """
     A logarithmic axis of bytes with round ticks.
@@ -138,9 +151,9 @@ def byte_ticks(axes: Axes) -> None:
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     candidates = [factor * 10**power for power in range(0, 13) for factor in (1, 2, 5)]
-    ticks = [tick for tick in candidates if low <= tick <= high]
-    ticks = ticks if len(ticks) <= 8 else [tick for tick in ticks if f"{tick}"[0] == "1"]
-    axes.set_xticks(ticks, [bytes_label(tick) for tick in ticks])
+    shown = [tick for tick in candidates if low <= tick <= high]
+    shown = shown if len(shown) <= 8 else [tick for tick in shown if f"{tick}"[0] == "1"]
+    axes.set_xticks(shown, [bytes_label(tick) for tick in shown])
     axes.minorticks_off()
 
 
@@ -170,9 +183,17 @@ def place_labels(axes: Axes, labels: list[tuple[float, float, str]], avoid: list
     points = [axes.transData.transform(point) for point in [*avoid, *((x, y) for x, y, _ in labels)]]
     taken: list[Any] = []
     for x, y, content in labels:
-        for dx, dy, across, down in _PLACES:
+        here = axes.transData.transform((x, y))
+        crowded = any(0 < point[0] - here[0] < 120 and abs(point[1] - here[1]) < 12 for point in points)  # at the right
+        for dx, dy, across, down in sorted(_PLACES, key=lambda place: place[2] != "right") if crowded else _PLACES:
             label = axes.annotate(
-                *(content, (x, y), (dx, dy)), textcoords="offset points", ha=across, va=down, fontsize=9, color=INK
+                *(content, (x, y), (dx, dy)),
+                textcoords="offset points",
+                ha=across,
+                va=down,
+                fontsize=9,
+                color=INK,
+                gid="label",
             )
             box = label.get_window_extent(renderer).padded(1)
             inside = axes.bbox
@@ -185,7 +206,7 @@ def place_labels(axes: Axes, labels: list[tuple[float, float, str]], avoid: list
 
 # (offset in points, alignment) of a label around its point
 _PLACES = (
-    *((9, 0, "left", "center"), (-9, 0, "right", "center"), (0, 9, "center", "bottom"), (0, -9, "center", "top")),
-    *((7, 7, "left", "bottom"), (-7, 7, "right", "bottom"), (7, -7, "left", "top"), (-7, -7, "right", "top")),
+    *((12, 0, "left", "center"), (-12, 0, "right", "center"), (0, 12, "center", "bottom"), (0, -12, "center", "top")),
+    *((9, 9, "left", "bottom"), (-9, 9, "right", "bottom"), (9, -9, "left", "top"), (-9, -9, "right", "top")),
     *((0, 20, "center", "bottom"), (0, -20, "center", "top")),
 )

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter
 
 from sb3_qpd.pages import drawing
-from sb3_qpd.pages.drawing import INK, MUTED, RANDOM, SURFACE, TEACHER, Drawing, color_of, draw, marker_of
+from sb3_qpd.pages.drawing import INK, MUTED, RANDOM, SURFACE, TEACHER, Drawing, color_of, draw, marker_of, ticks
 from sb3_qpd.pages.frontier import Frontier, Trial
 from sb3_qpd.pages.run import Policy
-from sb3_qpd.pages.run_figures import byte_limits, error_bar, legend_below, lines
+from sb3_qpd.pages.run_figures import byte_limits, error_bar, is_far, legend_below, lines
 
 
 @dataclass(frozen=True)
@@ -58,43 +59,60 @@ def size_and_return(
     faint = [(trial.n_bytes, trial.mean, trial.bits) for trial in trials if trial.n_bytes and trial.mean is not None]
     sizes = [one.n_bytes for one in students] + [n_bytes for n_bytes, _, _ in faint]
 
+    zoomed = is_far(random, [Policy("", one.name, one.mean, one.interval, 0, [], None, None, None) for one in students])
+
     def plot(canvas: Canvas, is_narrow: bool) -> None:
-        axes = canvas.subplots()
-        lines(axes, teacher, random, margin)
-        for bits in {bits for _, _, bits in faint}:
-            places = [(n_bytes, mean) for n_bytes, mean, own in faint if own == bits]
-            axes.plot(*zip(*places, strict=True), marker_of(bits), color=color_of(bits), alpha=0.3, ms=5, mew=0)
-        if connected:
-            axes.plot([one.n_bytes for one in students], [one.mean for one in students], color=MUTED, linewidth=1.2, zorder=2)
+        rows = canvas.subplots(2 if zoomed else 1, 1, sharex=True, squeeze=False, height_ratios=[1.4, 1] if zoomed else [1])
+        upper, lower = rows[0, 0], rows[-1, 0]
+        for axes in rows[:, 0]:
+            lines(axes, teacher, None if axes is upper and zoomed else random, margin if axes is upper else None)
+            _faint_points(axes, faint)
+            if connected:
+                x, y = [one.n_bytes for one in students], [one.mean for one in students]
+                axes.plot(x, y, color=MUTED, linewidth=1.2, zorder=2)
+            for one in students:
+                error_bar(axes, one.n_bytes, one.mean, one.interval, color_of(one.bits), marker_of(one.bits), 9)
+            axes.set_ylabel(unit)
         if winner is not None:
-            axes.plot([winner.n_bytes], [winner.mean], "o", ms=19, mfc="none", mec=INK, mew=1.6, label="winner")
-        for one in students:
-            error_bar(axes, one.n_bytes, one.mean, one.interval, color_of(one.bits), marker_of(one.bits), 9)
-        axes.set_xlim(*byte_limits(sizes))
-        drawing.byte_ticks(axes)
-        _limit_returns(axes, students, [mean for _, mean, _ in faint], teacher, random)
-        axes.yaxis.set_major_locator(MaxNLocator(7))
-        axes.set_xlabel("bytes (logarithmic)")
-        axes.set_ylabel(unit)
+            upper.plot([winner.n_bytes], [winner.mean], "o", ms=19, mfc="none", mec=INK, mew=1.6)
+            upper.plot([], [], "o", ms=10, mfc="none", mec=INK, mew=1.6, label="winner")
+        upper.set_xlim(*byte_limits(sizes))
+        drawing.byte_ticks(upper)
+        _limit(upper, students, [], teacher, None if zoomed else random, margin)
+        if not zoomed or faint:
+            _limit(lower, students, [mean for _, mean, _ in faint], teacher, random, margin)
+        upper.yaxis.set_major_locator(ticks(6))
+        lower.yaxis.set_major_locator(ticks(5))
+        lower.set_xlabel("bytes (logarithmic)")
         for bits in sorted({one.bits for one in students} | {bits for _, _, bits in faint}, key=lambda one: -(one or 0)):
-            axes.plot([], [], marker_of(bits), color=color_of(bits), mec=SURFACE, ms=8, label=f"{bits or 'other'} bits")
+            upper.plot([], [], marker_of(bits), color=color_of(bits), mec=SURFACE, ms=8, label=f"{bits or 'other'} bits")
         avoid = [(n_bytes, mean) for n_bytes, mean, _ in faint] if len(faint) < 200 else []
-        drawing.place_labels(axes, [(one.n_bytes, one.mean, one.name) for one in students], avoid)
-        legend_below(canvas, [axes], is_narrow)
+        avoid += [(one.n_bytes, float(y)) for one in students for y in np.linspace(*one.interval, 24)]
+        drawing.place_labels(upper, [(one.n_bytes, one.mean, one.name) for one in students], avoid)
+        legend_below(canvas, [upper, lower], is_narrow)
 
-    return draw("size", plot, 5.0, 5.4)
+    return draw("size", plot, 6.0 if zoomed else 4.6, 6.6 if zoomed else 5.2)
 
 
-def _limit_returns(
-    axes: Axes, students: Sequence[Student], means: Sequence[float], teacher: Policy | None, random: Policy | None
+def _faint_points(axes: Axes, points: Sequence[tuple[float, float, int | None]]) -> None:
+    for bits in {bits for _, _, bits in points}:
+        places = [(n_bytes, mean) for n_bytes, mean, own in points if own == bits]
+        axes.plot(*zip(*places, strict=True), marker_of(bits), color=color_of(bits), alpha=0.35, ms=5, mew=0)
+
+
+def _limit(
+    axes: Axes,
+    students: Sequence[Student],
+    means: Sequence[float],
+    teacher: Policy | None,
+    random: Policy | None,
+    margin: float | None,
 ) -> None:
-    """All students and both lines are inside; of the trials only those that are not far below random actions."""
-    own = [end for one in students for end in one.interval] + [
-        policy.mean for policy in (teacher, random) if policy is not None
-    ]
-    if teacher is not None:
-        own += [*teacher.interval]
-    values = own or [*means]
+    """All students, both lines and the margin are inside; of the trials only those that are not far below random actions."""
+    values = [end for one in students for end in one.interval]
+    values += [*teacher.interval, teacher.mean - (margin or 0)] if teacher is not None else []
+    values += [random.mean] if random is not None else []
+    values = values or [*means] or [0.0, 1.0]
     low, high = min(values), max([*values, *means])
     if means and random is None:
         low = min(low, *means)
@@ -133,7 +151,7 @@ def trial_curves(frontier: Frontier) -> Drawing:
                 bottom=max(min([*returns, frontier.random.mean]), frontier.random.mean - 0.3 * max(lead, 0)) - 0.03 * abs(lead)
             )
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if is_narrow else 8))
+        axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
         axes.set_xlabel("environment steps")
         axes.set_ylabel("validation return")
@@ -160,7 +178,7 @@ def validation_curves(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]
             axes.add_line(Line2D(steps, means, color=color, linestyle=dashes, marker="o", markersize=4, label=name))  # type: ignore[arg-type]
         axes.autoscale_view()
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if is_narrow else 8))
+        axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
         axes.set_xlabel("environment steps")
         axes.set_ylabel("validation return")

@@ -99,8 +99,8 @@ def _size(frontier: Frontier) -> Section | None:
     alt = "; ".join(f"{point.name}: return {point.mean:,.1f} at {point.n_bytes:,.0f} bytes" for point in points)
     caption = (
         "Figure 1. Return against size. Strong points are the frontier, on test episodes with 95 % intervals. Faint points "
-        "are all trials, on validation episodes; those far below random actions are left out. Color and form tell the bits of "
-        "the weights."
+        "are all trials, on validation episodes; any far below random actions is outside. Color and form tell the bits of the "
+        "weights."
     )
     figure = Figure("size", caption, alt or "No point on the frontier.", drawing, [_trial_table(frontier)])
     return Section(

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from sb3_qpd.pages import drawing
-from sb3_qpd.pages.drawing import FLOAT, INK, MUTED, RANDOM, STUDENT, TEACHER, Drawing, draw
+from sb3_qpd.pages.drawing import FLOAT, INK, MUTED, RANDOM, STUDENT, TEACHER, Drawing, draw, ticks
 from sb3_qpd.pages.run import Layer, Learning, Policy, Run
 
 COLORS = {"random": RANDOM, "teacher": TEACHER, "float": FLOAT, "integer": STUDENT}
@@ -46,7 +46,7 @@ def size_and_return(run: Run) -> Drawing:
                 error_bar(axes, x, policy.mean, policy.interval, color, "o", 8 if axes is upper else 5)
             axes.set_ylabel("return")
             axes.margins(y=0.2)
-            axes.yaxis.set_major_locator(MaxNLocator(6 if axes is upper else 3))
+            axes.yaxis.set_major_locator(ticks(6 if axes is upper else 3))
         upper.set_xlim(*byte_limits(sizes))
         drawing.byte_ticks(upper)
         lower.set_xlabel("bytes (logarithmic)")
@@ -156,7 +156,7 @@ def distributions(policies: Sequence[Policy], margin_line: float | None = None) 
         axes.set_ylim(-0.6, len(shown) - 0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_locator(MaxNLocator(4 if is_narrow else 8))
+        axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
         axes.set_xlabel("return of an episode")
 
     return draw("returns", plot, 0.8 + 0.62 * len(shown))
@@ -194,7 +194,7 @@ def learning_curves(learning: Learning, teacher: Policy, random: Policy | None, 
                 _column_curve(axes, columns, part)
         end = max([step or 0 for step in columns["steps"]] + [score[0] for score in learning.scores])
         grid[-1].set_xlim(0, max(end, 1) * 1.02)
-        grid[-1].xaxis.set_major_locator(MaxNLocator(4 if is_narrow else 8))
+        grid[-1].xaxis.set_major_locator(ticks(4 if is_narrow else 8))
         grid[-1].xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
         grid[-1].set_xlabel("environment steps")
 
@@ -254,9 +254,10 @@ def _column_curve(axes: Axes, columns: dict[str, list[float | None]], name: str)
     if drawn and min(drawn) > 0 and max(drawn) > 20 * min(drawn):
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     else:
         axes.set_ylim(bottom=min([0.0, *drawn]))
-        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_locator(ticks(4))
 
 
 def confusion(matrices: Sequence[Sequence[Sequence[int]]]) -> Drawing:
@@ -392,6 +393,8 @@ def speeds(run: Run) -> Drawing:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g} µs"))
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("time of one action (logarithmic)")
 
     return draw("speed", plot, 0.8 + 0.34 * len(rows), 0.8 + 0.5 * len(rows))
