@@ -140,7 +140,14 @@ def running_browser() -> Iterator[Browser]:
         os.dup2(theirs[0], 3)
         os.dup2(theirs[1], 4)
 
-    options = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
+    options = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--no-first-run",
+        "--disable-background-networking",
+    )
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         command = [CHROMIUM, *options, f"--user-data-dir={profile}", "--remote-debugging-pipe"]
         process = subprocess.Popen(command, preexec_fn=place, pass_fds=(3, 4), stderr=subprocess.DEVNULL)

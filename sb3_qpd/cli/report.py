@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
     from sb3_qpd.integer import IntegerModel
+    from sb3_qpd.players import Player
     from sb3_qpd.teachers.teacher import Teacher
 
 COMPARISON = "comparison.html"
@@ -128,7 +129,10 @@ def film(teacher: "Teacher", model: "IntegerModel", recipe: "EnvRecipe") -> byte
     """
     from sb3_qpd.publishing.film import side_by_side
 
-    players = {f"teacher, {teacher.nbytes:,} bytes": teacher, f"integer student, {model.nbytes:,} bytes": model}
+    players: dict[str, Player] = {
+        f"teacher, {teacher.nbytes:,} bytes": teacher,
+        f"integer student, {model.nbytes:,} bytes": model,
+    }
     try:
         return side_by_side(players, recipe)
     except Exception as error:  # of any kind: renderers, drivers and missing packages raise their own

@@ -29,6 +29,7 @@ from sb3_qpd.teachers.teacher import Teacher
 from sb3_qpd.version import __version__
 
 N_OBSERVATIONS = 1_000  # of the student's own games, for parity and agreement
+MAX_RETURNS = 5_000  # of single episodes that a report lists: it has to stay a small file
 N_PLANNING = 32  # episodes, on validation seeds, from which the number of test episodes follows
 PACKAGES = ("stable-baselines3", "gymnasium", "numpy", "torch", "ale-py")
 
@@ -147,7 +148,7 @@ class PolicyScores:
         :param observations: batch of raw observations, to time single actions on
         """
         timing = None if self.policy is None else microseconds_per_action(self.policy, observations)
-        returns = [float(f"{value:.6g}") for value in self.main.returns]
+        returns = [float(f"{value:.6g}") for value in self.main.returns[:MAX_RETURNS]]
         figures = {**_figures(self.main), "other_mode": _figures(self.other), **self.size}
         return {**figures, "microseconds_per_action": timing, "returns": returns}
 

@@ -142,17 +142,18 @@ def ticks(n: int) -> MaxNLocator:
     return MaxNLocator(n, steps=[1, 2, 2.5, 5, 10])
 
 
-def byte_ticks(axes: Axes) -> None:
+def byte_ticks(axes: Axes, most: int) -> None:
     """
     A logarithmic axis of bytes with round ticks.
 
     :param axes: what is drawn into
+    :param most: number of ticks from which on only powers of ten are shown
     """
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     candidates = [factor * 10**power for power in range(0, 13) for factor in (1, 2, 5)]
     shown = [tick for tick in candidates if low <= tick <= high]
-    shown = shown if len(shown) <= 8 else [tick for tick in shown if f"{tick}"[0] == "1"]
+    shown = shown if len(shown) <= most else [tick for tick in shown if f"{tick}"[0] == "1"]
     axes.set_xticks(shown, [bytes_label(tick) for tick in shown])
     axes.minorticks_off()
 
@@ -208,5 +209,5 @@ def place_labels(axes: Axes, labels: list[tuple[float, float, str]], avoid: list
 _PLACES = (
     *((12, 0, "left", "center"), (-12, 0, "right", "center"), (0, 12, "center", "bottom"), (0, -12, "center", "top")),
     *((9, 9, "left", "bottom"), (-9, 9, "right", "bottom"), (9, -9, "left", "top"), (-9, -9, "right", "top")),
-    *((0, 20, "center", "bottom"), (0, -20, "center", "top")),
+    *((0, 34, "center", "bottom"), (0, -34, "center", "top")),
 )

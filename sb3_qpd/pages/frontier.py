@@ -18,8 +18,19 @@ class Trial:
     """
     One student that was tried: a size, bits and a seed.
 
+    :param name: its id
+    :param size: its size, as it was typed
+    :param bits: least bits of its weights
+    :param activation_bits: bits of its activations
+    :param seed: its seed
+    :param n_bytes: its size in bytes
+    :param state: one of ``STATES``
+    :param steps: environment steps that it learned
     :param scores: (steps, mean return) of its validations
     :param mean: its last mean return on validation episodes; ``None`` where it has none
+    :param interval: 95 % interval of that mean
+    :param seconds: what it took
+    :param error: why it failed
     """
 
     name: str
@@ -42,6 +53,17 @@ class Point:
     """
     A point of the frontier: trained anew with fresh seeds, and scored on the test episodes.
 
+    :param size: its size, as it was typed
+    :param bits: least bits of its weights
+    :param activation_bits: bits of its activations
+    :param n_bytes: its size in bytes
+    :param folder: its folder, relative to that of the search
+    :param seeds: its training seeds
+    :param mean: its mean return
+    :param interval: 95 % interval of that mean
+    :param difference: student - teacher, mean returns
+    :param difference_interval: its 95 % interval
+    :param verdict: one of ``VERDICTS``, or ``unknown``
     :param run: what its folder holds; ``None`` where that cannot be read
     """
 
@@ -69,10 +91,19 @@ class Frontier:
     """
     A search.
 
+    :param label: name of its folder
+    :param env_id: its environment
     :param teacher: the teacher on the test episodes of the points, else on the validation episodes
+    :param teacher_name: name of the teacher
     :param random: the random policy on the same episodes
+    :param trials: all students that were tried
+    :param points: those on the frontier
     :param winner: one of the points
     :param candidates: number of students that were tried
+    :param facts: settings and checksums, as texts by name
+    :param versions: versions by package
+    :param command: the command that made the folder
+    :param margin: loss that still counts as equal
     """
 
     label: str

@@ -25,6 +25,9 @@ class Student:
 
     :param name: its label
     :param bits: bits of its weights, which color it
+    :param n_bytes: its size in bytes
+    :param mean: its mean return
+    :param interval: 95 % interval of that mean
     """
 
     name: str
@@ -76,8 +79,8 @@ def size_and_return(
         if winner is not None:
             upper.plot([winner.n_bytes], [winner.mean], "o", ms=19, mfc="none", mec=INK, mew=1.6)
             upper.plot([], [], "o", ms=10, mfc="none", mec=INK, mew=1.6, label="winner")
-        upper.set_xlim(*byte_limits(sizes))
-        drawing.byte_ticks(upper)
+        upper.set_xlim(*byte_limits(sizes, is_narrow))
+        drawing.byte_ticks(upper, 5 if is_narrow else 8)
         _limit(upper, students, [], teacher, None if zoomed else random, margin)
         if not zoomed or faint:
             _limit(lower, students, [mean for _, mean, _ in faint], teacher, random, margin)

@@ -65,7 +65,18 @@ class Learning:
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of the costs, see :func:`~sb3_qpd.evaluation.layer_costs.layer_costs`."""
+    """
+    One row of the costs, see :func:`~sb3_qpd.evaluation.layer_costs.layer_costs`.
+
+    :param name: name of the step
+    :param kind: ``input``, ``head``, or the kind of layer
+    :param shape: shape of the weights
+    :param n_bytes: bytes
+    :param macs: multiply-accumulates for one action
+    :param weight_bits: bits of a weight, as a text
+    :param ranges: the shares that the row has, by name
+    :param accumulator_bits: bits that the accumulators of a head take, as a text
+    """
 
     name: str
     kind: str
@@ -79,7 +90,14 @@ class Layer:
 
 @dataclass(frozen=True)
 class Speed:
-    """One row of ``sb3-qpd benchmark``."""
+    """
+    One row of ``sb3-qpd benchmark``.
+
+    :param name: form of the student, or the teacher
+    :param microseconds: time of one action
+    :param memory: peak bytes
+    :param n_bytes: size of its file
+    """
 
     name: str
     microseconds: float
@@ -89,7 +107,34 @@ class Speed:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of ``compress``, see the fields' names in ``report.json``."""
+    """
+    A run of ``compress``.
+
+    :param label: name of its folder
+    :param env_id: its environment
+    :param teacher: name of the teacher
+    :param checksum: SHA-256 of the teacher
+    :param student: name of the architecture
+    :param bits: bits of weights and activations, as ``W8A8``
+    :param verdict: one of ``VERDICTS``, or ``unknown``
+    :param difference: student - teacher, mean returns
+    :param difference_interval: its 95 % interval
+    :param margin: loss that still counts as equal
+    :param policies: all policies of the report
+    :param learning: the record of learning
+    :param confusion: counts for each dimension of a discrete action
+    :param errors: quantiles and mean absolute error of each dimension of a Box action
+    :param agreement: how alike student and teacher act
+    :param agreement_unit: unit of the agreement
+    :param layers: costs of the layers
+    :param speeds: rows of ``benchmark.json``
+    :param boards: its microcontrollers, as texts by column
+    :param facts: settings and checksums, as texts by name
+    :param versions: versions by package
+    :param notes: notes of the report
+    :param command: the command that made the folder
+    :param film: a GIF of teacher and student
+    """
 
     label: str
     env_id: str
@@ -101,7 +146,6 @@ class Run:
     difference: float | None
     difference_interval: tuple[float, float] | None
     margin: float | None
-    score: float | None
     policies: list[Policy]
     learning: Learning | None
     confusion: list[list[list[int]]]
@@ -163,7 +207,6 @@ def read_run(
         difference=number(report.get("difference")),
         difference_interval=interval(report.get("difference_ci95")),
         margin=number(report.get("margin")),
-        score=number(report.get("score")),
         policies=policies,
         learning=_learning(report.get("learning")),
         confusion=[matrix for one in actions if (matrix := _matrix(one.get("counts")))],

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from sb3_qpd.pages import drawing
 from sb3_qpd.pages.drawing import FLOAT, INK, MUTED, RANDOM, STUDENT, TEACHER, Drawing, draw, ticks
@@ -47,11 +47,12 @@ def size_and_return(run: Run) -> Drawing:
             axes.set_ylabel("return")
             axes.margins(y=0.2)
             axes.yaxis.set_major_locator(ticks(6 if axes is upper else 3))
-        upper.set_xlim(*byte_limits(sizes))
-        drawing.byte_ticks(upper)
+        upper.set_xlim(*byte_limits(sizes, is_narrow))
+        drawing.byte_ticks(upper, 5 if is_narrow else 8)
         lower.set_xlabel("bytes (logarithmic)")
         bars = [(x, float(y)) for x, policy in placed for y in np.linspace(*policy.interval, 24)]
-        drawing.place_labels(upper, [(x, policy.mean, policy.name) for x, policy in placed], bars)
+        first = sorted(placed, key=lambda one: one[1].key not in ("integer", "teacher"))
+        drawing.place_labels(upper, [(x, policy.mean, policy.name) for x, policy in first], bars)
         legend_below(canvas, [upper, lower], is_narrow)
 
     return draw("size", plot, 4.6 if zoomed else 3.7, 4.9 if zoomed else 3.9)
@@ -70,13 +71,15 @@ def is_far(random: Policy | None, others: Sequence[Policy]) -> bool:
     return max(values) - random.mean > 2 * (max(values) - float(np.quantile(values, 0.02)))
 
 
-def byte_limits(sizes: Sequence[float]) -> tuple[float, float]:
+def byte_limits(sizes: Sequence[float], is_narrow: bool) -> tuple[float, float]:
     """
-    Limits of an axis of bytes.
+    Limits of an axis of bytes, with room for labels.
 
     :param sizes: what has to be seen
+    :param is_narrow: whether the window is narrow
     """
-    return min(sizes) / 2.2, max(sizes) * 2.2
+    room = 5.0 if is_narrow else 2.2
+    return min(sizes) / room, max(sizes) * room
 
 
 def legend_below(canvas: Canvas, all_axes: Sequence[Axes], is_narrow: bool) -> None:
@@ -394,6 +397,7 @@ def speeds(run: Run) -> Drawing:
         axes.grid(axis="y", visible=False)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g} µs"))
+        axes.xaxis.set_major_locator(LogLocator(numticks=4 if is_narrow else 7))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("time of one action (logarithmic)")
 

@@ -206,7 +206,7 @@ def _learning(run: Run) -> Section | None:
     parts = [f"last validation return {learning.scores[-1][1]:,.1f}"] if learning.scores else []
     alt = f"Curves over the environment steps. {'; '.join(parts) or 'No validation was played'}."
     caption = (
-        "Figure 2. How the student learned. The shaded band is the transition: the darker, the lower the precision. Losses "
+        "Figure 2. How the student learned. The shaded band is the transition: the stronger, the lower the precision. Losses "
         "are of single batches at the precision of training; return and divergence are of the integers."
     )
     drawing = figures.learning_curves(learning, run.policy("teacher"), run.random, has_kl)
@@ -282,7 +282,7 @@ def _confusion(run: Run) -> Section:
     alt = f"Student and teacher chose the same action {same:,} times of {total:,}."
     caption = (
         "Figure 4. What the student chose (column) where the teacher chose an action (row), on observations of the student's "
-        "own episodes. On the diagonal both agree. The darker, the larger the share of the row."
+        "own episodes. On the diagonal both agree. The stronger the color, the larger the share of the row."
     )
     figure = Figure("agreement", caption, alt, figures.confusion(run.confusion), [table])
     return Section("agreement", "Agreement by action", (alt,), [figure])
