@@ -100,7 +100,7 @@ def _learning(runs: Sequence[Run]) -> Section | None:
     table = Table("curves", "Validations", ("folder", "steps", "return"), rows)
     caption = "Figure 2. Return of the integer students on validation episodes while they learned."
     alt = "; ".join(f"{name}: {scores[-1][1]:,.1f} at the end" for name, scores in curves)
-    drawing = figures.validation_curves(curves, runs[0].policy("teacher"))
+    drawing = figures.validation_curves(curves, runs[0].policy("teacher"), runs[0].random)
     return Section("learning", "Learning", figures=[Figure("curves", caption, alt, drawing, [table])])
 
 

@@ -203,7 +203,7 @@ def _point(value: Any, runs: Mapping[str, Run]) -> Point | None:
         return None
     folder = one.get("folder")
     return Point(
-        size=text(one.get("size"), 30) or "custom",
+        size=text(one.get("size"), 20) or "custom",
         bits=_bits(one.get("weight_bits")),
         activation_bits=_bits(one.get("activation_bits")),
         n_bytes=n_bytes,

@@ -15,7 +15,7 @@ from sb3_qpd.pages import drawing
 from sb3_qpd.pages.drawing import INK, MUTED, RANDOM, SURFACE, TEACHER, Drawing, color_of, draw, marker_of, ticks
 from sb3_qpd.pages.frontier import Frontier, Trial
 from sb3_qpd.pages.run import Policy
-from sb3_qpd.pages.run_figures import byte_limits, error_bar, is_far, legend_below, lines
+from sb3_qpd.pages.run_figures import byte_limits, cut_below, error_bar, is_far, legend_below, lines
 
 
 @dataclass(frozen=True)
@@ -147,12 +147,7 @@ def trial_curves(frontier: Frontier) -> Drawing:
             axes.plot([], [], marker_of(bits) + "-", color=color_of(bits), label=f"{bits or 'other'} bits")
         if any(trial.state != "finished" for trial in shown):
             axes.plot([], [], "x", color=MUTED, label="stopped early")
-        returns = [mean for trial in shown for _, mean in trial.scores]
-        if frontier.random is not None and frontier.teacher is not None:
-            lead = frontier.teacher.mean - frontier.random.mean
-            axes.set_ylim(
-                bottom=max(min([*returns, frontier.random.mean]), frontier.random.mean - 0.3 * max(lead, 0)) - 0.03 * abs(lead)
-            )
+        cut_below(axes, frontier.teacher, frontier.random)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
@@ -163,12 +158,15 @@ def trial_curves(frontier: Frontier) -> Drawing:
     return draw("trials", plot, 4.2, 4.6)
 
 
-def validation_curves(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], teacher: Policy | None) -> Drawing:
+def validation_curves(
+    curves: Sequence[tuple[str, Sequence[tuple[float, float]]]], teacher: Policy | None, random: Policy | None
+) -> Drawing:
     """
     Validation returns of several runs over their steps.
 
     :param curves: (name, (steps, mean return) of each validation)
     :param teacher: the teacher, for its line
+    :param random: the random policy, for its line
     """
     styles = [(color_of(bits), dashes) for dashes in ("-", (0, (5, 2)), (0, (1, 1.5))) for bits in (8, 4, 3, 2, None)]
 
@@ -176,10 +174,13 @@ def validation_curves(curves: Sequence[tuple[str, Sequence[tuple[float, float]]]
         axes = canvas.subplots()
         if teacher is not None:
             axes.axhline(teacher.mean, color=TEACHER, linewidth=1.5, label="teacher")
+        if random is not None:
+            axes.axhline(random.mean, color=RANDOM, linewidth=1.5, linestyle=(0, (6, 3)), label="random policy")
         for (name, scores), (color, dashes) in zip(curves, styles, strict=False):
             steps, means = zip(*scores, strict=True)
             axes.add_line(Line2D(steps, means, color=color, linestyle=dashes, marker="o", markersize=4, label=name))  # type: ignore[arg-type]
         axes.autoscale_view()
+        cut_below(axes, teacher, random)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))

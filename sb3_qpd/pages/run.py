@@ -197,7 +197,7 @@ def read_run(
     env, actions = fields(report.get("env")), list(objects(report.get("actions"), MAX_CATEGORIES))
     verdict = report.get("verdict")
     return Run(
-        label=text(label, 60),
+        label=text(label, 30),
         env_id=text(env.get("env_id")) or "an environment without a name",
         teacher=text(report.get("teacher_name")) or "a teacher without a name",
         checksum=text(report.get("teacher_checksum")),
@@ -231,7 +231,7 @@ def _bits(value: Any) -> str:
 def _policies(report: Mapping[str, Any]) -> list[Policy]:
     sections = [(name, NAMES[name], report.get(name)) for name in KNOWN]
     baselines = list(fields(report.get("baselines")).items())[:MAX_BASELINES]
-    sections += [(f"baseline-{i}", text(name, 40), one) for i, (name, one) in enumerate(baselines)]
+    sections += [(f"baseline-{i}", text(name, 24), one) for i, (name, one) in enumerate(baselines)]
     return [policy for key, name, one in sections if (policy := _policy(key, name, fields(one))) is not None]
 
 
@@ -293,12 +293,12 @@ def _layer(one: Mapping[str, Any]) -> Layer | None:
     shares = {name: number(one.get(name)) for name in ("weight_range", "range", "saturated", "idle")}
     ranges = {name: min(max(share, 0.0), 1.0) for name, share in shares.items() if share is not None}
     bits = [text(one.get(name), 4) for name in ("weight_bits", "accumulator_bits")]
-    return Layer(text(one.get("name"), 30), text(one.get("kind"), 30), shape, n_bytes, macs, bits[0], ranges, bits[1])
+    return Layer(text(one.get("name"), 30), text(one.get("kind"), 16), shape, n_bytes, macs, bits[0], ranges, bits[1])
 
 
 def _speed(one: Mapping[str, Any]) -> Speed | None:
     values = [positive(one.get(name)) for name in ("microseconds", "memory", "nbytes")]
-    return None if None in values else Speed(text(one.get("name"), 60), *values)  # type: ignore[arg-type]
+    return None if None in values else Speed(text(one.get("name"), 40), *values)  # type: ignore[arg-type]
 
 
 def _facts(report: Mapping[str, Any], env: Mapping[str, Any]) -> dict[str, str]:

@@ -52,7 +52,8 @@ def size_and_return(run: Run) -> Drawing:
         lower.set_xlabel("bytes (logarithmic)")
         bars = [(x, float(y)) for x, policy in placed for y in np.linspace(*policy.interval, 24)]
         first = sorted(placed, key=lambda one: one[1].key not in ("integer", "teacher"))
-        drawing.place_labels(upper, [(x, policy.mean, policy.name) for x, policy in first], bars)
+        between = "\n" if is_narrow else " "
+        drawing.place_labels(upper, [(x, policy.mean, policy.name.replace(" ", between)) for x, policy in first], bars)
         legend_below(canvas, [upper, lower], is_narrow)
 
     return draw("size", plot, 4.6 if zoomed else 3.7, 4.9 if zoomed else 3.9)
@@ -239,7 +240,18 @@ def _score_curve(axes: Axes, learning: Learning, teacher: Policy, random: Policy
     axes.fill_between(steps, low, high, color=STUDENT, alpha=0.2, linewidth=0)
     axes.plot(steps, means, "o-", color=STUDENT, markersize=4)
     axes.margins(y=0.15)
-    if random is not None and random.mean < teacher.mean:  # a first student may be far below random actions
+    cut_below(axes, teacher, random)
+
+
+def cut_below(axes: Axes, teacher: Policy | None, random: Policy | None) -> None:
+    """
+    Cut an axis of returns off below the random policy: a student that has learned little may be far below it.
+
+    :param axes: the axes, after drawing
+    :param teacher: the teacher
+    :param random: the random policy
+    """
+    if teacher is not None and random is not None and random.mean < teacher.mean:
         axes.set_ylim(bottom=max(axes.get_ylim()[0], random.mean - 0.3 * (teacher.mean - random.mean)))
 
 
@@ -396,9 +408,9 @@ def speeds(run: Run) -> Drawing:
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g} µs"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.xaxis.set_major_locator(LogLocator(numticks=4 if is_narrow else 7))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("time of one action (logarithmic)")
+        axes.set_xlabel("µs per action (logarithmic)")
 
     return draw("speed", plot, 0.8 + 0.34 * len(rows), 0.8 + 0.5 * len(rows))
