@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from sb3_qpd.atomic import write_atomically
@@ -49,6 +50,10 @@ def benchmark(args: argparse.Namespace) -> int:
     """
     with user_errors("benchmark"):
         folder = check_folder(args)
+        if args.save and not Path(args.folder).expanduser().exists():
+            raise ValueError(
+                f"--save writes into a folder on this machine, and {args.folder} is on the Hub: download it first"
+            )
         from sb3_qpd.evaluation.benchmark import benchmark as measure
         from sb3_qpd.evaluation.benchmark import microcontroller_table, microcontrollers, table, to_json
 

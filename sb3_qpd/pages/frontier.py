@@ -82,8 +82,8 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Size and bits, as ``nano W4A4``."""
-        return f"{self.size} W{self.bits or '?'}A{self.activation_bits or '?'}"
+        """Name of its folder, as ``nano-W4A4``; else size and bits."""
+        return self.folder.rpartition("/")[2][:24] or f"{self.size} W{self.bits or '?'}A{self.activation_bits or '?'}"
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,13 @@ class Frontier:
 
     :param label: name of its folder
     :param env_id: its environment
-    :param teacher: the teacher on the test episodes of the points, else on the validation episodes
+    :param teacher: the teacher on test episodes; while the search goes on, on validation episodes
     :param teacher_name: name of the teacher
     :param random: the random policy on the same episodes
     :param trials: all students that were tried
     :param points: those on the frontier
     :param winner: one of the points
-    :param candidates: number of students that were tried
+    :param candidates: number of sizes and bits that were tried
     :param facts: settings and checksums, as texts by name
     :param versions: versions by package
     :param command: the command that made the folder
@@ -138,14 +138,13 @@ def read_frontier(value: Mapping[str, Any], label: str, runs: Mapping[str, Run])
     index = number(value.get("winner"))
     winner = found[int(index)] if index is not None and 0 <= index < len(found) else None
     env, teacher = fields(value.get("environment")), fields(value.get("teacher"))
-    first = next((point.run for point in points if point.run is not None), None)
-    validation = fields(value.get("validation"))
+    played = fields(value.get("test")) or fields(value.get("validation"))  # a search that goes on has no test episodes
     return Frontier(
         label=text(label, 60),
         env_id=text(env.get("env_id")) or "an environment without a name",
-        teacher=first.policy("teacher") if first else _validated("teacher", validation, positive(teacher.get("bytes"))),
+        teacher=_reference("teacher", played, positive(teacher.get("bytes"))),
         teacher_name=text(teacher.get("name")) or "a teacher without a name",
-        random=first.random if first else _validated("random", validation, None),
+        random=_reference("random", played, None),
         trials=trials,
         points=points,
         winner=winner,
@@ -153,18 +152,19 @@ def read_frontier(value: Mapping[str, Any], label: str, runs: Mapping[str, Run])
         facts=_facts(value, env, teacher),
         versions=texts(value.get("versions"), 20),
         command=text(value.get("command"), 2_000),
-        margin=first.margin if first else None,
+        margin=positive(played.get("margin")),
     )
 
 
-def _validated(key: str, validation: Mapping[str, Any], n_bytes: float | None) -> Policy | None:
-    section = fields(validation.get(key))
+def _reference(key: str, played: Mapping[str, Any], n_bytes: float | None) -> Policy | None:
+    """The teacher or the random policy, beside which students stand."""
+    section = fields(played.get(key))
     mean = number(section.get("mean"))
     if mean is None:
         return None
     names = {"teacher": "teacher", "random": "random policy"}
     ends = interval(section.get("interval")) or (mean, mean)
-    return Policy(key, names[key], mean, ends, int(number(validation.get("episodes")) or 0), [], n_bytes, None, None)
+    return Policy(key, names[key], mean, ends, int(number(played.get("episodes")) or 0), [], n_bytes, None, None)
 
 
 def _bits(value: Any) -> int | None:
@@ -219,7 +219,9 @@ def _point(value: Any, runs: Mapping[str, Run]) -> Point | None:
 
 
 def _facts(value: Mapping[str, Any], env: Mapping[str, Any], teacher: Mapping[str, Any]) -> dict[str, str]:
-    settings, seconds = texts(value.get("settings"), 40), texts(value.get("seconds"), 10)
+    lists = {key: ", ".join(text(item, 40) for item in items(one, 20)) for key, one in fields(value.get("settings")).items()}
+    settings = {key: one or text(lists.get(key)) for key, one in texts(value.get("settings"), 40).items()}
+    seconds = texts(value.get("seconds"), 10)
     size = positive(teacher.get("bytes"))
     found = {
         "Environment": text(env.get("env_id")),
@@ -227,7 +229,7 @@ def _facts(value: Mapping[str, Any], env: Mapping[str, Any], teacher: Mapping[st
         "Algorithm of the teacher": text(teacher.get("algorithm")),
         "Bytes of the teacher's float32 actor": "" if size is None else f"{size:,.0f}",
         "SHA-256 of the teacher": text(teacher.get("checksum")),
-        "Settings": ", ".join(f"{key} {one}" for key, one in settings.items() if one),
+        "Settings": "; ".join(f"{key} {one}" for key, one in settings.items() if one),
         "Seconds": ", ".join(f"{key} {one}" for key, one in seconds.items() if one),
     }
     return {name: one for name, one in found.items() if one}

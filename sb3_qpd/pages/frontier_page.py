@@ -46,11 +46,13 @@ def frontier_page(frontier: Frontier) -> Page:
 
 def _headline(frontier: Frontier) -> str:
     winner, teacher = frontier.winner, frontier.teacher
+    if not frontier.points:
+        return f"The search has not ended: {len(frontier.trials):,} trials so far."
     if winner is None:
-        return f"None of the {frontier.candidates:,} students that were tried is the winner."
+        return f"None of the {frontier.candidates:,} sizes and bits that were tried is shown to play as well as the teacher."
     size = f"{winner.n_bytes:,.0f} bytes"
     if winner.verdict != "non_inferior":
-        return f"The best student of the allowed size has {size} and is not shown to play as well as its teacher."
+        return f"No student that was tried is shown to play as well as its teacher; the chosen one has {size}."
     if teacher is None or not teacher.n_bytes:
         return f"The smallest student that plays as well as its teacher has {size}."
     ratio = times(teacher.n_bytes / winner.n_bytes)
@@ -58,7 +60,7 @@ def _headline(frontier: Frontier) -> str:
 
 
 def _explanation(frontier: Frontier) -> str:
-    text = f"{frontier.candidates:,} students were tried, and chosen on validation episodes."
+    text = f"{frontier.candidates:,} sizes and bits were tried in {len(frontier.trials):,} trials, on validation episodes."
     if frontier.points:
         text += " Those on the frontier were trained again with fresh seeds and scored once, on test episodes."
     winner = frontier.winner
@@ -78,7 +80,7 @@ def _cards(frontier: Frontier) -> list[tuple[str, str]]:
             (bytes_label(frontier.winner.n_bytes), f"size of the winner, {frontier.winner.name}"),
             (f"{frontier.winner.mean:,.1f}", f"return of the winner{teacher}"),
         ]
-    found += [(f"{len(frontier.points)}", "points on the frontier"), (f"{len(frontier.trials):,}", "trials")]
+    found += [(f"{len(frontier.points)}", "students on the frontier"), (f"{len(frontier.trials):,}", "trials")]
     return [*found, (f"{states['stopped']:,}", "of them stopped early")] if states["stopped"] else found
 
 

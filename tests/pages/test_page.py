@@ -109,6 +109,7 @@ def write_frontier(folder: Path, report: dict[str, Any], root: Path) -> dict[str
         "teacher": {"name": "ppo", "algorithm": "PPO", "bytes": report["teacher"]["bytes"]},
         **{"environment": report["env"], "settings": {"timesteps": 2_000}},
         "validation": {"episodes": 30, "teacher": {"mean": 20.0, "interval": [18, 22]}, "random": {"mean": 15.0}},
+        "test": {"episodes": 25, "teacher": {"mean": 21.0, "interval": [19, 23]}, "random": {"mean": 15.5}, "margin": 1.0},
         "trials": [trial("a", 8, 21.0), trial("b", 2, 9.0, "stopped"), trial("c", 3, None, "failed")],
         **{"points": [point], "winner": 0, "candidates": 3, "seconds": {"search": 10.0}},
     }
@@ -283,6 +284,14 @@ def test_the_page_of_a_search(folder: Path, report: dict[str, Any], browser: Bro
     ratio = report["teacher"]["bytes"] / integer["bytes"]
     assert f"has {integer['bytes']} bytes" in headline and f"{ratio:.0f}" in headline
     assert frontier["command"] in browser.evaluate("document.body.innerText")
+
+
+def test_a_search_that_goes_on_has_a_page(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
+    frontier = write_frontier(folder, report, tmp_path)
+    del frontier["test"]
+    (tmp_path / "frontier.json").write_text(json.dumps({**frontier, "points": [], "winner": None}))
+    html = write_page([tmp_path]).read_text()
+    assert "The search has not ended: 3 trials so far." in html and 'id="figure-size"' in html
 
 
 def test_every_value_of_a_search_may_be_of_another_type(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
