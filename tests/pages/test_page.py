@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from browser import Browser, needs_chromium, running_browser
 from commands import mistake
 from stable_baselines3 import PPO
 
+import sb3_qpd.pages.run_page as run_page_module
 from sb3_qpd.cli import main
 from sb3_qpd.pages.folders import page_of_report, read_folder, write_page
 from sb3_qpd.pages.run import read_run
@@ -187,6 +189,28 @@ def test_a_screen_reader_finds_its_way(folder: Path) -> None:
     assert len(ids) == len(set(ids))
     links = [one["href"] or "" for tag, one in tags if tag in ("a", "link") and "href" in one]
     assert all(link == "data:," or (link[0] == "#" and link[1:] in ids) for link in links)
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_colors_have_contrast() -> None:
+    """WCAG 2.1: 4.5 to 1 for texts, 3 to 1 for lines and points, in light, in dark and on paper."""
+    themes = re.findall(r":root \{(.*?)\}", Path(run_page_module.__file__).with_name("page.css").read_text(), re.DOTALL)
+    assert len(themes) == 3
+    for theme in themes:
+        colors = {name: luminance(color) for name, color in re.findall(r"--([\w-]+): (#[0-9a-f]{6});", theme)}
+        for name in ("ink", "muted", "link", "good", "bad", "open", "teacher", "random", "float", "student"):
+            least = 4.5 if name in ("ink", "muted", "link", "teacher") else 3.0
+            for behind in ("surface", "raised"):
+                low, high = sorted((colors[name], colors[behind]))
+                assert (high + 0.05) / (low + 0.05) >= least, (name, behind)
+        for name in (name for name in colors if name.startswith("bits-")):
+            low, high = sorted((colors[name], colors["surface"]))
+            assert (high + 0.05) / (low + 0.05) >= 3, name
 
 
 @needs_chromium
