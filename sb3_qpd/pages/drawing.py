@@ -181,11 +181,12 @@ def place_labels(axes: Axes, labels: list[tuple[float, float, str]], avoid: list
     canvas = axes.figure
     canvas.draw_without_rendering()  # type: ignore[union-attr]
     renderer = canvas._get_renderer()  # type: ignore[union-attr]
-    points = [axes.transData.transform(point) for point in [*avoid, *((x, y) for x, y, _ in labels)]]
+    own = [axes.transData.transform((x, y)) for x, y, _ in labels]
+    points = [*own, *(axes.transData.transform(point) for point in avoid)]
     taken: list[Any] = []
     for x, y, content in labels:
         here = axes.transData.transform((x, y))
-        crowded = any(0 < point[0] - here[0] < 120 and abs(point[1] - here[1]) < 12 for point in points)  # at the right
+        crowded = any(0 < point[0] - here[0] < 90 and abs(point[1] - here[1]) < 12 for point in own)  # at the right
         for dx, dy, across, down in sorted(_PLACES, key=lambda place: place[2] != "right") if crowded else _PLACES:
             label = axes.annotate(
                 *(content, (x, y), (dx, dy)),
