@@ -25,13 +25,7 @@ def main() -> int:
     args, more = parser.parse_known_args()
     env_id, options = PONG if args.atari else LUNAR_LANDER
     folder = TEACHERS / f"{env_id}_1"
-    code = sb3_qpd(["compress", str(folder), "--out", str(args.out), "--force", "--film", *options, *more])
-    if code != 0:
-        return code
-    if (args.out / "film.gif").exists():  # a machine may have nothing to render with
-        print(f"Teacher and student side by side: {args.out / 'film.gif'}")
-    print(f"The result as a page, to open in a browser: {args.out / 'report.html'}")
-    return 0
+    return sb3_qpd(["compress", str(folder), "--out", str(args.out), "--force", "--film", *options, *more])
 
 
 if __name__ == "__main__":

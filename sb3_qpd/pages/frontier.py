@@ -9,7 +9,7 @@ from typing import Any
 from sb3_qpd.pages.run import MAX_ROWS, VERDICTS, Policy, Run
 from sb3_qpd.pages.values import fields, interval, items, number, objects, positive, text, texts
 
-MAX_TRIALS, MAX_POINTS = 5_000, 100
+MAX_TRIALS, MAX_POINTS = 2_000, 100
 STATES = ("finished", "stopped", "failed")
 
 

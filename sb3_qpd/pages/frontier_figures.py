@@ -17,6 +17,8 @@ from sb3_qpd.pages.frontier import Frontier, Trial
 from sb3_qpd.pages.run import Policy
 from sb3_qpd.pages.run_figures import byte_limits, cut_below, error_bar, is_far, legend_below, lines
 
+MAX_CURVES = 400  # more are a thicket, and a large page
+
 
 @dataclass(frozen=True)
 class Student:
@@ -129,7 +131,8 @@ def trial_curves(frontier: Frontier) -> Drawing:
 
     :param frontier: the search
     """
-    shown = [trial for trial in frontier.trials if trial.scores]
+    scored = [trial for trial in frontier.trials if trial.scores]
+    shown = sorted(scored, key=lambda trial: trial.state != "finished")[:MAX_CURVES]
 
     def plot(canvas: Canvas, is_narrow: bool) -> None:
         axes = canvas.subplots()

@@ -11,6 +11,7 @@ from sb3_qpd.pages.drawing import bytes_label
 from sb3_qpd.pages.frontier import Frontier, Point
 from sb3_qpd.pages.run_page import KINDS, run_sections
 
+MAX_SCORES = 5_000  # rows of the table of validations
 WORDS = {
     "non_inferior": "as good as the teacher",
     "inferior": "worse than the teacher",
@@ -166,7 +167,9 @@ def _trials(frontier: Frontier) -> Section | None:
         "Figure 2. Return of each trial on validation episodes while it learned. A cross is where a trial was stopped early."
     )
     rows = [row(trial.name, cell(steps, "{:,.0f}"), cell(mean)) for trial in scored for steps, mean in trial.scores]
-    table = Table("scores", "Validations", ("trial", "steps", "return"), rows)
+    if len(scored) > figures.MAX_CURVES:
+        caption += f" {figures.MAX_CURVES} of {len(scored):,} trials are drawn."
+    table = Table("scores", "Validations", ("trial", "steps", "return"), rows[:MAX_SCORES])
     return Section("trials", "Trials", (text,), [Figure("trials", caption, text, figures.trial_curves(frontier), [table])])
 
 

@@ -26,5 +26,6 @@ def render(page: Page) -> str:
     style = Markup((folder / "page.css").read_text(encoding="utf-8").rstrip())
     html = template.render(page=page, style=style, version=__version__)
     if (n_bytes := len(html.encode())) > MAX_PAGE_BYTES:
-        raise ValueError(f"The page has {n_bytes:,} bytes, expected at most {MAX_PAGE_BYTES:,}. Take a smaller film.gif")
+        most = f"expected at most {MAX_PAGE_BYTES:,}"
+        raise ValueError(f"The page has {n_bytes:,} bytes, {most}. Remove film.gif from the folder, or take a smaller one")
     return html

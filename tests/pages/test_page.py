@@ -318,6 +318,14 @@ def test_a_search_that_goes_on_has_a_page(folder: Path, report: dict[str, Any], 
     assert "The search has not ended: 3 trials so far." in html and 'id="figure-size"' in html
 
 
+def test_a_search_of_thousands_of_trials_fits(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
+    frontier = write_frontier(folder, report, tmp_path)
+    many = [{**trial(str(i), 8, float(i % 30)), "scores": [[step, i % 30] for step in range(20)]} for i in range(3_000)]
+    (tmp_path / "frontier.json").write_text(json.dumps({**frontier, "trials": many}))
+    page = write_page([tmp_path])
+    assert page.stat().st_size < 5_000_000 and "400 of 2,000 trials are drawn." in page.read_text()
+
+
 def test_every_value_of_a_search_may_be_of_another_type(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
     frontier = write_frontier(folder, report, tmp_path)
     run = read_folder(folder)
