@@ -125,14 +125,14 @@ class LearningRecord(BaseCallback):
         distiller._count_seconds()
         if self.scores and self.validation_seconds + self.longest > self.max_share * distiller.seconds_learning:
             return
-        model = distiller.policy.to_integer()
-        # the policy in evaluation mode gives the same bits, and is faster for images
-        player: Player = distiller.policy if any(part.is_image for part in model.parts) else model
         env = self._env if self._env is not None else distiller._recipe
         deterministic = self._deterministic
         if deterministic is None:
             deterministic = not isinstance(env, str | EnvRecipe) or make_recipe(env).deterministic
         try:
+            model = distiller.policy.to_integer()
+            # the policy in evaluation mode gives the same bits, and is faster for images
+            player: Player = distiller.policy if any(part.is_image for part in model.parts) else model
             with unchanged_generators():
                 found = evaluate(
                     player,
@@ -142,7 +142,7 @@ class LearningRecord(BaseCallback):
                     deterministic=deterministic,
                     max_episode_steps=self.max_episode_steps,
                 )
-        except ValueError as error:  # an environment that fails or does not end: the student is worth more than its curve
+        except ValueError as error:  # weights that are NaN, an environment that fails: learning is worth more than its curve
             warnings.warn(f"No more validation episodes while the student learns: {error}")
             self.has_failed = True
             return

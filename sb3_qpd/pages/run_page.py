@@ -95,15 +95,13 @@ def cards(run: Run) -> list[tuple[str, str]]:
     return found
 
 
-def run_sections(run: Run, film_first: bool = True) -> list[Section | None]:
+def run_sections(run: Run) -> list[Section | None]:
     """
     The sections with figures.
 
     :param run: the run
-    :param film_first: whether the film comes before Figure 1
     """
-    sections = [_size(run), _learning(run), _returns(run.policies, run), _agreement(run), _layers(run), _speed(run)]
-    return [_film(run), *sections] if film_first else [*sections, _film(run)]
+    return [_film(run), _size(run), _learning(run), _returns(run), _agreement(run), _layers(run), _speed(run)]
 
 
 def ending(run: Run) -> list[Section | None]:
@@ -215,8 +213,8 @@ def _learning(run: Run) -> Section | None:
     return Section("learning", "Learning", figures=[figure])
 
 
-def _returns(policies: Sequence[Policy], run: Run) -> Section | None:
-    shown = [policy for policy in policies if policy.returns]
+def _returns(run: Run) -> Section | None:
+    shown = [policy for policy in run.policies if policy.returns]
     if not shown:
         return None
     header = ("policy", "episodes", "least", "quarter", "median", "three quarters", "largest")
