@@ -17,6 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from sb3_qpd.child_processes import import_matplotlib
+
 ALGO = "qpd"
 _PLOTS = ("plot_train", "plot_from_file", "all_plots")
 PROGRAMS = ("train", "enjoy", "record_video", "push_to_hub", "load_from_hub", *_PLOTS)
@@ -120,6 +122,7 @@ def run(
     :raises ImportError: a package that RL Zoo does not require is missing
     """
     before = sys.argv
+    import_matplotlib()
     try:
         with registered(trust_files), _limited_downloads():
             from sb3_qpd.zoo.manager import StudentManager

@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -378,6 +380,15 @@ def test_several_runs_on_one_page(
     with pytest.raises(ValueError, match="needs a file: give out="):
         write_page([folder, "other"])
     assert "at most 15 runs, got 16" in mistake(capsys, "report", *[folder] * 16)
+
+
+def test_settings_of_matplotlib_are_not_the_folders(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_text("font.size: 77\n")
+    sizes = []
+    for package in ("sb3_qpd.pages", "matplotlib"):
+        code = f"import {package}, matplotlib; print(matplotlib.rcParams['font.size'])"
+        sizes.append(subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, stdout=subprocess.PIPE).stdout)
+    assert sizes == [b"10.0\n", b"77.0\n"]
 
 
 def test_verdicts_in_a_sentence(report: dict[str, Any]) -> None:
