@@ -92,7 +92,7 @@ def draw(name: str, plot: Callable[[Canvas, bool], None], height: float = 3.6, n
 def _svg(name: str, plot: Callable[[Canvas, bool], None], size: tuple[float, float], is_narrow: bool) -> Markup:
     with mpl.rc_context():
         mpl.rcdefaults()  # not those of a user's own matplotlibrc
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]  # its stub lists all names
         canvas = Canvas(figsize=size, layout="constrained", facecolor="none")
         FigureCanvasSVG(canvas)
         plot(canvas, is_narrow)

@@ -21,7 +21,7 @@ import sb3_qpd.pages.run_page as run_page_module
 from sb3_qpd.cli import main
 from sb3_qpd.pages.folders import page_of_report, read_folder, write_page
 from sb3_qpd.pages.run import read_run
-from sb3_qpd.pages.run_page import run_page
+from sb3_qpd.pages.run_page import headline
 
 FIGURES = {"size", "learning", "returns", "agreement", "layers", "speed", "film"}
 SPEED = {"name": "student, C", "microseconds": 0.4, "per_second": 2e6, "nbytes": 788, "memory": 100}
@@ -264,7 +264,7 @@ def test_every_value_may_be_of_another_type(report: dict[str, Any]) -> None:
     assert 0 < refused < 200  # only the sections of teacher and student are needed
 
 
-@pytest.mark.parametrize("value", [None, 1e14, 1e-300, HOSTILE, [], [1e14, -1e14], ["x"] * 2_000, [[1] * 50] * 50], ids=str)
+@pytest.mark.parametrize("value", [1e14, 1e-300, HOSTILE, [[1] * 50] * 50], ids=["large", "small", "text", "lists"])
 def test_pages_of_damaged_reports_are_drawn(report: dict[str, Any], value: Any) -> None:
     """All values that a page can do without are replaced at once, and lists get one more item."""
     damaged = {key: value for key in report} | {key: copy.deepcopy(report[key]) for key in ("teacher", "integer", "learning")}
@@ -306,9 +306,9 @@ def test_the_page_of_a_search(folder: Path, report: dict[str, Any], browser: Bro
     assert tables["table-scores"][1:3] == [["a", 1_000, 16.0], ["a", 2_000, 21.0]]
     figures = set(browser.evaluate("[...document.querySelectorAll('figure')].map(one => one.id)"))
     assert figures == {f"figure-{name}" for name in (*FIGURES, "trials")}
-    headline = browser.evaluate("document.querySelector('#verdict h2').innerText")
+    sentence = browser.evaluate("document.querySelector('#verdict h2').innerText")
     ratio = report["teacher"]["bytes"] / integer["bytes"]
-    assert f"has {integer['bytes']} bytes" in headline and f"{ratio:.0f}" in headline
+    assert f"has {integer['bytes']} bytes" in sentence and f"{ratio:.0f}" in sentence
     assert frontier["command"] in browser.evaluate("document.body.innerText")
 
 
@@ -400,7 +400,7 @@ def test_verdicts_in_a_sentence(report: dict[str, Any]) -> None:
         ("no_claim", "No claim: "),
         ("better than all", "The report names no verdict."),
     ):
-        assert run_page(read_run({**report, "verdict": verdict})).headline.startswith(start)
+        assert headline(read_run({**report, "verdict": verdict})).startswith(start)
 
 
 def test_the_page_of_continuous_actions(report: dict[str, Any]) -> None:
