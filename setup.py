@@ -35,6 +35,7 @@ REQUIRED = [
 EXTRAS = {
     "export": ["onnx>=1.20", "onnxruntime>=1.18"],  # onnx has UINT2 since 1.20
     "litert": ["ai-edge-litert>=1.0"],
+    "ray": ["ray>=2.40,<3"],  # frontier --ray, vec_env="ray"
     "film": ["imageio[ffmpeg]>=2.31"],  # `sb3-qpd push` shows the student as a video; without it a GIF
     "tests": [
         "pytest>=8.0",
@@ -52,7 +53,7 @@ EXTRAS = {
         "wandb>=0.17",  # RL Zoo's --track, offline
     ],
 }
-EXTRAS["tests"] += EXTRAS["film"]
+EXTRAS["tests"] += EXTRAS["film"] + EXTRAS["ray"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -23,6 +23,7 @@ from sb3_qpd.cli.hyperparameters import add_hyperparameters, check_hyperparamete
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
 from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, PAGE, STUDENT_ZIP
+from sb3_qpd.students.budgets import is_budget
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -151,7 +152,8 @@ def compress(args: argparse.Namespace) -> int:
             distiller = _make_distiller(teacher, recipe, args)
             check_integer(distiller.policy.arch)
             check_targets(distiller, args.target)
-            baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
+            same_size = {**FLOAT_BASELINE, "student_arch": distiller.policy.arch}
+            baseline = _make_distiller(teacher, recipe, args, **same_size) if args.baselines else None
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = plan_evaluation(teacher, recipe, args.episodes, **options)
             staging.check_room(_bytes_of_files(distiller))
@@ -246,7 +248,9 @@ def _take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
 
     name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
     entry = dict(read_entries().get(name, {}))
-    taken = {key: entry[key] for key in flag_names() if key in entry and getattr(args, key) is None}
+    own_bits = ("weight_bits", "activation_bits") if is_budget(args.student_arch) else ()  # those of the entry suit its size
+    keys = [key for key in flag_names() if key in entry and key not in own_bits]
+    taken = {key: entry[key] for key in keys if getattr(args, key) is None}
     for key, value in taken.items():
         setattr(args, key, value)
     if args.timesteps is None and "n_timesteps" in entry:

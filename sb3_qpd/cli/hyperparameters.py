@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sb3_qpd.cli.arguments import architecture, bits, number, whole_number
-from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
+from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
+from sb3_qpd.students.budgets import check_arch
 from sb3_qpd.zoo import MAX_N_ENVS
 
 SOURCE = Path(__file__).parents[1] / "distillation" / "distiller.py"
@@ -43,12 +44,14 @@ _SPECIAL: dict[str, Callable[[str], Any]] = {
     "seed": whole_number(least=0, most=2**32 - 1),
     "n_envs": whole_number(most=MAX_N_ENVS),
     "learning_starts": whole_number(least=0),
+    "restart_envs": whole_number(least=0),
 }
 
 
 # help where the docstring speaks to Python alone
 _HELP = {
-    "student_arch": """name of a size such as nano, tiny, small; or JSON of its fields: '{"hidden": [12, 12]}'""",
+    "student_arch": "name of a size such as nano, tiny, small; a budget such as 2kB, 500B or 0.5% of the teacher; "
+    """or JSON of its fields: '{"hidden": [12, 12]}'""",
     "weight_bits": "bits of the inner weights, 2 to 8: one number, or one for each layer: 8,4,4 (default: the size's own)",
     "tensorboard_log": "folder for TensorBoard's files",
 }
@@ -128,7 +131,7 @@ def check_hyperparameter_flags(args: argparse.Namespace) -> None:
     check_hyperparameters(values)
     check_vec_env(values["vec_env"])
     check_workers(values["vec_env"], values["env_timeout"], values["restart_envs"])
-    check_integer(make_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
+    check_integer(check_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
 
 
 def check_integer(arch: StudentArch) -> None:
