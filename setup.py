@@ -20,7 +20,8 @@ REQUIRED = [
     "cloudpickle>=1.6",
     "huggingface_hub>=2.0,<3.0",  # what rl_zoo3's sb3-team-hf-integration asks for as well
     "numpy>=1.26,<3.0",
-    "jinja2>=3.1",  # the templates of the C export
+    "jinja2>=3.1",  # the templates of the C export and of the page
+    "matplotlib>=3.8",  # the figures of the page; seaborn brings it in any case
     "pyyaml>=6.0",
     "tqdm>=4.60",  # progress bars
     "rich>=10.0",
@@ -46,7 +47,6 @@ EXTRAS = {
         "emx-onnx-cgen>=1.4.0",  # an independent reader of the ONNX files
         "gymnasium[mujoco]",
         "gymnasium-robotics>=1.4",  # RL Zoo's teacher of FetchReach
-        "matplotlib>=3.8",
         "pillow>=10.0",
         "scipy>=1.11",  # an independent reference of statistics, for the benchmarks too
         "tensorboard>=2.9.1",
@@ -72,6 +72,7 @@ setup(
         "sb3_qpd": ["py.typed", "version.txt"],
         "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.hyperparams": ["*.yml"],
+        "sb3_qpd.pages": ["page.html.jinja", "page.css"],
         "sb3_qpd.publishing": ["card.md.jinja"],
     },
     python_requires=">=3.10",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sb3_qpd.envs.atari import AtariVecEnv
     from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
     from sb3_qpd.evaluation.episodes import evaluate
+    from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.evaluation.statistics import Evaluation, compare
     from sb3_qpd.export import export_c, export_numpy, export_onnx, export_tflite
     from sb3_qpd.integer import IntegerModel
@@ -43,6 +44,7 @@ __all__ = [
     "EnvRecipe",
     "Evaluation",
     "IntegerModel",
+    "LearningRecord",
     "MuonAdam",
     "ObsNormalization",
     "QPDDistiller",
@@ -76,6 +78,7 @@ _MODULE_OF = {
     "EnvRecipe": "envs.recipe",
     "make_recipe": "envs.recipe",
     "evaluate": "evaluation.episodes",
+    "LearningRecord": "evaluation.learning_record",
     "Evaluation": "evaluation.statistics",
     "compare": "evaluation.statistics",
     "export_c": "export",

@@ -3,9 +3,10 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.atomic import CHECKPOINT, AtomicFolder, save_elsewhere, uninterrupted
@@ -21,7 +22,7 @@ from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_er
 from sb3_qpd.cli.hyperparameters import add_hyperparameters, check_hyperparameter_flags, check_integer, flag_names
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
-from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, STUDENT_ZIP
+from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, PAGE, STUDENT_ZIP
 from sb3_qpd.students.budgets import is_budget
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
     from sb3_qpd.evaluation.comparison import EvaluationPlan
+    from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.teachers.teacher import Teacher
 
 DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
@@ -51,8 +53,8 @@ def add_compress(commands: Any) -> None:
         "compress",
         help="teacher in, integer student and evidence out",
         description="Load and check a teacher, distill it, and compare the integer student with it. DIR gets student.zip "
-        "(SB3), student_float.zip, student.npz (integer model), report.json and report.md. Settings that are not given come "
-        "from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
+        "(SB3), student_float.zip, student.npz (integer model), report.json, report.md and report.html. Settings that are not "
+        "given come from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
     )
     parser.set_defaults(run=compress)
     teacher = parser.add_mutually_exclusive_group(required=True)
@@ -102,6 +104,17 @@ def add_compress(commands: Any) -> None:
         help="end early, once the integer student passes on validation episodes; test episodes then decide as always",
     )
     add_progress(parser)
+    parser.add_argument(
+        "--no-record",
+        dest="record",
+        action="store_false",
+        default=True,
+        help="no learning curves: the student plays no validation episodes while it learns. Its bits are the same",
+    )
+    parser.add_argument("--no-page", dest="page", action="store_false", default=True, help="no report.html")
+    parser.add_argument(
+        "--film", action="store_true", default=False, help="show teacher and student at play in report.html (film.gif)"
+    )
     parser.add_argument(
         "--no-cache",
         dest="cache",
@@ -268,15 +281,19 @@ def _compress(
     staging: AtomicFolder,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
+    from sb3_qpd.cli.report import page_files
     from sb3_qpd.cli.target_check import CheckTargets
     from sb3_qpd.evaluation.comparison import make_report
     from sb3_qpd.evaluation.report import console_summary
 
     options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
     check = CheckTargets(args.target)
+    record = _record(plan) if args.record else None
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
             callbacks = [check, *_callbacks(plan, args)]
+            if record is not None:
+                callbacks.append(record)
             distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, staging, STUDENT), **options)
         baselines = {}
         if baseline is not None:
@@ -284,7 +301,7 @@ def _compress(
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
-        report = make_report(distiller, plan, baselines)
+        report = make_report(distiller, plan, baselines, None if record is None else record.to_json())
         step = partial(_next_step, report, args)
     except BaseException as error:
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
@@ -294,9 +311,11 @@ def _compress(
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
+    more = page_files(distiller, report, args.command_line, with_page=args.page, with_film=args.film)
     with uninterrupted():
-        files, out = _publish(distiller, plan, staging, report, step)
-    print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}")
+        files, out = _publish(distiller, plan, staging, report, step, more)
+    page = f"\nThe page: {out / PAGE}" if PAGE in files else ""
+    print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}{page}")
     if out != staging.out:
         raise SystemExit(EXIT_DIFFERENCE)
     return report
@@ -316,12 +335,19 @@ def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCa
     return [StopWhenNonInferior(plan)]
 
 
+def _record(plan: "EvaluationPlan") -> "LearningRecord":
+    from sb3_qpd.evaluation.learning_record import LearningRecord
+
+    return LearningRecord(plan.env, deterministic=plan.deterministic, max_episode_steps=plan.max_episode_steps)
+
+
 def _publish(
     distiller: "QPDDistiller",
     plan: "EvaluationPlan",
     staging: AtomicFolder,
     report: dict[str, Any] | None = None,
     step: Callable[[Path], str] | None = None,
+    more: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tuple[list[str], Path]:
     """
     Save all files, or an unfinished student where there is no report. Then the checkpoint stays, to go on from.
@@ -331,15 +357,16 @@ def _publish(
     :param staging: the result folder
     :param report: the report, if there is one
     :param step: from the folder of the files to the line that says what to do next
+    :param more: other files by their names
     :return: names of the files, and their folder: another one where ``--out`` cannot be written
     """
     replaced = OUTPUTS if report is None else (*OUTPUTS, CHECKPOINT)
     try:
-        _write_files(distiller, plan, staging.path, report, step and step(staging.out))
+        _write_files(distiller, plan, staging.path, report, step and step(staging.out), more)
         return staging.commit(replacing=replaced), staging.out
     except OSError as error:
         other = save_elsewhere(
-            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder)),
+            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder), more),
             staging.out.resolve().name or "student",
         )
         if other is None:
@@ -355,7 +382,12 @@ def _publish(
 
 
 def _write_files(
-    distiller: "QPDDistiller", plan: "EvaluationPlan", folder: Path, report: dict[str, Any] | None, step: str | None
+    distiller: "QPDDistiller",
+    plan: "EvaluationPlan",
+    folder: Path,
+    report: dict[str, Any] | None,
+    step: str | None,
+    more: Mapping[str, bytes],
 ) -> None:
     from sb3_qpd.evaluation.report import write_report
 
@@ -368,6 +400,8 @@ def _write_files(
         print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
     if report is not None:
         write_report(report, folder, step or "")
+    for name, content in more.items():
+        (folder / name).write_bytes(content)
 
 
 def _rescue(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str) -> None:

@@ -294,15 +294,32 @@ class QPDDistiller(FallingPrecision):
 
     def _measure_student(self) -> None:
         """Put the agreement of student and teacher into the log and the progress bar."""
-        if not self._is_fitted or self._buffer is None:
+        found = self.quality()
+        if not found:
             return
-        samples = self._buffer.sample(QUALITY_SIZE, np.random.default_rng(self._n_updates))  # not the generator of learning
-        found = measure_student(self.policy, samples, self.temperature * self._teacher_temperature)
         for name, value in found.items():
             self.logger.record(f"student/{name}", value)
         agreement, error = found.get("agreement"), found.get("action_error")
         quality = f"agreement {agreement:.1%}" if agreement is not None else f"action error {error:.3f}"
         self._tell(f"{quality}, {found['mean_weight_bits']:.1f} bits on average")
+
+    def quality(self) -> dict[str, float]:
+        """
+        How close the student comes to its teacher on recent observations. Learning goes on as if this had not been called.
+
+        :return: see :func:`~sb3_qpd.distillation.objective.measure_student`; empty before the first gradient step
+        """
+        if not self._is_fitted or self._buffer is None:
+            return {}
+        samples = self._buffer.sample(QUALITY_SIZE, np.random.default_rng(self._n_updates))  # not the generator of learning
+        return measure_student(self.policy, samples, self.temperature * self._teacher_temperature)
+
+    def last_losses(self) -> dict[str, float]:
+        """The mean losses of the last batch, ``actor_loss`` and ``critic_loss``; empty before the first gradient step."""
+        if not self._n_updates or getattr(self, "_last_losses", None) is None:
+            return {}
+        actor_loss, critic_loss = (loss.detach().mean().item() for loss in self._last_losses)
+        return {"actor_loss": actor_loss, "critic_loss": critic_loss}
 
     def _collect_and_train(self, callback: BaseCallback) -> bool:
         """
@@ -391,10 +408,9 @@ class QPDDistiller(FallingPrecision):
 
         :param iteration: number of the round of about 2,048 environment steps
         """
-        if self._n_updates and getattr(self, "_last_losses", None) is not None:
-            actor_loss, critic_loss = (loss.detach().mean().item() for loss in self._last_losses)
-            self.logger.record("train/actor_loss", actor_loss)
-            self.logger.record("train/critic_loss", critic_loss)
+        if losses := self.last_losses():
+            for name, value in losses.items():
+                self.logger.record(f"train/{name}", value)
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             self.logger.record("train/transition", self._transition_progress)
         super().dump_logs(iteration)

@@ -33,6 +33,7 @@ LIKELY_CAUSES = (
     "stack or the version of the environment is not the one that the teacher was trained with; the teacher was not trained "
     "to the end; the episodes are too few."
 )
+_NUMBERS = re.compile(r"\[\n((?:\s*(?:null|-?\d[\d.eE+-]*),?\n)+)\s*\]")
 RED, NO_COLOR = "\033[1;31m", "\033[0m"
 MANY_STEPS = 1_000_000  # from here on a larger student is a better bet than more steps
 MORE_STEPS = 4  # times as many
@@ -71,12 +72,17 @@ def write_report(report: Mapping[str, Any], directory: str | Path, step: str = "
     :param directory: folder for the two files; created where there is none
     :param step: see :func:`to_markdown`
     """
-    text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
+    text = _on_one_line(json.dumps(to_json(report), indent=2, allow_nan=False)) + "\n"
     told = to_markdown(report, step)
     with AtomicFolder(Path(directory), force=True) as folder:
         (folder.path / REPORT).write_text(text, encoding="utf-8")
         (folder.path / REPORT_TEXT).write_text(told, encoding="utf-8")
         folder.commit()
+
+
+def _on_one_line(text: str) -> str:
+    """Indented JSON with each list of numbers on one line. Texts of JSON hold no line breaks."""
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def to_markdown(report: Mapping[str, Any], step: str = "") -> str:

@@ -12,15 +12,8 @@ from stable_baselines3 import PPO
 from sb3_qpd import QPDDistiller, load_teacher, make_recipe
 from sb3_qpd.cli import make_parser
 from sb3_qpd.envs.recipe import describe_env
-from sb3_qpd.evaluation.comparison import (
-    EvaluationPlan,
-    agreement,
-    make_report,
-    parity_of,
-    plan_evaluation,
-    spread_of,
-    versions,
-)
+from sb3_qpd.evaluation.agreement import agreement, spread_of
+from sb3_qpd.evaluation.comparison import EvaluationPlan, make_report, parity_of, plan_evaluation, versions
 from sb3_qpd.evaluation.episodes import TEST_SEED
 from sb3_qpd.evaluation.report import (
     VERDICTS,
