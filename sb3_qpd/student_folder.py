@@ -20,6 +20,7 @@ NUMPY_FILE = "policy.py"
 REPORT = "report.json"
 REPORT_TEXT = "report.md"
 CONFIG = "config.yml"
+FRONTIER = "frontier.json"  # of a search, above the folders of its students
 
 # Files that are published: name -> description for the model card. Other files in the folder stay on the user's machine.
 FILES = {
