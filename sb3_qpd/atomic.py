@@ -417,6 +417,8 @@ def _roll_forward(place: Path) -> None:
     names = json.loads(replaced.read_text(encoding="utf-8")) if replaced.is_file() else []
     for path in sorted(journal.iterdir(), key=lambda path: (path.name == LAST, path.name)):
         if path != replaced:
+            if (place / path.name).is_dir() and not (place / path.name).is_symlink():
+                _remove(place / path.name)  # a folder does not take the place of one that holds files
             os.replace(path, place / path.name)
     for name in names:
         if isinstance(name, str) and Path(name).name == name:

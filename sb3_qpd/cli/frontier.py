@@ -1,9 +1,11 @@
 """``sb3-qpd frontier``: the smallest student that plays as well, and all that are worth their bytes."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
+from sb3_qpd.atomic import CHECKPOINT, AtomicFolder
 from sb3_qpd.cli.arguments import (
     TEACHER_SOURCE,
     Parser,
@@ -24,12 +26,18 @@ from sb3_qpd.cli.hyperparameters import (
 )
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
+from sb3_qpd.student_folder import FRONTIER
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 DEFAULT_SIZES = ["nano", "tiny", "small"]
 DEFAULT_BITS = ["8", "4"]
 # arguments of QPDDistiller that the search sets, or that have an own flag here
 WITHOUT = ("student_arch", "weight_bits", "activation_bits", "check_teacher", "tensorboard_log")
+# arguments of the command that the function has under the same name
+_SAME_NAMES = (
+    *("sizes", "bits", "seeds", "max_bytes", "timesteps", "early_stopping", "validation_episodes", "episodes"),
+    *("workers", "ray", "storage", "study_name", "checkpoint_every", "resume", "force", "max_episode_steps", "cache"),
+)
 
 
 def add_frontier(commands: Any) -> None:
@@ -165,39 +173,38 @@ def frontier(args: argparse.Namespace) -> int:
     :param args: arguments of the command
     :return: exit code
     """
-    with user_errors("frontier"):
-        _check_arguments(args)
-        check_device(args.device)
-        teacher, recipe = load_teacher(args.teacher, args)
-        take_entry(args, recipe)
-        from sb3_qpd.search.frontier import frontier as search
-        from sb3_qpd.search.results import summary
+    try:
+        with user_errors("frontier"):
+            _check_arguments(args)
+            check_device(args.device)
+            teacher, recipe = load_teacher(args.teacher, args)
+            take_entry(args, recipe)
+            from sb3_qpd.search.frontier import frontier as search
+            from sb3_qpd.search.results import summary
 
-        options = {} if args.rungs is None else {"rungs": args.rungs}
-        content = search(
-            teacher,
-            args.out,
-            env=recipe,
-            **{name: getattr(args, name) for name in _SAME_NAMES},
-            targets=args.target,
-            progress_bar=args.progress,
-            command=args.command_line,
-            **options,
-            **given_hyperparameters(args),
-        )
+            options = {} if args.rungs is None else {"rungs": args.rungs}
+            content = search(
+                teacher,
+                args.out,
+                env=recipe,
+                **{name: getattr(args, name) for name in _SAME_NAMES},
+                targets=args.target,
+                progress_bar=args.progress,
+                command=args.command_line,
+                **options,
+                **given_hyperparameters(args),
+            )
+    except KeyboardInterrupt:
+        if (args.out / CHECKPOINT).exists():
+            so_far = f"{args.out / FRONTIER} has the trials so far"
+            print(f"sb3-qpd frontier: stopped; {so_far}. The same command with --resume goes on", file=sys.stderr)
+        raise
     print(f"\n{summary(content)}\n\nWrote frontier.json and {len(content['points'])} folders into {args.out}")
     if not content["points"]:
         error = next((trial["error"] for trial in content["trials"] if trial["error"]), "no trial came to its end")
-        print(f"sb3-qpd frontier: error: no student was found: {one_line(error)}")
+        print(f"sb3-qpd frontier: error: no student was found: {one_line(error)}", file=sys.stderr)
         return EXIT_DIFFERENCE
     return 0
-
-
-# arguments of the command that the function has under the same name
-_SAME_NAMES = (
-    *("sizes", "bits", "seeds", "max_bytes", "timesteps", "early_stopping", "validation_episodes", "episodes"),
-    *("workers", "ray", "storage", "study_name", "checkpoint_every", "resume", "force", "max_episode_steps", "cache"),
-)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -210,5 +217,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     check_hyperparameter_flags(args)
     rungs = {} if args.rungs is None else {"rungs": args.rungs}
     SearchSettings(tuple(args.sizes), tuple(args.bits), args.seeds, max_bytes=args.max_bytes, seed=args.seed, **rungs)
-    check_teacher_source(args.teacher, "TEACHER")
-    check_environment(args)
+    has_unfinished = (args.out / CHECKPOINT).exists()
+    with AtomicFolder(args.out, args.force or has_unfinished, argument="--out"):  # the search opens it again
+        check_teacher_source(args.teacher, "TEACHER")
+        check_environment(args)

@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,15 @@ def frontier(
     )
     if workers is not None:
         check_count("workers", workers)
+    if ray is not None:
+        from sb3_qpd.search.ray_workers import check_address  # imports ray, which is optional
+
+        check_address(ray)
     own_env = None if isinstance(teacher, Teacher) else env
     loaded = load_teacher(teacher, env=own_env, device=hyperparameters.get("device", "auto"))
     options = {"max_episode_steps": max_episode_steps, "cache": cache}
     job = _make_job(loaded, env, settings, episodes, validation_episodes, checkpoint_every, tuple(targets), options)
-    search = _Search(job, settings, Path(out), resume, force, command)
+    search = _Search(job, settings, Path(out).expanduser(), resume, force, command)
     with search.staging:
         search.open(storage, study_name)
         return search.run(lambda packed: _open_workers(packed, workers, ray), progress_bar)
@@ -188,7 +193,7 @@ def _make_job(
 def _open_workers(packed_job: bytes, count: int | None, address: str | None) -> Workers:
     if address is None:
         return LocalWorkers(packed_job, count or n_cores())
-    from sb3_qpd.search.ray_workers import RayWorkers  # imports ray, which is optional
+    from sb3_qpd.search.ray_workers import RayWorkers
 
     return RayWorkers(packed_job, address, count)
 
@@ -216,7 +221,7 @@ class _Search:
         self._job, self._settings, self._command, self._resume = job, settings, command, resume
         self._packed = pack_job(job)
         self._trials = plan_trials(job, settings, self._check_targets)
-        self._folder = out / CHECKPOINT
+        self._folder = out.absolute() / CHECKPOINT  # workers of other machines have another current folder
         self._journal = self._folder / JOURNAL
         self._students = RetrainedStudents(self._folder)
         self.staging = AtomicFolder(out, force or self._folder.exists(), argument="out")
@@ -235,21 +240,27 @@ class _Search:
         :raises ValueError: it is another search's, or an unfinished one that was not asked for
         """
         check_type("study_name", study_name, str, "a name")
-        self._folder.mkdir(parents=True, exist_ok=True)
         job, settings = self._job, self._settings.to_json()
         identity = {
             "teacher": f"{job.teacher.name} {digest_of(job.teacher)}",
             "environment": describe_env(job.env),
             **{"deterministic": job.plan.deterministic, "validation_episodes": job.validation.n_episodes},
         }
-        self._study = SearchStudy(
-            self._trials,
-            {**identity, **settings},
-            journal=self._journal,
-            storage=storage,
-            name=study_name,
-            resume=self._resume,
-        )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._study = SearchStudy(
+                self._trials,
+                {**identity, **settings},
+                journal=self._journal,
+                storage=storage,
+                name=study_name,
+                resume=self._resume,
+            )
+        except BaseException:
+            with suppress(OSError):  # they are empty where nothing was begun
+                self._folder.rmdir()
+                self._folder.parent.rmdir()
+            raise
 
     def run(self, open_workers: Callable[[bytes], Workers], progress_bar: bool) -> dict[str, Any]:
         """

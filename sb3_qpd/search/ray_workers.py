@@ -123,19 +123,33 @@ class _Actor:
         self._messages.put(run_task(self._job, task, answer))
 
 
-def _connect(address: str) -> None:
+def check_address(address: str) -> None:
+    """
+    Refuse an address at which nothing listens. Ray itself would try for a minute.
+
+    :param address: ``"auto"``, ``host:port``, or ``ray://host:port``
+    :raises ConnectionError: nothing listens there
+    """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    problem = f"No Ray cluster answers at {address}"
-    advice = "Start one with ray start --head, or give its address as --ray HOST:PORT; without --ray the search runs here"
-    if host and port.isdigit():  # Ray itself tries for a minute
+    if host and port.isdigit():
         try:
             socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
         except OSError as error:
-            raise ConnectionError(f"{problem} ({error.strerror or error}). {advice}") from error
+            raise ConnectionError(_describe_problem(address, str(error.strerror or error))) from error
+
+
+def _connect(address: str) -> None:
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ConnectionError(f"{problem} ({describe_error(error)}). {advice}") from error
+        raise ConnectionError(_describe_problem(address, describe_error(error))) from error
+
+
+def _describe_problem(address: str, reason: str) -> str:
+    return (
+        f"No Ray cluster answers at {address} ({reason}). Start one with ray start --head, or give its address as --ray "
+        "HOST:PORT; without --ray the search runs on this machine"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -135,23 +135,27 @@ def describe_search(
 
 
 def _describe_trial(trial: Trial, stops: dict[int, int], job: Job) -> dict[str, Any] | None:
-    """A trial that has come to an end; ``None`` for one that has not."""
-    result, rung = trial.result, stops.get(trial.number)
-    if result is None and rung is None and not trial.has_failed:
+    """
+    A trial that has come to an end; ``None`` for one that has not.
+
+    A stopped trial may have gone on for a while, because the score of another one came late. What it did then is left out.
+    """
+    stop = stops.get(trial.number)
+    result = trial.result if stop is None else None
+    if result is None and stop is None and not trial.has_failed:
         return None
-    returns = result.returns if result is not None else trial.scores[max(trial.scores)] if trial.scores else None
-    scores = [[job.rung_steps[rung], float(one.mean())] for rung, one in sorted(trial.scores.items())]
+    played = [(job.rung_steps[rung], one) for rung, one in sorted(trial.scores.items()) if stop is None or rung <= stop]
     if result is not None:
-        scores.append([result.steps, float(result.returns.mean())])
-    configuration = trial.configuration
+        played.append((result.steps, result.returns))
+    steps, returns = played[-1] if played else (0, None)
     return {
         "id": trial.number,
-        **_describe_configuration(configuration),
+        **_describe_configuration(trial.configuration),
         "seed": trial.seed,
-        "bytes": configuration.nbytes if result is None else result.nbytes,
-        "state": "stopped" if rung is not None else "failed" if result is None else "finished",
-        "steps": result.steps if result is not None else scores[-1][0] if scores else 0,
-        "scores": scores,
+        "bytes": trial.configuration.nbytes if result is None else result.nbytes,
+        "state": "stopped" if stop is not None else "failed" if result is None else "finished",
+        "steps": steps,
+        "scores": [[steps, float(one.mean())] for steps, one in played],
         "return_mean": None if returns is None else float(returns.mean()),
         "interval": None if returns is None else bootstrap_over_seeds([returns]),
         "seconds": trial.seconds,

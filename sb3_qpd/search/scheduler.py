@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -54,7 +55,7 @@ class Scheduler:
         Work until a queue has no task left.
 
         :param queue: the tasks
-        :raises RuntimeError: no worker can build the job
+        :raises ValueError: no worker can build the job
         """
         while True:
             self._hand_out(queue)
@@ -72,7 +73,7 @@ class Scheduler:
 
     def _take(self, queue: Queue, worker: int, message: Message) -> None:
         if isinstance(message, Unusable):
-            raise RuntimeError(f"The workers cannot load teacher and environment: {message.error}")
+            raise ValueError(f"The workers cannot load teacher and environment: {message.error}")
         if isinstance(message, Ready):
             self._free.append(worker)
             return
@@ -103,6 +104,7 @@ class TrialQueue:
         self._study, self._rule, self._job, self._folder = study, rule, job, folder
         self._by_name = {trial.name: trial for trial in study.trials}
         self._working: set[int] = set()
+        self._warned: set[str] = set()
 
     def stops(self) -> dict[int, int]:
         """Number of each trial that stops -> the rung at which it does."""
@@ -131,11 +133,19 @@ class TrialQueue:
         if isinstance(message, Finished):
             self._study.add_result(trial, message)
             Checkpoint(task.folder).discard()
+            self._warn(message)
         elif isinstance(message, Stopped):
             self._study.add_stop(trial, message)
         elif isinstance(message, Failed):
             self._study.add_failure(trial, message)
         return None
+
+    def _warn(self, result: Finished) -> None:
+        """Hand on what a worker has warned of, each text once."""
+        for text in result.warnings:
+            if text not in self._warned:
+                self._warned.add(text)
+                warnings.warn(text)
 
 
 class RetrainingQueue:

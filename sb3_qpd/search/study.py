@@ -73,11 +73,6 @@ class SearchStudy:
                 self._handles[frozen.number] = optuna.trial.Trial(self._study, frozen._trial_id)
                 self._tell(self.trials[frozen.number])  # a process may have been killed before it did
 
-    @property
-    def is_new(self) -> bool:
-        """Whether no trial has begun."""
-        return all(trial.result is None and not trial.scores and not trial.failures for trial in self.trials)
-
     def begin(self, trial: Trial) -> None:
         """
         Take a trial from the queue, if it has not begun before.
@@ -114,7 +109,7 @@ class SearchStudy:
         trial.result = result
         self._add_seconds(trial, result)
         handle = self._handles[trial.number]
-        kept = {name: getattr(result, name) for name in ("steps", "nbytes", "checksum", "warnings")}
+        kept = {name: getattr(result, name) for name in ("steps", "nbytes", "checksum")}
         handle.set_user_attr(RESULT, {**kept, RETURNS: result.returns.tolist()})
         self._tell(trial)
 
@@ -148,8 +143,9 @@ class SearchStudy:
 
         :param stopped: trials that stopped
         """
+        states = [frozen.state for frozen in self._study.get_trials(deepcopy=False)]
         for trial in stopped:
-            if trial.result is None and self._study.trials[trial.number].state == TrialState.RUNNING:
+            if states[trial.number] == TrialState.RUNNING:
                 self._study.tell(self._handles[trial.number], state=TrialState.PRUNED)
 
     def _tell(self, trial: Trial) -> None:
@@ -217,7 +213,7 @@ def _fill_in(trial: Trial, frozen: Any) -> None:
     result = attrs.get(RESULT)
     if result is not None:
         returns = np.array(result[RETURNS], np.float64)
-        facts = {name: result[name] for name in ("steps", "nbytes", "checksum", "warnings")}
+        facts = {name: result[name] for name in ("steps", "nbytes", "checksum")}
         trial.result = Finished(returns, seconds=trial.seconds, processor_seconds=trial.processor_seconds, **facts)
 
 
