@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, make_recipe
+from sb3_qpd.failures import env_name
 from sb3_qpd.search.settings import SearchSettings, Size, describe_bits, describe_size, parse_max_bytes
 from sb3_qpd.search.tasks import Configuration, Job, PortableEnv
 from sb3_qpd.search.trials import Trial
@@ -35,7 +36,7 @@ def portable_env(teacher: Teacher, env: EnvSource | None) -> PortableEnv:
         raise ValueError("This teacher does not say which environment it was trained on: give env=, an id such as CartPole-v1")
     if isinstance(found, gym.Env | VecEnv):
         raise ValueError(
-            f"A search builds environments in other processes, and {type(found).__name__} exists in this one. Give env= as an "
+            f"A search builds environments in other processes, and {env_name(found)} exists in this one. Give env= as an "
             "id such as 'my_envs:Cart-v0', or as a class or function that makes the environment"
         )
     return make_recipe(found) if isinstance(found, str | EnvRecipe) else found

@@ -105,10 +105,13 @@ class TrialQueue:
         self._by_name = {trial.name: trial for trial in study.trials}
         self._working: set[int] = set()
         self._warned: set[str] = set()
+        self._stops: dict[int, int] | None = None  # until a message changes them
 
     def stops(self) -> dict[int, int]:
         """Number of each trial that stops -> the rung at which it does."""
-        return {} if self._rule is None else self._rule.stops(self._study.trials)
+        if self._stops is None:
+            self._stops = {} if self._rule is None else self._rule.stops(self._study.trials)
+        return self._stops
 
     def next_task(self) -> Task | None:
         stops = self.stops()
@@ -126,6 +129,7 @@ class TrialQueue:
 
     def handle(self, task: Task, message: Message) -> bool | None:
         trial = self._by_name[task.name]
+        self._stops = None
         if isinstance(message, Score):
             self._study.add_score(trial, message.rung, self._job.rung_steps[message.rung], message.returns)
             return trial.number not in self.stops()

@@ -220,7 +220,7 @@ def test_mistakes(changes: dict[str, Any], error: type[Exception], message: str,
 
 
 def test_a_live_environment_is_refused(teacher: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="OrderEnforcing exists in this one. Give env= as an id"):
+    with pytest.raises(ValueError, match="CartPole-v1 exists in this one. Give env= as an id"):
         frontier(teacher, tmp_path / "out", **{**SEARCH, "env": gym.make("CartPole-v1")})
 
 
