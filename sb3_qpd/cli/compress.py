@@ -19,7 +19,6 @@ from sb3_qpd.cli.arguments import (
 )
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_errors
 from sb3_qpd.cli.hyperparameters import (
-    DEFAULT_TIMESTEPS,
     add_hyperparameters,
     check_hyperparameter_flags,
     check_integer,
@@ -28,6 +27,7 @@ from sb3_qpd.cli.hyperparameters import (
 )
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
+from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
 from sb3_qpd.student_folder import OUTPUTS
 from sb3_qpd.zoo import MAX_TIMESTEPS
 

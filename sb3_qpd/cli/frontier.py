@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sb3_qpd.atomic import CHECKPOINT, AtomicFolder
+from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.cli.arguments import (
     TEACHER_SOURCE,
     Parser,
@@ -18,7 +18,6 @@ from sb3_qpd.cli.arguments import (
 )
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, one_line, user_errors
 from sb3_qpd.cli.hyperparameters import (
-    DEFAULT_TIMESTEPS,
     add_hyperparameters,
     check_hyperparameter_flags,
     given_hyperparameters,
@@ -26,16 +25,23 @@ from sb3_qpd.cli.hyperparameters import (
 )
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
+from sb3_qpd.search.settings import (
+    DEFAULT_BITS,
+    DEFAULT_RUNGS,
+    DEFAULT_SIZES,
+    DEFAULT_TIMESTEPS,
+    UNFINISHED,
+    SearchSettings,
+    describe_bits,
+)
 from sb3_qpd.student_folder import FRONTIER
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
-DEFAULT_SIZES = ["nano", "tiny", "small"]
-DEFAULT_BITS = ["8", "4"]
 # arguments of QPDDistiller that the search sets, or that have an own flag here
 WITHOUT = ("student_arch", "weight_bits", "activation_bits", "check_teacher", "tensorboard_log")
 # arguments of the command that the function has under the same name
 _SAME_NAMES = (
-    *("sizes", "bits", "seeds", "max_bytes", "timesteps", "early_stopping", "validation_episodes", "episodes"),
+    *("sizes", "bits", "seeds", "max_bytes", "timesteps", "early_stopping", "rungs", "episodes", "validation_episodes"),
     *("workers", "ray", "storage", "study_name", "checkpoint_every", "resume", "force", "max_episode_steps", "cache"),
 )
 
@@ -97,7 +103,8 @@ def _add_search(parser: Parser) -> None:
         nargs="+",
         default=DEFAULT_BITS,
         metavar="BITS",
-        help=f"bits of weights and activations: 4, or W2A8 where they differ (default: {' '.join(DEFAULT_BITS)})",
+        help="bits of weights and activations: 4, or W2A8 where they differ (default: "
+        f"{' '.join(map(describe_bits, DEFAULT_BITS))})",
     )
     group.add_argument(
         "--seeds", type=whole_number(), default=3, help="training seeds of each size and bits, from --seed on (default: 3)"
@@ -119,9 +126,9 @@ def _add_search(parser: Parser) -> None:
         "--rungs",
         type=number,
         nargs="+",
-        default=None,
+        default=DEFAULT_RUNGS,
         metavar="SHARE",
-        help="shares of the steps after which trials are scored and may stop (default: 0.25 0.75)",
+        help=f"shares of the steps after which trials are scored and may stop (default: {' '.join(map(str, DEFAULT_RUNGS))})",
     )
     group.add_argument(
         "--no-early-stopping",
@@ -182,7 +189,6 @@ def frontier(args: argparse.Namespace) -> int:
             from sb3_qpd.search.frontier import frontier as search
             from sb3_qpd.search.results import summary
 
-            options = {} if args.rungs is None else {"rungs": args.rungs}
             content = search(
                 teacher,
                 args.out,
@@ -191,11 +197,10 @@ def frontier(args: argparse.Namespace) -> int:
                 targets=args.target,
                 progress_bar=args.progress,
                 command=args.command_line,
-                **options,
                 **given_hyperparameters(args),
             )
     except KeyboardInterrupt:
-        if (args.out / CHECKPOINT).exists():
+        if (args.out / UNFINISHED).exists():
             so_far = f"{args.out / FRONTIER} has the trials so far"
             print(f"sb3-qpd frontier: stopped; {so_far}. The same command with --resume goes on", file=sys.stderr)
         raise
@@ -210,14 +215,13 @@ def frontier(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     """What can be known from the arguments alone is said before torch is imported, which takes seconds."""
     from sb3_qpd.export.requirements import find_target
-    from sb3_qpd.search.settings import SearchSettings
 
     for target in args.target:
         find_target(target)
     check_hyperparameter_flags(args)
-    rungs = {} if args.rungs is None else {"rungs": args.rungs}
-    SearchSettings(tuple(args.sizes), tuple(args.bits), args.seeds, max_bytes=args.max_bytes, seed=args.seed, **rungs)
-    has_unfinished = (args.out / CHECKPOINT).exists()
+    search = {name: getattr(args, name) for name in ("max_bytes", "rungs", "seed")}
+    SearchSettings(tuple(args.sizes), tuple(args.bits), args.seeds, **search)
+    has_unfinished = (args.out / UNFINISHED).exists()
     with AtomicFolder(args.out, args.force or has_unfinished, argument="--out"):  # the search opens it again
         check_teacher_source(args.teacher, "TEACHER")
         check_environment(args)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sb3_qpd.cli.arguments import architecture, bits, number, whole_number
+from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
 from sb3_qpd.zoo import MAX_N_ENVS
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from sb3_qpd.envs.recipe import EnvRecipe
 
 SOURCE = Path(__file__).parents[1] / "distillation" / "distiller.py"
-
-DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
 
 # arguments that get no flag here, and why
 LEFT_OUT = {

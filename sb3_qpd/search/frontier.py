@@ -13,8 +13,9 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_qpd.atomic import CHECKPOINT, AtomicFolder, uninterrupted
+from sb3_qpd.atomic import AtomicFolder, uninterrupted
 from sb3_qpd.checks import check_count, check_flags, check_path, check_type, check_whole, did_you_mean
+from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvSource, describe_env
 from sb3_qpd.evaluation.cache import digest_of
@@ -36,7 +37,15 @@ from sb3_qpd.search.results import (
 )
 from sb3_qpd.search.scheduler import RetrainingQueue, Scheduler, TrialQueue
 from sb3_qpd.search.selection import Candidate, candidates, choose
-from sb3_qpd.search.settings import DEFAULT_BITS, DEFAULT_RUNGS, DEFAULT_SIZES, DEFAULT_TIMESTEPS, SearchSettings, Size
+from sb3_qpd.search.settings import (
+    DEFAULT_BITS,
+    DEFAULT_RUNGS,
+    DEFAULT_SIZES,
+    DEFAULT_TIMESTEPS,
+    UNFINISHED,
+    SearchSettings,
+    Size,
+)
 from sb3_qpd.search.study import SearchStudy
 from sb3_qpd.search.tasks import Finished, Job, Task, pack_job, specs_of
 from sb3_qpd.search.trials import Standard, StopRule
@@ -142,11 +151,12 @@ def frontier(
     own_env = None if isinstance(teacher, Teacher) else env
     loaded = load_teacher(teacher, env=own_env, device=hyperparameters.get("device", "auto"))
     options = {"max_episode_steps": max_episode_steps, "cache": cache}
-    job = _make_job(loaded, env, settings, episodes, validation_episodes, checkpoint_every, tuple(targets), options)
-    search = _Search(job, settings, Path(out).expanduser(), resume, force, command)
-    with search.staging:
-        search.open(storage, study_name)
-        return search.run(lambda packed: _open_workers(packed, workers, ray), progress_bar)
+    with torch_threads(1):  # as in the workers, which have the other cores
+        job = _make_job(loaded, env, settings, episodes, validation_episodes, checkpoint_every, tuple(targets), options)
+        search = _Search(job, settings, Path(out).expanduser(), resume, force, command)
+        with search.staging:
+            search.open(storage, study_name)
+            return search.run(lambda packed: _open_workers(packed, workers, ray), progress_bar)
 
 
 def _check_hyperparameters(given: dict[str, Any]) -> None:
@@ -221,7 +231,7 @@ class _Search:
         self._job, self._settings, self._command, self._resume = job, settings, command, resume
         self._packed = pack_job(job)
         self._trials = plan_trials(job, settings, self._check_targets)
-        self._folder = out.absolute() / CHECKPOINT  # workers of other machines have another current folder
+        self._folder = out.absolute() / UNFINISHED  # workers of other machines have another current folder
         self._journal = self._folder / JOURNAL
         self._students = RetrainedStudents(self._folder)
         self.staging = AtomicFolder(out, force or self._folder.exists(), argument="out")

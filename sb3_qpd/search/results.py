@@ -12,20 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.atomic import CHECKPOINT, AtomicFolder, write_atomically
+from sb3_qpd.atomic import AtomicFolder, write_atomically
 from sb3_qpd.envs.recipe import describe_env
 from sb3_qpd.evaluation.comparison import versions
 from sb3_qpd.evaluation.report import to_json
 from sb3_qpd.evaluation.statistics import Evaluation, bootstrap_over_seeds
 from sb3_qpd.search.selection import Candidate
-from sb3_qpd.search.settings import SearchSettings, describe_size
+from sb3_qpd.search.settings import UNFINISHED, SearchSettings, describe_size
 from sb3_qpd.search.tasks import Configuration, Finished, Job, Task
 from sb3_qpd.search.trials import Standard, Trial, judge
 from sb3_qpd.student_folder import FRONTIER
 
 FORMAT = 1
 POINTS = "points"  # folder of the students, inside the result folder
-RETRAINING = "retraining"  # folder of those that are trained already, inside the checkpoint's
+RETRAINING = "retraining"  # folder of those that are trained already, inside that of the unfinished search
 RUN = "run.json"
 JOURNAL = "search.log"
 
@@ -262,7 +262,7 @@ def publish(
     if journal.is_file():
         shutil.copyfile(journal, staging.path / JOURNAL)
     (staging.path / FRONTIER).write_bytes(_text(content))
-    staging.commit(replacing=(CHECKPOINT, POINTS, JOURNAL))
+    staging.commit(replacing=(UNFINISHED, POINTS, JOURNAL))
 
 
 def _text(content: dict[str, Any]) -> bytes:

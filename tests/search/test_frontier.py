@@ -70,7 +70,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    return list(out.glob("checkpoint/trials/*/state-0.npz"))
+    return list(out.glob("unfinished/trials/*/state-0.npz"))
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
@@ -130,7 +130,7 @@ def test_driver_and_workers_are_killed(whole: Path, teacher: str, tmp_path: Path
         for process in mp.active_children():
             process.kill()
 
-    killer = threading.Thread(target=kill_workers)
+    killer = threading.Thread(target=kill_workers, daemon=True)
     killer.start()
     content = frontier(teacher, out, **SEARCH, resume=True)
     killer.join()
@@ -142,10 +142,11 @@ def test_driver_and_workers_are_killed(whole: Path, teacher: str, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_two_nodes_of_which_one_is_killed(whole: Path, teacher: str, tmp_path: Path) -> None:
+def test_two_nodes_of_which_one_is_killed(whole: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests its default of 15 is hardly served
     out = tmp_path / "out"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
@@ -156,7 +157,7 @@ def test_two_nodes_of_which_one_is_killed(whole: Path, teacher: str, tmp_path: P
             wait_for(lambda: checkpoints(out))
             cluster.remove_node(second, allow_graceful=False)
 
-        killer = threading.Thread(target=kill_node)
+        killer = threading.Thread(target=kill_node, daemon=True)
         killer.start()
         frontier(teacher, out, **SEARCH, ray=cluster.address)
         killer.join()
@@ -178,7 +179,7 @@ def test_ctrl_c_leaves_what_there_is(teacher: str, tmp_path: Path, capsys: pytes
         os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     try:
         assert main(command) == 130
