@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from types import TracebackType
 
 import numpy as np
@@ -94,7 +95,8 @@ class SearchProgress:
         :param running: names of the tasks that workers are at
         """
         if trial.number in stops:
-            return f"stopped after {self._rung_steps[stops[trial.number]]} steps at {_mean(trial):.1f}"
+            rung = stops[trial.number]
+            return f"stopped after {self._rung_steps[rung]} steps at {np.mean(trial.scores[rung]):.1f}"
         if trial.result is not None:
             return f"finished at {_mean(trial):.1f}"
         if trial.has_failed:
@@ -144,7 +146,7 @@ class SearchProgress:
         )
         if done <= 0 or left <= 0:
             return ""
-        return f", at most {time.strftime('%H:%M:%S', time.gmtime(seconds / done * left))} left"
+        return f", at most {timedelta(seconds=int(seconds / done * left))} left"
 
 
 def _mean(trial: Trial) -> float:

@@ -7,6 +7,7 @@ import queue
 import socket
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from sb3_qpd.failures import describe_error
@@ -80,7 +81,8 @@ class RayWorkers:
 
     def close(self) -> None:
         for actor in self._actors:
-            ray.kill(actor)
+            with suppress(RayError, ConnectionError):  # the cluster may be gone
+                ray.kill(actor)
         if self._owns_connection:
             ray.shutdown()
 

@@ -90,8 +90,8 @@ class LocalWorkers:
             process.start()
         theirs.close()
         self._connections[worker], self._processes[worker] = ours, process
-        with suppress(BrokenPipeError):  # it ended at once, which receive() notices
-            ours.send_bytes(self._packed_job)
+        # a large job is taken when the process has imported torch, and the others are to start meanwhile
+        threading.Thread(target=_send_job, args=(ours, self._packed_job), daemon=True).start()
 
     def receive(self, timeout: float) -> list[tuple[int, Message]]:
         ready = wait(self._connections, timeout)
@@ -122,7 +122,7 @@ class LocalWorkers:
         return [] if was_starting else [Failed(error, is_lost=True)]
 
     def send(self, worker: int, message: Task | bool) -> None:
-        with suppress(BrokenPipeError):  # receive() notices
+        with suppress(OSError):  # the process has ended, which receive() notices
             self._connections[worker].send(message)
 
     def close(self) -> None:
@@ -131,6 +131,11 @@ class LocalWorkers:
         for process, connection in zip(self._processes, self._connections, strict=True):
             process.join()
             connection.close()
+
+
+def _send_job(connection: Connection, packed_job: bytes) -> None:
+    with suppress(OSError):  # the process ended at once, which receive() notices
+        connection.send_bytes(packed_job)
 
 
 @contextmanager

@@ -218,6 +218,7 @@ class Unpicklable:
 def test_mistakes(changes: dict[str, Any], error: type[Exception], message: str, teacher: str, tmp_path: Path) -> None:
     with pytest.raises(error, match=message):
         frontier(teacher, tmp_path / "out", **{**SEARCH, **changes})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_live_environment_is_refused(teacher: str, tmp_path: Path) -> None:
