@@ -24,7 +24,8 @@ ppo = PPO(
     type(student.policy),
     make_vec_env(args.env, 16, seed=0),
     policy_kwargs=student.policy_kwargs,
-    **{"gamma": 0.999, "gae_lambda": 0.98, "n_epochs": 4, "n_steps": 1024},  # gamma is the teacher's: its values are distilled
+    n_steps=min(1024, max(int(args.timesteps) // 16, 2)),
+    **{"gamma": 0.999, "gae_lambda": 0.98, "n_epochs": 4},  # gamma is the teacher's: its values are distilled
     vf_coef=0.5 / float(student.policy.value_net.std) ** 2,  # values are in units of return; the trunk is shared
     seed=0,
     device="cpu",

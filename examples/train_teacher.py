@@ -24,8 +24,8 @@ OTHERS = {"policy": "MlpPolicy", "n_steps": 1024, "n_epochs": 4, "batch_size": 6
 OTHERS["ent_coef"] = 0.01
 
 
-def make_model(env_id: str, seed: int) -> tuple[PPO, dict[str, Any]]:
-    """Build the untrained model, and the content of its config.yml."""
+def make_model(env_id: str, seed: int, timesteps: int) -> tuple[PPO, dict[str, Any]]:
+    """Build the untrained model, and the content of its config.yml. A run is not longer than was asked for."""
     if make_recipe(env_id).is_atari:
         env: VecEnv = AtariVecEnv(env_id, 8, seed=seed, terminal_on_life_loss=True, clip_reward=True)
         rates: dict[str, Any] = {"learning_rate": lambda left: left * 2.5e-4, "clip_range": lambda left: left * 0.1}
@@ -33,6 +33,7 @@ def make_model(env_id: str, seed: int) -> tuple[PPO, dict[str, Any]]:
         settings = ATARI
     else:
         env, rates, config, settings = make_vec_env(env_id, 16, seed=seed), {}, {}, OTHERS
+    settings = {**settings, "n_steps": min(settings["n_steps"], max(timesteps // env.num_envs, 2))}
     model = PPO(env=env, seed=seed, verbose=1, **settings, **rates)
     return model, {**settings, **config, "n_envs": env.num_envs}
 
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("teachers"))
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model, config = make_model(args.env_id, args.seed)
+    model, config = make_model(args.env_id, args.seed, int(args.timesteps))
     model.learn(int(args.timesteps), progress_bar=True)
     print("Teacher written to", write_run_folder(model, args.env_id, config, args.out))
 

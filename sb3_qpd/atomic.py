@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
+
+from sb3_qpd.ordinary_files import read_ordinary
 
 try:
     import fcntl
@@ -34,6 +37,8 @@ JOURNAL = f"{OWN}commit"
 REPLACED = f"{OWN}replaced.json"
 COPY = f"{OWN}copy"
 MAX_KEPT = 1_000  # files that a commit carries over into the new folder
+MAX_JOURNAL = 2**20  # bytes of the names in a journal
+MAX_NAME = 240  # bytes of a file's name that leave room for more in a file system
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name))
 _NO_ROOM = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
@@ -46,7 +51,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     A binary file that replaces another one when it is complete and on the disk. After an error the old one is as it was.
 
     A symbolic link stays one: the file that it names is replaced. Writers of the same file wait for each other. What a killed
-    writer left is overwritten by the next one.
+    writer left is overwritten by the next one. A link that lies where this function writes is removed, and not followed.
 
     :param path: the file; its folder has to exist
     """
@@ -55,8 +60,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         with open(target, "wb") as file:
             yield file
         return
-    temporary = target.with_name(f".{target.name}.tmp")
-    with _open_locked(temporary) as file:
+    temporary = target.with_name(f".{_short(target.name)}.tmp")
+    with open_locked(temporary) as file:
         try:
             if target.exists():
                 shutil.copymode(target, temporary)
@@ -90,7 +95,10 @@ def sync_folder(folder: Path) -> None:
     """
     if os.name == "nt":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # a folder that may be written and not read
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -110,14 +118,18 @@ def _sync_tree(folder: Path) -> None:
         sync_folder(Path(root))
 
 
-def _open_locked(path: Path, wait: bool = True) -> IO[bytes]:
+def open_locked(path: Path, wait: bool = True) -> IO[bytes]:
     """
     An empty file that no other process has open through this function.
 
+    :param path: the file; created where there is none
+    :param wait: wait for the other process
     :raises BlockingIOError: another process has it, and ``wait`` is False
     """
+    flags = [getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "O_BINARY")]
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        _make_way(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | sum(flags), 0o666)
         try:
             _lock(descriptor, wait)
             is_there = path.exists() and os.path.samestat(os.fstat(descriptor), os.stat(path))
@@ -129,6 +141,31 @@ def _open_locked(path: Path, wait: bool = True) -> IO[bytes]:
             file.truncate(0)
             return file
         os.close(descriptor)  # its last owner renamed or removed it between the two calls
+
+
+def _make_way(path: Path) -> None:
+    """
+    Remove what no file of this module is, from where one is written: a link, a pipe, a second name of another file.
+
+    A folder from elsewhere may hold such a thing, and writing would destroy the file that it stands for.
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    is_own = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    if not is_own and not stat.S_ISDIR(status.st_mode):
+        path.unlink(missing_ok=True)
+
+
+def _short(name: str) -> str:
+    """A file's name, or a checksum where a longer name than this one would not fit."""
+    return name if len(os.fsencode(name)) <= MAX_NAME else hashlib.sha256(os.fsencode(name)).hexdigest()
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a folder itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def _lock(descriptor: int, wait: bool) -> None:
@@ -191,7 +228,7 @@ class AtomicFolder:
         self._base = place if place.is_dir() and is_fixed else parent
         stem = f"{OWN}{place.name[:100]}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}"
         self._new, self._old, self._lock_path = (self._base / f"{stem}.{kind}" for kind in ("new", "old", "lock"))
-        self._lock = _open_locked(self._lock_path, wait=False)
+        self._lock = open_locked(self._lock_path, wait=False)
         self._is_open = True
         try:
             self._recover()
@@ -202,19 +239,22 @@ class AtomicFolder:
             raise
 
     def _recover(self) -> None:
-        if self._old.exists():
-            if self._place.exists():
-                _remove(self._old)
-            else:  # the process ended between the two renames
-                os.rename(self._old, self._place)
-        for left_over in (self._new, self._place / COPY):
-            if left_over.exists():
-                _remove(left_over)
-        if (self._place / JOURNAL).is_dir():
+        if _is_folder(self._old) and not self._place.exists():  # the process ended between the two renames
+            os.rename(self._old, self._place)
+        for left_over in (self._old, self._new, self._place / COPY):
+            _remove_any(left_over)
+        if _is_folder(self._place / JOURNAL):
             _roll_forward(self._place)
+        else:
+            _remove_any(self._place / JOURNAL)
 
     def __enter__(self) -> "AtomicFolder":
         return self
+
+    @property
+    def place(self) -> Path:
+        """The folder as an absolute path without links, whatever becomes of the current folder."""
+        return self._place
 
     @property
     def path(self) -> Path:
@@ -350,8 +390,11 @@ def _rename_onto_empty(new: Path, place: Path) -> None:
 
 def _can_be_exchanged(place: Path, kept: list[Path]) -> bool:
     """Whether a folder is only a place for results: a process that works in it would be left in a removed folder."""
-    here = Path(os.path.realpath(os.getcwd()))
-    if place in (here, *here.parents) or len(kept) > MAX_KEPT:
+    here = _if_known(Path.cwd)
+    if here is not None and place in (here.resolve(), *here.resolve().parents):
+        return False
+    # hidden files are another process's, which writes into a folder inside
+    if len(kept) > MAX_KEPT or (place.is_dir() and any(path.name.startswith(OWN) for path in place.iterdir())):
         return False
     return all(path.name == CHECKPOINT or path.is_symlink() or path.is_file() for path in kept)
 
@@ -391,10 +434,11 @@ def _remove(folder: Path) -> None:
 
 
 def _remove_any(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if _is_folder(path):
         _remove(path)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):  # it lies in a folder that is none
+            path.unlink(missing_ok=True)
 
 
 def _rename_exchange(one: Path, other: Path) -> bool:
@@ -411,21 +455,40 @@ def _rename_exchange(one: Path, other: Path) -> bool:
 
 
 def _roll_forward(place: Path) -> None:
-    """Finish a commit whose files move one by one. It may be repeated from any point."""
+    """
+    Finish a commit whose files move one by one. It may be repeated from any point.
+
+    :raises ValueError: the journal is damaged, or from elsewhere and names what lies outside the folder
+    """
     journal = place / JOURNAL
     replaced = journal / REPLACED
-    names = json.loads(replaced.read_text(encoding="utf-8")) if replaced.is_file() else []
+    names = _read_names(replaced) if os.path.lexists(replaced) else []
     for path in sorted(journal.iterdir(), key=lambda path: (path.name == LAST, path.name)):
         if path != replaced:
             if (place / path.name).is_dir() and not (place / path.name).is_symlink():
                 _remove(place / path.name)  # a folder does not take the place of one that holds files
             os.replace(path, place / path.name)
     for name in names:
-        if isinstance(name, str) and Path(name).name == name:
+        if name == CHECKPOINT or not _is_folder(place / name):  # of folders a run leaves this one alone
             _remove_any(place / name)
     sync_folder(place)
     replaced.unlink(missing_ok=True)
     journal.rmdir()
+
+
+def _read_names(path: Path) -> list[str]:
+    """The names that a journal removes. They come from a file, so that each must be the name of a file in the folder."""
+    try:
+        names = json.loads(read_ordinary(path, MAX_JOURNAL, follow_links=False))
+        if not isinstance(names, list) or not all(map(_is_name, names)):
+            raise ValueError("expected a list of names of files")
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} is damaged, or not of sb3-qpd: {error}. Remove the folder {path.parent}") from error
+    return names
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name not in ("", ".", "..") and os.path.basename(name) == name and "\0" not in name
 
 
 def save_elsewhere(write: Callable[[Path], Any], name: str) -> Path | None:
@@ -436,7 +499,8 @@ def save_elsewhere(write: Callable[[Path], Any], name: str) -> Path | None:
     :param name: beginning of the name of that folder
     :return: the folder; ``None`` where no disk takes the files
     """
-    bases: list[str | None] = [None, *(str(base) for base in (_home(), Path.cwd()) if base is not None)]
+    known = (_if_known(Path.home), _if_known(Path.cwd))
+    bases: list[str | None] = [None, *(str(base) for base in known if base is not None)]
     for base in bases:  # None: the folder for temporary files
         try:
             folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=base))
@@ -451,10 +515,11 @@ def save_elsewhere(write: Callable[[Path], Any], name: str) -> Path | None:
     return None
 
 
-def _home() -> Path | None:
+def _if_known(find: Callable[[], Path]) -> Path | None:
+    """The home, or the current folder; ``None`` for a user without one, and where the folder was removed meanwhile."""
     try:
-        return Path.home()
-    except RuntimeError:
+        return find()
+    except (OSError, RuntimeError):
         return None
 
 

@@ -16,7 +16,9 @@ import json
 import math
 import os
 import re
+import stat
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -51,6 +53,7 @@ MAX_UNFOLDED = 2**24  # numbers of a convolution's unfolded input
 MAX_MACS = 2**30  # multiply-accumulates for one action
 MAX_DEPTH = 20  # of JSON
 MAX_DIGITS = 20  # of a number in JSON
+MAX_WRITING = 3_600  # seconds that a file may take to be written
 
 _ARRAY_HEADER = re.compile(rb"\{'descr': '(.{3})', 'fortran_order': False, 'shape': \((\d{1,9}),\), \} *\n")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -109,9 +112,11 @@ def write_npz(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     content: Any = np.frombuffer(json.dumps(header).encode(), np.uint8)
     _check_json_size("header", content.size)
     members: dict[str, Any] = {"header": content, **{name: array.astype(ARRAYS[name]) for name, array in arrays.items()}}
-    temporary = f"{path}.{os.getpid()}.tmp"
+    folder, name = os.path.split(path)
+    _remove_left_overs(folder, name)
+    temporary = os.path.join(folder, f".{name}.{os.urandom(4).hex()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "xb") as file:  # "x" follows no link that lies there
             np.savez_compressed(file, **members)
             file.flush()
             os.fsync(file.fileno())  # a machine that stops now leaves the old file or the new one
@@ -119,6 +124,17 @@ def write_npz(path: str, header: Mapping[str, Any], arrays: Mapping[str, np.ndar
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _remove_left_overs(folder: str, name: str) -> None:
+    """Remove what killed processes left beside a file. A younger one may be another process's, which writes it now."""
+    pattern = re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{8}}\.tmp")
+    try:
+        for entry in os.scandir(folder or "."):
+            if pattern.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < time.time() - MAX_WRITING:
+                os.remove(entry.path)
+    except OSError:  # the folder cannot be read, or another process removes it too
+        return
 
 
 def read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -152,13 +168,7 @@ def _read_members(path: str) -> dict[str, bytes]:
     """The members of the zip by name. No more is unpacked than a student can have, whatever the file says of its sizes."""
     if os.path.isdir(path):
         raise StudentError("it is a folder without student.npz")
-    if not os.path.isfile(path):
-        raise StudentError("it is no ordinary file")
-    size = os.path.getsize(path)
-    if size > MAX_BYTES:
-        raise StudentError(f"it has more than {MAX_BYTES} bytes")
-    with open(path, "rb") as file:
-        content = file.read(size)
+    content = _read_ordinary(path)
     if content.count(b"PK\x01\x02") > 10 * len(ARRAYS):  # the directory of many members alone fills the memory
         raise StudentError("it has more members than a student has arrays")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -167,6 +177,18 @@ def _read_members(path: str) -> dict[str, bytes]:
         if sum(info.file_size for info in members) > MAX_BYTES:
             raise StudentError(f"its arrays have more than {MAX_BYTES} bytes")
         return {info.filename[: -len(".npy")]: _read_member(archive, info) for info in members}
+
+
+def _read_ordinary(path: str) -> bytes:
+    """The bytes of a file. The open file is checked: another one, such as a pipe, may take its place at any time."""
+    flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")]  # a pipe waits for its writer
+    with open(os.open(path, os.O_RDONLY | sum(flags)), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise StudentError("it is no ordinary file")
+        if status.st_size > MAX_BYTES:
+            raise StudentError(f"it has more than {MAX_BYTES} bytes")
+        return file.read(status.st_size)
 
 
 def _check_members(names: list[str]) -> None:

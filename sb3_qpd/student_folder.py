@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 from typing import Any
 
 from sb3_qpd.checks import check_path
+from sb3_qpd.ordinary_files import read_ordinary
 
 INTEGER_MODEL = "student.npz"
 STUDENT_ZIP = "student.zip"
@@ -73,19 +73,15 @@ def read_own_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
     from sb3_qpd.integer_file import StudentError  # which needs numpy: the command's --help does not
 
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        return read_ordinary(path, limit, follow_links=False)
+    except ValueError as error:
+        raise StudentError(str(error)) from error
     except OSError as error:
         if path.is_symlink():
             raise StudentError(f"{path} is a link, and may lead out of its folder. Put the file itself there") from error
+        if os.path.lexists(path) and not path.is_file():
+            raise StudentError(f"{path} is no ordinary file. Expected a file that sb3-qpd wrote") from error
         raise
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise StudentError(f"{path} is no ordinary file. Expected a file that sb3-qpd wrote")
-    with open(descriptor, "rb") as file:
-        if status.st_size > limit:
-            raise StudentError(f"{path} has {status.st_size} bytes, at most {limit} are read: refused")
-        return file.read(status.st_size)
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -95,10 +91,14 @@ def read_report(path: Path) -> dict[str, Any]:
     :param path: path of the file
     :raises StudentError: it is no JSON object, or larger or deeper than a report
     """
-    from sb3_qpd.integer_file import MAX_JSON_BYTES, read_json
+    from sb3_qpd.integer_file import MAX_JSON_BYTES, StudentError, read_json
 
-    with path.open("rb") as file:
-        return read_json(str(path), file.read(MAX_JSON_BYTES + 1))
+    try:
+        return read_json(str(path), read_ordinary(path, MAX_JSON_BYTES))
+    except StudentError:
+        raise
+    except (OSError, ValueError) as error:
+        raise StudentError(f"{path} cannot be read: {error}") from error
 
 
 def folder_of(path: str | Path) -> Path:

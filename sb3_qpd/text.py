@@ -14,6 +14,10 @@ from typing import Any
 
 MOST = 2_000  # characters of one text
 _MARKUP = re.compile(r"[\\`\[\]|]")
+# GitHub and the Hub make links of these words. An entity for one of their characters does not prevent it: some renderers look
+# for links after they have replaced the entities. An invisible space does
+_LINK = re.compile(r"(?i)\bwww(?=\.)|\w:(?=//)|\b(?:mailto|xmpp):|(?<=[\w.+-])@(?=[\w-]+\.\w)")
+_BREAK = "&#8203;"
 
 
 def plain(text: str, most: int = MOST) -> str:
@@ -35,7 +39,7 @@ def markdown(text: str) -> str:
     """
     text = plain(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = _MARKUP.sub(lambda found: f"\\{found[0]}", text)
-    return re.sub(r"(?i)\bwww\.", "www&#46;", text.replace("://", "&#58;//"))
+    return _LINK.sub(lambda found: f"{found[0]}{_BREAK}", text)
 
 
 def every_text(value: Any, convert: Callable[[str], str]) -> Any:

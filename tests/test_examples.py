@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hub_server import running_hub
@@ -16,7 +17,6 @@ from stable_baselines3 import PPO
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
-
 
 Script = Callable[..., str]
 
@@ -36,35 +36,50 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run
 
 
-# each game ends after 300 steps, and the student has learned nothing yet; whole games have a test in tests/evaluation
-SHORT_GAMES = ("--env-kwargs", "max_num_frames_per_episode=1200")
+def start(script: str, *args: str, **variables: str) -> str:
+    """Run a script as a user does, in a process of its own; returns what was printed."""
+    command = [sys.executable, EXAMPLES / script, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env={**os.environ, **variables})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("teacher", "args", "least"),
-    [
-        ("LunarLander-v3", ("--timesteps", "1e4", "--episodes", "10"), 0.9),  # a sixth of the demo's steps is enough for this
-        ("PongNoFrameskip-v4", ("--atari", *SHORT_GAMES, "--n-envs", "4", "--timesteps", "600", "--episodes", "2"), None),
-    ],
-)
-def test_demo(tmp_path, run, teacher, args, least):
-    printed = run("demo.py", "--out", str(tmp_path / "demo"), *args, "--no-check-teacher", "--no-progress")
+def check_demo(printed: str, out: Path, teacher: str, n_episodes: int) -> dict[str, Any]:
+    """The files of a demo are there and fit each other. Returns the report."""
     assert "integer" in printed and "teacher" in printed
-    report = json.loads((tmp_path / "demo" / "report.json").read_text())
-    assert report["parity"] == 1.0 and report["integer"]["episodes"] == int(args[-1])
-    if least is not None:
-        assert report["integer"]["return_mean"] >= least * report["teacher"]["return_mean"] > 200
-    out = tmp_path / "demo"
+    report = json.loads((out / "report.json").read_text())
+    assert report["parity"] == 1.0 and report["integer"]["episodes"] == n_episodes
     assert {"student.zip", "student.npz", "report.json", "report.md", "demo.gif"} <= {path.name for path in out.iterdir()}
     with Image.open(out / "demo.gif") as gif:
         assert gif.n_frames > 50 and gif.width > 2 * gif.height * 0.6  # two pictures side by side
     folder = EXAMPLES / "teachers" / "ppo" / f"{teacher}_1"
     assert IntegerModel.load(out / "student.npz").nbytes < 0.05 * load_teacher(folder).nbytes
+    return report
 
 
-def test_a_trained_teacher_loads(tmp_path, run):
-    run("train_teacher.py", "CartPole-v1", "--timesteps", "64", "--out", str(tmp_path))
+QUICK_DEMO = ("--no-check-teacher", "--no-progress")
+
+
+@pytest.mark.slow
+def test_demo(tmp_path):
+    """A sixth of the demo's steps is enough for nine tenths of the teacher's return."""
+    printed = start("demo.py", "--out", str(tmp_path / "demo"), "--timesteps", "1e4", "--episodes", "20", *QUICK_DEMO)
+    report = check_demo(printed, tmp_path / "demo", "LunarLander-v3", 20)
+    assert report["integer"]["return_mean"] >= 0.9 * report["teacher"]["return_mean"] > 200
+
+
+@pytest.mark.slow
+def test_demo_of_a_game(tmp_path, run):
+    """Games end after 300 steps. The student has learned nothing yet; the teacher is ahead by then."""
+    games = ("--env-kwargs", "max_num_frames_per_episode=1200", "--episodes", "2", "--film-steps", "160")
+    learning = ("--n-envs", "4", "--timesteps", "600", "--gradient-steps", "0.02")
+    printed = run("demo.py", "--out", str(tmp_path / "demo"), "--atari", *games, *learning, *QUICK_DEMO)
+    report = check_demo(printed, tmp_path / "demo", "PongNoFrameskip-v4", 2)
+    assert report["teacher"]["return_mean"] > 0 > -2 > report["random"]["return_mean"]
+
+
+def test_a_trained_teacher_loads(tmp_path):
+    start("train_teacher.py", "CartPole-v1", "--timesteps", "256", "--out", str(tmp_path))
     teacher = load_teacher(tmp_path / "ppo" / "CartPole-v1_1")
     assert teacher.recipe is not None and teacher.recipe.env_id == "CartPole-v1" and teacher.name == "ppo/CartPole-v1"
 
@@ -86,23 +101,17 @@ def play(run: Script, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Script
 
 
 @pytest.mark.slow
-def test_distill_from_hub(tmp_path):
+def test_distill_from_hub(tmp_path, monkeypatch):
     """From a hub on 127.0.0.1; its client reads where that is when it is imported, so in a process of its own."""
+    monkeypatch.chdir(tmp_path)
     folder = LUNAR_LANDER / "LunarLander-v3"
     files = {name: (folder / name).read_bytes() for name in ("config.yml", "args.yml")}
     files["ppo-LunarLander-v3.zip"] = (LUNAR_LANDER / "LunarLander-v3.zip").read_bytes()
     with running_hub() as hub:
         hub.publish("me/ppo-LunarLander-v3", files)
-        done = subprocess.run(
-            [sys.executable, EXAMPLES / "distill_from_hub.py", "me/ppo-LunarLander-v3", *SHORT],
-            cwd=tmp_path,
-            env={**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-    assert done.returncode == 0, done.stderr
-    assert "me/ppo-LunarLander-v3" in done.stdout and "-> 788 bytes" in done.stdout
+        variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        printed = start("distill_from_hub.py", "me/ppo-LunarLander-v3", *SHORT, **variables)
+    assert "me/ppo-LunarLander-v3" in printed and "-> 788 bytes" in printed
     assert (tmp_path / "student.npz").is_file()
 
 
@@ -127,12 +136,11 @@ def test_custom_student(play):
     assert "(12, 20) weights of 4 bits" in printed and "bytes, return " in printed
 
 
-@pytest.mark.slow
 def test_fine_tune_then_export(tmp_path, play):
     """A student, PPO on top of it, and C of what came out."""
     student = QPDDistiller(load_teacher(LUNAR_LANDER), student_arch="nano", check_teacher=False, device="cpu", seed=0)
     student.learn(800).save(tmp_path / "student.zip")
-    settings = ("--timesteps", "100", "--episodes", "2")
+    settings = ("--timesteps", "256", "--episodes", "2")
     printed = play("finetune_ppo.py", "student.zip", "LunarLander-v3", *settings)
     assert "before: " in printed and "after: " in printed
     before, after = student.policy, PPO.load(tmp_path / "finetuned.zip", device="cpu").policy

@@ -15,11 +15,13 @@ goes wrong later, with exit code 1, leaves the student as far as it came. Heavy 
 that ``--help`` is instant.
 """
 
+import math
 import os
 import shlex
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ from sb3_qpd.cli.push import add_push
 from sb3_qpd.cli.zoo import add_zoo
 from sb3_qpd.version import __version__
 
+TOGETHER = 2.0  # seconds after a request to end, in which further ones belong to it
 LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"  # torch reads it once: large tensors in large pages, see docs/performance.md
 
 
@@ -111,22 +114,33 @@ def _own_settings() -> Iterator[None]:
 
 @contextmanager
 def _requests_to_end() -> Iterator[None]:
-    """Raise :class:`Terminated` for the signals that would end the process at once. Ignored ones (``nohup``) stay ignored."""
+    """
+    Raise :class:`Terminated` for the signals that would end the process at once. Ignored ones (``nohup``) stay ignored.
+
+    A terminal that closes, and a service that stops, send several together. Only the first of them counts: the next one would
+    be raised while the first is handled, and stop the saving.
+    """
     if threading.current_thread() is not threading.main_thread():  # signals go to the main thread
         yield
         return
-    taken = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_DFL]
+    last = -math.inf
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before < TOGETHER:
+            return
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+    usual = (signal.SIG_DFL, signal.default_int_handler)
+    taken = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) in usual}
     for number in taken:
-        signal.signal(number, _terminate)
+        signal.signal(number, end)
     try:
         yield
     finally:
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated(number)
+        for number, handler in taken.items():
+            signal.signal(number, handler)
 
 
 def _discard_output() -> None:

@@ -183,12 +183,12 @@ def _open_out(args: argparse.Namespace) -> AtomicFolder:
     return staging
 
 
-def _checkpoint(args: argparse.Namespace, name: str) -> "Checkpoint | None":
+def _checkpoint(args: argparse.Namespace, staging: AtomicFolder, name: str) -> "Checkpoint | None":
     if args.checkpoint_every == 0:
         return None
     from sb3_qpd.distillation.checkpoints import Checkpoint
 
-    return Checkpoint(args.out / CHECKPOINT / name, args.checkpoint_every, args.resume)
+    return Checkpoint(staging.place / CHECKPOINT / name, args.checkpoint_every, args.resume)
 
 
 def _bytes_of_files(distiller: "QPDDistiller") -> int:
@@ -250,10 +250,10 @@ def _compress(
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
             callbacks = [check, *_callbacks(plan, args)]
-            distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, STUDENT), **options)
+            distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, staging, STUDENT), **options)
         baselines = {}
         if baseline is not None:
-            baseline.learn(args.timesteps, checkpoint=_checkpoint(args, BASELINE), **options)
+            baseline.learn(args.timesteps, checkpoint=_checkpoint(args, staging, BASELINE), **options)
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
@@ -263,7 +263,7 @@ def _compress(
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
             raise  # an error of the user, which was reported already
         # hours of learning are not thrown away because the rest was interrupted or failed
-        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ", args)
+        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
@@ -337,9 +337,7 @@ def _write_files(
         print(f"sb3-qpd compress: no student.npz: {one_line(problem)}", file=sys.stderr)
 
 
-def _rescue(
-    distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str, args: argparse.Namespace
-) -> None:
+def _rescue(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str) -> None:
     """Save an unfinished student, and say where."""
     if distiller.num_timesteps == 0:
         print(f"sb3-qpd compress: {reason}stopped before anything was learned, nothing was written", file=sys.stderr)
@@ -348,7 +346,7 @@ def _rescue(
 
     with uninterrupted():
         files, out = _publish(distiller, plan, staging)
-    steps = newest_steps(args.out / CHECKPOINT / STUDENT)
+    steps = newest_steps(staging.place / CHECKPOINT / STUDENT)
     more = "" if steps is None else f". The same command with --resume goes on after {steps} steps"
     print(
         f"sb3-qpd compress: {reason}stopped after {distiller.num_timesteps} steps; wrote {', '.join(files)} into {out}{more}",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import sys
 import time
-import traceback
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -265,7 +264,12 @@ class DistillationAlgorithm(BaseAlgorithm):
             self.set_teacher(teacher)
 
     def _setup_learn(
-        self, total_timesteps: float, callback: MaybeCallback = None, *args: Any, **kwargs: Any
+        self,
+        total_timesteps: float,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
         """Refuse missing parts and impossible lengths before SB3's own preparations."""
         if self.teacher is None:
@@ -278,10 +282,12 @@ class DistillationAlgorithm(BaseAlgorithm):
         if not isinstance(self.teacher, Teacher):
             self.set_teacher(self.teacher)  # student.teacher = "path"
         evaluate_raw(callback)
+        before = self._last_obs
         try:
-            return super()._setup_learn(total_timesteps, callback, *args, **kwargs)
-        except Exception as error:
-            if not any(frame.name == "reset" for frame in traceback.extract_tb(error.__traceback__)):
+            return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+        except Exception:
+            # SB3 resets the environment first, and keeps its observations
+            if self._last_obs is not before or not (reset_num_timesteps or before is None):
                 raise  # a callback's or a logger's
             with environment_failures(self.env, "reset()"):
                 raise

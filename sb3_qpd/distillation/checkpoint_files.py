@@ -9,26 +9,33 @@ from __future__ import annotations
 import io
 import json
 import math
+import mmap
+import os
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from sb3_qpd.atomic import atomic_file, write_atomically
+from sb3_qpd.atomic import atomic_file, open_locked, write_atomically
+from sb3_qpd.ordinary_files import open_ordinary
 
 VALUES = "values.json"
 MAX_JSON = 2**26
-MAX_MEMBERS = 100_000
+MAX_STATE = 2**34  # of a file whose values alone are read
+MAX_MEMBERS = 10_000  # a state has some hundred
 MAX_IN_MEMORY = 2**24
 CHUNK = 2**22  # bytes that are compressed at once
 # states that alternate: an error of the disk while one is written leaves the other
 STATE_FILES = ("state-0.npz", "state-1.npz")
 SEGMENT = re.compile(r"ring-(\d{8})\.npz")
 ACTIONS = "actions.bin"
+LOCK = ".sb3-qpd-lock"  # held by the process that writes there
 
 # what Python's zip reader, zlib and numpy raise about files that are damaged or not theirs
 _DAMAGED = (
@@ -92,7 +99,7 @@ def read_archive(path: Path, max_bytes: int) -> tuple[Any, dict[str, np.ndarray]
     :raises CheckpointError: the file is missing, damaged, too large, or something else
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _open_archive(path, max_bytes) as archive:
             members = archive.infolist()
             sizes = [member.file_size for member in members]
             if len(members) > MAX_MEMBERS or sum(sizes) > max_bytes + MAX_JSON:
@@ -118,7 +125,7 @@ def read_values(path: Path) -> Any:
     :raises CheckpointError: see :func:`read_archive`
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with _open_archive(path, MAX_STATE) as archive:
             return json.loads(_unpacked(archive, archive.getinfo(VALUES), MAX_JSON))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror or error})") from error
@@ -126,9 +133,27 @@ def read_values(path: Path) -> Any:
         raise CheckpointError(f"{path} is damaged, or no checkpoint: {str(error) or type(error).__name__}") from error
 
 
+@contextmanager
+def _open_archive(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
+    """A zip whose directory, which Python reads at once, is bounded as its content is."""
+    with open_ordinary(path, follow_links=False) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes + MAX_JSON:  # nothing in it is larger than unpacked
+            raise ValueError(f"it has {size:,} bytes, and at most {max_bytes:,} belong to this run")
+        if size:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                entries = sum(1 for _ in islice(re.finditer(b"PK\x01\x02", content), 10 * MAX_MEMBERS))
+            if entries == 10 * MAX_MEMBERS:
+                raise ValueError(f"it has more than {MAX_MEMBERS} members")
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+
+
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int) -> bytes:
     if member.file_size > limit:
         raise ValueError(f"{member.filename} has {member.file_size:,} bytes, expected at most {limit:,}")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack without a bound
+        raise ValueError(f"{member.filename} is packed by a method that no checkpoint uses")
     with archive.open(member) as file:
         return file.read(member.file_size + 1)
 
@@ -143,6 +168,35 @@ def _parse_npy(content: bytes) -> np.ndarray:
     if math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise ValueError(f"an array of the shape {shape} has {len(content) - file.tell():,} bytes")
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
+
+
+def check_ordinary(folder: Path) -> None:
+    """
+    Refuse a checkpoint that holds links, pipes or devices: what is written to them would end elsewhere.
+
+    :param folder: folder of a checkpoint, whether or not it exists
+    :raises CheckpointError: names the file
+    """
+    paths = [folder / name for name in (*STATE_FILES, ACTIONS)]
+    paths += [path for path in folder.glob("ring-*.npz") if SEGMENT.fullmatch(path.name)]
+    for path in paths:
+        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+            raise CheckpointError(f"{path} is a link, or no ordinary file. Expected the files of a checkpoint; remove it")
+
+
+def is_in_use(folder: Path) -> bool:
+    """
+    Whether another process writes its checkpoints into a folder.
+
+    :param folder: folder of a checkpoint, whether or not it exists
+    """
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        open_locked(folder / LOCK, wait=False).close()
+    except BlockingIOError:
+        return True
+    return False
 
 
 def newest_values(folder: Path) -> dict[str, Any] | None:

@@ -23,17 +23,20 @@ import warnings
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_qpd.atomic import open_locked
 from sb3_qpd.distillation.buffers import BufferPosition
 from sb3_qpd.distillation.checkpoint_files import (
     ACTIONS,
+    LOCK,
     SEGMENT,
     STATE_FILES,
     CheckpointError,
+    check_ordinary,
     newest_steps,
     read_archive,
     write_archive,
@@ -67,7 +70,8 @@ class Checkpoint:
     def __init__(self, folder: str | Path, every: int | None = None, resume: bool = False) -> None:
         if every is not None and every < 1:
             raise ValueError(f"every must be a number of environment steps of at least 1, or None, got {every!r}")
-        self.folder, self.every, self.resume = Path(folder), every, resume
+        # absolute: a simulator may change the current folder
+        self.folder, self.every, self.resume = Path(folder).absolute(), every, resume
 
     @property
     def num_timesteps(self) -> int | None:
@@ -127,6 +131,9 @@ class Recording:
         :param path: the file
         """
         if not self._new:
+            return
+        if self.n_bytes > (path.stat().st_size if path.is_file() else 0):  # its folder was moved or removed
+            self.give_up()
             return
         content = b"".join(np.ascontiguousarray(one).tobytes() for one in self._new)
         with open(path, "r+b" if path.exists() else "w+b") as file:
@@ -218,7 +225,12 @@ class CheckpointWriter:
         self._n_states = 0
         self._has_warned = False
         self.n_written, self.seconds = 0, 0.0  # checkpoints of this process, and what they took
-        self.found = self._find()
+        self._lock: IO[bytes] | None = None
+        try:
+            self.found = self._find()
+        except BaseException:
+            self.close()
+            raise
         self._note_time()
 
     @property
@@ -228,6 +240,7 @@ class CheckpointWriter:
     def _find(self) -> dict[str, Any] | None:
         """The newest state that can be read, for :meth:`resume`."""
         existing = [self.folder / name for name in STATE_FILES if (self.folder / name).exists()]
+        check_ordinary(self.folder)
         if not existing:
             return None
         if not self._checkpoint.resume:
@@ -235,6 +248,12 @@ class CheckpointWriter:
                 f"{self.folder} holds a checkpoint of an unfinished run, after {self._checkpoint.num_timesteps} steps. Go on "
                 "from it: Checkpoint(folder, resume=True); or call discard() on it to begin anew"
             )
+        try:
+            self._take_lock()
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"{self.folder} is in use: another process writes its checkpoints there. Wait for it, or take another folder"
+            ) from error
         states, errors = [], []
         limit = 2 * self._bytes_of_state()
         for path in existing:
@@ -252,6 +271,17 @@ class CheckpointWriter:
         *_, values, arrays = max(states, key=lambda state: state[:2])
         self._check_run(values)
         return {**values, "arrays": arrays}
+
+    def _take_lock(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._lock is None:
+            self._lock = open_locked(self.folder / LOCK, wait=False)
+
+    def close(self) -> None:
+        """Let other processes write into the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     def _check_run(self, values: dict[str, Any]) -> None:
         theirs = values.get("settings")
@@ -403,8 +433,9 @@ class CheckpointWriter:
             self._write(iteration, is_finished)
         except OSError as error:
             if not self._has_warned:
+                reason = "another process writes there" if isinstance(error, BlockingIOError) else error.strerror or error
                 warnings.warn(
-                    f"No checkpoint after {self._distiller.num_timesteps} steps: {error.strerror or error}. It needs about "
+                    f"No checkpoint after {self._distiller.num_timesteps} steps: {reason}. It needs about "
                     f"{self._bytes_needed():,} bytes in {self.folder}. Learning goes on without"
                 )
             self._has_warned = True
@@ -429,7 +460,9 @@ class CheckpointWriter:
         distiller = self._distiller
         buffer = distiller._buffer
         assert buffer is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        if not all(self._segment(number).exists() for number in self._segments):  # its folder was moved or removed
+            self._segments, self._written = {}, BufferPosition(0, 0)
         position, segments, number = buffer.position, dict(self._segments), self._n_states + 1
         if position != self._written:
             write_archive(self._segment(number), None, buffer.rows_since(self._written))

@@ -229,8 +229,8 @@ class QPDDistiller(FallingPrecision):
             total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar
         )
         self._writer = self._open_checkpoint(checkpoint, callback)
-        callback.on_training_start(locals(), globals())
         try:
+            callback.on_training_start(locals(), globals())
             # for vectors one: waiting for a second thread takes longer than these small products
             with torch_threads(None if self._has_images else 1):
                 self._start_collecting(goes_on=self._writer is not None and self._writer.found is not None)
@@ -240,6 +240,8 @@ class QPDDistiller(FallingPrecision):
             self._count_seconds()
             if self._bar is not None:
                 self._bar.close()
+            if self._writer is not None:
+                self._writer.close()
         callback.on_training_end()
         return self
 

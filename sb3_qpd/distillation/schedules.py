@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
+
+from sb3_qpd.checks import check_type
 
 WARM_UP_UPDATES = 200  # a full learning rate from the first update leaves a CNN's ReLUs dead
 # first values of the cosine, for the optimizer MuonAdam
@@ -15,11 +18,13 @@ class CosineSchedule:
     A learning rate that falls to zero along half a cosine (patient, consistent teachers: Beyer et al. 2022).
 
     :param initial: learning rate at the start
+    :raises TypeError: it is no number
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
 
     def __init__(self, initial: float) -> None:
+        check_type("initial", initial, Real, "a number such as 2e-3")
         self.initial = initial
 
     def __call__(self, progress_remaining: float) -> float:

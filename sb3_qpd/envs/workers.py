@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing as mp
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -77,6 +78,8 @@ class WorkerVecEnv(SubprocVecEnv):
         self.start_method = start_method or ("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
         self._is_broken = False
         self._seed: int | None = None
+        if self.start_method == "forkserver" and sys.platform == "linux":  # macOS frameworks do not survive a fork
+            mp.set_forkserver_preload([__name__])  # the server imports torch once, and no process of an environment does
         with safe_import_path():
             super().__init__(self._env_fns, self.start_method)
         self.remotes = tuple(_Remote(self, index, remote) for index, remote in enumerate(self.remotes))

@@ -21,6 +21,7 @@ HALF_NORMAL_STEP = {2: 0.6508, 3: 0.3534, 4: 0.1932, 5: 0.1055, 6: 0.0573, 7: 0.
 MIN_SCALE = 1e-8
 _CANDIDATES = 71  # 0.025 decades apart: the min-max step is one of them
 _MAX_SAMPLES = 16_384
+_VALUES_AT_ONCE = 16_384  # larger arrays leave the cache, smaller ones take longer to start than to compute
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -215,10 +216,12 @@ def mse_scale(x: th.Tensor, low: int, high: int) -> th.Tensor:
     # from the widest down: among equal errors the widest step is kept
     factors = th.logspace(0.05, -1.7, _CANDIDATES, dtype=x.dtype, device=x.device)
     best, best_error = largest.clone(), th.full_like(largest, float("inf"))
-    for factor in factors:
-        scale = largest * factor
-        q = (x / scale[:, None]).round().clamp(low, high)
-        error = (q * scale[:, None] - x).square().sum(1)
+    for some in factors.split(max(1, _VALUES_AT_ONCE // x.numel())):
+        scales = some[:, None] * largest  # (n_factors, n_rows)
+        steps = scales[..., None]
+        errors = (x / steps).round_().clamp_(low, high).mul_(steps).sub_(x).square_().sum(-1)
+        first = errors.argmin(0, keepdim=True)  # the first of equal ones
+        scale, error = scales.gather(0, first)[0], errors.gather(0, first)[0]
         better = error < best_error
         best, best_error = th.where(better, scale, best), th.where(better, error, best_error)
     return best.clamp_min(MIN_SCALE).float()

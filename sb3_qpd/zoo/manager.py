@@ -14,7 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
 from sb3_qpd.atomic import CHECKPOINT
-from sb3_qpd.distillation.checkpoint_files import newest_steps, newest_values
+from sb3_qpd.distillation.checkpoint_files import is_in_use, newest_steps, newest_values
 from sb3_qpd.distillation.checkpoints import Checkpoint
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import AtariVecEnv
@@ -63,7 +63,9 @@ class StudentManager(ExperimentManager):
         """With ``--resume`` the newest run that was killed goes on in its folder. Otherwise it is named, and stays."""
         runs = [path.parent for path in Path(self.log_path).glob(f"{self.env_name}_*/{CHECKPOINT}")]
         unfinished = [
-            (run.stat().st_mtime, run, steps) for run in runs if (steps := newest_steps(run / CHECKPOINT)) is not None
+            (run.stat().st_mtime, run, steps)
+            for run in runs
+            if (steps := newest_steps(run / CHECKPOINT)) is not None and not is_in_use(run / CHECKPOINT)
         ]
         if unfinished:
             _, run, steps = max(unfinished)

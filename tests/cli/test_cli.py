@@ -276,10 +276,20 @@ def broken(weights: dict[str, th.Tensor], value: float) -> dict[str, th.Tensor]:
     return {**weights, "action_net.weight": th.full_like(weights["action_net.weight"], value)}
 
 
+def saturated(weights: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
+    """
+    Weights whose output overflows at every observation: all features of the last layer are 1.
+
+    With the trained features it depended on the observations and on the order of a sum whether the first batch overflows.
+    """
+    bias = "mlp_extractor.policy_net.2.bias"
+    return {**broken(weights, 3e38), bias: th.full_like(weights[bias], 100.0)}
+
+
 BAD_TEACHERS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN weights": ({"state_dict": lambda weights: broken(weights, math.nan)}, "holds NaN or infinite weights"),
-    # finite, but what comes out is not, and not at the first observation
-    "NaN outputs": ({"state_dict": lambda weights: broken(weights, 3e38)}, "The teacher's output holds NaN or infinity"),
+    # finite, but what comes out is not
+    "NaN outputs": ({"state_dict": lambda weights: saturated(weights)}, "The teacher's output holds NaN or infinity"),
     "another algorithm": (
         {"data": {"policy_class": serialized(b"cstable_baselines3.her\nHer\n.")}},
         "holds an agent of another algorithm: her",

@@ -54,6 +54,17 @@ def test_nothing_of_the_folder_is_imported(program: Path, downloaded: Path, argu
     assert not marks(downloaded) and done.returncode == 0, done.stderr
 
 
+def test_settings_of_matplotlib_are_not_the_folders(program: Path, tmp_path: Path) -> None:
+    """Its backend may be any module, which would be imported. RL Zoo's programs import matplotlib."""
+    (tmp_path / "matplotlibrc").write_text("backend: module://evil_backend\n")
+    plots = [str(program), "zoo", "all_plots", "-a", "ppo", "-e", "CartPole-v1", "-f", "."]
+    errors = []
+    for arguments in (plots, ["-c", "from matplotlib import pyplot; pyplot.figure()"]):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True)
+        errors.append(done.stderr)
+    assert ["evil_backend" in text for text in errors] == [False, True]
+
+
 def test_environments_in_processes_import_nothing_either(program: Path, downloaded: Path, teacher: str) -> None:
     options = ["--env", "CartPole-v1", "--vec-env", "subproc", "--n-envs", "2", "--timesteps", "64", "--episodes", "2"]
     quick = ["--no-check-teacher", "--device", "cpu", "--student-arch", "nano", "--out", str(downloaded.parent / "out")]

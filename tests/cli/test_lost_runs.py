@@ -68,6 +68,29 @@ def test_requests_to_end_save_what_there_is(
     assert names(tmp_path / "out") == {"student.npz", "student.zip"} and names(tmp_path) == {"out"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other signals")
+def test_requests_that_come_together(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal that closes, and services that stop, send several. The second one may not stop the saving."""
+
+    def send_all() -> None:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        for number in SIGNALS:
+            os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    before = [(number, signal.signal(number, signal.SIG_DFL)) for number in SIGNALS if number != signal.SIGINT]
+    try:
+        when_learning(monkeypatch, 100, send_all)
+        assert main(["compress", teacher, "--out", str(tmp_path / "out"), *SHORT]) > 128
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert "stopped after 100 steps; wrote student.npz, student.zip" in capsys.readouterr().err
+    assert names(tmp_path / "out") == {"student.npz", "student.zip"} and names(tmp_path) == {"out"}
+
+
 def interrupt() -> None:
     raise KeyboardInterrupt
 

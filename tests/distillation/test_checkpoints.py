@@ -1,7 +1,10 @@
 """Checkpoints: a run that goes on is the run that was not interrupted, and what is in the folder is read as data."""
 
+import functools
 import json
+import os
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+from bounds import bounded
 from gymnasium import spaces
 from stable_baselines3 import DQN, TD3
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
@@ -21,8 +25,16 @@ from toys import BOX, QUICK, Anything, Pointer, Quadrant, Strict, assert_equal_s
 import sb3_qpd.distillation.checkpoints as checkpoints
 import sb3_qpd.distillation.distiller as distilling
 from sb3_qpd import Checkpoint, QPDDistiller
+from sb3_qpd.atomic import open_locked
 from sb3_qpd.distillation.buffers import DistillationBuffer
-from sb3_qpd.distillation.checkpoint_files import STATE_FILES, CheckpointError, newest_steps, read_archive, write_archive
+from sb3_qpd.distillation.checkpoint_files import (
+    STATE_FILES,
+    CheckpointError,
+    is_in_use,
+    newest_steps,
+    read_archive,
+    write_archive,
+)
 from sb3_qpd.teachers.teacher import TeacherOutput
 
 STEPS, EVERY = 400, 64
@@ -107,38 +119,59 @@ def resumed(folder: Path, kind: str = "vector", **changes: Any) -> QPDDistiller:
     return make(kind, **changes).learn(STEPS, checkpoint=Checkpoint(folder, every=EVERY, resume=True))
 
 
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of an interrupted run, of which each test takes a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distilling, "ROLLOUT_STEPS", EVERY)
+        return interrupted(tmp_path_factory.mktemp("unfinished"))
+
+
+@functools.cache
+def whole(kind: str) -> QPDDistiller:
+    """The run of a kind that was not interrupted. Tests only look at it."""
+    return make(kind).learn(STEPS)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_goes_on_is_the_one_that_was_not_interrupted(
     kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = make(kind).learn(STEPS)
+    """In its policy, its optimizer, its ring, its counts, and the student before the transition."""
     folder = interrupted(tmp_path / "a", kind, steps=350)  # after the transition
     student = resumed(folder, kind)
     assert "steps: as if it had not been interrupted" in capsys.readouterr().out
-    assert_equal_states(whole, student)
-    assert student.num_timesteps == whole.num_timesteps and student._n_updates == whole._n_updates
-    if (before := whole.float_student()) is not None:
+    assert_equal_states(whole(kind), student)
+    assert_equal_optimizers(whole(kind), student)
+    assert_equal_rings(whole(kind), student)
+    assert student.num_timesteps == whole(kind).num_timesteps and student._n_updates == whole(kind)._n_updates
+    if (before := whole(kind).float_student()) is not None:
         after = student.float_student()
         assert after is not None
         assert_equal_states(before, after)
 
 
 @pytest.mark.parametrize("kind", ["origin", "origin, small ring", "origin in a dict"])
-@pytest.mark.parametrize("steps", [80, 350])
-def test_the_ring_of_a_student_with_an_origin_goes_on(kind: str, steps: int, tmp_path: Path) -> None:
+def test_the_ring_of_a_student_with_an_origin_goes_on(kind: str, tmp_path: Path) -> None:
     """Values with an origin stay in float64. The others are rounded at the first update, those of a checkpoint too."""
-    whole = make(kind).learn(STEPS)
-    student = resumed(interrupted(tmp_path, kind, steps), kind)
-    assert [one["kind"] for one in student.input_findings] == [one["kind"] for one in whole.input_findings]
+    student = resumed(interrupted(tmp_path, kind, steps=80), kind)  # before the first update
+    assert [one["kind"] for one in student.input_findings] == [one["kind"] for one in whole(kind).input_findings]
     assert "origin" in {one["kind"] for one in student.input_findings}
-    assert_equal_states(whole, student)
-    (ours, theirs), dtypes = (ring_of(one) for one in (whole, student)), set()
+    assert_equal_states(whole(kind), student)
+    dtypes = assert_equal_rings(whole(kind), student)
+    assert dtypes == ({"float32", "float64"} if "dict" in kind else {"float64"})
+
+
+def assert_equal_rings(one: QPDDistiller, other: QPDDistiller) -> set[str]:
+    """Two rings hold the same observations in the same types, which are returned."""
+    (ours, theirs), dtypes = (ring_of(student) for student in (one, other)), set()
     assert ours.keys() == theirs.keys()
     for key, ring in ours.items():
         assert ring.dtype == theirs[key].dtype
         np.testing.assert_array_equal(ring, theirs[key])
         dtypes.add(str(ring.dtype))
-    assert dtypes == ({"float32", "float64"} if "dict" in kind else {"float64"})
+    return dtypes
 
 
 def ring_of(student: QPDDistiller) -> dict[str, np.ndarray]:
@@ -148,34 +181,31 @@ def ring_of(student: QPDDistiller) -> dict[str, np.ndarray]:
     return stored if isinstance(stored, dict) else {"": stored}
 
 
-@pytest.mark.parametrize("kind", ["vector", "images", "origin"])
-def test_the_state_of_the_optimizer_goes_on(kind: str, tmp_path: Path) -> None:
-    """Muon's momentum and Adam's moments, in two groups."""
-    whole = make(kind).learn(STEPS).policy.optimizer.state_dict()
-    student = resumed(interrupted(tmp_path, kind, steps=350), kind).policy.optimizer.state_dict()
-    assert [group["muon"] for group in student["param_groups"]] == [True, False]
-    assert student["param_groups"] == whole["param_groups"] and student["state"].keys() == whole["state"].keys()
+def assert_equal_optimizers(one: QPDDistiller, other: QPDDistiller) -> None:
+    """Muon's momentum and Adam's moments, in two groups, are the same."""
+    ours, theirs = (student.policy.optimizer.state_dict() for student in (one, other))
+    assert [group["muon"] for group in theirs["param_groups"]] == [True, False]
+    assert theirs["param_groups"] == ours["param_groups"] and theirs["state"].keys() == ours["state"].keys()
     names = set()
-    for index, state in whole["state"].items():
-        assert state.keys() == student["state"][index].keys()
+    for index, state in ours["state"].items():
+        assert state.keys() == theirs["state"][index].keys()
         for name, value in state.items():
             names.add(name)
-            assert th.equal(value, student["state"][index][name]), (index, name)
+            assert th.equal(value, theirs["state"][index][name]), (index, name)
     assert names == {"momentum", "step", "exp_avg", "exp_avg_sq"}
 
 
 def test_a_run_is_interrupted_again_and_again(tmp_path: Path) -> None:
-    whole = make("vector").learn(STEPS)
     kept = make("vector").learn(STEPS, checkpoint=Checkpoint(tmp_path / "kept", every=EVERY))
-    assert_equal_states(whole, kept)  # checkpoints change nothing
+    assert_equal_states(whole("vector"), kept)  # checkpoints change nothing
     interrupted(tmp_path, steps=30)  # before the first checkpoint
     for steps in (80, 85, 200, 350):
         with pytest.raises(KeyboardInterrupt):
             make("vector").learn(STEPS, callback=Stop(steps), checkpoint=Checkpoint(tmp_path, every=EVERY, resume=True))
     student = resumed(tmp_path)
-    assert_equal_states(whole, student)
+    assert_equal_states(whole("vector"), student)
     again = resumed(tmp_path)  # the end of learning is a state too
-    assert_equal_states(whole, again)
+    assert_equal_states(whole("vector"), again)
     assert again.num_timesteps == STEPS
 
 
@@ -202,9 +232,9 @@ def test_an_environment_that_cannot_be_brought_back_begins_new_episodes(
 
 
 def test_a_replay_that_would_take_too_long_is_given_up(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    unfinished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted(tmp_path)
+    shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     monkeypatch.setattr(checkpoints, "MIN_REPLAY_SECONDS", 0.0)
     monkeypatch.setattr(checkpoints, "MAX_REPLAY_SECONDS", 0.0)
     assert resumed(tmp_path).num_timesteps == STEPS
@@ -237,8 +267,8 @@ def test_the_folder_holds_about_one_ring(tmp_path: Path) -> None:
     assert not tmp_path.exists() and newest_steps(tmp_path) is None
 
 
-def test_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
-    interrupted(tmp_path)
+def test_a_checkpoint_is_not_overwritten(unfinished: Path, tmp_path: Path) -> None:
+    shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     with pytest.raises(CheckpointError, match=r"holds a checkpoint of an unfinished run, after 192 steps.*resume=True"):
         make("vector").learn(STEPS, checkpoint=tmp_path)
     with pytest.raises(ValueError, match="every must be a number"):
@@ -254,15 +284,17 @@ def test_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
         ({"learning_rate": 1e-3, "policy_kwargs": {"optimizer_class": th.optim.Adam}}, "optimizer"),
     ],
 )
-def test_a_checkpoint_of_another_run(changes: dict[str, Any], name: str, tmp_path: Path) -> None:
-    interrupted(tmp_path, **({"learning_rate": 1e-3} if name == "optimizer" else {}))
+def test_a_checkpoint_of_another_run(changes: dict[str, Any], name: str, unfinished: Path, tmp_path: Path) -> None:
+    if name == "optimizer":
+        interrupted(tmp_path, learning_rate=1e-3)
+    else:
+        shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     with pytest.raises(CheckpointError, match=f"is the checkpoint of another run: its {name} is"):
         resumed(tmp_path, **changes)
 
 
-def test_a_damaged_state_leaves_the_other_one(tmp_path: Path) -> None:
-    whole = make("vector").learn(STEPS)
-    interrupted(tmp_path)
+def test_a_damaged_state_leaves_the_other_one(unfinished: Path, tmp_path: Path) -> None:
+    shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     steps = {name: read_archive(tmp_path / name, 10**7)[0]["num_timesteps"] for name in STATE_FILES}
     newest = max(steps, key=lambda name: steps[name])
     content = bytearray((tmp_path / newest).read_bytes())
@@ -270,14 +302,13 @@ def test_a_damaged_state_leaves_the_other_one(tmp_path: Path) -> None:
     (tmp_path / newest).write_bytes(content)
     with pytest.warns(UserWarning, match="is damaged, or no checkpoint: .*The other state is taken"):
         student = resumed(tmp_path)
-    assert_equal_states(whole, student)
+    assert_equal_states(whole("vector"), student)
 
 
-def test_nothing_is_learned_from_a_checkpoint_that_cannot_be_read(tmp_path: Path) -> None:
-    interrupted(tmp_path / "a")
+def test_nothing_is_learned_from_a_checkpoint_that_cannot_be_read(unfinished: Path, tmp_path: Path) -> None:
     for damage in ("states", "ring", "actions"):
         folder = tmp_path / damage
-        shutil.copytree(tmp_path / "a", folder)
+        shutil.copytree(unfinished, folder)
         for path in folder.glob({"states": "state-*", "ring": "ring-*", "actions": "actions.bin"}[damage]):
             path.write_bytes(path.read_bytes()[:-20])
         if damage == "actions":  # without them, new episodes begin
@@ -312,8 +343,8 @@ HOSTILE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_values(name: str, tmp_path: Path) -> None:
-    interrupted(tmp_path)
+def test_hostile_values(name: str, unfinished: Path, tmp_path: Path) -> None:
+    shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     for state in STATE_FILES:
         edit(tmp_path / state, HOSTILE[name])
     student = make("vector")
@@ -349,6 +380,112 @@ def test_hostile_arrays(tmp_path: Path) -> None:
         read_archive(tmp_path / "x.npz", 1_000)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_archive(tmp_path / "none.npz", 1_000)
+
+
+def test_bombs_in_a_checkpoint(tmp_path: Path) -> None:
+    """A directory of a million members, a method that unpacks without bound, and a file larger than the run's."""
+    path = tmp_path / "state-0.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("values.json", json.dumps({"num_timesteps": 1, "text": "x" * 10**7}))
+    with pytest.raises(CheckpointError, match="packed by a method that no checkpoint uses"):
+        read_archive(path, 10**6)
+    assert newest_steps(tmp_path) is None
+    entry = b"PK\x01\x02" + bytes(42)
+    path.write_bytes(entry * 10**6 + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 65535, 65535, len(entry) * 10**6, 0, 0))
+    with bounded(20, 2**28):
+        with pytest.raises(CheckpointError, match="more than 10000 members"):
+            read_archive(path, 10**6)
+        assert newest_steps(tmp_path) is None
+    with path.open("wb") as file:
+        file.truncate(100 * 2**30)
+    with bounded(20, 2**28), pytest.raises(CheckpointError, match=r"it has 107,374,182,400 bytes"):
+        read_archive(path, 10**6)
+    with bounded(20, 2**28):
+        assert newest_steps(tmp_path) is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links and pipes of POSIX")
+@pytest.mark.parametrize("name", ["state-0.npz", "state-1.npz", "actions.bin", "ring-00000001.npz", ".sb3-qpd-lock"])
+def test_a_checkpoint_writes_through_no_link(name: str, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    for make in (lambda path: path.symlink_to(victim), os.mkfifo):
+        folder = tmp_path / "checkpoint"
+        folder.mkdir()
+        make(folder / name)
+        with bounded(60, 2**29):
+            if name.startswith("."):  # it is removed
+                make_and_learn(folder)
+            else:
+                with pytest.raises(CheckpointError, match="is a link, or no ordinary file"):
+                    make_and_learn(folder)
+        assert victim.read_text() == "precious"
+        shutil.rmtree(folder)
+
+
+def make_and_learn(folder: Path) -> None:
+    make("vector").learn(EVERY, checkpoint=Checkpoint(folder, every=EVERY, resume=True))
+
+
+class Act(BaseCallback):
+    """
+    Does something once.
+
+    :param steps: environment steps before
+    :param action: what
+    """
+
+    def __init__(self, steps: int, action: Any) -> None:
+        super().__init__()
+        self.steps, self.action = steps, action
+
+    def _on_step(self) -> bool:
+        if self.action is not None and self.num_timesteps >= self.steps:
+            action, self.action = self.action, None
+            action()
+        return True
+
+
+def test_a_folder_that_is_moved_or_removed_while_learning(tmp_path: Path) -> None:
+    """The next checkpoint holds the whole ring again. The environments begin new episodes."""
+    for action in (lambda: (tmp_path / "a").rename(tmp_path / "moved"), lambda: shutil.rmtree(tmp_path / "a")):
+        with pytest.raises(KeyboardInterrupt):
+            callbacks = [Act(150, action), Stop(350)]
+            make("vector").learn(STEPS, callback=callbacks, checkpoint=Checkpoint(tmp_path / "a", every=EVERY))
+        assert newest_steps(tmp_path / "a") == 320
+        student = resumed(tmp_path / "a")
+        assert student.num_timesteps == STEPS and student._buffer is not None and len(student._buffer) == 160
+        shutil.rmtree(tmp_path / "a")
+    assert resumed(tmp_path / "moved").num_timesteps == STEPS
+
+
+def test_a_simulator_that_changes_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(KeyboardInterrupt):
+        callbacks = [Act(100, lambda: os.chdir(tmp_path)), Stop(350)]
+        make("vector").learn(STEPS, callback=callbacks, checkpoint=Checkpoint("a", every=EVERY))
+    assert newest_steps(tmp_path / "here" / "a") == 320 and not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks on Windows")
+def test_two_runs_with_one_folder(tmp_path: Path) -> None:
+    """The second is refused where it would go on, and otherwise learns without checkpoints."""
+
+    def go_on_too() -> None:
+        assert is_in_use(tmp_path / "a")
+        with pytest.raises(CheckpointError, match="is in use: another process writes its checkpoints there"):
+            resumed(tmp_path / "a")
+
+    student = make("vector").learn(STEPS, callback=Act(150, go_on_too), checkpoint=Checkpoint(tmp_path / "a", every=EVERY))
+    assert not is_in_use(tmp_path / "a") and newest_steps(tmp_path / "a") == student.num_timesteps
+    with pytest.raises(CheckpointError, match="another run") as refused:
+        resumed(tmp_path / "a", temperature=2.0)
+    assert not is_in_use(tmp_path / "a"), refused  # nor while its exception is kept
+    (tmp_path / "b").mkdir()
+    with open_locked(tmp_path / "b" / ".sb3-qpd-lock", wait=False), pytest.warns(UserWarning, match="another process writes"):
+        make("vector").learn(STEPS, checkpoint=Checkpoint(tmp_path / "b", every=EVERY))
+    assert newest_steps(tmp_path / "b") is None
 
 
 def test_a_disk_that_takes_no_checkpoint_is_a_warning(tmp_path: Path) -> None:

@@ -65,7 +65,8 @@ def test_cartpole(tmp_path):
     env = make_vec_env("CartPole-v1", 64, seed=0)
     settings = {"n_steps": 16, "batch_size": 512, "n_epochs": 15, "gae_lambda": 0.8, "gamma": 0.98, "learning_rate": 2e-3}
     PPO("MlpPolicy", env, **settings, seed=0, device="cpu").learn(30_000).save(tmp_path / "teacher.zip")
-    student = QPDDistiller(tmp_path / "teacher.zip", "CartPole-v1", student_arch="nano", seed=0, device="cpu").learn(10_000)
+    settings = {"student_arch": "nano", "n_envs": 32, "seed": 0, "device": "cpu"}
+    student = QPDDistiller(tmp_path / "teacher.zip", "CartPole-v1", **settings).learn(10_000)
     env = make_vec_env("CartPole-v1", 16, seed=100)
     best = evaluate_policy(student.teacher, env, 16)[0]
     assert best > 400
@@ -284,6 +285,8 @@ def test_the_learning_rate_is_never_negative(learning_rate):
 def test_cosine_schedule():
     schedule = CosineSchedule(2.0)
     assert [schedule(p) for p in (1.0, 0.5, 0.0, -0.1, 1.1)] == pytest.approx([2.0, 1.0, 0.0, 0.0, 2.0])
+    with pytest.raises(TypeError, match=r"initial must be a number such as 2e-3, got 'x' \(str\)"):
+        CosineSchedule("x")
 
 
 @pytest.mark.filterwarnings("ignore:The teacher is not clearly above")

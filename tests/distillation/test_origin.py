@@ -1,5 +1,6 @@
 """Offsets that float32 cannot carry are taken off in float64, before the student rounds, in each of its forms."""
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def drawn(draw: Any, n: int, seed: int = 1) -> Any:
 def far_teacher(space: spaces.Space, draw: Any) -> PPO:
     """It sees all of its features: its ``VecNormalize`` takes the mean off in float64."""
     keys = [key for key, one in space.items() if isinstance(one, spaces.Box)] if isinstance(space, spaces.Dict) else None
-    raw = DummyVecEnv([lambda: Far(space, draw)] * 8)
+    raw = DummyVecEnv([lambda: Far(space, draw)] * 32)
     env = VecNormalize(raw, norm_reward=False, training=False, norm_obs_keys=keys)
     seen = drawn(draw, 2_000, seed=0)
     for values, rms in [(seen, env.obs_rms)] if keys is None else [(seen[key], env.obs_rms[key]) for key in keys]:
@@ -107,9 +108,13 @@ def far_teacher(space: spaces.Space, draw: Any) -> PPO:
     return model
 
 
+@functools.cache
 def student_of(kind: str, n_steps: int = 4_000, **settings: Any) -> QPDDistiller:
+    """It learns once, and tests only look at it. Nothing is left to warn of."""
     space, draw, _ = KINDS[kind]
-    return QPDDistiller(far_teacher(space, draw), **{**FAST, **settings}).learn(n_steps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return QPDDistiller(far_teacher(space, draw), **{**FAST, **settings}).learn(n_steps)
 
 
 def explained(student: Any, teacher: Any, observations: Any) -> float:
@@ -117,12 +122,11 @@ def explained(student: Any, teacher: Any, observations: Any) -> float:
     return float(1 - ((a - b) ** 2).mean() / b.var())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_sees_what_its_teacher_sees(kind, tmp_path):
     _, draw, features = KINDS[kind]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # nothing is left to warn of
-        student = student_of(kind)
+    student = student_of(kind)
     assert [one["feature"] for one in student.input_findings if one["kind"] == "origin"] == features
     assert len(student.input_findings) == 1 and student.input_findings[0]["levels"] < 16
     observations = drawn(draw, 500)
@@ -276,8 +280,12 @@ def test_stock_ppo_fine_tunes_a_student():
 
 def test_a_zip_whose_origin_is_not_its_students(tmp_path):
     student = student_of("UTM metres", 500)
-    student.policy.features_extractor.input_grid.origin = th.zeros(5, dtype=th.float64)
-    student.save(tmp_path / "student.zip")
+    grid = student.policy.features_extractor.input_grid
+    origin, grid.origin = grid.origin, th.zeros(5, dtype=th.float64)
+    try:
+        student.save(tmp_path / "student.zip")
+    finally:
+        grid.origin = origin
     with pytest.raises(ValueError, match=r"input_grid.origin has \(5,\), not torch.Size\(\[3\]\)"):
         load_student(tmp_path / "student.zip")
 

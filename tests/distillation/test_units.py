@@ -58,7 +58,7 @@ def explained(student: Any, teacher: Any, observations: np.ndarray) -> np.ndarra
 
 def teacher_in(box: spaces.Box, scale: Any = 1.0, offset: Any = 0.0, draw: Any = normal) -> PPO:
     """The mean action is the offset, and a smooth function of the observation of about the given size."""
-    model = untrained(DummyVecEnv([lambda: Draws(draw, box)] * 8))
+    model = untrained(DummyVecEnv([lambda: Draws(draw, box)] * 32))
     with th.no_grad():
         model.policy.action_net.weight.mul_(100 * th.as_tensor(scale, dtype=th.float32).reshape(-1, 1))
         model.policy.action_net.bias.copy_(th.as_tensor(offset, dtype=th.float32).expand(len(model.policy.action_net.bias)))
@@ -162,7 +162,7 @@ def sentinel(rng: np.random.Generator, share: float = 0.05, value: float = 999.0
 
 def clipping_teacher(draw: Any) -> PPO:
     """It sees the outliers clipped, as by VecNormalize."""
-    env = VecNormalize(DummyVecEnv([lambda: Draws(draw, spaces.Box(-1, 1, (1,)))] * 8), norm_reward=False, training=False)
+    env = VecNormalize(DummyVecEnv([lambda: Draws(draw, spaces.Box(-1, 1, (1,)))] * 32), norm_reward=False, training=False)
     env.obs_rms.mean, env.obs_rms.var = np.zeros(3), np.ones(3)
     model = untrained(env)
     with th.no_grad():

@@ -4,12 +4,13 @@ An environment that fails is named, with the call or the step, the sub-environme
 On request its process is started again. A package that an environment lacks is named too.
 """
 
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -118,17 +119,6 @@ def test_settings_that_an_environment_lacks() -> None:
     check_env_kwargs(find_spec("HalfCheetah-v5"), {"whatever": 1})  # it takes **kwargs
 
 
-LACKING = """
-import sys
-sys.modules[sys.argv[1]] = None
-from sb3_qpd import EnvRecipe
-try:
-    EnvRecipe(sys.argv[2]).make_env()
-except ImportError as error:
-    print(error)
-"""
-
-
 @pytest.mark.parametrize(
     ("module", "env_id", "install"),
     [
@@ -136,9 +126,14 @@ except ImportError as error:
         ("mujoco", "HalfCheetah-v4", 'pip install "gymnasium[mujoco]"'),
     ],
 )
-def test_a_package_that_is_missing(module: str, env_id: str, install: str) -> None:
-    done = subprocess.run([sys.executable, "-c", LACKING, module, env_id], capture_output=True, text=True, check=True)
-    assert f"{env_id} needs a package that is not installed: {install}" in done.stdout and "swig" not in done.stdout
+def test_a_package_that_is_missing(module: str, env_id: str, install: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    families = ("gymnasium.envs.box2d", "gymnasium.envs.mujoco")
+    for name in [name for name in sys.modules if name.startswith((module, *families))]:
+        monkeypatch.delitem(sys.modules, name)  # as in a process that has not imported them yet
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError) as error:
+        EnvRecipe(env_id).make_env()
+    assert f"{env_id} needs a package that is not installed: {install}" in str(error.value) and "swig" not in str(error.value)
 
 
 class Failing(Pointer):
@@ -252,6 +247,17 @@ def test_workers_are_sb3s_subprocesses_where_nothing_fails() -> None:
             np.testing.assert_array_equal(a, b)
     assert ours.get_attr("n_steps") == [10, 10, 10] and ours.env_is_wrapped(Pointer) == [False] * 3
     ours.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each process imports torch itself")
+def test_processes_of_environments_find_torch_imported(tmp_path: Path) -> None:
+    """They are forked from a server that has imported it."""
+    WorkerVecEnv([Pointer]).close()
+    code = f"import sys; open({str(tmp_path / 'found')!r}, 'w').write(str('torch' in sys.modules))"
+    process = multiprocessing.get_context("forkserver").Process(target=exec, args=(code,))
+    process.start()
+    process.join()
+    assert (tmp_path / "found").read_text() == "True"
 
 
 @pytest.mark.parametrize("kind", ["one", "dummy", "worker"])

@@ -1,7 +1,8 @@
 """Episodes that are kept are those that would be played again, and nothing else is taken for them."""
 
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -199,34 +200,42 @@ def test_a_renamed_file_is_never_believed() -> None:
     assert not later.play("random", "a").is_cached
 
 
-WRITER = """
-import os, sys
-from sb3_qpd import EnvRecipe
-from sb3_qpd.evaluation.comparison import EvaluationPlan
-from sb3_qpd.evaluation import cache
+def write_and_read(kind: str, output: Path) -> None:
+    """
+    What a process does: it plays the same episodes over and over.
 
-if sys.argv[1] == "dies":
-    os.replace = lambda *_: os._exit(9)  # the process ends between writing and moving the file
-plan = EvaluationPlan(EnvRecipe("CartPole-v1"), n_episodes=5, n_other=5)
-for _ in range(30):
-    played = plan.play("random", "a")
-    print(played.returns.tolist())
-    if sys.argv[1] == "writes":
-        for path in cache.cache_folder().glob("*.json"):
-            path.unlink(missing_ok=True)
-"""
+    :param kind: ``"writes"`` deletes the file each time, ``"reads"`` does not, and ``"dies"`` ends before the file is moved
+    :param output: file for the returns of each time
+    """
+    if kind == "dies":
+        os.replace = lambda *_: os._exit(9)
+    returns = []
+    for _ in range(30):
+        returns.append(PLAN.play("random", "a").returns.tolist())
+        if kind == "writes":
+            for path in cache_folder().glob("*.json"):
+                path.unlink(missing_ok=True)
+    output.write_text(json.dumps(returns))
+
+
+# a forked process imports nothing: it starts at once, so that all of them are at work at the same time
+PROCESSES = multiprocessing.get_context("fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn")
 
 
 def test_processes_that_write_at_once_or_die(tmp_path: Path) -> None:
     """Two processes write and delete the same file over and over while two read it, and one dies while it writes."""
     expected = PLAN.play("random", "a").returns.tolist()
     kept_file().unlink()
-    dying = subprocess.run([sys.executable, "-c", WRITER, "dies"], capture_output=True, timeout=300)
-    assert dying.returncode == 9 and n_kept() == 0
-    kinds = ("writes", "writes", "reads", "reads")
-    options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, "-c", WRITER, kind], **options) for kind in kinds]
+    dying = PROCESSES.Process(target=write_and_read, args=("dies", tmp_path / "dies"))
+    dying.start()
+    dying.join(300)
+    assert dying.exitcode == 9 and n_kept() == 0
+    outputs = {tmp_path / f"{kind} {i}": kind for kind in ("writes", "reads") for i in range(2)}
+    processes = [PROCESSES.Process(target=write_and_read, args=(kind, output)) for output, kind in outputs.items()]
     for process in processes:
-        output, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
-        assert {*output.splitlines()} == {str(expected)}
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0] * 4
+    for output in outputs:
+        assert json.loads(output.read_text()) == [expected] * 30

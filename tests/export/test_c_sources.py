@@ -45,14 +45,20 @@ def variants() -> dict[str, IntegerModel]:
     return result
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[IntegerModel, Path]]:
+    """The C of each variant, which tests only compile."""
+    folders = [(model, tmp_path_factory.mktemp("sources")) for model in variants().values()]
+    for model, folder in folders:
+        export_c(model, folder)
+    return folders
+
+
 @pytest.mark.parametrize("compiler", ["gcc -std=c99", "gcc -std=gnu11", "g++ -xc++", "clang -std=c99", "clang++ -xc++"])
-def test_compiles_without_a_warning(compiler, tmp_path):
+def test_compiles_without_a_warning(compiler, sources):
     if shutil.which(compiler.split()[0]) is None:
         pytest.skip(f"needs {compiler.split()[0]}")
-    for i, model in enumerate(variants().values()):
-        (folder := tmp_path / str(i)).mkdir()
-        export_c(model, folder)
+    for model, folder in sources:
         command = [*compiler.split(), *WARNINGS, "-fsyntax-only", "policy.c", "main.c"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert not done.returncode and not done.stderr, done.stderr
@@ -60,13 +66,13 @@ def test_compiles_without_a_warning(compiler, tmp_path):
             subprocess.run([*command, "-DPOLICY_FLOAT_HELPERS"], cwd=folder, check=True)
 
 
-def test_the_example_checks_its_test_vectors(tmp_path):
-    for i, model in enumerate(variants().values()):
-        (folder := tmp_path / str(i)).mkdir()
-        export_c(model, folder)
-        subprocess.run([*find_compiler(), *WARNINGS, "-O1", "main.c", "policy.c", "-o", "main"], cwd=folder, check=True)
-        done = subprocess.run(["./main"], cwd=folder, capture_output=True, text=True, check=True)
+def test_the_example_checks_its_test_vectors(sources, tmp_path):
+    for _, folder in sources:
+        program = tmp_path / folder.name
+        subprocess.run([*find_compiler(), *WARNINGS, "-O1", "main.c", "policy.c", "-o", program], cwd=folder, check=True)
+        done = subprocess.run([program], cwd=folder, capture_output=True, text=True, check=True)
         assert done.stdout.startswith("0 of ")
+    folder = shutil.copytree(folder, tmp_path / "changed")
     vectors = (folder / "test_vectors.h").read_text()
     (folder / "test_vectors.h").write_text(vectors.replace("test_actions[32] = {\n    ", "test_actions[32] = {\n    9"))
     subprocess.run([*find_compiler(), "main.c", "policy.c", "-o", "main"], cwd=folder, check=True)

@@ -1,5 +1,6 @@
 """A student's folder from elsewhere: what ``push`` sends of it, and what it writes about it."""
 
+import html
 import io
 import json
 import os
@@ -117,7 +118,7 @@ def test_bombs_of_texts_end(folder: Path) -> None:
 
 ESCAPES = "\x1b[31m\x07\x9b2J\u202e"
 HOSTILE = "<script>alert(1)</script> [click](https://evil.example) ![x](http://evil.example/x.png) `a` | b"
-HOSTILE += f" {ESCAPES}\nb\n# c www.evil.example"
+HOSTILE += f" {ESCAPES}\nb\n# c www.evil.example mail@evil.example mailto:a@evil.example"
 
 
 def hostile_report(files: dict[str, bytes]) -> dict[str, Any]:
@@ -153,9 +154,11 @@ def test_texts_in_the_report_the_card_and_the_terminal(
     published = hub.repositories["me/student"]
     sent = published.commits[published.refs["main"]]
     card = sent["README.md"].decode()
-    body = card.split("---", 2)[2]
-    for text in ("<script", "](https://evil", "](http://evil", "http://evil", "www.evil", "`a`"):
+    text_of_card = card.split("---", 2)[2]
+    body = html.unescape(text_of_card)  # some renderers look for links after they have replaced the entities
+    for text in ("](https://evil", "](http://evil", "http://evil", "www.evil", "@evil", "mailto:a", "`a`"):
         assert text not in body, text
+    assert "<script" not in text_of_card
     assert is_clean(card) and is_clean(sent["config.yml"].decode())
     config = yaml.safe_load(sent["config.yml"])
     assert len(config) == 1 and isinstance(next(iter(config.values())), dict)

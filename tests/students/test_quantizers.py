@@ -5,6 +5,7 @@ import pytest
 import torch as th
 from scipy import optimize, stats
 
+import sb3_qpd.students.quantizers as quantizers
 from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.quantizers import (
     HALF_NORMAL_STEP,
@@ -112,6 +113,17 @@ def test_least_squares_step_beats_min_max(bits):
         # and is the best for a normal variable, to the width of the search grid
         assert scale[0].item() == pytest.approx(NORMAL_STEP[bits], rel=0.06)
         assert scale[1].item() == pytest.approx(100 * NORMAL_STEP[bits], rel=0.06)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (12, 16), (16, 300)])
+@pytest.mark.parametrize("bits", [8, 2])
+def test_many_candidates_at_once_give_the_step_of_one_at_a_time(bits, shape, monkeypatch):
+    low, high = integer_range(bits, signed=True)
+    x = th.from_numpy(np.random.default_rng(0).standard_normal(shape).astype(np.float32))
+    x[0] = (4 * x[0]).round() / 4  # equal errors
+    found = mse_scale(x, low, high)
+    monkeypatch.setattr(quantizers, "_VALUES_AT_ONCE", 1)
+    assert th.equal(found, mse_scale(x, low, high))
 
 
 def test_step_of_unsigned_values_and_of_signed_ones_that_are_all_negative():

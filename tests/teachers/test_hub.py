@@ -374,19 +374,26 @@ def test_many_at_once(hub: HubServer, run: dict[str, bytes]) -> None:
 
 # --- as a user has it ---
 @pytest.mark.slow
-def test_the_command_line(hub: HubServer, run: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And afterwards without the Hub, as a variable of the environment says; tests/test_examples.py has ``HF_ENDPOINT``."""
+def test_the_command_line_with_environment_variables(hub: HubServer, run: dict[str, bytes], tmp_path: Path) -> None:
+    """Processes of their own: the client reads where the Hub is, and where its cache is, when it is imported."""
     commit = hub.publish("sb3/ppo-Pendulum-v1", run)
-    quick = ["--timesteps", "300", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-progress"]
-    assert main(["compress", "sb3/ppo-Pendulum-v1", "--out", "out", *quick]) == 0
+    variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+
+    def command(*arguments: str, **more: str) -> str:
+        argv = [sys.executable, "-m", "sb3_qpd", *arguments, "--no-progress"]
+        done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **variables, **more}, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    quick = ["--timesteps", "300", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher"]
+    command("compress", "sb3/ppo-Pendulum-v1", "--out", "out", *quick)
+    assert list((tmp_path / "home").glob("**/ppo-Pendulum-v1.zip")) and not (tmp_path / "cache").exists()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["teacher_name"] == f"sb3/ppo-Pendulum-v1@{commit}" and report["env"]["env_id"] == "Pendulum-v1"
     assert f"nano student of sb3/ppo-Pendulum-v1@{commit}" in (tmp_path / "out" / "report.md").read_text()
-    capsys.readouterr()
-    variables = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    command = [sys.executable, "-m", "sb3_qpd", "evaluate", "sb3/ppo-Pendulum-v1", "--episodes", "2", "--no-progress"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, cwd=tmp_path)
-    assert done.returncode == 0 and "2 of Pendulum-v1" in done.stdout, done.stderr
+    n_asked = len(hub.requests)
+    assert "2 of Pendulum-v1" in command("evaluate", "sb3/ppo-Pendulum-v1", "--episodes", "2", HF_HUB_OFFLINE="1")
+    assert len(hub.requests) == n_asked
 
 
 def test_mistakes_on_the_command_line(

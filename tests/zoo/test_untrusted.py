@@ -63,7 +63,8 @@ def entry(**settings: Any) -> Callable[[Path, PPO], list[str]]:
 def student_entry(mark: Path, teacher: PPO) -> list[str]:
     """The same for qpd, whose entries may have monitor_kwargs."""
     teacher.save("teacher.zip")
-    settings = {"policy": "MlpPolicy", "n_timesteps": 16, "teacher": "teacher.zip"}
+    settings: dict[str, Any] = {"policy": "MlpPolicy", "n_timesteps": 16, "teacher": "teacher.zip"}
+    settings |= {"check_teacher": False, "report_episodes": 0}
     settings["monitor_kwargs"] = f"__import__('os').system('{command(mark)}')"
     Path("downloaded.yml").write_text(yaml.safe_dump({ENV: settings}))
     return [*TRAIN, "--algo", "qpd", "--conf-file", "downloaded.yml"]

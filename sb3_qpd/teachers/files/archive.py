@@ -11,6 +11,7 @@ import zlib
 from itertools import islice
 from pathlib import Path
 
+from sb3_qpd.ordinary_files import read_ordinary
 from sb3_qpd.text import plain
 
 MAX_FILE_BYTES = 2**30  # of a file
@@ -41,14 +42,14 @@ def read_file(path: Path, expected: str, limit: int = MAX_FILE_BYTES) -> bytes:
     """
     if not path.exists():
         raise TeacherError(f"No such file: {path}. Expected {expected}; check the path. {_nearby(path)}")
-    if not path.is_file():
+    if path.is_dir():
         raise TeacherError(f"{path} is a folder. Expected {expected}")
-    if (size := path.stat().st_size) > limit:
-        raise TeacherError(f"{path} has {size} bytes, at most {limit} are read: refused. Expected {expected}")
     try:
-        return path.read_bytes()
+        return read_ordinary(path, limit)
+    except ValueError as error:
+        raise TeacherError(f"{error}. Expected {expected}") from error
     except OSError as error:
-        raise TeacherError(f"{path} cannot be read ({error}). Expected {expected}") from error
+        raise TeacherError(f"{path} cannot be read ({error.strerror or error}). Expected {expected}") from error
 
 
 def _nearby(path: Path) -> str:

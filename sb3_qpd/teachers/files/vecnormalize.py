@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sb3_qpd.ordinary_files import open_ordinary
 from sb3_qpd.teachers.files.archive import TeacherError, read_file
 from sb3_qpd.teachers.files.known_names import is_known
 from sb3_qpd.teachers.files.pickle_reader import ObjectRecord, UnsafePickle, read_pickle, to_array, to_number
@@ -94,7 +95,7 @@ def is_vecnormalize(path: Path) -> bool:
     :param path: any file
     """
     try:
-        with path.open("rb") as file:
+        with open_ordinary(path) as file:
             head = file.read(_HEAD)
     except OSError:
         return False
