@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sb3_qpd.atomic import AtomicFolder
+from sb3_qpd.atomic import UNFINISHED, AtomicFolder
 from sb3_qpd.cli.arguments import (
     TEACHER_SOURCE,
     Parser,
@@ -30,7 +30,6 @@ from sb3_qpd.search.settings import (
     DEFAULT_RUNGS,
     DEFAULT_SIZES,
     DEFAULT_TIMESTEPS,
-    UNFINISHED,
     SearchSettings,
     describe_bits,
 )

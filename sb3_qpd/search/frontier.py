@@ -13,7 +13,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_qpd.atomic import AtomicFolder, uninterrupted
+from sb3_qpd.atomic import UNFINISHED, AtomicFolder, uninterrupted
 from sb3_qpd.checks import check_count, check_flags, check_path, check_type, check_whole, did_you_mean
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.distiller import QPDDistiller
@@ -42,7 +42,6 @@ from sb3_qpd.search.settings import (
     DEFAULT_RUNGS,
     DEFAULT_SIZES,
     DEFAULT_TIMESTEPS,
-    UNFINISHED,
     SearchSettings,
     Size,
 )

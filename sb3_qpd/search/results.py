@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.atomic import AtomicFolder, write_atomically
+from sb3_qpd.atomic import UNFINISHED, AtomicFolder, write_atomically
 from sb3_qpd.envs.recipe import describe_env
 from sb3_qpd.evaluation.comparison import versions
 from sb3_qpd.evaluation.report import to_json
 from sb3_qpd.evaluation.statistics import Evaluation, bootstrap_over_seeds
 from sb3_qpd.search.selection import Candidate
-from sb3_qpd.search.settings import UNFINISHED, SearchSettings, describe_size
+from sb3_qpd.search.settings import SearchSettings, describe_size
 from sb3_qpd.search.tasks import Configuration, Finished, Job, Task
 from sb3_qpd.search.trials import Standard, Trial, judge
 from sb3_qpd.student_folder import FRONTIER

@@ -17,7 +17,6 @@ from typing import Any
 from sb3_qpd.checks import MAX_SEED, check_seed, check_type, check_whole, is_finite
 from sb3_qpd.students.architectures import BITS, StudentArch
 
-UNFINISHED = "unfinished"  # folder of a search that has not come to its end, inside the result folder
 DEFAULT_SIZES = ("nano", "tiny", "small")
 DEFAULT_BITS = ((8, 8), (4, 4))
 DEFAULT_TIMESTEPS = 100_000  # where an environment has no entry in qpd.yml
