@@ -143,7 +143,8 @@ def compress(args: argparse.Namespace) -> int:
             distiller = _make_distiller(teacher, recipe, args)
             check_integer(distiller.policy.arch)
             check_targets(distiller, args.target)
-            baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
+            same_size = {**FLOAT_BASELINE, "student_arch": distiller.policy.arch}
+            baseline = _make_distiller(teacher, recipe, args, **same_size) if args.baselines else None
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = plan_evaluation(teacher, recipe, args.episodes, **options)
             staging.check_room(_bytes_of_files(distiller))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sb3_qpd.cli.arguments import architecture, bits, number, whole_number
 from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
-from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
+from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
+from sb3_qpd.students.budgets import check_arch, is_budget
 from sb3_qpd.zoo import MAX_N_ENVS
 
 if TYPE_CHECKING:
@@ -47,12 +48,14 @@ _SPECIAL: dict[str, Callable[[str], Any]] = {
     "seed": whole_number(least=0, most=2**32 - 1),
     "n_envs": whole_number(most=MAX_N_ENVS),
     "learning_starts": whole_number(least=0),
+    "restart_envs": whole_number(least=0),
 }
 
 
 # help where the docstring speaks to Python alone
 _HELP = {
-    "student_arch": """name of a size such as nano, tiny, small; or JSON of its fields: '{"hidden": [12, 12]}'""",
+    "student_arch": "name of a size such as nano, tiny, small; a budget such as 2kB, 500B or 0.5% of the teacher; "
+    """or JSON of its fields: '{"hidden": [12, 12]}'""",
     "weight_bits": "bits of the inner weights, 2 to 8: one number, or one for each layer: 8,4,4 (default: the size's own)",
     "tensorboard_log": "folder for TensorBoard's files",
 }
@@ -139,7 +142,10 @@ def take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
 
     name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
     entry = dict(read_entries().get(name, {}))
-    taken = {key: entry[key] for key in flag_names() if key in entry and getattr(args, key, "no flag") is None}
+    # an entry's bits suit its own size
+    own_bits = ("weight_bits", "activation_bits") if is_budget(getattr(args, "student_arch", None)) else ()
+    keys = [key for key in flag_names() if key in entry and key not in own_bits]
+    taken = {key: entry[key] for key in keys if getattr(args, key, "no flag") is None}
     for key, value in taken.items():
         setattr(args, key, value)
     if args.timesteps is None and "n_timesteps" in entry:
@@ -168,7 +174,7 @@ def check_hyperparameter_flags(args: argparse.Namespace) -> None:
     check_hyperparameters(values)
     check_vec_env(values["vec_env"])
     check_workers(values["vec_env"], values["env_timeout"], values["restart_envs"])
-    check_integer(make_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
+    check_integer(check_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
 
 
 def check_integer(arch: StudentArch) -> None:

@@ -57,7 +57,8 @@ class QPDDistiller(FallingPrecision):
         teacher's own where that is known
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class; ``None`` chooses by the
         observations
-    :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
+    :param student_arch: name in ``STUDENT_ARCHS``, a budget such as ``"2kB"`` or ``"0.5%"`` of the teacher's float32 actor, a
+        :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
     :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 (images 2e-2) to zero. The first 200 updates (a
@@ -84,11 +85,12 @@ class QPDDistiller(FallingPrecision):
     :param check_teacher: whether teacher and random policy play a few episodes before learning, with a warning if the teacher
         is not better
     :param n_envs: number of environments to build where ``env`` is an id or ``None``; 16 by default
-    :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
-    :param env_timeout: longest time in seconds that an environment may take to answer, for ``vec_env="subproc"``; ``None`` is
-        no limit
-    :param restart_envs: how many times an environment that failed is started again in a new process, for
-        ``vec_env="subproc"``; its episode is dropped
+    :param vec_env: kind of these environments: ``"dummy"``, ``"subproc"``, or ``"ray"`` for actors on the nodes of the cluster
+        that ``RAY_ADDRESS`` names, by default on this machine
+    :param env_timeout: longest time in seconds that an environment may take to answer, for ``"subproc"`` and ``"ray"``;
+        ``None`` is no limit
+    :param restart_envs: how many times an environment that failed is started again, for ``"subproc"`` and ``"ray"``; its
+        episode is dropped. ``None`` is 0 for ``"subproc"`` and 100 for ``"ray"``, whose nodes may come and go
     :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param policy_kwargs: more arguments of the policy class; ``optimizer_class`` is :class:`~sb3_qpd.MuonAdam` by default
@@ -127,7 +129,7 @@ class QPDDistiller(FallingPrecision):
         n_envs: int | None = None,
         vec_env: str = "dummy",
         env_timeout: float | None = None,
-        restart_envs: int = 0,
+        restart_envs: int | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,

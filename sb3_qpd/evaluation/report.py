@@ -17,6 +17,7 @@ from sb3_qpd.distillation.inputs import describe_findings
 from sb3_qpd.evaluation.statistics import MAX_EPISODES, MIN_VERDICT_EPISODES
 from sb3_qpd.student_folder import REPORT, REPORT_TEXT
 from sb3_qpd.students.architectures import STUDENT_ARCHS
+from sb3_qpd.students.budgets import next_budget
 from sb3_qpd.students.transitions import TRANSITIONS
 from sb3_qpd.teachers.hub import teacher_on_hub
 from sb3_qpd.text import every_text, markdown, plain
@@ -279,11 +280,18 @@ def _improvement(report: Mapping[str, Any]) -> tuple[str, str]:
     has_few_bits = np.min(report["weight_bits"]) < FULL_BITS or np.min(report["activation_bits"]) < FULL_BITS
     if has_few_bits and float_student and float_student["return_mean"] > integer["return_mean"] + report["margin"]:
         return "take more bits, as the float student plays better", f"--weight-bits {FULL_BITS} --activation-bits {FULL_BITS}"
-    sizes = list(STUDENT_ARCHS)
-    larger = sizes[sizes.index(report["student_arch"]) + 1 :][:1] if report["student_arch"] in sizes else []
-    if report["timesteps"] < MANY_STEPS or not larger:
+    larger = _next_size(report["student_arch"])
+    if report["timesteps"] < MANY_STEPS or larger is None:
         return "let the student learn for longer", f"--timesteps {MORE_STEPS * report['timesteps']}"
-    return "take a larger student", f"--student-arch {larger[0]}"
+    return "take a larger student", f"--student-arch {larger}"
+
+
+def _next_size(student_arch: str) -> str | None:
+    """The next larger name, or twice a budget; ``None`` where there is none."""
+    sizes = list(STUDENT_ARCHS)
+    if student_arch in sizes:
+        return next(iter(sizes[sizes.index(student_arch) + 1 :]), None)
+    return next_budget(student_arch)
 
 
 def table(report: Mapping[str, Any]) -> str:

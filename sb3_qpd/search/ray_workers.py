@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import queue
-import socket
 import sys
 import threading
 from contextlib import suppress
 from typing import Any
 
+from sb3_qpd.envs.ray_env import check_port
 from sb3_qpd.failures import describe_error
 from sb3_qpd.search.tasks import Failed, Message, Ready, Score, Task, Unusable, unpack_job
 from sb3_qpd.search.work import run_task
@@ -21,8 +21,6 @@ except ImportError as error:
     raise ImportError(
         f"--ray needs Ray, which is not installed ({error}). Install it with pip install 'sb3_qpd[ray]'"
     ) from error
-
-SECONDS_TO_CONNECT = 10.0
 
 
 class RayWorkers:
@@ -127,17 +125,15 @@ class _Actor:
 
 def check_address(address: str) -> None:
     """
-    Refuse an address at which nothing listens. Ray itself would try for a minute.
+    Refuse an address at which nothing listens.
 
     :param address: ``"auto"``, ``host:port``, or ``ray://host:port``
     :raises ConnectionError: nothing listens there
     """
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host, int(port)), SECONDS_TO_CONNECT).close()
-        except OSError as error:
-            raise ConnectionError(_describe_problem(address, str(error.strerror or error))) from error
+    try:
+        check_port(address)
+    except OSError as error:
+        raise ConnectionError(_describe_problem(address, str(error.strerror or error))) from error
 
 
 def _connect(address: str) -> None:

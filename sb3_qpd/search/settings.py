@@ -10,12 +10,14 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from sb3_qpd.checks import MAX_SEED, check_seed, check_type, check_whole, is_finite
 from sb3_qpd.students.architectures import BITS, StudentArch
+from sb3_qpd.students.budgets import budget_nbytes
 
 DEFAULT_SIZES = ("nano", "tiny", "small")
 DEFAULT_BITS = ((8, 8), (4, 4))
@@ -24,7 +26,6 @@ DEFAULT_TIMESTEPS = 100_000  # where an environment has no entry in qpd.yml
 DEFAULT_RUNGS = (0.25, 0.75)
 RUNG_EPISODES = 32
 MAX_TRIALS = 10_000
-LARGEST_PERCENT = 100.0
 
 Size = str | StudentArch | Mapping[str, Any]
 Bits = tuple[int, int]  # of weights and of activations
@@ -124,21 +125,19 @@ def parse_bits(value: Any) -> Bits:
     return (pair[0], pair[1])
 
 
-def parse_max_bytes(value: Any, teacher_bytes: int = 1) -> float:
+def parse_max_bytes(value: Any, teacher_bytes: int = 1) -> int:
     """
     The largest number of bytes that a student may have.
 
-    :param value: bytes, or a text such as ``"500B"``, ``"2kB"``, ``"1MB"`` or ``"0.5%"`` of the teacher's float32 actor
+    :param value: bytes, or a budget as in :func:`~sb3_qpd.students.budgets.budget_nbytes`
     :param teacher_bytes: bytes of the teacher's float32 actor
     :raises ValueError: the value is anything else
     """
     if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+)\s*(B|kB|KB|MB|%)?", value.strip())
-        if match is not None and float(match[1]) > 0:
-            unit = {"%": teacher_bytes / LARGEST_PERCENT, "kB": 1e3, "KB": 1e3, "MB": 1e6}.get(match[2], 1)
-            return float(match[1]) * unit
-    elif is_finite(value) and value > 0:
-        return float(value)
+        with suppress(ValueError):
+            return budget_nbytes(f"{value}B" if value.isdecimal() else value, teacher_bytes)
+    elif is_finite(value) and value >= 1:
+        return int(value)
     raise ValueError(
         f"max_bytes must be bytes such as 2000, 2kB or 1MB, or percent of the teacher's actor such as 0.5%, got {value!r}"
     )

@@ -329,6 +329,8 @@ def test_settings_that_are_not_given_come_from_the_entry(capsys: pytest.CaptureF
     assert filled_in("Hopper-v4", timesteps=7, buffer_size=8) == {**hopper, "timesteps": 7, "buffer_size": 8}
     cartpole = {"timesteps": 20_000, "n_envs": 16, "student_arch": "nano", "weight_bits": 4, "activation_bits": 4}
     assert filled_in("CartPole-v1") == cartpole
+    by_budget = {"timesteps": 20_000, "n_envs": 16, "student_arch": "300B"}
+    assert filled_in("CartPole-v1", student_arch="300B") == by_budget  # a budget chooses bits too
     assert filled_in("PongNoFrameskip-v4") == {"timesteps": 100_000, "n_envs": 16, "student_arch": "tiny"}
     capsys.readouterr()
     assert filled_in("Breaking-v0") == {"timesteps": 100_000} and not capsys.readouterr().out

@@ -157,6 +157,9 @@ MISTAKES_KNOWN_AT_ONCE = [
     (["compress", "https://huggingface.co/sb3/x", "--out", "out"], "write sb3/x"),
     (["evaluate", "https://huggingface.co/sb3/x/blob/main/a/y.zip"], "write hub:sb3/x/a/y.zip"),
     (["compress", "x.zip", "--out", "o", "--student-arch", "tinny"], "Unknown student_arch 'tinny'"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "2 kb"], "such as '2kB' or '0.5%', got '2 kb'"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "200%"], "above 0% and at most 100%, got '200%'"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "2kB", "--weight-bits", "9"], "Bits must be one of (2, 3, 4"),
     (["compress", "x.zip", "--out", "ppo"], "--out ppo is not empty"),
     (
         ["export", "student.npz", "--target", "onnx", "--requantization", "fixed", "--out", "o"],

@@ -278,6 +278,7 @@ def test_intervals_without_width_are_said_to_be_so(report: dict[str, Any]) -> No
         ({"verdict": "inconclusive", "timesteps": 2_000}, "let the student learn for longer", "--timesteps 8000"),
         ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "tiny"}, "take a larger student", "--student-arch small"),
         ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "large"}, "learn for longer", "--timesteps 4000000"),
+        ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "2kB"}, "take a larger student", "--student-arch 4kB"),
         (
             {"verdict": "inferior", "weight_bits": 3, "float": {"return_mean": 1e6}},
             "take more bits, as the float student plays better",

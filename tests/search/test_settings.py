@@ -21,7 +21,7 @@ def test_impossible_bits(given: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "n_bytes"), [(2000, 2000), ("2kB", 2000), ("0.5 kB", 500), ("300", 300), ("1MB", 1e6), ("50%", 5000), ("7B", 7)]
+    ("given", "n_bytes"), [(2000, 2000), ("2kB", 2000), ("0.5kB", 500), ("300", 300), ("1MB", 1e6), ("50%", 5000), ("7B", 7)]
 )
 def test_max_bytes(given: Any, n_bytes: float) -> None:
     assert parse_max_bytes(given, teacher_bytes=10_000) == n_bytes
