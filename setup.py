@@ -35,6 +35,7 @@ REQUIRED = [
 EXTRAS = {
     "export": ["onnx>=1.20", "onnxruntime>=1.18"],  # onnx has UINT2 since 1.20
     "litert": ["ai-edge-litert>=1.0"],
+    "frontier": ["optuna>=4.0"],  # the search for the smallest student
     "ray": ["ray>=2.40,<3"],  # frontier --ray, vec_env="ray"
     "film": ["imageio[ffmpeg]>=2.31"],  # `sb3-qpd push` shows the student as a video; without it a GIF
     "tests": [

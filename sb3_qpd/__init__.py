@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sb3_qpd.export import export_c, export_numpy, export_onnx, export_tflite
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.publishing.push import push_to_hub
+    from sb3_qpd.search.frontier import frontier
     from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch
     from sb3_qpd.students.optimizer import MuonAdam
     from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
@@ -63,6 +64,7 @@ __all__ = [
     "export_numpy",
     "export_onnx",
     "export_tflite",
+    "frontier",
     "load_student",
     "load_teacher",
     "make_recipe",
@@ -87,6 +89,7 @@ _MODULE_OF = {
     "export_tflite": "export",
     "IntegerModel": "integer",
     "push_to_hub": "publishing.push",
+    "frontier": "search.frontier",
     "STUDENT_ARCHS": "students.architectures",
     "StudentArch": "students.architectures",
     "MuonAdam": "students.optimizer",

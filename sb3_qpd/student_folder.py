@@ -24,7 +24,7 @@ PAGE = "report.html"
 COMMAND = "command.txt"  # the command line that made the folder, as RL Zoo names it; it may hold paths, and stays here
 FILM = "film.gif"  # teacher and student side by side
 BENCHMARK = "benchmark.json"
-FRONTIER = "frontier.json"
+FRONTIER = "frontier.json"  # of a search, above the folders of its students
 
 # Files that are published: name -> description for the model card. Other files in the folder stay on the user's machine.
 FILES = {

@@ -19,11 +19,17 @@ from sb3_qpd.cli.arguments import (
     whole_number,
 )
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_errors
-from sb3_qpd.cli.hyperparameters import add_hyperparameters, check_hyperparameter_flags, check_integer, flag_names
+from sb3_qpd.cli.hyperparameters import (
+    add_hyperparameters,
+    check_hyperparameter_flags,
+    check_integer,
+    given_hyperparameters,
+    take_entry,
+)
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
-from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, PAGE, STUDENT_ZIP
-from sb3_qpd.students.budgets import is_budget
+from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
+from sb3_qpd.student_folder import OUTPUTS, PAGE
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -35,8 +41,6 @@ if TYPE_CHECKING:
     from sb3_qpd.evaluation.comparison import EvaluationPlan
     from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.teachers.teacher import Teacher
-
-DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
 
 FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
 STUDENT, BASELINE = "student", "baseline"  # folders in the checkpoint's
@@ -148,7 +152,7 @@ def compress(args: argparse.Namespace) -> int:
 
             check_device(args.device)
             teacher, recipe = load_teacher(args.teacher, args)
-            _take_entry(args, recipe)
+            take_entry(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
             check_integer(distiller.policy.arch)
             check_targets(distiller, args.target)
@@ -225,41 +229,11 @@ def _teacher_words(args: argparse.Namespace) -> str:
 def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
     """Export and verify. The student is saved by then, whatever comes of it."""
     with user_errors("compress"):
-        from sb3_qpd.evaluation.verify import load_model, verify
-        from sb3_qpd.export import export
+        from sb3_qpd.evaluation.student_files import export_student
 
-        model = load_model(args.out)
-        with AtomicFolder(args.out, force=True) as staging:
-            for target in dict.fromkeys(args.target):
-                export(model, target, staging.path)
-            names = staging.commit()
-        result = verify(args.out, recipe, policy=distiller.policy)
+        names, result = export_student(distiller, recipe, args.out, args.target)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
-
-
-def _take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
-    """
-    Take what the user did not give from the environment's entry in ``qpd.yml``: steps, size, bits and the other settings.
-
-    What a student sees stays the teacher's: of the entry's keys only the arguments of ``QPDDistiller`` that have a flag count.
-    """
-    from sb3_qpd.zoo.entries import read_entries
-
-    name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
-    entry = dict(read_entries().get(name, {}))
-    own_bits = ("weight_bits", "activation_bits") if is_budget(args.student_arch) else ()  # those of the entry suit its size
-    keys = [key for key in flag_names() if key in entry and key not in own_bits]
-    taken = {key: entry[key] for key in keys if getattr(args, key) is None}
-    for key, value in taken.items():
-        setattr(args, key, value)
-    if args.timesteps is None and "n_timesteps" in entry:
-        args.timesteps = int(entry["n_timesteps"])
-        taken = {"timesteps": args.timesteps, **taken}
-    if taken:
-        settings = ", ".join(f"{key} {value}" for key, value in taken.items())
-        print(f"From the entry {name} of hyperparams/qpd.yml: {settings}")
-    args.timesteps = args.timesteps or DEFAULT_TIMESTEPS
 
 
 def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
@@ -267,7 +241,7 @@ def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Name
 
     from sb3_qpd.distillation.distiller import QPDDistiller
 
-    given = {name: getattr(args, name) for name in flag_names() if getattr(args, name) is not None}
+    given = given_hyperparameters(args)
     distiller = QPDDistiller(teacher, recipe, verbose=1, **{**given, **changes})  # verbose: the check of the teacher is shown
     if args.tensorboard_log is not None:  # for TensorBoard alone: nothing of it on stdout
         distiller.set_logger(configure_logger(verbose=0, tensorboard_log=args.tensorboard_log, tb_log_name="QPD"))
@@ -389,17 +363,11 @@ def _write_files(
     step: str | None,
     more: Mapping[str, bytes],
 ) -> None:
-    from sb3_qpd.evaluation.report import write_report
+    from sb3_qpd.evaluation.student_files import write_student
 
-    distiller.save(folder / STUDENT_ZIP)
-    if (float_student := distiller.float_student()) is not None:
-        float_student.save(folder / FLOAT_ZIP)
-    try:
-        distiller.to_integer(plan.env).save(folder / INTEGER_MODEL)
-    except ValueError as error:  # weights that are NaN: the zips show how far the student came
-        print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
-    if report is not None:
-        write_report(report, folder, step or "")
+    problem = write_student(distiller, plan.env, folder, report, step or "")
+    if problem is not None:
+        print(f"sb3-qpd compress: no student.npz: {one_line(problem)}", file=sys.stderr)
     for name, content in more.items():
         (folder / name).write_bytes(content)
 

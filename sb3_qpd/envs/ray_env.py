@@ -291,7 +291,7 @@ def connect(address: str | None = None) -> None:
     address = address or os.environ.get(ADDRESS) or "local"
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
-        _check_port(address)
+        check_port(address)
         with safe_import_path(), _outside_current_folder(), _environment(NO_STATISTICS):
             ray.init(address, logging_level="warning", **options)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -301,8 +301,13 @@ def connect(address: str | None = None) -> None:
         ) from error
 
 
-def _check_port(address: str) -> None:
-    """Ray itself tries for minutes where nothing listens."""
+def check_port(address: str) -> None:
+    """
+    Refuse an address at which nothing listens. Ray itself would try for minutes.
+
+    :param address: ``host:port``, with or without a scheme; other addresses are not looked at
+    :raises OSError: nothing listens there
+    """
     host, separator, port = address.rpartition("://")[2].rpartition(":")
     if separator and port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_CONNECT).close()
