@@ -83,7 +83,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
 @pytest.mark.slow
 def test_a_search(whole: Path, teacher: str) -> None:
     content = read(whole)
-    assert {path.name for path in whole.iterdir()} == {"frontier.json", "points", "search.log"}
+    assert {path.name for path in whole.iterdir()} == {"report.html", "frontier.json", "points", "search.log"}
     assert content["format"] == 1 and content["candidates"] == 4 and len(content["trials"]) == 8
     failed = [trial for trial in content["trials"] if trial["seed"] == cracked_env.BROKEN_SEED]
     for trial in failed:
@@ -93,9 +93,14 @@ def test_a_search(whole: Path, teacher: str) -> None:
     sizes = [point["bytes"] for point in content["points"]]
     assert sizes == sorted(sizes) and sizes
     for point in content["points"]:
-        assert point["seeds"] == [12, 13] and {"student.zip", "student.npz", "report.json", "report.md", "policy.py"} <= {
-            path.name for path in (whole / point["folder"]).iterdir()
-        }
+        assert point["seeds"] == [12, 13] and {
+            "student.zip",
+            "student.npz",
+            "report.json",
+            "report.md",
+            "report.html",
+            "policy.py",
+        } <= {path.name for path in (whole / point["folder"]).iterdir()}
         assert point["verified"] is True and IntegerModel.load(whole / point["folder"]).nbytes == point["bytes"]
     # scoring a student changes nothing in it
     first = next(trial for trial in content["trials"] if trial["state"] == "finished")
@@ -137,7 +142,7 @@ def test_driver_and_workers_are_killed(whole: Path, teacher: str, tmp_path: Path
     errors = [trial["error"] for trial in content["trials"] if trial["state"] != "failed" and trial["error"]]
     assert errors and all("it was killed, perhaps because the memory was full" in error for error in errors)
     assert result_of(read(out)) == result_of(read(whole)) and files_of(out) == files_of(whole)
-    assert {path.name for path in out.iterdir()} == {"frontier.json", "points", "search.log"}
+    assert {path.name for path in out.iterdir()} == {"report.html", "frontier.json", "points", "search.log"}
     assert not list(tmp_path.glob(".*"))
 
 
