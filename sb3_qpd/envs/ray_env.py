@@ -278,11 +278,12 @@ def pickle_env(env_fn: Callable[[], gym.Env]) -> bytes:
         ) from error
 
 
-def connect(address: str | None = None) -> None:
+def connect(address: str | None = None, *, shows_output: bool = True) -> None:
     """
     Connect to a Ray cluster, where this process has not done that yet.
 
     :param address: see :class:`RayVecEnv`
+    :param shows_output: whether this process prints what the processes of the cluster print
     :raises ConnectionError: no cluster answers at the address
     """
     ray = _import_ray()
@@ -293,7 +294,7 @@ def connect(address: str | None = None) -> None:
     try:
         check_port(address)
         with safe_import_path(), _outside_current_folder(), _environment(NO_STATISTICS):
-            ray.init(address, logging_level="warning", **options)
+            ray.init(address, logging_level="warning", log_to_driver=shows_output, **options)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise ConnectionError(
             f"No Ray cluster can be used at {address!r} ({describe_error(error)}). `ray start --head` starts one; {ADDRESS} "

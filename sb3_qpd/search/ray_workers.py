@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import sys
 import threading
 from contextlib import suppress
 from typing import Any
 
-from sb3_qpd.envs.ray_env import check_port
+from sb3_qpd.envs.ray_env import check_port, connect
 from sb3_qpd.failures import describe_error
 from sb3_qpd.search.tasks import Failed, Message, Ready, Score, Task, Unusable, unpack_job
 from sb3_qpd.search.work import run_task
@@ -138,9 +137,9 @@ def check_address(address: str) -> None:
 
 def _connect(address: str) -> None:
     try:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        raise ConnectionError(_describe_problem(address, describe_error(error))) from error
+        connect(address, shows_output=False)  # it would tear the live table
+    except ConnectionError as error:
+        raise ConnectionError(_describe_problem(address, describe_error(error.__cause__ or error))) from error
 
 
 def _describe_problem(address: str, reason: str) -> str:
