@@ -26,6 +26,7 @@ DEFAULT_TIMESTEPS = 100_000  # where an environment has no entry in qpd.yml
 DEFAULT_RUNGS = (0.25, 0.75)
 RUNG_EPISODES = 32
 MAX_TRIALS = 10_000
+JOURNAL_SUFFIX = ".log"  # as RL Zoo's --storage has it
 
 Size = str | StudentArch | Mapping[str, Any]
 Bits = tuple[int, int]  # of weights and of activations
@@ -141,6 +142,26 @@ def parse_max_bytes(value: Any, teacher_bytes: int = 1) -> int:
     raise ValueError(
         f"max_bytes must be bytes such as 2000, 2kB or 1MB, or percent of the teacher's actor such as 0.5%, got {value!r}"
     )
+
+
+def check_storage(storage: str | None, study_name: str) -> None:
+    """
+    Refuse what can be no storage, before anything is loaded or played.
+
+    :param storage: URL of an Optuna storage, or a journal file that ends in ``.log``; ``None``: the default
+    :param study_name: name of the study in it
+    :raises ValueError: it is neither, or the name is empty
+    """
+    if storage is not None:
+        check_type("storage", storage, str, "a URL such as sqlite:///search.db")
+        if "://" not in storage and not storage.endswith(JOURNAL_SUFFIX):
+            raise ValueError(
+                f"storage must be a URL of Optuna such as sqlite:///search.db, or the path of a journal file that ends in "
+                f"{JOURNAL_SUFFIX}, got {storage!r}"
+            )
+    check_type("study_name", study_name, str, "a name")
+    if not study_name.strip():
+        raise ValueError(f"study_name must be a name such as frontier, got {study_name!r}")
 
 
 def describe_bits(bits: Bits) -> str:

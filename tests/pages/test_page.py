@@ -320,6 +320,24 @@ def test_a_search_that_goes_on_has_a_page(folder: Path, report: dict[str, Any], 
     assert "The search has not ended: 3 trials so far." in html and 'id="figure-size"' in html
 
 
+@pytest.mark.parametrize(
+    ("changes", "headline"),
+    [
+        ({"points": [], "winner": None}, "The search found no student: none of 3 trials gave one."),
+        ({"winner": None}, "No winner: none of 3 sizes and bits is shown to be as good on validation episodes."),
+        ({"settings": {"max_bytes": "2kB"}}, "The best student below the limit plays as well as its teacher and has"),
+        ({}, "The smallest student that plays as well as its teacher has"),
+    ],
+    ids=["failed", "undecided", "limit", "smallest"],
+)
+def test_a_headline_says_what_was_searched(
+    changes: dict[str, Any], headline: str, folder: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    frontier = write_frontier(folder, report, tmp_path)
+    (tmp_path / "frontier.json").write_text(json.dumps({**frontier, **changes}))
+    assert headline in write_page([tmp_path]).read_text()
+
+
 def test_a_search_of_thousands_of_trials_fits(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
     frontier = write_frontier(folder, report, tmp_path)
     many = [{**trial(str(i), 8, float(i % 30)), "scores": [[step, i % 30] for step in range(20)]} for i in range(3_000)]

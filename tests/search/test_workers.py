@@ -8,6 +8,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
+from sb3_qpd.search.frontier import open_workers
 from sb3_qpd.search.tasks import Failed, Ready, Unusable
 from sb3_qpd.search.workers import LocalWorkers
 
@@ -48,5 +49,14 @@ def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
     try:
         [(worker, message)] = receive_until(workers, 1)
         assert worker == 0 and isinstance(message, Unusable) and "UnpicklingError" in message.error
+    finally:
+        workers.close()
+
+
+@pytest.mark.slow
+def test_one_trial_has_one_worker() -> None:
+    workers = open_workers(b"no pickle", 1, 100, None)
+    try:
+        assert workers.count == 1
     finally:
         workers.close()
