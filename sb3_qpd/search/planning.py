@@ -92,10 +92,10 @@ def _configurations(job: Job, settings: SearchSettings, check: Callable[[QPDDist
         if env is not None:
             env.close()
     for errors in left_out.values():
-        error = next(iter(errors.values()))
+        reason = next(iter(errors.values()))
         if len(errors) == len(settings.bits):
-            raise error
-        warnings.warn(f"{', '.join(errors)} cannot be tried: {error}")
+            raise reason
+        warnings.warn(f"{', '.join(errors)} cannot be tried: {reason}")
 
 
 def _name_of(size: Size, bits: tuple[int, int], taken: set[str]) -> str:
