@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from browser import Browser, needs_chromium, running_browser
 from commands import mistake
+from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 
+import sb3_qpd.pages.run_figures as run_figures_module
 import sb3_qpd.pages.run_page as run_page_module
 from sb3_qpd.cli import main
 from sb3_qpd.pages.folders import page_of_report, read_folder, write_page
@@ -433,3 +435,10 @@ def test_numbers_that_json_lacks_leave_gaps(report: dict[str, Any]) -> None:
     learning = {**report["learning"], "actor_loss": [None, *report["learning"]["actor_loss"][1:]]}
     table = Tables(page_of_report({**report, "learning": learning})).tables["table-learning"]
     assert table[1][1] == "" and math.isfinite(table[2][1])
+
+
+@pytest.mark.parametrize(("losses", "marker"), [([0.5], "o"), ([0.5, None], "o"), ([0.5, 0.2], "None")])
+def test_a_curve_of_one_value_is_seen(losses: list[float | None], marker: str) -> None:
+    axes = Figure().subplots()
+    run_figures_module._column_curve(axes, {"steps": [100.0, 200.0][: len(losses)], "actor_loss": losses}, "actor_loss")
+    assert [line.get_marker() for line in axes.lines] == [marker]
