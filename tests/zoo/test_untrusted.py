@@ -226,7 +226,12 @@ def test_statistics_are_those_of_the_file(tmp_path: Path) -> None:
 BOMB = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
 
 
-@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "a: " + "[" * 5_000, "a: " + "x" * 2**21])
+# To the base of 60 a number takes the square of its length. Keys of one hash take the square of their number
+NUMBERS = ["a: 1" + ":1" * 2**18, "a: !!int 1" + ":1" * 30_000, "a: 0x" + "f" * 60_000]
+KEYS = "{" + ", ".join(f"{i * (2**61 - 1)}: 1" for i in range(1, 2_000)) + "}"
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "a: " + "[" * 5_000, "a: " + "x" * 2**21, *NUMBERS, KEYS])
 def test_yaml_bombs(text: str, teacher: PPO, capsys: pytest.CaptureFixture[str]) -> None:
     Path("downloaded.yml").write_text(text)
     _run_folder(teacher, {}, None)
