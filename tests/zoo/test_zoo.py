@@ -449,6 +449,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"n_envs": 100_000}, "n_envs must be at most 4096, got 100000"),
     ({"n_envs": 0}, "n_envs must be an integer of at least 1, got 0"),
     ({"n_envs": 2.0}, "n_envs must be an integer of at least 1, got 2.0"),
+    ({"frame_stack": 10**9}, "frame_stack must be at most 64, got 1000000000"),
     ({"frame_stack": "four"}, "frame_stack must be an integer of at least 1, got 'four'"),
     *(
         ({"report_episodes": value}, "report_episodes must be 0 (no report) or an integer")
