@@ -20,7 +20,8 @@ REQUIRED = [
     "cloudpickle>=1.6",
     "huggingface_hub>=2.0,<3.0",  # what rl_zoo3's sb3-team-hf-integration asks for as well
     "numpy>=1.26,<3.0",
-    "jinja2>=3.1",  # the templates of the C export
+    "jinja2>=3.1",  # the templates of the C export and of the page
+    "matplotlib>=3.8",  # the figures of the page; seaborn brings it in any case
     "pyyaml>=6.0",
     "tqdm>=4.60",  # progress bars
     "rich>=10.0",
@@ -34,6 +35,8 @@ REQUIRED = [
 EXTRAS = {
     "export": ["onnx>=1.20", "onnxruntime>=1.18"],  # onnx has UINT2 since 1.20
     "litert": ["ai-edge-litert>=1.0"],
+    "frontier": ["optuna>=4.0"],  # the search for the smallest student
+    "ray": ["ray>=2.40,<3"],  # frontier --ray, vec_env="ray"
     "film": ["imageio[ffmpeg]>=2.31"],  # `sb3-qpd push` shows the student as a video; without it a GIF
     "tests": [
         "pytest>=8.0",
@@ -45,14 +48,13 @@ EXTRAS = {
         "emx-onnx-cgen>=1.4.0",  # an independent reader of the ONNX files
         "gymnasium[mujoco]",
         "gymnasium-robotics>=1.4",  # RL Zoo's teacher of FetchReach
-        "matplotlib>=3.8",
         "pillow>=10.0",
         "scipy>=1.11",  # an independent reference of statistics, for the benchmarks too
         "tensorboard>=2.9.1",
         "wandb>=0.17",  # RL Zoo's --track, offline
     ],
 }
-EXTRAS["tests"] += EXTRAS["film"]
+EXTRAS["tests"] += EXTRAS["film"] + EXTRAS["ray"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(
@@ -71,6 +73,7 @@ setup(
         "sb3_qpd": ["py.typed", "version.txt"],
         "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.hyperparams": ["*.yml"],
+        "sb3_qpd.pages": ["page.html.jinja", "page.css"],
         "sb3_qpd.publishing": ["card.md.jinja"],
     },
     python_requires=">=3.10",

@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from sb3_qpd.envs.atari import AtariVecEnv
     from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
     from sb3_qpd.evaluation.episodes import evaluate
+    from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.evaluation.statistics import Evaluation, compare
     from sb3_qpd.export import export_c, export_numpy, export_onnx, export_tflite
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.publishing.push import push_to_hub
+    from sb3_qpd.search.frontier import frontier
     from sb3_qpd.students.architectures import STUDENT_ARCHS, StudentArch
     from sb3_qpd.students.optimizer import MuonAdam
     from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
@@ -43,6 +45,7 @@ __all__ = [
     "EnvRecipe",
     "Evaluation",
     "IntegerModel",
+    "LearningRecord",
     "MuonAdam",
     "ObsNormalization",
     "QPDDistiller",
@@ -61,6 +64,7 @@ __all__ = [
     "export_numpy",
     "export_onnx",
     "export_tflite",
+    "frontier",
     "load_student",
     "load_teacher",
     "make_recipe",
@@ -76,6 +80,7 @@ _MODULE_OF = {
     "EnvRecipe": "envs.recipe",
     "make_recipe": "envs.recipe",
     "evaluate": "evaluation.episodes",
+    "LearningRecord": "evaluation.learning_record",
     "Evaluation": "evaluation.statistics",
     "compare": "evaluation.statistics",
     "export_c": "export",
@@ -84,6 +89,7 @@ _MODULE_OF = {
     "export_tflite": "export",
     "IntegerModel": "integer",
     "push_to_hub": "publishing.push",
+    "frontier": "search.frontier",
     "STUDENT_ARCHS": "students.architectures",
     "StudentArch": "students.architectures",
     "MuonAdam": "students.optimizer",

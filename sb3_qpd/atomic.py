@@ -31,6 +31,7 @@ except ImportError:  # Windows: two processes are not kept apart there
 
 LAST = "report.json"  # where files move one by one, it follows the others: where it is, they are
 CHECKPOINT = "checkpoint"  # folder of an unfinished run, inside the run's result folder
+UNFINISHED = "unfinished"  # the same of a search for the smallest student
 
 OWN = ".sb3-qpd-"  # hidden files and folders of this module
 JOURNAL = f"{OWN}commit"
@@ -465,9 +466,11 @@ def _roll_forward(place: Path) -> None:
     names = _read_names(replaced) if os.path.lexists(replaced) else []
     for path in sorted(journal.iterdir(), key=lambda path: (path.name == LAST, path.name)):
         if path != replaced:
+            if _is_folder(path) and _is_folder(place / path.name):
+                _remove(place / path.name)  # a folder cannot be renamed onto one that holds files
             os.replace(path, place / path.name)
     for name in names:
-        if name == CHECKPOINT or not _is_folder(place / name):  # of folders a run leaves this one alone
+        if name in (CHECKPOINT, UNFINISHED) or not _is_folder(place / name):  # of folders a run leaves these alone
             _remove_any(place / name)
     sync_folder(place)
     replaced.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ prevents it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Iterator
@@ -39,3 +40,19 @@ def leave_current_folder(package_parent: str) -> None:
     here = os.getcwd()
     if here != package_parent:
         sys.path[:] = [entry for entry in sys.path if entry not in ("", here)]
+
+
+def import_matplotlib() -> None:
+    """
+    Import matplotlib without the settings of the current folder.
+
+    A ``matplotlibrc`` there may name a module, which is imported as the backend, and lines of LaTeX. No variable precedes it.
+    """
+    if "matplotlib" in sys.modules or not os.path.lexists("matplotlibrc"):
+        return
+    here = os.getcwd()
+    os.chdir(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        importlib.import_module("matplotlib")
+    finally:
+        os.chdir(here)

@@ -231,15 +231,16 @@ def _to_header(content: np.ndarray) -> dict[str, Any]:
     return header
 
 
-def read_json(name: str, content: bytes) -> dict[str, Any]:
+def read_json(name: str, content: bytes, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """
     Read a JSON object from elsewhere: of a bounded size, depth and length of numbers, and with whole characters.
 
     :param name: name of the content, for messages
     :param content: the text in UTF-8
+    :param most: largest size in bytes
     :raises StudentError: it is no such object
     """
-    _check_json_size(name, len(content))
+    _check_json_size(name, len(content), most)
     try:
         value = json.loads(content.decode("utf-8"), parse_constant=_refuse_number, parse_int=_to_int)
     except (ValueError, RecursionError) as error:
@@ -250,9 +251,9 @@ def read_json(name: str, content: bytes) -> dict[str, Any]:
     return value
 
 
-def _check_json_size(name: str, n_bytes: int) -> None:
-    if n_bytes > MAX_JSON_BYTES:
-        raise StudentError(f"{name} has {n_bytes} bytes, at most {MAX_JSON_BYTES} are read. Shorten its texts")
+def _check_json_size(name: str, n_bytes: int, most: int = MAX_JSON_BYTES) -> None:
+    if n_bytes > most:
+        raise StudentError(f"{name} has {n_bytes} bytes, at most {most} are read. Shorten its texts")
 
 
 def _to_int(text: str) -> int:

@@ -6,6 +6,7 @@ The teacher's labels, the loss, the student and the integer model share these tw
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,6 +95,11 @@ class ActionHead:
     @property
     def is_box(self) -> bool:
         return not self.nvec
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of outputs of a student's head."""
+        return math.prod(self.shape) if self.is_box else len(self.nvec) if self.is_binary else sum(self.nvec)
 
     def logits(self, outputs: th.Tensor) -> th.Tensor:
         """

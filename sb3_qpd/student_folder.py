@@ -20,6 +20,11 @@ NUMPY_FILE = "policy.py"
 REPORT = "report.json"
 REPORT_TEXT = "report.md"
 CONFIG = "config.yml"
+PAGE = "report.html"
+COMMAND = "command.txt"  # the command line that made the folder, as RL Zoo names it; it may hold paths, and stays here
+FILM = "film.gif"  # teacher and student side by side
+BENCHMARK = "benchmark.json"
+FRONTIER = "frontier.json"  # of a search, above the folders of its students
 
 # Files that are published: name -> description for the model card. Other files in the folder stay on the user's machine.
 FILES = {
@@ -38,7 +43,7 @@ FILES = {
 }
 
 # Files that compress and its exports write. A new run replaces all of them, so that no file of an earlier student remains.
-OUTPUTS = (*(name for name in FILES if name != CONFIG), FLOAT_ZIP, REPORT_TEXT)
+OUTPUTS = (*(name for name in FILES if name != CONFIG), FLOAT_ZIP, REPORT_TEXT, PAGE, COMMAND, FILM, BENCHMARK)
 
 # Zips of a repository that are not the model that it publishes; the first is RL Zoo's.
 NO_MODELS = ("train_eval_metrics.zip", FLOAT_ZIP)

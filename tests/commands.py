@@ -5,7 +5,17 @@ import pytest
 from sb3_qpd.cli import main
 
 # options of compress for tests that need a student, whichever
-QUICK = ["--no-check-teacher", "--no-progress", "--device", "cpu", "--student-arch", "nano", "--activation-bits", "8"]
+QUICK = [
+    "--no-check-teacher",
+    "--no-progress",
+    "--no-page",
+    "--device",
+    "cpu",
+    "--student-arch",
+    "nano",
+    "--activation-bits",
+    "8",
+]
 
 
 def mistake(capsys: pytest.CaptureFixture[str], *argv: object) -> str:

@@ -133,3 +133,20 @@ def test_a_student_is_saved_where_there_is_room(tmp_path: Path, monkeypatch: pyt
     assert save_elsewhere(fails, "student") is None and not list(tmp_path.iterdir())
     folder = save_elsewhere(lambda folder: write(folder, one="1"), "student")
     assert folder is not None and folder.parent == tmp_path and (folder / "one").read_text() == "1"
+
+
+def test_folders_take_the_place_of_folders_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where folders cannot be exchanged, those of a search are replaced one by one."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("points/old", "unfinished/trials", "mine"):
+        (tmp_path / name).mkdir(parents=True)
+    with AtomicFolder(tmp_path, force=True) as folder:
+        (folder.path / "points" / "new").mkdir(parents=True)
+        (folder.path / "frontier.json").write_text("{}")
+        folder.commit(replacing=("points", "unfinished"))
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")} == {
+        "points",
+        "points/new",
+        "frontier.json",
+        "mine",
+    }

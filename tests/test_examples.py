@@ -49,8 +49,10 @@ def check_demo(printed: str, out: Path, teacher: str, n_episodes: int) -> dict[s
     assert "integer" in printed and "teacher" in printed
     report = json.loads((out / "report.json").read_text())
     assert report["parity"] == 1.0 and report["integer"]["episodes"] == n_episodes
-    assert {"student.zip", "student.npz", "report.json", "report.md", "demo.gif"} <= {path.name for path in out.iterdir()}
-    with Image.open(out / "demo.gif") as gif:
+    assert printed.splitlines()[-1] == f"The page: {out / 'report.html'}"
+    names = {"student.zip", "student.npz", "report.json", "report.md", "report.html", "film.gif"}
+    assert names <= {path.name for path in out.iterdir()}
+    with Image.open(out / "film.gif") as gif:
         assert gif.n_frames > 50 and gif.width > 2 * gif.height * 0.6  # two pictures side by side
     folder = EXAMPLES / "teachers" / "ppo" / f"{teacher}_1"
     assert IntegerModel.load(out / "student.npz").nbytes < 0.05 * load_teacher(folder).nbytes
@@ -71,7 +73,7 @@ def test_demo(tmp_path):
 @pytest.mark.slow
 def test_demo_of_a_game(tmp_path, run):
     """Games end after 300 steps. The student has learned nothing yet; the teacher is ahead by then."""
-    games = ("--env-kwargs", "max_num_frames_per_episode=1200", "--episodes", "2", "--film-steps", "160")
+    games = ("--env-kwargs", "max_num_frames_per_episode=1200", "--episodes", "2")
     learning = ("--n-envs", "4", "--timesteps", "600", "--gradient-steps", "0.02")
     printed = run("demo.py", "--out", str(tmp_path / "demo"), "--atari", *games, *learning, *QUICK_DEMO)
     report = check_demo(printed, tmp_path / "demo", "PongNoFrameskip-v4", 2)

@@ -34,7 +34,8 @@ from sb3_qpd import (
 from sb3_qpd.distillation import losses
 from sb3_qpd.distillation.objective import distillation_loss
 from sb3_qpd.envs.inspection import pipeline_of, stacks_frames
-from sb3_qpd.evaluation.comparison import agreement, make_report, plan_evaluation
+from sb3_qpd.evaluation.agreement import agreement
+from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
 from sb3_qpd.players import ObservationRecorder
 from sb3_qpd.teachers.labels import channels_first
 

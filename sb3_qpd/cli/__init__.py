@@ -2,10 +2,12 @@
 The command ``sb3-qpd``.
 
     sb3-qpd compress TEACHER --out DIR              teacher in, integer student and evidence out
+    sb3-qpd frontier TEACHER --out DIR              the smallest student that plays as well
     sb3-qpd evaluate MODEL                          play a teacher or a student
     sb3-qpd export STUDENT --target onnx --out DIR  files for devices
     sb3-qpd verify DIR                              that all files of a folder are the same policy, bit for bit
     sb3-qpd benchmark DIR                           how fast each of them is
+    sb3-qpd report DIR [DIR ...]                    the results as a page, report.html; several runs side by side
     sb3-qpd push DIR --repo-id OWNER/NAME           publish a student on the Hugging Face Hub
     sb3-qpd zoo train --algo qpd --env ID           RL Zoo's programs: train, enjoy, record_video, push_to_hub, ...
 
@@ -34,7 +36,9 @@ from sb3_qpd.cli.compress import add_compress
 from sb3_qpd.cli.deploy import add_export, add_verify
 from sb3_qpd.cli.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, one_line
 from sb3_qpd.cli.evaluate import add_evaluate
+from sb3_qpd.cli.frontier import add_frontier
 from sb3_qpd.cli.push import add_push
+from sb3_qpd.cli.report import add_report
 from sb3_qpd.cli.zoo import add_zoo
 from sb3_qpd.version import __version__
 
@@ -83,7 +87,17 @@ def make_parser() -> Parser:
     parser = Parser(prog="sb3-qpd", description="Distill Stable-Baselines3 agents into tiny integer policies.")
     parser.add_argument("--version", action="version", version=f"sb3-qpd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    for add in (add_compress, add_evaluate, add_export, add_verify, add_benchmark, add_push, add_zoo):
+    for add in (
+        add_compress,
+        add_frontier,
+        add_evaluate,
+        add_export,
+        add_verify,
+        add_benchmark,
+        add_report,
+        add_push,
+        add_zoo,
+    ):
         add(commands)
     return parser
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sb3_qpd.cli.errors import EXIT_MISTAKE
-from sb3_qpd.students.architectures import make_arch
+from sb3_qpd.students.budgets import check_arch
 
 STUDENT_SOURCE = "a folder that compress or zoo train wrote, a file in it, or its name on the Hub: owner/name[@revision]"
 TEACHER_SOURCE = (
@@ -197,7 +197,7 @@ def bits(text: str) -> int | tuple[int, ...]:
 
 def architecture(text: str) -> str | dict[str, Any]:
     """
-    The name of a student's size, or its fields as JSON or as a Python literal: ``{"hidden": [12, 12]}``.
+    The name of a student's size, a budget such as ``2kB``, or fields as JSON or as a Python literal: ``{"hidden": [12, 12]}``.
 
     :param text: what the user typed
     """
@@ -213,7 +213,7 @@ def architecture(text: str) -> str | dict[str, Any]:
                     f"""expected a name such as tiny, or JSON such as '{{"hidden": [12, 12]}}', got {text!r} ({error})"""
                 ) from None
     try:
-        make_arch(value)
+        check_arch(value)
     except (ValueError, TypeError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return value

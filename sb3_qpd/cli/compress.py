@@ -3,9 +3,10 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.atomic import CHECKPOINT, AtomicFolder, save_elsewhere, uninterrupted
@@ -18,10 +19,17 @@ from sb3_qpd.cli.arguments import (
     whole_number,
 )
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_errors
-from sb3_qpd.cli.hyperparameters import add_hyperparameters, check_hyperparameter_flags, check_integer, flag_names
+from sb3_qpd.cli.hyperparameters import (
+    add_hyperparameters,
+    check_hyperparameter_flags,
+    check_integer,
+    given_hyperparameters,
+    take_entry,
+)
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
-from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, OUTPUTS, STUDENT_ZIP
+from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
+from sb3_qpd.student_folder import OUTPUTS, PAGE
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -31,9 +39,8 @@ if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
     from sb3_qpd.evaluation.comparison import EvaluationPlan
+    from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.teachers.teacher import Teacher
-
-DEFAULT_TIMESTEPS = 100_000  # of an environment that qpd.yml has no entry for
 
 FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
 STUDENT, BASELINE = "student", "baseline"  # folders in the checkpoint's
@@ -50,8 +57,8 @@ def add_compress(commands: Any) -> None:
         "compress",
         help="teacher in, integer student and evidence out",
         description="Load and check a teacher, distill it, and compare the integer student with it. DIR gets student.zip "
-        "(SB3), student_float.zip, student.npz (integer model), report.json and report.md. Settings that are not given come "
-        "from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
+        "(SB3), student_float.zip, student.npz (integer model), report.json, report.md and report.html. Settings that are not "
+        "given come from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
     )
     parser.set_defaults(run=compress)
     teacher = parser.add_mutually_exclusive_group(required=True)
@@ -102,6 +109,17 @@ def add_compress(commands: Any) -> None:
     )
     add_progress(parser)
     parser.add_argument(
+        "--no-record",
+        dest="record",
+        action="store_false",
+        default=True,
+        help="no learning curves: the student plays no validation episodes while it learns. Its bits are the same",
+    )
+    parser.add_argument("--no-page", dest="page", action="store_false", default=True, help="no report.html")
+    parser.add_argument(
+        "--film", action="store_true", default=False, help="show teacher and student at play in report.html (film.gif)"
+    )
+    parser.add_argument(
         "--no-cache",
         dest="cache",
         action="store_false",
@@ -134,11 +152,12 @@ def compress(args: argparse.Namespace) -> int:
 
             check_device(args.device)
             teacher, recipe = load_teacher(args.teacher, args)
-            _take_entry(args, recipe)
+            take_entry(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
             check_integer(distiller.policy.arch)
             check_targets(distiller, args.target)
-            baseline = _make_distiller(teacher, recipe, args, **FLOAT_BASELINE) if args.baselines else None
+            same_size = {**FLOAT_BASELINE, "student_arch": distiller.policy.arch}
+            baseline = _make_distiller(teacher, recipe, args, **same_size) if args.baselines else None
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = plan_evaluation(teacher, recipe, args.episodes, **options)
             staging.check_room(_bytes_of_files(distiller))
@@ -210,39 +229,11 @@ def _teacher_words(args: argparse.Namespace) -> str:
 def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
     """Export and verify. The student is saved by then, whatever comes of it."""
     with user_errors("compress"):
-        from sb3_qpd.evaluation.verify import load_model, verify
-        from sb3_qpd.export import export
+        from sb3_qpd.evaluation.student_files import export_student
 
-        model = load_model(args.out)
-        with AtomicFolder(args.out, force=True) as staging:
-            for target in dict.fromkeys(args.target):
-                export(model, target, staging.path)
-            names = staging.commit()
-        result = verify(args.out, recipe, policy=distiller.policy)
+        names, result = export_student(distiller, recipe, args.out, args.target)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
-
-
-def _take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
-    """
-    Take what the user did not give from the environment's entry in ``qpd.yml``: steps, size, bits and the other settings.
-
-    What a student sees stays the teacher's: of the entry's keys only the arguments of ``QPDDistiller`` that have a flag count.
-    """
-    from sb3_qpd.zoo.entries import read_entries
-
-    name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
-    entry = dict(read_entries().get(name, {}))
-    taken = {key: entry[key] for key in flag_names() if key in entry and getattr(args, key) is None}
-    for key, value in taken.items():
-        setattr(args, key, value)
-    if args.timesteps is None and "n_timesteps" in entry:
-        args.timesteps = int(entry["n_timesteps"])
-        taken = {"timesteps": args.timesteps, **taken}
-    if taken:
-        settings = ", ".join(f"{key} {value}" for key, value in taken.items())
-        print(f"From the entry {name} of hyperparams/qpd.yml: {settings}")
-    args.timesteps = args.timesteps or DEFAULT_TIMESTEPS
 
 
 def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
@@ -250,7 +241,7 @@ def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Name
 
     from sb3_qpd.distillation.distiller import QPDDistiller
 
-    given = {name: getattr(args, name) for name in flag_names() if getattr(args, name) is not None}
+    given = given_hyperparameters(args)
     distiller = QPDDistiller(teacher, recipe, verbose=1, **{**given, **changes})  # verbose: the check of the teacher is shown
     if args.tensorboard_log is not None:  # for TensorBoard alone: nothing of it on stdout
         distiller.set_logger(configure_logger(verbose=0, tensorboard_log=args.tensorboard_log, tb_log_name="QPD"))
@@ -264,15 +255,19 @@ def _compress(
     staging: AtomicFolder,
     args: argparse.Namespace,
 ) -> dict[str, Any]:
+    from sb3_qpd.cli.report import page_files
     from sb3_qpd.cli.target_check import CheckTargets
     from sb3_qpd.evaluation.comparison import make_report
     from sb3_qpd.evaluation.report import console_summary
 
     options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
     check = CheckTargets(args.target)
+    record = _record(plan) if args.record else None
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
             callbacks = [check, *_callbacks(plan, args)]
+            if record is not None:
+                callbacks.append(record)
             distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, staging, STUDENT), **options)
         baselines = {}
         if baseline is not None:
@@ -280,7 +275,7 @@ def _compress(
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
-        report = make_report(distiller, plan, baselines)
+        report = make_report(distiller, plan, baselines, None if record is None else record.to_json())
         step = partial(_next_step, report, args)
     except BaseException as error:
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
@@ -290,9 +285,11 @@ def _compress(
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
+    more = page_files(distiller, report, args.command_line, with_page=args.page, with_film=args.film)
     with uninterrupted():
-        files, out = _publish(distiller, plan, staging, report, step)
-    print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}")
+        files, out = _publish(distiller, plan, staging, report, step, more)
+    page = f"\nThe page: {out / PAGE}" if PAGE in files else ""
+    print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}{page}")
     if out != staging.out:
         raise SystemExit(EXIT_DIFFERENCE)
     return report
@@ -312,12 +309,19 @@ def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCa
     return [StopWhenNonInferior(plan)]
 
 
+def _record(plan: "EvaluationPlan") -> "LearningRecord":
+    from sb3_qpd.evaluation.learning_record import LearningRecord
+
+    return LearningRecord(plan.env, deterministic=plan.deterministic, max_episode_steps=plan.max_episode_steps)
+
+
 def _publish(
     distiller: "QPDDistiller",
     plan: "EvaluationPlan",
     staging: AtomicFolder,
     report: dict[str, Any] | None = None,
     step: Callable[[Path], str] | None = None,
+    more: Mapping[str, bytes] = MappingProxyType({}),
 ) -> tuple[list[str], Path]:
     """
     Save all files, or an unfinished student where there is no report. Then the checkpoint stays, to go on from.
@@ -327,15 +331,16 @@ def _publish(
     :param staging: the result folder
     :param report: the report, if there is one
     :param step: from the folder of the files to the line that says what to do next
+    :param more: other files by their names
     :return: names of the files, and their folder: another one where ``--out`` cannot be written
     """
     replaced = OUTPUTS if report is None else (*OUTPUTS, CHECKPOINT)
     try:
-        _write_files(distiller, plan, staging.path, report, step and step(staging.out))
+        _write_files(distiller, plan, staging.path, report, step and step(staging.out), more)
         return staging.commit(replacing=replaced), staging.out
     except OSError as error:
         other = save_elsewhere(
-            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder)),
+            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder), more),
             staging.out.resolve().name or "student",
         )
         if other is None:
@@ -351,19 +356,20 @@ def _publish(
 
 
 def _write_files(
-    distiller: "QPDDistiller", plan: "EvaluationPlan", folder: Path, report: dict[str, Any] | None, step: str | None
+    distiller: "QPDDistiller",
+    plan: "EvaluationPlan",
+    folder: Path,
+    report: dict[str, Any] | None,
+    step: str | None,
+    more: Mapping[str, bytes],
 ) -> None:
-    from sb3_qpd.evaluation.report import write_report
+    from sb3_qpd.evaluation.student_files import write_student
 
-    distiller.save(folder / STUDENT_ZIP)
-    if (float_student := distiller.float_student()) is not None:
-        float_student.save(folder / FLOAT_ZIP)
-    try:
-        distiller.to_integer(plan.env).save(folder / INTEGER_MODEL)
-    except ValueError as error:  # weights that are NaN: the zips show how far the student came
-        print(f"sb3-qpd compress: no student.npz: {one_line(error)}", file=sys.stderr)
-    if report is not None:
-        write_report(report, folder, step or "")
+    problem = write_student(distiller, plan.env, folder, report, step or "")
+    if problem is not None:
+        print(f"sb3-qpd compress: no student.npz: {one_line(problem)}", file=sys.stderr)
+    for name, content in more.items():
+        (folder / name).write_bytes(content)
 
 
 def _rescue(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str) -> None:

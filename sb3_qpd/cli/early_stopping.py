@@ -5,10 +5,9 @@ from dataclasses import replace
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.evaluation.comparison import EvaluationPlan
+from sb3_qpd.evaluation.comparison import EvaluationPlan, integer_player
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.statistics import compare
-from sb3_qpd.players import Player
 
 N_CHECKS = 10  # evenly spaced over the run; the last one would be at its end, where the report decides
 MAX_EPISODES = 100  # of a check
@@ -42,10 +41,7 @@ class StopWhenNonInferior(BaseCallback):
         if n_due <= self._n_done or n_due >= N_CHECKS:
             return True
         self._n_done = n_due
-        # the policy in evaluation mode gives the same bits, and is faster for images
-        model = distiller.policy.to_integer()
-        player: Player = distiller.policy if any(part.is_image for part in model.parts) else model
-        student = self._plan.play(player, "validation: student")
+        student = self._plan.play(integer_player(distiller.policy), "validation: student")
         if compare(student, self._teacher, self._random).verdict != "non_inferior":
             return True
         print(

@@ -9,14 +9,19 @@ import argparse
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sb3_qpd.cli.arguments import architecture, bits, number, whole_number
-from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
+from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
+from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
+from sb3_qpd.students.budgets import check_arch, is_budget
 from sb3_qpd.zoo import MAX_N_ENVS
+
+if TYPE_CHECKING:
+    from sb3_qpd.envs.recipe import EnvRecipe
 
 SOURCE = Path(__file__).parents[1] / "distillation" / "distiller.py"
 
@@ -43,12 +48,14 @@ _SPECIAL: dict[str, Callable[[str], Any]] = {
     "seed": whole_number(least=0, most=2**32 - 1),
     "n_envs": whole_number(most=MAX_N_ENVS),
     "learning_starts": whole_number(least=0),
+    "restart_envs": whole_number(least=0),
 }
 
 
 # help where the docstring speaks to Python alone
 _HELP = {
-    "student_arch": """name of a size such as nano, tiny, small; or JSON of its fields: '{"hidden": [12, 12]}'""",
+    "student_arch": "name of a size such as nano, tiny, small; a budget such as 2kB, 500B or 0.5% of the teacher; "
+    """or JSON of its fields: '{"hidden": [12, 12]}'""",
     "weight_bits": "bits of the inner weights, 2 to 8: one number, or one for each layer: 8,4,4 (default: the size's own)",
     "tensorboard_log": "folder for TensorBoard's files",
 }
@@ -92,15 +99,16 @@ def flag_names() -> list[str]:
     return [one.name for one in hyperparameters() if one.name not in LEFT_OUT]
 
 
-def add_hyperparameters(parser: argparse.ArgumentParser) -> None:
+def add_hyperparameters(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """
     Add a flag for each argument of ``QPDDistiller``. A flag that is not given is ``None``.
 
     :param parser: parser of the command
+    :param without: arguments that the command has no flag for
     """
     group = parser.add_argument_group("the distiller (default: the environment's entry in hyperparams/qpd.yml, else as said)")
     for one in hyperparameters():
-        if one.name in LEFT_OUT:
+        if one.name in LEFT_OUT or one.name in without:
             continue
         flag = "--" + one.name.replace("_", "-")
         text = _HELP.get(one.name, one.help) + ("" if one.default is None else f" (default: {one.default})")
@@ -109,6 +117,44 @@ def add_hyperparameters(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
             group.add_argument(flag, type=flag_type(one), metavar="X", **options)
+
+
+def given_hyperparameters(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    The arguments of ``QPDDistiller`` that were given as flags.
+
+    :param args: arguments of the command
+    """
+    return {name: value for name in flag_names() if (value := getattr(args, name, None)) is not None}
+
+
+def take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
+    """
+    Take what the user did not give from the environment's entry in ``qpd.yml``: steps, size, bits and the other settings.
+
+    What a student sees stays the teacher's: of the entry's keys only the arguments of ``QPDDistiller`` that the command has a
+    flag for count.
+
+    :param args: arguments of the command
+    :param recipe: environment of the student
+    """
+    from sb3_qpd.zoo.entries import read_entries
+
+    name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
+    entry = dict(read_entries().get(name, {}))
+    # an entry's bits suit its own size
+    own_bits = ("weight_bits", "activation_bits") if is_budget(getattr(args, "student_arch", None)) else ()
+    keys = [key for key in flag_names() if key in entry and key not in own_bits]
+    taken = {key: entry[key] for key in keys if getattr(args, key, "no flag") is None}
+    for key, value in taken.items():
+        setattr(args, key, value)
+    if args.timesteps is None and "n_timesteps" in entry:
+        args.timesteps = int(entry["n_timesteps"])
+        taken = {"timesteps": args.timesteps, **taken}
+    if taken:
+        settings = ", ".join(f"{key} {value}" for key, value in taken.items())
+        print(f"From the entry {name} of hyperparams/qpd.yml: {settings}")
+    args.timesteps = args.timesteps or DEFAULT_TIMESTEPS
 
 
 def check_hyperparameter_flags(args: argparse.Namespace) -> None:
@@ -123,12 +169,12 @@ def check_hyperparameter_flags(args: argparse.Namespace) -> None:
     from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_vec_env, check_workers
 
     defaults = {one.name: one.default for one in hyperparameters()}
-    given = {name: getattr(args, name) for name in flag_names() if getattr(args, name) is not None}
+    given = given_hyperparameters(args)
     values = {**defaults, "transition_start": 0.0, "transition_end": 1.0, **given}
     check_hyperparameters(values)
     check_vec_env(values["vec_env"])
     check_workers(values["vec_env"], values["env_timeout"], values["restart_envs"])
-    check_integer(make_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
+    check_integer(check_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
 
 
 def check_integer(arch: StudentArch) -> None:

@@ -36,11 +36,13 @@ from sb3_qpd.envs.recipe import EnvRecipe, check_env_type, describe_env, make_re
 from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import gives_masks, seed_if_possible
-from sb3_qpd.spaces import observation_parts
+from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.student_folder import find_zip
-from sb3_qpd.students.architectures import StudentArch, make_arch
+from sb3_qpd.students.architectures import StudentArch
+from sb3_qpd.students.budgets import choose_arch, describe_choice, is_budget
 from sb3_qpd.students.optimizer import MuonAdam
 from sb3_qpd.students.policies import QuantActorCriticCnnPolicy, QuantActorCriticPolicy, QuantMultiInputActorCriticPolicy
+from sb3_qpd.students.sizes import StudentTask
 from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.loading import load_teacher
 from sb3_qpd.teachers.teacher import Teacher
@@ -74,13 +76,13 @@ class DistillationAlgorithm(BaseAlgorithm):
     :param teacher: see :class:`~sb3_qpd.QPDDistiller`, as for all other parameters
     :param env: id, environment or vectorized environment; ``None`` takes the teacher's own where that is known
     :param policy: name in ``policy_aliases`` or a policy class; ``None`` chooses by the observations
-    :param student_arch: name, ``StudentArch`` or a dict of its fields
+    :param student_arch: name, budget, ``StudentArch`` or a dict of its fields
     :param weight_bits: bits of the inner weights, ``None`` for the architecture's own
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
     :param n_envs: number of environments to build where ``env`` is an id or ``None``
-    :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
-    :param env_timeout: seconds that an environment may take to answer, for ``vec_env="subproc"``
-    :param restart_envs: how many times environments are started again, for ``vec_env="subproc"``
+    :param vec_env: ``"dummy"``, ``"subproc"`` or ``"ray"``, the kind of these environments
+    :param env_timeout: seconds that an environment may take to answer, for ``"subproc"`` and ``"ray"``
+    :param restart_envs: how many times environments are started again, for ``"subproc"`` and ``"ray"``
     :param seed: seed of student, sampling and environments
     :param device: device of student and teacher
     :param _init_setup_model: whether to build the student now; False while a zip is loaded
@@ -108,7 +110,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         n_envs: int | None,
         vec_env: str,
         env_timeout: float | None,
-        restart_envs: int,
+        restart_envs: int | None,
         seed: int | None,
         device: th.device | str,
         _init_setup_model: bool,
@@ -135,6 +137,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         self.teacher_name, self.teacher_checksum = "", ""
         self.pipeline: list[str] = []
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
+        self._met_budget = ""  # the budget that policy_kwargs names the architecture of
 
     def _setup_model(self) -> None:
         """Build the untrained student. The teacher (if any) and the learning rate must be known."""
@@ -151,17 +154,47 @@ class DistillationAlgorithm(BaseAlgorithm):
 
     def _name_architecture(self) -> None:
         """Put sizes and bits into ``policy_kwargs``, which alone must rebuild the network."""
-        parts = observation_parts(self.observation_space, self.policy_kwargs.get("normalized_image", False))
-        images = [part.shape for part in parts if part.is_image]
-        arch = make_arch(self.student_arch, self.weight_bits, self.activation_bits, images)
         known = self.policy_kwargs.get("student_arch")
-        if known is not None and make_arch(known, image_shapes=images) != arch:
+        # a student that is loaded has no teacher to compute its budget from
+        wanted = known if known is not None and self._met_budget == self.student_arch else self.student_arch
+        arch = self.find_arch(wanted, self.weight_bits, self.activation_bits)
+        if known is not None and (built := self.find_arch(known)) != arch:
             raise ValueError(
-                f"This student was built with student_arch={make_arch(known)}, and the arguments ask for {arch}: size and "
-                "bits cannot change afterwards. Give student_arch, weight_bits and activation_bits to QPDDistiller, not in "
-                "policy_kwargs"
+                f"This student was built with student_arch={built}, and the arguments ask for {arch}: size and bits cannot "
+                "change afterwards. Give student_arch, weight_bits and activation_bits to QPDDistiller, not in policy_kwargs"
             )
         self.policy_kwargs = {**self.policy_kwargs, "student_arch": arch.asdict()}
+        if known is None and is_budget(self.student_arch):
+            self._met_budget = str(self.student_arch)
+            if self.verbose >= 1:
+                print(describe_choice(self._met_budget, arch, self._task, self._teacher_nbytes))
+
+    def find_arch(
+        self,
+        student_arch: str | StudentArch | Mapping[str, Any],
+        weight_bits: int | tuple[int, ...] | None = None,
+        activation_bits: int | None = None,
+    ) -> StudentArch:
+        """
+        The architecture that a size means for this student's spaces and teacher.
+
+        :param student_arch: see :class:`~sb3_qpd.QPDDistiller`
+        :param weight_bits: see there
+        :param activation_bits: see there
+        """
+        teacher_nbytes = self._teacher_nbytes if is_budget(student_arch) else None
+        return choose_arch(student_arch, weight_bits, activation_bits, self._task, teacher_nbytes)
+
+    @property
+    def _task(self) -> StudentTask:
+        """What the student sees and answers."""
+        parts = observation_parts(self.observation_space, self.policy_kwargs.get("normalized_image", False))
+        head = action_head(self.action_space)
+        return StudentTask(parts, head.n_outputs, head.is_box)
+
+    @property
+    def _teacher_nbytes(self) -> int | None:
+        return self.teacher.nbytes if isinstance(self.teacher, Teacher) else None
 
     def __repr__(self) -> str:
         if not hasattr(self, "policy"):

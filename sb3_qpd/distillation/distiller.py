@@ -27,8 +27,7 @@ from sb3_qpd.distillation.initialization import initialize_from_data
 from sb3_qpd.distillation.objective import distillation_loss, measure_student
 from sb3_qpd.distillation.precision import FallingPrecision
 from sb3_qpd.distillation.schedules import (
-    DEFAULT_LEARNING_RATE_IMAGES,
-    DEFAULT_LEARNING_RATE_VECTORS,
+    DEFAULT_LEARNING_RATE,
     CosineSchedule,
     warmup_learning_rate,
 )
@@ -57,10 +56,11 @@ class QPDDistiller(FallingPrecision):
         teacher's own where that is known
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class; ``None`` chooses by the
         observations
-    :param student_arch: name in ``STUDENT_ARCHS``, a :class:`~sb3_qpd.StudentArch` or a dict of its fields
+    :param student_arch: name in ``STUDENT_ARCHS``, a budget such as ``"2kB"`` or ``"0.5%"`` of the teacher's float32 actor, a
+        :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
-    :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 (images 2e-2) to zero. The first 200 updates (a
+    :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 to zero. The first 200 updates (a
         twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
     :param buffer_size: number of labelled observations to keep
@@ -84,11 +84,12 @@ class QPDDistiller(FallingPrecision):
     :param check_teacher: whether teacher and random policy play a few episodes before learning, with a warning if the teacher
         is not better
     :param n_envs: number of environments to build where ``env`` is an id or ``None``; 16 by default
-    :param vec_env: ``"dummy"`` or ``"subproc"``, the kind of these environments
-    :param env_timeout: longest time in seconds that an environment may take to answer, for ``vec_env="subproc"``; ``None`` is
-        no limit
-    :param restart_envs: how many times an environment that failed is started again in a new process, for
-        ``vec_env="subproc"``; its episode is dropped
+    :param vec_env: kind of these environments: ``"dummy"``, ``"subproc"``, or ``"ray"`` for actors on the nodes of the cluster
+        that ``RAY_ADDRESS`` names, by default on this machine
+    :param env_timeout: longest time in seconds that an environment may take to answer, for ``"subproc"`` and ``"ray"``;
+        ``None`` is no limit
+    :param restart_envs: how many times an environment that failed is started again, for ``"subproc"`` and ``"ray"``; its
+        episode is dropped. ``None`` is 0 for ``"subproc"`` and 100 for ``"ray"``, whose nodes may come and go
     :param stats_window_size: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param tensorboard_log: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
     :param policy_kwargs: more arguments of the policy class; ``optimizer_class`` is :class:`~sb3_qpd.MuonAdam` by default
@@ -127,7 +128,7 @@ class QPDDistiller(FallingPrecision):
         n_envs: int | None = None,
         vec_env: str = "dummy",
         env_timeout: float | None = None,
-        restart_envs: int = 0,
+        restart_envs: int | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -175,16 +176,15 @@ class QPDDistiller(FallingPrecision):
     def _setup_model(self) -> None:
         if self.teacher is not None:
             self.set_teacher(self.teacher)
-        is_image = self._has_images
         if self.batch_size is None:
-            self.batch_size = 128 if is_image else 256  # larger batches of images leave the processor's cache
+            self.batch_size = 128 if self._has_images else 256  # larger batches of images leave the processor's cache
         check_hyperparameters(vars(self))
         if self.env is not None:
             n_bytes = observation_bytes(int(self.buffer_size), self.observation_space, stacks_frames(self.env))
             check_memory(int(self.buffer_size), n_bytes)
         if self.learning_rate is None:
             check_optimizer(self.policy_kwargs)
-            self.learning_rate = CosineSchedule(DEFAULT_LEARNING_RATE_IMAGES if is_image else DEFAULT_LEARNING_RATE_VECTORS)
+            self.learning_rate = CosineSchedule(DEFAULT_LEARNING_RATE)
         if self.gradient_steps is None:
             self.gradient_steps = 16 / self.batch_size
         super()._setup_model()
@@ -294,15 +294,32 @@ class QPDDistiller(FallingPrecision):
 
     def _measure_student(self) -> None:
         """Put the agreement of student and teacher into the log and the progress bar."""
-        if not self._is_fitted or self._buffer is None:
+        found = self.quality()
+        if not found:
             return
-        samples = self._buffer.sample(QUALITY_SIZE, np.random.default_rng(self._n_updates))  # not the generator of learning
-        found = measure_student(self.policy, samples, self.temperature * self._teacher_temperature)
         for name, value in found.items():
             self.logger.record(f"student/{name}", value)
         agreement, error = found.get("agreement"), found.get("action_error")
         quality = f"agreement {agreement:.1%}" if agreement is not None else f"action error {error:.3f}"
         self._tell(f"{quality}, {found['mean_weight_bits']:.1f} bits on average")
+
+    def quality(self) -> dict[str, float]:
+        """
+        How close the student comes to its teacher on recent observations. Learning goes on as if this had not been called.
+
+        :return: see :func:`~sb3_qpd.distillation.objective.measure_student`; empty before the first gradient step
+        """
+        if not self._is_fitted or self._buffer is None:
+            return {}
+        samples = self._buffer.sample(QUALITY_SIZE, np.random.default_rng(self._n_updates))  # not the generator of learning
+        return measure_student(self.policy, samples, self.temperature * self._teacher_temperature)
+
+    def last_losses(self) -> dict[str, float]:
+        """The mean losses of the last batch, ``actor_loss`` and ``critic_loss``; empty before the first gradient step."""
+        if not self._n_updates or getattr(self, "_last_losses", None) is None:
+            return {}
+        actor_loss, critic_loss = (loss.detach().mean().item() for loss in self._last_losses)
+        return {"actor_loss": actor_loss, "critic_loss": critic_loss}
 
     def _collect_and_train(self, callback: BaseCallback) -> bool:
         """
@@ -391,10 +408,9 @@ class QPDDistiller(FallingPrecision):
 
         :param iteration: number of the round of about 2,048 environment steps
         """
-        if self._n_updates and getattr(self, "_last_losses", None) is not None:
-            actor_loss, critic_loss = (loss.detach().mean().item() for loss in self._last_losses)
-            self.logger.record("train/actor_loss", actor_loss)
-            self.logger.record("train/critic_loss", critic_loss)
+        if losses := self.last_losses():
+            for name, value in losses.items():
+                self.logger.record(f"train/{name}", value)
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
             self.logger.record("train/transition", self._transition_progress)
         super().dump_logs(iteration)

@@ -54,7 +54,7 @@ def raw_env(
     :param env: id, recipe, environment, vectorized environment, or a class or function that makes an environment
     :param teacher: the teacher, if there is one
     :param n_envs: number of environments to build from an id; ``None`` builds 16
-    :param vec_env: ``"dummy"`` or ``"subproc"``
+    :param vec_env: ``"dummy"``, ``"subproc"`` or ``"ray"``
     :param seed: seed of the environments that are built
     :param vec_env_kwargs: see :meth:`~sb3_qpd.envs.recipe.EnvRecipe.make_vec_env`
     :raises ValueError: ``n_envs`` is given for an environment that exists already, or a space is not supported

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sb3_qpd.checks import check_choice, check_flags, check_positive, check_whole, is_finite
-from sb3_qpd.envs import VEC_ENVS
+from sb3_qpd.envs import NEEDS_RAY, RESTARTS, VEC_ENVS
 from sb3_qpd.students.transitions import get_transition
 
 BOX_LOSS_NAMES = ("huber", "squared_error", "gaussian_kl")  # functions of the module losses
@@ -146,29 +147,32 @@ def check_vec_env(vec_env: Any) -> None:
     """
     Refuse an unknown kind of vectorized environment.
 
-    :param vec_env: ``"dummy"`` or ``"subproc"``
+    :param vec_env: ``"dummy"``, ``"subproc"`` or ``"ray"``
+    :raises ImportError: Ray is not installed
     """
     check_choice("vec_env", vec_env, VEC_ENVS)
+    if vec_env == "ray" and find_spec("ray") is None:
+        raise ImportError(NEEDS_RAY)
 
 
 def check_workers(vec_env: str, env_timeout: Any, restart_envs: Any) -> dict[str, Any]:
     """
-    The arguments of environments in subprocesses.
+    The arguments of environments in other processes.
 
-    :param vec_env: ``"dummy"`` or ``"subproc"``
+    :param vec_env: ``"dummy"``, ``"subproc"`` or ``"ray"``
     :param env_timeout: seconds, or ``None``
-    :param restart_envs: number of restarts
-    :return: arguments of :class:`~sb3_qpd.envs.workers.WorkerVecEnv`; none for ``"dummy"``
+    :param restart_envs: number of restarts, ``None`` for the default
+    :return: arguments of the class in ``VEC_ENV_CLASSES``; none for ``"dummy"``
     :raises ValueError: values out of range, or given for environments in this process
     """
     if env_timeout is not None and not (is_finite(env_timeout) and env_timeout > 0):
         raise ValueError(f"env_timeout must be a number of seconds above 0, or None, got {env_timeout!r}")
-    restarts = check_whole("restart_envs", restart_envs, least=0)
-    if vec_env != "subproc":
+    restarts = None if restart_envs is None else check_whole("restart_envs", restart_envs, least=0)
+    if vec_env == "dummy":
         if env_timeout is not None or restarts:
             raise ValueError(
-                f"env_timeout and restart_envs are for environments in subprocesses, got vec_env={vec_env!r}: an environment "
-                "in this process cannot be stopped. Give vec_env='subproc', on the command line --vec-env subproc"
+                f"env_timeout and restart_envs are for environments in other processes, got vec_env={vec_env!r}: an "
+                "environment in this process cannot be stopped. Give vec_env='subproc', on the command line --vec-env subproc"
             )
         return {}
-    return {"time_limit": env_timeout, "restarts": restarts}
+    return {"time_limit": env_timeout, "restarts": RESTARTS[vec_env] if restarts is None else restarts}

@@ -20,6 +20,7 @@ from sb3_qpd.distillation.inputs import (
 from sb3_qpd.distillation.origin import exact_keys, take_off_offsets
 from sb3_qpd.distillation.schedules import stage_progress
 from sb3_qpd.students.architectures import FLOAT_BITS
+from sb3_qpd.students.budgets import budget_nbytes, is_budget
 from sb3_qpd.students.transitions import get_transition
 
 CALIBRATION_SIZE = 1024  # observations from which steps are calibrated
@@ -66,7 +67,22 @@ class FallingPrecision(CollectingAlgorithm):
         self.input_findings = take_off_offsets(self.policy, self._buffer.newest(INPUT_SIZE))
         self._buffer.to_float32(but=exact_keys(self.policy, is_fitted=True))
         if self.input_findings:
+            self._check_budget()
             check_memory(int(self.buffer_size), self._buffer.nbytes)
+
+    def _check_budget(self) -> None:
+        """Refuse a student whose input origin takes it beyond its budget: whether it has one shows when learning starts."""
+        if not is_budget(self.student_arch) or self.policy.features_extractor.trunks[0].origin is None:
+            return
+        model, budget = self.policy.to_integer(), budget_nbytes(str(self.student_arch), self._teacher_nbytes)
+        if model.nbytes > budget:
+            origin = model.input_origin.nbytes  # type: ignore[union-attr]
+            fitting = self.find_arch(f"{budget - origin}B", self.weight_bits, self.activation_bits)
+            raise ValueError(
+                f"The observations have offsets that float32 cannot carry. Their input origin of {origin:,} bytes makes the "
+                f"student {model.nbytes:,} bytes, and student_arch={self.student_arch!r} is {budget:,}. Give "
+                f"student_arch={fitting.to_json()}, or subtract the offsets in the environment"
+            )
 
     def _resolve_inputs(self) -> None:
         """Let rare outliers saturate, and warn of features that the student cannot resolve."""

@@ -8,9 +8,7 @@ from numbers import Real
 from sb3_qpd.checks import check_type
 
 WARM_UP_UPDATES = 200  # a full learning rate from the first update leaves a CNN's ReLUs dead
-# first values of the cosine, for the optimizer MuonAdam
-DEFAULT_LEARNING_RATE_IMAGES = 2e-2
-DEFAULT_LEARNING_RATE_VECTORS = 5e-2
+DEFAULT_LEARNING_RATE = 5e-2  # first value of the cosine, for the optimizer MuonAdam
 
 
 class CosineSchedule:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["VEC_ENVS", "AtariVecEnv", "EnvRecipe", "make_recipe"]
 
-VEC_ENVS = ("dummy", "subproc")  # kinds of vectorized environments, as SB3 calls them
+VEC_ENVS = ("dummy", "subproc", "ray")  # kinds of vectorized environments: SB3's two, and actors on the nodes of a cluster
+RESTARTS = {"subproc": 0, "ray": 100}  # default number: the nodes of a cluster may come and go
+NEEDS_RAY = "vec_env='ray' needs Ray: pip install 'sb3_qpd[ray]'"
 _MODULE_OF = {"AtariVecEnv": "atari", "EnvRecipe": "recipe", "make_recipe": "recipe"}
 
 

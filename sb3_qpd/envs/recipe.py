@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from sb3_qpd.checks import check_choice, check_type
 from sb3_qpd.envs import VEC_ENVS
 from sb3_qpd.envs.atari import NATIVE_ENV_KWARGS, NATIVE_WRAPPER_KWARGS, AtariVecEnv, is_native_id
+from sb3_qpd.envs.ray_env import RayVecEnv
 from sb3_qpd.envs.registry import check_env_kwargs, find_spec, make_registered
 from sb3_qpd.envs.workers import WorkerVecEnv
 
@@ -43,7 +44,7 @@ WRAPPERS: tuple[tuple[str, str], ...] = (
     ),
     (r"sb3_qpd\.envs\.wrappers", "ZeroContactForces"),
 )
-_VEC_ENV_CLASSES: tuple[type[DummyVecEnv] | type[SubprocVecEnv], ...] = (DummyVecEnv, WorkerVecEnv)
+_VEC_ENV_CLASSES: tuple[type[DummyVecEnv] | type[SubprocVecEnv], ...] = (DummyVecEnv, WorkerVecEnv, RayVecEnv)
 VEC_ENV_CLASSES = dict(zip(VEC_ENVS, _VEC_ENV_CLASSES, strict=True))
 
 ATARI_WRAPPER = f"{AtariWrapper.__module__}.{AtariWrapper.__name__}"
@@ -151,15 +152,16 @@ class EnvRecipe:
 
         :param n_envs: number of sub-environments
         :param seed: seed of the first sub-environment; the others count on from it
-        :param vec_env: ``"dummy"`` or ``"subproc"``; ignored by :class:`AtariVecEnv`, which has its own threads
+        :param vec_env: ``"dummy"``, ``"subproc"`` or ``"ray"``; ignored by :class:`AtariVecEnv`, which has its own threads
         :param training: ``False`` for evaluation
-        :param vec_env_kwargs: arguments of :class:`~sb3_qpd.envs.workers.WorkerVecEnv`, for ``"subproc"``
+        :param vec_env_kwargs: arguments of :class:`~sb3_qpd.envs.workers.WorkerVecEnv` for ``"subproc"``, of
+            :class:`~sb3_qpd.envs.ray_env.RayVecEnv` for ``"ray"``
         """
         check_choice("vec_env", vec_env, VEC_ENVS)
         if self.is_native:
             return self._make_native(n_envs, seed, training)
-        if vec_env == "subproc":
-            self.make_env().close()  # an error is raised here: a subprocess would only break the connection
+        if vec_env != "dummy":
+            self.make_env().close()  # an error is raised here: another process would only break the connection
         # a spec, as a subprocess may not know the id
         make = partial(make_registered, find_spec(self.env_id), **self.env_kwargs)
         kind: dict[str, Any] = {"vec_env_cls": VEC_ENV_CLASSES[vec_env], "vec_env_kwargs": dict(vec_env_kwargs or {})}

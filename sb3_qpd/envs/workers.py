@@ -7,10 +7,10 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -52,121 +52,91 @@ class Guarded(gym.Wrapper):
             return Failure(describe_error(error)), 0.0, False, False, {}
 
 
-class WorkerVecEnv(SubprocVecEnv):
+class RestartingVecEnv(SubprocVecEnv):
     """
-    SB3's ``SubprocVecEnv``, whose failures name the sub-environment. Its processes do not import from the current folder.
+    SB3's ``SubprocVecEnv``, whose failures name the sub-environment. The subclass says where the sub-environments run.
 
-    A process that ended, raised an exception or did not answer in time can be started again. Its episode is dropped: the step
-    ends the episode with a reward of 0 and without ``info["episode"]``, and the next observation is that of a new episode.
-
-    :param env_fns: functions that make the environments
-    :param start_method: see :class:`~stable_baselines3.common.vec_env.SubprocVecEnv`
-    :param time_limit: longest time in seconds that a sub-environment may take to answer, ``None`` for no limit
-    :param restarts: how many times processes are started again, all sub-environments together
+    A sub-environment that ended, raised an exception or did not answer in time can be started again. Its episode is dropped:
+    the step ends the episode with a reward of 0 and without ``info["episode"]``, and the next observation is that of a new
+    episode.
     """
 
-    def __init__(
-        self,
-        env_fns: list[Callable[[], gym.Env]],
-        start_method: str | None = None,
-        time_limit: float | None = None,
-        restarts: int = 0,
-    ) -> None:
-        self.time_limit, self.restarts, self.n_restarted = time_limit, restarts, 0
-        self._env_fns = [_guarded(env_fn) for env_fn in env_fns]
-        # SB3's own choice
-        self.start_method = start_method or ("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
-        self._is_broken = False
-        self._seed: int | None = None
-        if self.start_method == "forkserver" and sys.platform == "linux":  # macOS frameworks do not survive a fork
-            mp.set_forkserver_preload([__name__])  # the server imports torch once, and no process of an environment does
-        with safe_import_path():
-            super().__init__(self._env_fns, self.start_method)
-        self.remotes = tuple(_Remote(self, index, remote) for index, remote in enumerate(self.remotes))
+    time_limit: float | None  # longest time in seconds that a sub-environment may take to answer
+    restarts: int  # how often sub-environments are started again, all together
+    n_restarted: int
+    restartable: ClassVar[tuple[str, ...]] = ("step", "reset")  # commands that a failure need not end
+    _is_broken: bool
+    _seed: int | None
+
+    def _start_again(self, indices: Sequence[int]) -> list[tuple[Any, dict[str, Any]]]:
+        """
+        Start sub-environments again that have failed.
+
+        :param indices: numbers of the sub-environments that have failed together
+        :return: their new observations with their infos
+        :raises EnvironmentFailure: they fail once more
+        """
+        raise NotImplementedError
 
     def seed(self, seed: int | None = None) -> Any:
         seeds = super().seed(seed)
         self._seed = self._seeds[0]
         return seeds
 
-    def close(self) -> None:
-        """End the processes, those too that hang."""
-        if self._is_broken and not self.closed:
-            for process in self.processes:
-                process.kill()
-                process.join()
-            for remote in self.remotes:
-                remote.close()
-            self.closed = True
-        super().close()
-
-    def handle_failure(self, index: int, command: str, reason: str) -> Any:
+    def new_seed(self, index: int) -> int | None:
         """
-        Start a process again, or raise the error.
+        A seed for a sub-environment that is started again, other than before: the same episode might end the same way.
+
+        :param index: number of the sub-environment
+        """
+        return None if self._seed is None else self._seed + index + self.num_envs * self.n_restarted
+
+    def handle_failure(self, indices: Sequence[int], command: str, reason: str) -> list[Any]:
+        """
+        Start sub-environments again, or raise the error.
+
+        :param indices: numbers of the sub-environments that have failed together
+        :param command: what they were asked for
+        :param reason: what happened
+        :return: the steps in place of those that did not come; for other commands the first observations with their infos
+        :raises EnvironmentFailure: no restarts are left, or they fail once more
+        """
+        if self.n_restarted >= self.restarts or command not in self.restartable:
+            self._is_broken = True
+            raise EnvironmentFailure(reason, indices[0])
+        self.n_restarted += 1
+        which = f"Sub-environment {indices[0]} is" if len(indices) == 1 else f"Sub-environments {list(indices)} are"
+        dropped = "its episode is" if len(indices) == 1 else "their episodes are"
+        warnings.warn(f"{which} started again ({reason}); {dropped} dropped. Restart {self.n_restarted} of {self.restarts}")
+        begun = self._start_again(indices)
+        return [truncated_step(*one) for one in begun] if command == "step" else begun
+
+    def check_answer(self, index: int, command: str, answer: Any) -> Any:
+        """
+        Refuse an answer without an observation, or with one that does not have the shape of the space.
 
         :param index: number of the sub-environment
         :param command: what it was asked for
-        :param reason: what happened
-        :return: the answer in place of the one that did not come
-        :raises EnvironmentFailure: no restarts are left, or the new process fails too
+        :param answer: its answer
+        :return: the answer, or that of the sub-environment that was started again
+        :raises EnvironmentFailure: see :meth:`handle_failure`, or another shape
         """
-        if self.n_restarted >= self.restarts or command not in ("step", "reset"):
-            self._is_broken = True
-            raise EnvironmentFailure(reason, index)
-        self.n_restarted += 1
-        warnings.warn(
-            f"Sub-environment {index} is started again ({reason}); its episode is dropped. Restart {self.n_restarted} of "
-            f"{self.restarts}"
-        )
-        observation, info = self._start_again(index)
-        if command == "reset":
-            return observation, info
-        return observation, 0.0, True, {"TimeLimit.truncated": True, "terminal_observation": observation}, info
+        if command not in ("step", "reset"):
+            return answer
+        if isinstance(answer[0], Failure):
+            return self.handle_failure([index], command, answer[0].reason)[0]
+        self.check_shape(index, answer[0])
+        return answer
 
-    def _start_again(self, index: int) -> tuple[Any, dict[str, Any]]:
-        self.processes[index].kill()
-        self.processes[index].join()
-        context = mp.get_context(self.start_method)
-        ours, theirs = context.Pipe()
-        arguments = (theirs, ours, CloudpickleWrapper(self._env_fns[index]))
-        process = context.Process(target=_worker, args=arguments, daemon=True)  # type: ignore[attr-defined]
-        with safe_import_path():
-            process.start()
-        theirs.close()
-        self.processes[index] = process
-        self.remotes[index].replace(ours)
-        # another seed than before: the same episode might end the same way
-        seed = None if self._seed is None else self._seed + index + self.num_envs * self.n_restarted
-        try:
-            ours.send(("reset", (seed, None)))
-            if not ours.poll(SECONDS_TO_START if self.time_limit is None else max(SECONDS_TO_START, self.time_limit)):
-                raise TimeoutError("it gave no first observation")
-            observation, info = ours.recv()
-        except (EOFError, OSError) as error:
-            self._is_broken = True
-            raise EnvironmentFailure(
-                f"its process was started again and ended at once ({describe_error(error)})", index
-            ) from error
-        if isinstance(observation, Failure):
-            self._is_broken = True
-            raise EnvironmentFailure(f"its process was started again and failed at once: {observation.reason}", index)
-        return observation, info
-
-    def describe_end(self, index: int) -> str:
+    def fail_at_start(self, index: int, reason: str) -> EnvironmentFailure:
         """
-        How the process of a sub-environment ended.
+        The error of a sub-environment that fails right after it was started again.
 
         :param index: number of the sub-environment
+        :param reason: what happened
         """
-        process = self.processes[index]
-        process.join(timeout=1.0)
-        code = process.exitcode
-        if code is None:
-            return "its process closed the connection"
-        if code < 0:
-            with suppress(ValueError):
-                return f"its process was ended by {signal.Signals(-code).name}"
-        return f"its process ended with exit code {code}"
+        self._is_broken = True
+        return EnvironmentFailure(f"its process was started again and {reason}", index)
 
     def check_shape(self, index: int, observation: Any) -> None:
         """
@@ -188,6 +158,88 @@ class WorkerVecEnv(SubprocVecEnv):
                 )
 
 
+class WorkerVecEnv(RestartingVecEnv):
+    """
+    Sub-environments in processes on this machine, which do not import from the current folder.
+
+    :param env_fns: functions that make the environments
+    :param start_method: see :class:`~stable_baselines3.common.vec_env.SubprocVecEnv`
+    :param time_limit: longest time in seconds that a sub-environment may take to answer, ``None`` for no limit
+    :param restarts: how many times processes are started again, all sub-environments together
+    """
+
+    def __init__(
+        self,
+        env_fns: list[Callable[[], gym.Env]],
+        start_method: str | None = None,
+        time_limit: float | None = None,
+        restarts: int = 0,
+    ) -> None:
+        self.time_limit, self.restarts, self.n_restarted = time_limit, restarts, 0
+        self._env_fns = [guarded(env_fn) for env_fn in env_fns]
+        # SB3's own choice
+        self.start_method = start_method or ("forkserver" if "forkserver" in mp.get_all_start_methods() else "spawn")
+        self._is_broken, self._seed = False, None
+        if self.start_method == "forkserver" and sys.platform == "linux":  # macOS frameworks do not survive a fork
+            mp.set_forkserver_preload([__name__])  # the server imports torch once, and no process of an environment does
+        with safe_import_path():
+            super().__init__(self._env_fns, self.start_method)
+        self.remotes = tuple(_Remote(self, index, remote) for index, remote in enumerate(self.remotes))
+
+    def close(self) -> None:
+        """End the processes, those too that hang."""
+        if self._is_broken and not self.closed:
+            for process in self.processes:
+                process.kill()
+                process.join()
+            for remote in self.remotes:
+                remote.close()
+            self.closed = True
+        super().close()
+
+    def _start_again(self, indices: Sequence[int]) -> list[tuple[Any, dict[str, Any]]]:
+        return [self._start_process_again(index) for index in indices]
+
+    def _start_process_again(self, index: int) -> tuple[Any, dict[str, Any]]:
+        self.processes[index].kill()
+        self.processes[index].join()
+        context = mp.get_context(self.start_method)
+        ours, theirs = context.Pipe()
+        arguments = (theirs, ours, CloudpickleWrapper(self._env_fns[index]))
+        process = context.Process(target=_worker, args=arguments, daemon=True)  # type: ignore[attr-defined]
+        with safe_import_path():
+            process.start()
+        theirs.close()
+        self.processes[index] = process
+        self.remotes[index].replace(ours)
+        try:
+            ours.send(("reset", (self.new_seed(index), None)))
+            if not ours.poll(SECONDS_TO_START if self.time_limit is None else max(SECONDS_TO_START, self.time_limit)):
+                raise TimeoutError("it gave no first observation")
+            observation, info = ours.recv()
+        except (EOFError, OSError) as error:
+            raise self.fail_at_start(index, f"ended at once ({describe_error(error)})") from error
+        if isinstance(observation, Failure):
+            raise self.fail_at_start(index, f"failed at once: {observation.reason}")
+        return observation, info
+
+    def describe_end(self, index: int) -> str:
+        """
+        How the process of a sub-environment ended.
+
+        :param index: number of the sub-environment
+        """
+        process = self.processes[index]
+        process.join(timeout=1.0)
+        code = process.exitcode
+        if code is None:
+            return "its process closed the connection"
+        if code < 0:
+            with suppress(ValueError):
+                return f"its process was ended by {signal.Signals(-code).name}"
+        return f"its process ended with exit code {code}"
+
+
 @contextmanager
 def no_restarts(env: VecEnv) -> Iterator[None]:
     """
@@ -197,7 +249,7 @@ def no_restarts(env: VecEnv) -> Iterator[None]:
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv
-    if not isinstance(env, WorkerVecEnv):
+    if not isinstance(env, RestartingVecEnv):
         yield
         return
     restarts, env.restarts = env.restarts, 0
@@ -238,24 +290,44 @@ class _Remote:
                 ended = owner.processes[self._index].sentinel
                 ready = wait([self._connection, ended], left)
                 if not ready:
-                    return owner.handle_failure(self._index, self._command, f"it did not answer within {limit:g} s")
+                    return owner.handle_failure([self._index], self._command, describe_timeout(limit))[0]
                 if self._connection not in ready and not self._connection.poll():
                     raise EOFError
             answer = self._connection.recv()
         except (EOFError, ConnectionResetError, BrokenPipeError):
-            return self._owner.handle_failure(self._index, self._command, self._owner.describe_end(self._index))
-        if self._command not in ("step", "reset"):
-            return answer
-        if isinstance(answer[0], Failure):
-            return self._owner.handle_failure(self._index, self._command, answer[0].reason)
-        self._owner.check_shape(self._index, answer[0])
-        return answer
+            return owner.handle_failure([self._index], self._command, owner.describe_end(self._index))[0]
+        return owner.check_answer(self._index, self._command, answer)
 
     def close(self) -> None:
         self._connection.close()
 
 
-def _guarded(env_fn: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
+def truncated_step(observation: Any, info: dict[str, Any]) -> tuple[Any, float, bool, dict[str, Any], dict[str, Any]]:
+    """
+    The step that ends the episode of a sub-environment that was started again.
+
+    :param observation: its first observation since then
+    :param info: info of that observation
+    """
+    return observation, 0.0, True, {"TimeLimit.truncated": True, "terminal_observation": observation}, info
+
+
+def describe_timeout(limit: float | None) -> str:
+    """
+    The reason of a sub-environment that took too long.
+
+    :param limit: longest time in seconds
+    """
+    return f"it did not answer within {limit:g} s"
+
+
+def guarded(env_fn: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
+    """
+    A function that makes a :class:`Guarded` environment.
+
+    :param env_fn: function that makes the environment
+    """
+
     def make() -> gym.Env:
         return Guarded(env_fn())
 

@@ -255,6 +255,28 @@ def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:
     return "\n".join(lines)
 
 
+def to_json(rows: list[Speed], seen: dict[str, Emulation | str], mhz: float) -> dict[str, Any]:
+    """
+    Both tables as JSON values, for ``benchmark.json``.
+
+    :param rows: from :func:`benchmark`
+    :param seen: from :func:`microcontrollers`; devices that were not emulated are left out
+    :param mhz: clock of the processors in MHz
+    """
+    boards = [
+        {
+            "device": name,
+            "instructions": int(np.median(one.instructions)),
+            f"ms at {mhz:g} MHz": float(f"{one.milliseconds(mhz):.3g}"),
+            "bytes of flash": one.flash,
+            "bytes of RAM and stack": one.ram + one.call_stack,
+        }
+        for name, one in seen.items()
+        if not isinstance(one, str)
+    ]
+    return {"rows": [row._asdict() for row in rows], "microcontrollers": boards}
+
+
 def median_seconds(act: Callable[[np.ndarray], Any], observations: np.ndarray, seconds: float) -> float:
     """
     Median processor time of a call, in seconds. Wall time would also count the other work of the machine.

@@ -74,7 +74,7 @@ def _file_name(policy: Teacher | str, recipe: EnvRecipe, settings: dict[str, Any
     versions = _versions(recipe)
     if versions is None or not (isinstance(policy, str) or _is_of_packages(policy)):
         return None
-    key = {"policy": _digest(policy), "env": recipe.to_json(), "settings": settings, "versions": versions}
+    key = {"policy": digest_of(policy), "env": recipe.to_json(), "settings": settings, "versions": versions}
     try:
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest() + ".json"
     except TypeError:  # settings of the environment that are no plain values
@@ -122,8 +122,12 @@ def _is_installed(package: str) -> bool:
     return bool(places) and any(Path(places[0]).resolve().is_relative_to(folder) for folder in folders)
 
 
-def _digest(policy: Teacher | str) -> str:
-    """A checksum of everything that a policy's actions follow from; the file's own would leave out what came beside it."""
+def digest_of(policy: Teacher | str) -> str:
+    """
+    A checksum of everything that a policy's actions follow from; the file's own would leave out what came beside it.
+
+    :param policy: a teacher, or the name of a policy
+    """
     if isinstance(policy, str):
         return policy
     words = (

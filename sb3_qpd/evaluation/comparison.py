@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 
 from sb3_qpd.checks import check_flags, check_type
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, check_env_type, describe_env, make_recipe
+from sb3_qpd.evaluation.agreement import actions_of, agreement_of, agreement_table
 from sb3_qpd.evaluation.cache import play_once
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, check_play, evaluate, microseconds_per_action
+from sb3_qpd.evaluation.layer_costs import layer_costs
 from sb3_qpd.evaluation.report import mode_name, notes_of, to_json
 from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, episodes_needed, plan_episodes
 from sb3_qpd.integer import IntegerModel
@@ -28,6 +29,7 @@ from sb3_qpd.teachers.teacher import Teacher
 from sb3_qpd.version import __version__
 
 N_OBSERVATIONS = 1_000  # of the student's own games, for parity and agreement
+MAX_RETURNS = 5_000  # of single episodes that a report lists: it has to stay a small file
 N_PLANNING = 32  # episodes, on validation seeds, from which the number of test episodes follows
 PACKAGES = ("stable-baselines3", "gymnasium", "numpy", "torch", "ale-py")
 
@@ -146,7 +148,9 @@ class PolicyScores:
         :param observations: batch of raw observations, to time single actions on
         """
         timing = None if self.policy is None else microseconds_per_action(self.policy, observations)
-        return {**_figures(self.main), "other_mode": _figures(self.other), **self.size, "microseconds_per_action": timing}
+        returns = [float(f"{value:.6g}") for value in self.main.returns[:MAX_RETURNS]]
+        figures = {**_figures(self.main), "other_mode": _figures(self.other), **self.size}
+        return {**figures, "microseconds_per_action": timing, "returns": returns}
 
 
 class Evidence(NamedTuple):
@@ -164,7 +168,10 @@ class Evidence(NamedTuple):
 
 
 def make_report(
-    distiller: QPDDistiller, plan: EvaluationPlan, baselines: Mapping[str, QPDDistiller] | None = None
+    distiller: QPDDistiller,
+    plan: EvaluationPlan,
+    baselines: Mapping[str, QPDDistiller] | None = None,
+    learning: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Let the random policy, the teacher, the float and the integer student play, and compare.
@@ -172,6 +179,7 @@ def make_report(
     :param distiller: the student, after learning
     :param plan: see :func:`plan_evaluation`
     :param baselines: other students of the same teacher and sizes, by name
+    :param learning: what :meth:`LearningRecord.to_json` returns, for the learning curves of the page
     :return: contents of ``report.json``
     :raises ValueError: the student has no teacher to compare with
     """
@@ -193,6 +201,7 @@ def make_report(
     integer, evidence = _play_integer(plan, distiller.policy, "integer")
     scores["integer"] = integer
     others = {name: _play_baseline(plan, student.policy, name, float_size) for name, student in (baselines or {}).items()}
+    theirs, ours = (actions_of(player, evidence.observations) for player in (teacher, model))
     judge = partial(compare, teacher=scores["teacher"].main, random=random_play, planned=plan.needed)
     report = {
         **_identity(distiller, plan),
@@ -203,8 +212,11 @@ def make_report(
         "parity": evidence.parity,
         "parity_observations": batch_size(evidence.observations),
         "integer_played_by": evidence.played_by,
-        "teacher_agreement": agreement(teacher, model, evidence.observations),
+        "teacher_agreement": agreement_of(theirs, ours, teacher.action_space),
         "teacher_agreement_unit": "teacher_spread" if model.is_box else "share",
+        "actions": agreement_table(theirs, ours, teacher.action_space),
+        "layers": layer_costs(model, evidence.observations),
+        "learning": learning,
         "baselines": {name: {**one.section(evidence.observations), **asdict(judge(one.main))} for name, one in others.items()},
         "evaluation_seconds": time.perf_counter() - start,
     }
@@ -242,6 +254,17 @@ def _play_integer(plan: EvaluationPlan, policy: QuantActorCriticPolicy, name: st
     return scores, Evidence(parity, observations, played_by)
 
 
+def integer_player(policy: QuantActorCriticPolicy) -> Player:
+    """
+    What plays as the integer student: its integer model. For images the policy in eval mode, which is faster and gives the
+    same bits.
+
+    :param policy: the student
+    """
+    model = policy.to_integer()
+    return policy if any(part.is_image for part in model.parts) else model
+
+
 def _size(nbytes: int, actor: Any) -> dict[str, int]:
     return {"bytes": nbytes, "params": actor.n_parameters, "macs": actor.macs}
 
@@ -261,44 +284,6 @@ def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations:
         ours = policy.actor_and_value(policy.obs_to_tensor(part)[0])[0].cpu().numpy()
         equal.append(ours.astype(np.float32).view(np.uint32) == model.logits(part).view(np.uint32))
     return float(np.concatenate(equal).mean())
-
-
-def agreement(teacher: Teacher, student: Player, observations: Any) -> float:
-    """
-    How alike teacher and student act on the same observations, deterministically and without masks.
-
-    :param teacher: the teacher
-    :param student: the student
-    :param observations: raw observations, shape (n_observations, *observation_shape)
-    :return: share of equal actions (of equal dimensions, where there are several). For Box actions their mean absolute
-        difference in units of the teacher's spread, see :func:`spread_of`
-    """
-    theirs, ours = (
-        np.concatenate([policy.predict(part, deterministic=True)[0] for part in pieces([observations])])
-        for policy in (teacher, student)
-    )
-    space = teacher.action_space
-    if not isinstance(space, spaces.Box):
-        return float(np.mean(theirs == ours))
-    return float(np.mean(np.abs(theirs.astype(np.float64) - ours) / spread_of(theirs, space)))
-
-
-def spread_of(actions: np.ndarray, space: spaces.Box) -> np.ndarray:
-    """
-    The unit of a Box action's errors: the standard deviation of the teacher's actions, at most half the range.
-
-    The bounds of a Box may lie far outside the actions in use (an unbounded action of Isaac Lab becomes ±100), so that half
-    the range alone would make any error look small. A dimension that the teacher never moves has half the range as its unit.
-
-    :param actions: the teacher's actions, shape (n_actions, *action_shape)
-    :param space: space of the actions
-    :return: unit of each dimension, shape (*action_shape)
-    """
-    spread = actions.std(axis=0, dtype=np.float64)
-    half_range = (space.high.astype(np.float64) - space.low) / 2
-    half_range = np.where(np.isfinite(half_range) & (half_range > 0), half_range, 1.0)
-    is_moved = spread > 1e-6 * np.abs(actions.astype(np.float64)).max(axis=0)
-    return np.where(is_moved, np.minimum(spread, half_range), half_range)
 
 
 def _figures(evaluation: Evaluation) -> dict[str, Any]:

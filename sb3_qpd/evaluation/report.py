@@ -17,6 +17,7 @@ from sb3_qpd.distillation.inputs import describe_findings
 from sb3_qpd.evaluation.statistics import MAX_EPISODES, MIN_VERDICT_EPISODES
 from sb3_qpd.student_folder import REPORT, REPORT_TEXT
 from sb3_qpd.students.architectures import STUDENT_ARCHS
+from sb3_qpd.students.budgets import next_budget
 from sb3_qpd.students.transitions import TRANSITIONS
 from sb3_qpd.teachers.hub import teacher_on_hub
 from sb3_qpd.text import every_text, markdown, plain
@@ -32,6 +33,7 @@ LIKELY_CAUSES = (
     "stack or the version of the environment is not the one that the teacher was trained with; the teacher was not trained "
     "to the end; the episodes are too few."
 )
+_NUMBERS = re.compile(r"\[\n((?:\s*(?:null|-?\d[\d.eE+-]*),?\n)+)\s*\]")
 RED, NO_COLOR = "\033[1;31m", "\033[0m"
 MANY_STEPS = 1_000_000  # from here on a larger student is a better bet than more steps
 MORE_STEPS = 4  # times as many
@@ -70,12 +72,17 @@ def write_report(report: Mapping[str, Any], directory: str | Path, step: str = "
     :param directory: folder for the two files; created where there is none
     :param step: see :func:`to_markdown`
     """
-    text = json.dumps(to_json(report), indent=2, allow_nan=False) + "\n"
+    text = _on_one_line(json.dumps(to_json(report), indent=2, allow_nan=False)) + "\n"
     told = to_markdown(report, step)
     with AtomicFolder(Path(directory), force=True) as folder:
         (folder.path / REPORT).write_text(text, encoding="utf-8")
         (folder.path / REPORT_TEXT).write_text(told, encoding="utf-8")
         folder.commit()
+
+
+def _on_one_line(text: str) -> str:
+    """Indented JSON with each list of numbers on one line. Texts of JSON hold no line breaks."""
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 def to_markdown(report: Mapping[str, Any], step: str = "") -> str:
@@ -279,11 +286,18 @@ def _improvement(report: Mapping[str, Any]) -> tuple[str, str]:
     has_few_bits = np.min(report["weight_bits"]) < FULL_BITS or np.min(report["activation_bits"]) < FULL_BITS
     if has_few_bits and float_student and float_student["return_mean"] > integer["return_mean"] + report["margin"]:
         return "take more bits, as the float student plays better", f"--weight-bits {FULL_BITS} --activation-bits {FULL_BITS}"
-    sizes = list(STUDENT_ARCHS)
-    larger = sizes[sizes.index(report["student_arch"]) + 1 :][:1] if report["student_arch"] in sizes else []
-    if report["timesteps"] < MANY_STEPS or not larger:
+    larger = _next_size(report["student_arch"])
+    if report["timesteps"] < MANY_STEPS or larger is None:
         return "let the student learn for longer", f"--timesteps {MORE_STEPS * report['timesteps']}"
-    return "take a larger student", f"--student-arch {larger[0]}"
+    return "take a larger student", f"--student-arch {larger}"
+
+
+def _next_size(student_arch: str) -> str | None:
+    """The next larger name, or twice a budget; ``None`` where there is none."""
+    sizes = list(STUDENT_ARCHS)
+    if student_arch in sizes:
+        return next(iter(sizes[sizes.index(student_arch) + 1 :]), None)
+    return next_budget(student_arch)
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sb3_qpd.distillation.schedules import DEFAULT_LEARNING_RATE_IMAGES, DEFAULT_LEARNING_RATE_VECTORS, CosineSchedule
+from sb3_qpd.distillation.schedules import DEFAULT_LEARNING_RATE, CosineSchedule
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.envs.zoo_config import to_zoo_entry
 from sb3_qpd.integer import IntegerModel
@@ -54,9 +54,7 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
         comments.append("env_wrapper, frame_stack: unknown, as the environment was not built from a recipe")
     entry |= {"transition": report["transition"], **{k: told[k] for k in SETTINGS if k in told and not is_pickled(told[k])}}
     entry |= {"student_arch": report["student"]}  # with its bits
-    has_images = any(part.is_image for part in model.parts)
-    usual = DEFAULT_LEARNING_RATE_IMAGES if has_images else DEFAULT_LEARNING_RATE_VECTORS
-    rate, remarks = _learning_rate(told.get("learning_rate"), usual)
+    rate, remarks = _learning_rate(told.get("learning_rate"))
     entry |= rate
     comments += remarks
     if student is None:
@@ -65,13 +63,13 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
     return (text + "".join(f"  # {plain(comment)}\n" for comment in comments)).encode()
 
 
-def _learning_rate(value: Any, usual: float) -> tuple[dict[str, Any], list[str]]:
-    """The rate as a part of the entry, and a comment where an entry cannot name it. The usual rate is left out."""
+def _learning_rate(value: Any) -> tuple[dict[str, Any], list[str]]:
+    """The rate as a part of the entry, and a comment where an entry cannot name it. The default rate is left out."""
     if not is_pickled(value):
         return ({} if value is None else {"learning_rate": value}), []
     kind = str(value.get(":type:")).rstrip("'>").rpartition(".")[2]
     if kind == CosineSchedule.__name__:
-        if value.get("initial") == usual:
+        if value.get("initial") == DEFAULT_LEARNING_RATE:
             return {}, []
     elif kind in SCHEDULES and isinstance(number := value.get(SCHEDULES[kind][0]), float):
         prefix = SCHEDULES[kind][1]

@@ -1,4 +1,4 @@
-"""A film of a student at play."""
+"""Films of players: of a student for the Hub, and of teacher and student side by side for the page."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from sb3_qpd.envs.limits import check_untrusted_recipe
 from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.integer import IntegerModel
-from sb3_qpd.players import actor
+from sb3_qpd.players import Player, actor
 
 N_FRAMES = 400
+MAX_GIF_BYTES = 3_000_000
+HEIGHT, CAPTION = 260, 22  # of a picture side by side, in pixels
 
 
 def film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
@@ -34,11 +36,44 @@ def film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes],
         return {}, f"no replay: {str(error).strip() or type(error).__name__}"
 
 
-def film_frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
+def side_by_side(players: Mapping[str, Player], recipe: EnvRecipe) -> bytes:
     """
-    Pictures of the student at play.
+    A GIF of several players at play from the same first state, with their names above.
 
-    :param model: the student
+    :param players: the players by their names
+    :param recipe: their environment
+    :return: the GIF, of at most 3 MB
+    """
+    filmed = [film_frames(player, recipe) for player in players.values()]
+    fps = filmed[0][1]
+    for step in (3, 6, 12, 24):  # fewer pictures a second, until it is small enough
+        pictures = [
+            _titled(together, list(players)) for together in zip(*(frames[::step] for frames, _ in filmed), strict=True)
+        ]
+        gif = _pictures_to_gif(pictures, fps / step)
+        if len(gif) <= MAX_GIF_BYTES:
+            return gif
+    raise ValueError(f"the film has {len(gif):,} bytes, expected at most {MAX_GIF_BYTES:,}")
+
+
+def _titled(frames: tuple[np.ndarray, ...], names: list[str]) -> Any:
+    """One picture of several frames beside each other, each below its name."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    parts = [Image.fromarray(frame) for frame in frames]
+    width, height = HEIGHT * parts[0].width // parts[0].height, HEIGHT
+    canvas, font = Image.new("RGB", (width * len(parts), height + CAPTION)), ImageFont.load_default(14)
+    for i, (part, name) in enumerate(zip(parts, names, strict=True)):
+        canvas.paste(part.resize((width, height)), (i * width, CAPTION))
+        ImageDraw.Draw(canvas).text((i * width + 6, 3), name, fill="white", font=font)
+    return canvas
+
+
+def film_frames(player: Player, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
+    """
+    Pictures of a player at play.
+
+    :param player: anything with SB3's ``predict``
     :param recipe: its environment
     :return: RGB pictures, uint8, shape (n_frames, height, width, 3), and the number of pictures per second
     """
@@ -47,7 +82,7 @@ def film_frames(model: IntegerModel, recipe: EnvRecipe) -> tuple[np.ndarray, flo
     try:
         observation: Any = env.reset()
         pictures: list[Any] = []
-        act = actor(model, env, recipe.deterministic)
+        act = actor(player, env, recipe.deterministic)
         for _ in range(N_FRAMES):
             observation, *_ = env.step(act(observation))
             if (picture := env.get_images()[0]) is None:
@@ -75,8 +110,11 @@ def _encode(frames: np.ndarray, fps: float) -> tuple[dict[str, bytes], str]:
 def _to_gif(frames: np.ndarray, fps: float) -> bytes:
     from PIL import Image
 
-    pictures = [Image.fromarray(frame) for frame in frames[::3]]
+    return _pictures_to_gif([Image.fromarray(frame) for frame in frames[::3]], fps / 3)
+
+
+def _pictures_to_gif(pictures: list[Any], fps: float) -> bytes:
     buffer = io.BytesIO()
-    options: dict[str, Any] = {"duration": max(20, round(3_000 / fps)), "loop": 0}
+    options: dict[str, Any] = {"duration": max(20, round(1_000 / fps)), "loop": 0}
     pictures[0].save(buffer, "GIF", save_all=True, append_images=pictures[1:], **options)
     return buffer.getvalue()

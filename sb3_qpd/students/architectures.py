@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -64,6 +65,11 @@ class StudentArch:
                 f"A student is float ({FLOAT_BITS} bits) in both its weights and its activations, or in neither, {got}"
             )
 
+    @property
+    def image_hidden(self) -> tuple[int, ...]:
+        """Fully connected layers of an image's trunk: without convolutions, those for vectors will do."""
+        return self.conv_hidden if self.conv or self.conv_hidden else self.hidden
+
     def layer_bits(self, n_layers: int) -> list[int]:
         """
         Bits of the weights of each layer, head included.
@@ -113,6 +119,10 @@ class StudentArch:
     def asdict(self) -> dict[str, Any]:
         """The fields as plain values."""
         return asdict(self)
+
+    def to_json(self) -> str:
+        """The fields that are not the default, as JSON, which ``student_arch`` takes in Python and on the command line."""
+        return json.dumps({name: value for name, value in asdict(self).items() if value != getattr(type(self), name)})
 
 
 def _atari(c1: int, c2: int, c3: int, fc: int, stride: int = 1) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class QuantExtractor(BaseFeaturesExtractor):
     ) -> None:
         self.parts = observation_parts(observation_space, normalized_image) if parts is None else parts
         self.is_image, shape = self.parts[0].is_image, self.parts[0].shape
-        conv, hidden = (arch.conv, _image_hidden(arch)) if self.is_image else ((), arch.hidden)
+        conv, hidden = (arch.conv, arch.image_hidden) if self.is_image else ((), arch.hidden)
         if self.is_image and not (conv or hidden):
             raise ValueError("A student of images needs a layer: give conv, conv_hidden or hidden in student_arch, or a name")
         flat = sum(part.n_features for part in self.parts)
@@ -197,7 +197,7 @@ class QuantCombinedExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, 1)  # the size is not known yet, as in SB3's CombinedExtractor
         self.parts = observation_parts(observation_space, normalized_image)
         groups = group_parts(self.parts)
-        sizes = [len(arch.conv) + len(_image_hidden(arch)) if group[0].is_image else len(arch.hidden) for group in groups]
+        sizes = [len(arch.conv) + len(arch.image_hidden) if group[0].is_image else len(arch.hidden) for group in groups]
         bits = arch.trunk_bits(sizes)
         self.head_bits, self.output_grid = bits[-1][0], _activation_grid(arch.activation_bits)
         self.trunks = nn.ModuleList(
@@ -236,8 +236,3 @@ def _features_dim(shape: tuple[int, ...], conv: tuple[tuple[int, int, int], ...]
             f"({', '.join(STUDENT_ARCHS)})"
         )
     return conv[-1][0] * sides[0] * sides[1]
-
-
-def _image_hidden(arch: StudentArch) -> tuple[int, ...]:
-    """Fully connected layers of an image's trunk: without convolutions, those for vectors will do."""
-    return arch.conv_hidden if arch.conv or arch.conv_hidden else arch.hidden

@@ -12,6 +12,8 @@ from torch.optim.adam import adam
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
+USUAL_WIDTH = 16  # a layer of this width takes the learning rate as it is
+LEAST_WIDTH = 8  # narrower layers, which were not measured, learn as these do
 
 
 def orthogonalize(matrix: th.Tensor) -> th.Tensor:
@@ -33,16 +35,26 @@ def orthogonalize(matrix: th.Tensor) -> th.Tensor:
     return x.T if is_tall else x
 
 
+def rate_of_width(width: int) -> float:
+    """
+    How fast a layer learns, in units of a layer of 16.
+
+    :param width: inputs or outputs of the layer
+    """
+    return USUAL_WIDTH / max(width, LEAST_WIDTH)
+
+
 class MuonAdam(th.optim.Optimizer):
     """
     Muon (Jordan et al. 2024) for the weights of hidden layers and Adam for all other parameters, as one optimizer.
 
     Muon replaces the update of a weight matrix by its nearest orthogonal matrix. Convolutions are matrices of shape
-    (out_channels, in_channels * kernel_height * kernel_width). An update is scaled by sqrt(max(1, rows / columns)). So a
-    learning rate serves narrow and wide layers alike: it is the spectral norm of the update (Bernstein and Newhouse 2024).
+    (out_channels, in_channels * kernel_height * kernel_width). An update is scaled by sqrt(max(1, rows / columns)), as in
+    Bernstein and Newhouse 2024, and by sqrt(16 / min(rows, columns)), so that its Frobenius norm does not grow with the width.
+    Adam's rate for the weight of a head is scaled by 16 / inputs (Yang et al. 2022). So one learning rate serves all widths.
 
-    :param params: parameters, or groups of them; groups with ``"muon": True`` hold weights with two axes or more, see
-        :func:`muon_groups`
+    :param params: parameters, or groups of them, see :func:`muon_groups`. Groups with ``"muon": True`` hold weights with two
+        axes or more; a group's ``"scale"`` multiplies its learning rate
     :param lr: learning rate of Muon
     :param betas: decay rates of Adam's moments
     :param eps: Adam's epsilon, SB3's by default
@@ -61,8 +73,8 @@ class MuonAdam(th.optim.Optimizer):
         adam_ratio: float = 0.5,
         weight_decay: float = 0.0,
     ) -> None:
-        usual = {"lr": lr, "betas": betas, "eps": eps, "adam_ratio": adam_ratio, "weight_decay": weight_decay, "muon": False}
-        super().__init__(params, usual)
+        usual = {"lr": lr, "betas": betas, "eps": eps, "adam_ratio": adam_ratio, "weight_decay": weight_decay}
+        super().__init__(params, {**usual, "muon": False, "scale": 1.0})
 
     @th.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -93,8 +105,9 @@ class MuonAdam(th.optim.Optimizer):
         th._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         for parameter, update in zip(parameters, th._foreach_lerp(gradients, momenta, MOMENTUM), strict=True):
             matrix = update.flatten(1)
-            scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-            parameter.add_(orthogonalize(matrix).view(parameter.shape), alpha=-group["lr"] * scale)
+            rows, columns = matrix.shape
+            scale = (max(1.0, rows / columns) * rate_of_width(min(rows, columns))) ** 0.5
+            parameter.add_(orthogonalize(matrix).view(parameter.shape), alpha=-group["lr"] * group["scale"] * scale)
 
     def _adam_step(self, group: dict[str, Any], parameters: list[th.Tensor]) -> None:
         for parameter in parameters:
@@ -113,7 +126,7 @@ class MuonAdam(th.optim.Optimizer):
             amsgrad=False,
             beta1=group["betas"][0],
             beta2=group["betas"][1],
-            lr=group["lr"] * group["adam_ratio"],
+            lr=group["lr"] * group["adam_ratio"] * group["scale"],
             weight_decay=0.0,
             eps=group["eps"],
             maximize=False,
@@ -126,7 +139,7 @@ class MuonAdam(th.optim.Optimizer):
         :param state_dict: see :class:`torch.optim.Optimizer`
         """
         groups = state_dict["param_groups"]
-        if all("adam_ratio" in group for group in groups):
+        if all("scale" in group for group in groups):
             super().load_state_dict(state_dict)
         else:
             for group in self.param_groups:
@@ -138,11 +151,13 @@ def muon_groups(hidden: nn.Module, parameters: Iterable[nn.Parameter]) -> list[d
     Parameters in the groups of :class:`MuonAdam`.
 
     :param hidden: module of the hidden layers; its parameters with two axes or more are Muon's
-    :param parameters: all parameters
+    :param parameters: all parameters; others with two axes are heads, of shape (outputs, inputs)
     :return: the groups that are not empty
     """
     weights = {id(parameter) for parameter in hidden.parameters() if parameter.ndim >= 2}
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for parameter in parameters:
-        groups[id(parameter) in weights].append(parameter)
-    return [{"params": members, "muon": is_muon} for is_muon, members in groups.items() if members]
+        is_muon = id(parameter) in weights
+        scale = rate_of_width(parameter.shape[1]) if parameter.ndim >= 2 and not is_muon else 1.0
+        groups.setdefault((is_muon, scale), []).append(parameter)
+    return [{"params": members, "muon": is_muon, "scale": scale} for (is_muon, scale), members in groups.items()]

@@ -20,15 +20,17 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_qpd.atomic import write_atomically
-from sb3_qpd.integer import IntegerModel, group_parts
+from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import check_finite
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
-from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch, make_arch
+from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
+from sb3_qpd.students.budgets import choose_arch
 from sb3_qpd.students.chain import Chain
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
 from sb3_qpd.students.optimizer import MuonAdam, muon_groups
 from sb3_qpd.students.quantizers import Quantizer, shared_scales
+from sb3_qpd.students.sizes import StudentTask
 from sb3_qpd.students.transitions import Transition
 from sb3_qpd.students.watch import Watch
 
@@ -44,7 +46,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
     :param observation_space: a space that ``observation_parts`` in ``spaces.py`` takes; images are channels first
     :param action_space: a space that ``action_head`` in ``spaces.py`` takes
     :param lr_schedule: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`
-    :param student_arch: name in ``STUDENT_ARCHS``, a ``StudentArch`` or a dict of its fields
+    :param student_arch: name in ``STUDENT_ARCHS``, a budget in bytes such as ``"2kB"``, a ``StudentArch`` or a dict of its
+        fields
     :param weight_bits: bits of the inner layers' weights, ``None`` for the architecture's own; 32 is a float student
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
     :param normalized_image: whether Boxes of floats with three axes are images (channels first), not vectors
@@ -79,11 +82,11 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         _refuse_without_integer_form(kwargs)
-        self.head, groups = action_head(action_space), group_parts(observation_parts(observation_space, normalized_image))
+        self.head, parts = action_head(action_space), observation_parts(observation_space, normalized_image)
         self.normalized_image, self.uses_masks, self.metadata = normalized_image, uses_masks, {}
-        images = [part.shape for group in groups for part in group if part.is_image]
         self._kept: tuple[Watch, IntegerModel | None] | None = None
-        self.arch = make_arch(student_arch, weight_bits, activation_bits, images)
+        task = StudentTask(parts, self.head.n_outputs, self.head.is_box)
+        self.arch = choose_arch(student_arch, weight_bits, activation_bits, task)
         self._action_bounds = float32_bounds(action_space) if isinstance(action_space, spaces.Box) else None
         super().__init__(
             observation_space,
@@ -91,7 +94,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             lr_schedule,
             net_arch=[],
             activation_fn=nn.ReLU,
-            features_extractor_class=QuantExtractor if len(groups) == 1 else QuantCombinedExtractor,
+            features_extractor_class=QuantExtractor if task.n_trunks == 1 else QuantCombinedExtractor,
             features_extractor_kwargs={"arch": self.arch, "normalized_image": normalized_image},
             normalize_images=False,
             **kwargs,

@@ -11,12 +11,13 @@ what is broken in the installed packages (:mod:`~sb3_qpd.zoo.compat`). A script 
 """
 
 import importlib
-import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+from sb3_qpd.child_processes import import_matplotlib
 
 ALGO = "qpd"
 _PLOTS = ("plot_train", "plot_from_file", "all_plots")
@@ -121,7 +122,7 @@ def run(
     :raises ImportError: a package that RL Zoo does not require is missing
     """
     before = sys.argv
-    _import_matplotlib()
+    import_matplotlib()
     try:
         with registered(trust_files), _limited_downloads():
             from sb3_qpd.zoo.manager import StudentManager
@@ -144,22 +145,6 @@ def run(
         ) from error
     finally:
         sys.argv = before
-
-
-def _import_matplotlib() -> None:
-    """
-    Import matplotlib, which RL Zoo does, without the settings of the current folder.
-
-    A ``matplotlibrc`` there may name a module, which is imported as the backend, and lines of LaTeX. No variable precedes it.
-    """
-    if "matplotlib" in sys.modules or not os.path.lexists("matplotlibrc"):
-        return
-    here = os.getcwd()
-    os.chdir(os.path.dirname(os.path.abspath(__file__)))
-    try:
-        importlib.import_module("matplotlib")
-    finally:
-        os.chdir(here)
 
 
 @contextmanager

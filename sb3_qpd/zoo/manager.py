@@ -23,7 +23,6 @@ from sb3_qpd.envs.registry import raise_missing_package, without_harmless_warnin
 from sb3_qpd.envs.zoo_config import from_zoo_entry
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
 from sb3_qpd.evaluation.report import console_summary, next_step, write_report
-from sb3_qpd.students.architectures import make_arch
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.loading import load_teacher
 from sb3_qpd.zoo import ALGO
@@ -261,7 +260,7 @@ class StudentManager(ExperimentManager):
     def _nbytes(self, params: dict[str, Any]) -> int:
         student = self._student  # the entry's: settings that are not searched come from it
         size = {name: params.get(name, getattr(student, name)) for name in SIZE}
-        arch = make_arch(**size)
+        arch = student.find_arch(**size)
         policy_class: type[QuantActorCriticPolicy] = student.policy_class  # type: ignore[assignment]
         policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
         policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)

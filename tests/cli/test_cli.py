@@ -29,7 +29,7 @@ from sb3_qpd.evaluation.comparison import EvaluationPlan
 from sb3_qpd.export import EXPORTERS, export
 from sb3_qpd.student_folder import OUTPUTS
 
-FILES = ["report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
+FILES = ["command.txt", "report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
 
 
 def test_compress_writes_everything(compressed: Path) -> None:
@@ -329,6 +329,8 @@ def test_settings_that_are_not_given_come_from_the_entry(capsys: pytest.CaptureF
     assert filled_in("Hopper-v4", timesteps=7, buffer_size=8) == {**hopper, "timesteps": 7, "buffer_size": 8}
     cartpole = {"timesteps": 20_000, "n_envs": 16, "student_arch": "nano", "weight_bits": 4, "activation_bits": 4}
     assert filled_in("CartPole-v1") == cartpole
+    by_budget = {"timesteps": 20_000, "n_envs": 16, "student_arch": "300B"}
+    assert filled_in("CartPole-v1", student_arch="300B") == by_budget  # a budget chooses bits too
     assert filled_in("PongNoFrameskip-v4") == {"timesteps": 100_000, "n_envs": 16, "student_arch": "tiny"}
     capsys.readouterr()
     assert filled_in("Breaking-v0") == {"timesteps": 100_000} and not capsys.readouterr().out
@@ -387,7 +389,7 @@ def test_staging_publishes_together_and_keeps_what_is_not_in_the_way(tmp_path: P
 def test_force_leaves_nothing_of_an_earlier_run(teacher: str, compressed: Path, tmp_path: Path) -> None:
     model = IntegerModel.load(compressed / "student.npz")
     exported = [path.name for target in EXPORTERS for path in export(model, target, tmp_path / target)]
-    assert set(exported) | set(FILES) == set(OUTPUTS)
+    assert {*exported, *FILES, "report.html", "film.gif", "benchmark.json"} == set(OUTPUTS)
     out = tmp_path / "out"
     out.mkdir()
     for name in (*OUTPUTS, "mine.txt"):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from sb3_qpd.cli import main
 MODULES = sorted(
     {*sys.stdlib_module_names, "numpy", "cloudpickle", "torch", "gymnasium", "stable_baselines3", "usercustomize"}
 )
+
+NEEDS_RAY = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")]
+VEC_ENVS = ["subproc", pytest.param("ray", marks=NEEDS_RAY)]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +69,9 @@ def test_settings_of_matplotlib_are_not_the_folders(program: Path, tmp_path: Pat
     assert ["evil_backend" in text for text in errors] == [False, True]
 
 
-def test_environments_in_processes_import_nothing_either(program: Path, downloaded: Path, teacher: str) -> None:
-    options = ["--env", "CartPole-v1", "--vec-env", "subproc", "--n-envs", "2", "--timesteps", "64", "--episodes", "2"]
+@pytest.mark.parametrize("vec_env", VEC_ENVS)
+def test_environments_in_processes_import_nothing_either(program: Path, downloaded: Path, teacher: str, vec_env: str) -> None:
+    options = ["--env", "CartPole-v1", "--vec-env", vec_env, "--n-envs", "2", "--timesteps", "64", "--episodes", "2"]
     quick = ["--no-check-teacher", "--device", "cpu", "--student-arch", "nano", "--out", str(downloaded.parent / "out")]
     done = run(program, downloaded, "compress", teacher, *options, *quick)
     assert not marks(downloaded) and done.returncode == 0, done.stderr
@@ -79,7 +84,8 @@ def test_the_modules_do_run_elsewhere(downloaded: Path) -> None:
     assert "cloudpickle" in marks(downloaded)
 
 
-def test_an_environment_of_the_users_choice_is_imported(program: Path, downloaded: Path, teacher: str) -> None:
+@pytest.mark.parametrize("vec_env", VEC_ENVS)
+def test_an_environment_of_the_users_choice_is_imported(program: Path, downloaded: Path, teacher: str, vec_env: str) -> None:
     """The folder comes last on the import path, so that its modules replace no installed ones."""
     for name in MODULES:
         if name not in ("numpy", "signal", "cloudpickle", "torch", "json"):
@@ -89,7 +95,7 @@ def test_an_environment_of_the_users_choice_is_imported(program: Path, downloade
         "class Mine(CartPoleEnv):\n    pass\n"
         "gym.register('Mine-v0', entry_point='my_envs:Mine', max_episode_steps=50)\n"
     )
-    options = ["--env", "my_envs:Mine-v0", "--vec-env", "subproc", "--n-envs", "2", "--timesteps", "64", "--episodes", "2"]
+    options = ["--env", "my_envs:Mine-v0", "--vec-env", vec_env, "--n-envs", "2", "--timesteps", "64", "--episodes", "2"]
     quick = ["--no-check-teacher", "--device", "cpu", "--student-arch", "nano", "--out", str(downloaded.parent / "out")]
     done = run(program, downloaded, "compress", teacher, *options, *quick)
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from sb3_qpd.cli import main
 
 SHORT = ["--env", "CartPole-v1", "--n-envs", "2", "--timesteps", "400", "--episodes", "2", *QUICK]
 STUDENT = {"student.npz", "student.zip", "student_float.zip"}
-FILES = {*STUDENT, "report.json", "report.md"}
+FILES = {*STUDENT, "report.json", "report.md", "command.txt"}
 
 
 @pytest.fixture(autouse=True)

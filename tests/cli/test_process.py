@@ -157,6 +157,9 @@ MISTAKES_KNOWN_AT_ONCE = [
     (["compress", "https://huggingface.co/sb3/x", "--out", "out"], "write sb3/x"),
     (["evaluate", "https://huggingface.co/sb3/x/blob/main/a/y.zip"], "write hub:sb3/x/a/y.zip"),
     (["compress", "x.zip", "--out", "o", "--student-arch", "tinny"], "Unknown student_arch 'tinny'"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "2 kb"], "such as '2kB' or '0.5%', got '2 kb'"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "200%"], "above 0% and at most 100%, got '200%'"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "2kB", "--weight-bits", "9"], "Bits must be one of (2, 3, 4"),
     (["compress", "x.zip", "--out", "ppo"], "--out ppo is not empty"),
     (
         ["export", "student.npz", "--target", "onnx", "--requantization", "fixed", "--out", "o"],
@@ -187,6 +190,14 @@ MISTAKES_KNOWN_AT_ONCE = [
     (["compress", "x.zip", "--out", "o", "--transition-start", "2"], "got transition_start=2.0"),
     (["benchmark", ".", "--teacher", "."], ". is the folder of a student: expected its teacher as --teacher"),
     (["verify", ".", "--teacher", "student.npz"], "student.npz is a student: expected its teacher as --teacher"),
+    (["frontier", "x.zip", "--out", "o", "--bits", "9"], "bits must be numbers of 2 to 8 such as 4"),
+    (["frontier", "x.zip", "--out", "o", "--sizes", "nanno"], "Unknown student_arch 'nanno'"),
+    (["frontier", "x.zip", "--out", "o", "--max-bytes", "much"], "max_bytes must be bytes such as 2000, 2kB or 1MB"),
+    (["frontier", "x.zip", "--out", "o", "--rungs", "0.5", "0.2"], "rungs must rise"),
+    (["frontier", "x.zip", "--out", "o", "--transition", "blent"], "Did you mean 'blend'?"),
+    (["frontier", "x.zip", "--out", "o", "--target", "onyx"], "Did you mean 'onnx'?"),
+    (["frontier", "x.zip", "--out", "ppo"], "--out ppo is not empty"),
+    (["frontier", "none.zip", "--out", "o"], "No such file or folder: none.zip"),
     (["push", "none", "--repo-id", "me/x"], "There is no folder or file none."),
 ]
 
@@ -200,6 +211,7 @@ MISTAKES_KNOWN_TO_GYMNASIUM = [
         ["verify", ".", "--env", "ALE/Pong-v5", "--env-kwargs", "frame_skip=3"],
         "has no setting 'frame_skip'. Did you mean 'frameskip'?",
     ),
+    (["frontier", "x.zip", "--out", "o", "--env", "CartPole-v9"], "No environment 'CartPole-v9'"),
     (["benchmark", ".", "--env", "no_such_module:Cart-v0"], "Cannot import 'no_such_module'"),
 ]
 

@@ -1,6 +1,7 @@
 """Offsets that float32 cannot carry are taken off in float64, before the student rounds, in each of its forms."""
 
 import functools
+import json
 import re
 import warnings
 from collections.abc import Callable
@@ -182,6 +183,18 @@ def test_a_ring_beyond_the_memory_is_refused_when_the_origin_is_known(monkeypatc
     monkeypatch.setattr(hyperparameters, "_memory", lambda: 20_000.0)
     with pytest.raises(ValueError, match="buffer_size=1000 needs .* GB for its observations"):
         student.learn(1_000)
+
+
+def test_an_origin_beyond_the_budget_is_refused_before_learning():
+    """The origin of three features takes 24 bytes, and whether there is one shows in the observations."""
+    student = QPDDistiller(far_teacher(box(3), metres), **{**FAST, "student_arch": "270B"})
+    assert student.policy.to_integer().nbytes <= 270
+    with pytest.raises(ValueError, match=r"origin of 24 bytes .* student_arch='270B' is 270. Give student_arch=") as error:
+        student.learn(1_000)
+    assert student._n_updates == 0
+    arch = json.loads(str(error.value).partition("Give student_arch=")[2].partition(", or")[0])
+    fitting = QPDDistiller(far_teacher(box(3), metres), **{**FAST, "student_arch": arch}).learn(500).to_integer()
+    assert fitting.input_origin is not None and fitting.nbytes <= 270
 
 
 def test_ordinary_students_have_none():

@@ -272,8 +272,8 @@ def test_a_failure_in_an_evaluation(kind: str) -> None:
 def test_arguments_of_environments_in_subprocesses() -> None:
     teacher = untrained(Pointer())
     for arguments, message in (
-        ({"env_timeout": 1.0}, "are for environments in subprocesses, got vec_env='dummy'"),
-        ({"restart_envs": 1}, "are for environments in subprocesses"),
+        ({"env_timeout": 1.0}, "are for environments in other processes, got vec_env='dummy'"),
+        ({"restart_envs": 1}, "are for environments in other processes"),
         ({"env_timeout": 0, "vec_env": "subproc"}, "env_timeout must be a number of seconds above 0"),
         ({"restart_envs": 1.5, "vec_env": "subproc"}, "restart_envs must be a whole number"),
     ):

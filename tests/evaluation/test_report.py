@@ -12,15 +12,8 @@ from stable_baselines3 import PPO
 from sb3_qpd import QPDDistiller, load_teacher, make_recipe
 from sb3_qpd.cli import make_parser
 from sb3_qpd.envs.recipe import describe_env
-from sb3_qpd.evaluation.comparison import (
-    EvaluationPlan,
-    agreement,
-    make_report,
-    parity_of,
-    plan_evaluation,
-    spread_of,
-    versions,
-)
+from sb3_qpd.evaluation.agreement import agreement, spread_of
+from sb3_qpd.evaluation.comparison import EvaluationPlan, make_report, parity_of, plan_evaluation, versions
 from sb3_qpd.evaluation.episodes import TEST_SEED
 from sb3_qpd.evaluation.report import (
     VERDICTS,
@@ -278,6 +271,7 @@ def test_intervals_without_width_are_said_to_be_so(report: dict[str, Any]) -> No
         ({"verdict": "inconclusive", "timesteps": 2_000}, "let the student learn for longer", "--timesteps 8000"),
         ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "tiny"}, "take a larger student", "--student-arch small"),
         ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "large"}, "learn for longer", "--timesteps 4000000"),
+        ({"verdict": "inferior", "timesteps": 10**6, "student_arch": "2kB"}, "take a larger student", "--student-arch 4kB"),
         (
             {"verdict": "inferior", "weight_bits": 3, "float": {"return_mean": 1e6}},
             "take more bits, as the float student plays better",

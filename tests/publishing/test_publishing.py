@@ -33,7 +33,7 @@ from sb3_qpd.publishing.paths import check_no_paths
 from sb3_qpd.teachers.hub import teacher_on_hub
 from sb3_qpd.zoo.entries import check_entry, check_environment
 
-QUICK = ["--timesteps", "500", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-progress"]
+QUICK = ["--timesteps", "500", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-progress", "--no-page"]
 PUBLISHED = ["README.md", "config.yml", "policy.py", "replay.mp4", "report.json", "student.npz", "student.onnx", "student.zip"]
 
 
@@ -77,7 +77,7 @@ def test_there_and_back_again(hub: HubServer, folder: Path, tmp_path: Path, caps
     commit = repository.refs["main"]
     output = capsys.readouterr().out
     assert f"Published {hub.url}/me/student/commit/{commit}" in output
-    assert "not published: notes.txt, report.md, student_float.zip" in output
+    assert "not published: command.txt, notes.txt, report.md, student_float.zip" in output
     files = repository.commits[commit]
     assert sorted(files) == PUBLISHED and len(repository.commits) == 1
     for name, content in files.items():

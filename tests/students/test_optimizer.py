@@ -25,13 +25,14 @@ def test_singular_values_become_about_one_and_vectors_stay():
 
 def test_weights_follow_muon_and_the_rest_follows_adam():
     th.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 4, 5))
-    head = nn.Linear(5, 2)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 4, 32))
+    head = nn.Linear(32, 2)
     both = nn.ModuleList([net, head])
     before = [parameter.clone() for parameter in both.parameters()]
     optimizer = MuonAdam(muon_groups(net, both.parameters()), lr=0.1, adam_ratio=0.5, weight_decay=0.01)
     copies = [parameter.detach().clone().requires_grad_() for parameter in both.parameters()]
-    adam = th.optim.AdamW(copies, lr=0.05, eps=1e-5, weight_decay=0.02)
+    others = [{"params": [*copies[:4], copies[5]]}, {"params": [copies[4]], "lr": 0.025, "weight_decay": 0.04}]
+    adam = th.optim.AdamW(others, lr=0.05, eps=1e-5, weight_decay=0.02)  # half of the head's rate, as it has 32 inputs
     images = th.randn(7, 3, 4, 4)
     momenta = [th.zeros_like(parameter) for parameter in before]
     for _ in range(3):
@@ -41,7 +42,7 @@ def test_weights_follow_muon_and_the_rest_follows_adam():
         for parameter, momentum in zip(both.parameters(), momenta, strict=True):
             momentum.mul_(0.95).add_(parameter.grad, alpha=0.05)
             update = orthogonalize((0.05 * parameter.grad + 0.95 * momentum).flatten(1)) if parameter.ndim > 1 else None
-            scale = 1.0 if update is None else max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+            scale = {(4, 27): 2.0, (32, 16): 2.0}.get(None if update is None else tuple(update.shape), 0.0) ** 0.5
             decayed = parameter.detach() * (1 - 0.1 * 0.01)
             wanted.append(None if update is None else decayed - 0.1 * scale * update.view_as(parameter))
         for copy, parameter in zip(copies, both.parameters(), strict=True):
@@ -57,18 +58,19 @@ def test_weights_follow_muon_and_the_rest_follows_adam():
 
 def test_a_students_hidden_weights_are_muons():
     policy = QPDDistiller(untrained(pointers()), **QUICK).policy
-    muon, adam = policy.optimizer.param_groups
+    muon, adam, heads = sorted(policy.optimizer.param_groups, key=lambda group: (not group["muon"], group["scale"]))
     names = {id(parameter): name for name, parameter in policy.named_parameters()}
-    assert muon["muon"] and not adam["muon"] and muon["lr"] == adam["lr"]
+    assert muon["muon"] and not adam["muon"] and not heads["muon"] and muon["lr"] == adam["lr"] == heads["lr"]
     assert {names[id(p)] for p in muon["params"]} == {
         name for name, p in policy.named_parameters() if name.startswith("features_extractor") and p.ndim > 1
     }
-    assert any("action_net.weight" in names[id(p)] for p in adam["params"])
+    assert {names[id(p)] for p in heads["params"]} == {"action_net.weight", "value_net.weight"}
+    assert heads["scale"] == 16 / 8 and adam["scale"] == 1.0
 
 
 def test_students_without_hidden_layers_are_adams():
     policy = QPDDistiller(untrained(pointers()), **QUICK | {"student_arch": {"hidden": []}}).policy
-    assert [group["muon"] for group in policy.optimizer.param_groups] == [False]
+    assert not any(group["muon"] for group in policy.optimizer.param_groups)
 
 
 def test_another_optimizer_needs_its_own_learning_rate():

@@ -1,0 +1,52 @@
+"""Workers on this machine, with a job that is larger than the buffer of a pipe."""
+
+import multiprocessing as mp
+import signal
+import time
+from pathlib import Path
+
+import cloudpickle
+import pytest
+
+from sb3_qpd.search.tasks import Failed, Ready, Unusable
+from sb3_qpd.search.workers import LocalWorkers
+
+
+class LargeJob:
+    """Stands for a job: it knows no environment, and is never worked at."""
+
+    def __init__(self) -> None:
+        self.weights, self.specs = bytes(2**20), ()
+
+
+def receive_until(workers: LocalWorkers, count: int) -> list[tuple[int, object]]:
+    messages: list[tuple[int, object]] = []
+    deadline = time.monotonic() + 300
+    while len(messages) < count:
+        assert time.monotonic() < deadline, messages
+        messages += workers.receive(0.1)
+    return messages
+
+
+@pytest.mark.slow
+def test_workers_start_side_by_side_and_again() -> None:
+    workers = LocalWorkers(cloudpickle.dumps(LargeJob()), 2)
+    try:
+        assert receive_until(workers, 2) in ([(0, Ready()), (1, Ready())], [(1, Ready()), (0, Ready())])
+        next(one for one in mp.active_children() if one.pid == workers.process_ids[1]).kill()
+        lost, ready = receive_until(workers, 2)
+        assert lost[0] == 1 and isinstance(lost[1], Failed) and lost[1].is_lost and ready == (1, Ready())
+        assert f"exit code {-signal.SIGKILL}" in lost[1].error
+    finally:
+        workers.close()
+    assert not mp.active_children()
+
+
+@pytest.mark.slow
+def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
+    workers = LocalWorkers(b"no pickle", 1)
+    try:
+        [(worker, message)] = receive_until(workers, 1)
+        assert worker == 0 and isinstance(message, Unusable) and "UnpicklingError" in message.error
+    finally:
+        workers.close()
