@@ -66,12 +66,23 @@ def changes() -> list[Change]:
         *((module, "get_wrapper_class", wrapper_class) for module in (exp_manager, zoo_utils)),
         *((module, "get_class_by_name", class_by_name) for module in (exp_manager, zoo_utils)),
         *((module, "create_test_env", test_env) for module in (rl_zoo3, zoo_utils)),
-        (yaml, "UnsafeLoader", ZooLoader),
+        (yaml, "UnsafeLoader", _RunLoader),
         (yaml, "SafeLoader", BoundedLoader),
         (VecNormalize, "load", staticmethod(load_statistics)),
         (QPDDistiller, "load", classmethod(_load_as_data)),
         (zipfile.ZipFile, "extractall", _bounded_extraction()),
     ]
+
+
+class _RunLoader(ZooLoader):
+    """YAML of a run folder, whose ``env_kwargs`` RL Zoo's programs update as a dict."""
+
+    def get_single_data(self) -> Any:
+        data = super().get_single_data()
+        env_kwargs = data.get("env_kwargs") if isinstance(data, dict) else None
+        if not isinstance(env_kwargs, dict | None):
+            raise ValueError(f"The run folder was refused: env_kwargs must be settings by name, got {str(env_kwargs)[:80]!r}")
+        return data
 
 
 def plain_value(text: str, *scopes: Any) -> Any:

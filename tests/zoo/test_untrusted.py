@@ -254,6 +254,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "a history": {"env_wrapper": [{"rl_zoo3.wrappers.HistoryWrapper": {"horizon": 10**9}}]},
     "a place": {"env_kwargs": {"log_dir": "/etc"}},
     "a number": {"env_kwargs": {"g": 10**9}},
+    "a text": {"env_kwargs": "g"},
 }
 
 
