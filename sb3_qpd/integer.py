@@ -775,8 +775,12 @@ class IntegerModel:
         other = _load_other(os.fspath(path), is_name=isinstance(path, str))
         if other is not None:
             return other
-        path = _find_file(os.fspath(path))
-        header, arrays = read_npz(path)
+        return cls._read(_find_file(os.fspath(path)))
+
+    @classmethod
+    def _read(cls, path: str, content: bytes | None = None) -> IntegerModel:
+        """The model of an ``.npz``, or of bytes that were read from it."""
+        header, arrays = read_npz(path, content)
         try:
             return cls._from_file(header, arrays)
         except ValueError as error:

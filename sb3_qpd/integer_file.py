@@ -137,19 +137,20 @@ def _remove_left_overs(folder: str, name: str) -> None:
         return
 
 
-def read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def read_npz(path: str, content: bytes | None = None) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """
     Read what :func:`write_npz` wrote. Nothing in the file is executed.
 
     :param path: an ``.npz``
+    :param content: bytes that were read from it; ``None`` reads them
     :return: the header, complete and checked, and the arrays by name
     :raises FileNotFoundError: there is no such file
     :raises StudentError: it is not a student's
     """
-    if not os.path.exists(path):
+    if content is None and not os.path.exists(path):
         raise FileNotFoundError(f"There is no file {path}. Expected the .npz of a student: check the path")
     try:
-        contents = _read_members(path)
+        contents = _read_members(_read_ordinary(path) if content is None else content)
         arrays = {name: _to_array(name, content) for name, content in contents.items()}
         header = _to_header(arrays.pop("header"))
         if header["format"] > FORMAT_VERSION:
@@ -164,11 +165,8 @@ def read_npz(path: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise StudentError(f"'{path}' is not a student's .npz (IntegerModel.save writes one): {error}{hint}") from error
 
 
-def _read_members(path: str) -> dict[str, bytes]:
+def _read_members(content: bytes) -> dict[str, bytes]:
     """The members of the zip by name. No more is unpacked than a student can have, whatever the file says of its sizes."""
-    if os.path.isdir(path):
-        raise StudentError("it is a folder without student.npz")
-    content = _read_ordinary(path)
     if content.count(b"PK\x01\x02") > 10 * len(ARRAYS):  # the directory of many members alone fills the memory
         raise StudentError("it has more members than a student has arrays")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -181,6 +179,8 @@ def _read_members(path: str) -> dict[str, bytes]:
 
 def _read_ordinary(path: str) -> bytes:
     """The bytes of a file. The open file is checked: another one, such as a pipe, may take its place at any time."""
+    if os.path.isdir(path):
+        raise StudentError("it is a folder without student.npz")
     flags = [getattr(os, name, 0) for name in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY")]  # a pipe waits for its writer
     with open(os.open(path, os.O_RDONLY | sum(flags)), "rb") as file:
         status = os.fstat(file.fileno())

@@ -15,7 +15,7 @@ MAX_ITEMS = 64
 MAX_PIXELS = 2**24  # in all frames of an observation that wrappers resize
 _STEPS = re.compile(r"max_(episode_)?steps|max_num_frames_per_episode|horizon|episode_length|time_limit")
 _SKIPS = re.compile(r"frame_?skip|skip")
-_REPETITIONS = re.compile(r"frame_?skip|skip|horizon|num_repeats|stack_size|delay")  # settings of wrappers
+_REPETITIONS = re.compile(r"frame_?skip|skip|horizon|num_repeats|stack_size|n_stack|delay")  # settings of wrappers
 _PLACES = re.compile(
     r"(^|_)(log)?(dir|directory|file|folder|path|url)(_?names?|s)?$", re.IGNORECASE
 )  # names of settings that are places
@@ -34,7 +34,17 @@ def check_untrusted_recipe(recipe: EnvRecipe) -> None:
     """
     if ":" in recipe.env_id:
         raise ValueError(f"The environment {_shown(recipe.env_id)} would import a module: a file may name a plain id only.")
-    settings = [recipe.env_kwargs, *(kwargs for _, kwargs in recipe.env_wrappers)]
+    check_untrusted_settings([recipe.env_kwargs, *(kwargs for _, kwargs in recipe.env_wrappers)], recipe.frame_stack)
+
+
+def check_untrusted_settings(settings: list[Any], frame_stack: int) -> None:
+    """
+    Refuse settings of an environment as :func:`check_untrusted_recipe` does.
+
+    :param settings: keyword arguments of the environment, then those of each wrapper
+    :param frame_stack: frames in an observation
+    :raises ValueError: a setting is outside the limits
+    """
     if not all(isinstance(kwargs, dict) for kwargs in settings):
         raise ValueError("Expected settings by keyword for the environment and its wrappers.")
     if len(settings) > MAX_ITEMS or max(map(len, settings)) > MAX_ITEMS:
@@ -52,7 +62,7 @@ def check_untrusted_recipe(recipe: EnvRecipe) -> None:
     repetitions = [value for name, value in of_env if _SKIPS.fullmatch(name)]
     repetitions += [value for name, value in in_wrappers if _REPETITIONS.fullmatch(name)]
     numbers = [value for value in repetitions if isinstance(value, int | float)]
-    if (product := recipe.frame_stack * math.prod(max(1, value) for value in numbers)) > MAX_NUMBER:
+    if (product := frame_stack * math.prod(max(1, value) for value in numbers)) > MAX_NUMBER:
         raise ValueError(f"Frames, skips and horizons of a file multiply to {product}: expected at most {MAX_NUMBER}.")
     largest = max((_pixels(name, value) for name, value in in_wrappers), default=1)
     if product * largest > MAX_PIXELS:

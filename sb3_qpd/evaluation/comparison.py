@@ -187,6 +187,8 @@ def make_report(
     check_type("plan", plan, EvaluationPlan, "what plan_evaluation(...) returns")
     if baselines is not None:
         check_type("baselines", baselines, Mapping, "a dict from names to students, or None")
+    if learning is not None:
+        check_type("learning", learning, Mapping, "what LearningRecord.to_json() returns, or None")
     if (teacher := distiller.teacher) is None:
         raise ValueError("A report compares with the teacher, and this student has none: load it with teacher=...")
     start, model = time.perf_counter(), distiller.policy.to_integer()

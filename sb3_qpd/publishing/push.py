@@ -69,7 +69,7 @@ def _prepare(folder: Path, repo_id: str, replay: bool) -> tuple[dict[str, bytes]
         )
     files = {name: read_own_file(folder / name) for name in FILES if os.path.lexists(folder / name)}
     report = _read_report(files[REPORT], folder)
-    model = IntegerModel.load(folder / INTEGER_MODEL)
+    model = IntegerModel._read(str(folder / INTEGER_MODEL), files[INTEGER_MODEL])  # the bytes that are sent
     if model.nbytes != report["integer"]["bytes"]:
         raise ValueError(f"{REPORT} and {INTEGER_MODEL} in {folder} are not of the same student. Run sb3-qpd compress again")
     try:

@@ -244,7 +244,7 @@ def _arch_of(rule: SizeRule, width: int, task: StudentTask, units: int | None = 
     if not task.image_shapes:
         return StudentArch((width,) * rule.n_layers, (), (), *bits)
     conv = tuple((n * width, *kernel) for n, kernel in zip(CHANNELS, _kernels_for(task), strict=True))
-    has_vectors = task.n_trunks > len(task.image_shapes)
+    has_vectors = len(task.groups) > len(task.image_shapes)
     hidden = (VECTOR_UNITS * width,) * rule.n_layers if has_vectors else ()
     return StudentArch(hidden, conv, (rule.units * width if units is None else units,), *bits)
 

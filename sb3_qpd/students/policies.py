@@ -94,7 +94,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             lr_schedule,
             net_arch=[],
             activation_fn=nn.ReLU,
-            features_extractor_class=QuantExtractor if task.n_trunks == 1 else QuantCombinedExtractor,
+            features_extractor_class=QuantExtractor if len(task.groups) == 1 else QuantCombinedExtractor,
             features_extractor_kwargs={"arch": self.arch, "normalized_image": normalized_image},
             normalize_images=False,
             **kwargs,

@@ -1,7 +1,7 @@
 """
 The size of a student, computed before it is built.
 
-This module imports no torch.
+This module imports no torch, and numpy only when a size is computed: ``--help`` is shown without either.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from sb3_qpd.integer import ObservationPart, group_parts
-from sb3_qpd.integer_file import packed_bytes
 from sb3_qpd.students.architectures import StudentArch, conv_output_sides
+
+if TYPE_CHECKING:
+    from sb3_qpd.integer import ObservationPart
 
 BYTES_OF_GRID = 8  # of each feature of a vector: a float32 multiplier and a float32 offset
 BYTES_OF_BOUNDS = 12  # of each dimension of a Box action: float32 bounds and deviation
@@ -39,9 +41,11 @@ class StudentTask:
         return [part.shape for part in self.parts if part.is_image]
 
     @property
-    def n_trunks(self) -> int:
-        """Number of trunks of a student: one for each image, and one for all other values."""
-        return len(group_parts(self.parts))
+    def groups(self) -> list[tuple[ObservationPart, ...]]:
+        """The parts of each trunk of a student: one trunk for each image, and one for all other values."""
+        from sb3_qpd.integer import group_parts
+
+        return list(group_parts(self.parts))
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,11 @@ def student_nbytes(arch: StudentArch, task: StudentTask) -> int:
     :param task: what the student sees and answers
     :raises ValueError: ``weight_bits`` names another number of layers, or the convolutions do not fit an image
     """
+    from sb3_qpd.integer_file import packed_bytes
+
     trunks, head = _layers(arch, task)
     layers = [layer for trunk in trunks for layer in trunk]
-    if task.n_trunks > 1:
+    if len(trunks) > 1:
         bits = [one for trunk in arch.trunk_bits([len(trunk) for trunk in trunks]) for one in trunk]
     else:
         bits = arch.layer_bits(len(layers) + 1)
@@ -97,7 +103,7 @@ def student_macs(arch: StudentArch, task: StudentTask) -> int:
 def _layers(arch: StudentArch, task: StudentTask) -> tuple[list[list[_Layer]], _Layer]:
     """The layers of each trunk, and the head."""
     trunks, n_features = [], 0
-    for group in group_parts(task.parts):
+    for group in task.groups:
         layers, n_out = _trunk(arch, group)
         trunks.append(layers)
         n_features += n_out

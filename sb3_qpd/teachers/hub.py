@@ -108,10 +108,13 @@ def parse_source(source: str) -> HubSource | None:
 def _checked(source: HubSource) -> HubSource:
     """Refuse names that lead out of the client's cache, which makes paths of them."""
     for name in (source.filename, source.revision):
-        parts = [] if name is None else name.split("/")
-        if not all(_NAME.fullmatch(part) and part.strip(".") for part in parts):
+        if name is not None and not _is_name(name):
             raise TeacherError(f"Expected a file, a branch, a tag or a commit by its name, got {name!r} in {str(source)!r}")
     return source
+
+
+def _is_name(name: str) -> bool:
+    return all(_NAME.fullmatch(part) and part.strip(".") for part in name.split("/"))
 
 
 def download(source: HubSource) -> Download:
@@ -187,7 +190,7 @@ def _fetch_model(source: HubSource) -> str:
         return _fetch(source, usual)
     except EntryNotFoundError as error:
         names = _names_in_cache(source) if _is_local(error) else _names(source)
-        models = [name for name in names if name.endswith(".zip") and "/" not in name and name not in NO_MODELS]
+        models = [name for name in _zips(names) if "/" not in name and name not in NO_MODELS]
         if len(models) != 1 and _is_local(error):
             raise
         if len(models) != 1:
@@ -195,12 +198,17 @@ def _fetch_model(source: HubSource) -> str:
         return _fetch(source, models[0])
 
 
+def _zips(names: Iterable[str]) -> list[str]:
+    """The zips of a list, which comes from elsewhere, that ``hub:owner/name/FILE@REVISION`` can name."""
+    return [name for name in names if name.endswith(".zip") and _is_name(name) and "@" not in name]
+
+
 def _no_model(source: HubSource, usual: str, models: Sequence[str], names: Sequence[str]) -> str:
     if models:
         return f"{source} holds several zips, none named {usual}. Say which: " + " or ".join(
             str(HubSource(source.repo_id, name, source.revision)) for name in models[:20]
         )
-    deeper = [name for name in names if name.endswith(".zip") and "/" in name]
+    deeper = [name for name in _zips(names) if "/" in name]
     if deeper:
         return f"{source} has its zips in folders. Say which: " + " or ".join(
             str(HubSource(source.repo_id, name, source.revision)) for name in deeper[:20]

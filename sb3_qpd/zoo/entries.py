@@ -11,7 +11,7 @@ import yaml
 from sb3_qpd.checks import did_you_mean
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.atari import NATIVE_WRAPPER_KWARGS
-from sb3_qpd.envs.recipe import ATARI_WRAPPER, EnvRecipe
+from sb3_qpd.envs.recipe import ATARI_WRAPPER, MAX_FRAME_STACK, EnvRecipe
 from sb3_qpd.envs.registry import running_id
 from sb3_qpd.envs.zoo_config import named_wrappers
 from sb3_qpd.teachers.teacher import Teacher
@@ -84,6 +84,8 @@ def _check_integers(entry: Mapping[str, Any]) -> None:
     for key, value in (("n_envs", entry.get("n_envs", 1)), ("frame_stack", 1 if frames is None else frames)):
         if type(value) is not int or value < 1:
             raise ValueError(f"{key} must be an integer of at least 1, got {value!r}")
+    if (frames or 1) > MAX_FRAME_STACK:
+        raise ValueError(f"frame_stack must be at most {MAX_FRAME_STACK}, got {frames}")
     if entry.get("n_envs", 1) > MAX_N_ENVS:
         raise ValueError(f"n_envs must be at most {MAX_N_ENVS}, got {entry['n_envs']}: each is a Python object, or a process")
     episodes = entry.get(REPORT_EPISODES, 0)

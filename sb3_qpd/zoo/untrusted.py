@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
+import inspect
 import io
 import re
 import sys
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rl_zoo3
 import torch as th
 import yaml
 from rl_zoo3 import exp_manager
@@ -33,7 +36,8 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.distillation.student_zip import safe_copy
-from sb3_qpd.envs.recipe import WRAPPERS
+from sb3_qpd.envs.limits import check_untrusted_settings
+from sb3_qpd.envs.recipe import MAX_FRAME_STACK, WRAPPERS
 from sb3_qpd.envs.zoo_config import named_wrappers
 from sb3_qpd.teachers.files.archive import MAX_MEMBER_BYTES, MAX_MEMBERS
 from sb3_qpd.teachers.files.vecnormalize import NormalizationFile, read_settings
@@ -55,18 +59,30 @@ Change = tuple[Any, str, Any]  # module or class, its attribute, and the new val
 
 def changes() -> list[Change]:
     """The attributes of other packages that are changed, see :class:`~sb3_qpd.zoo.compat.Replacement`."""
-    wrapper_class, class_by_name = _checked_wrappers(), _checked_classes()
+    wrapper_class, class_by_name, test_env = _checked_wrappers(), _checked_classes(), _checked_test_env()
     return [
         # functions of these modules find this name before Python's own function
         *((module, "eval", plain_value) for module in (exp_manager, zoo_utils)),
         *((module, "get_wrapper_class", wrapper_class) for module in (exp_manager, zoo_utils)),
         *((module, "get_class_by_name", class_by_name) for module in (exp_manager, zoo_utils)),
-        (yaml, "UnsafeLoader", ZooLoader),
+        *((module, "create_test_env", test_env) for module in (rl_zoo3, zoo_utils)),
+        (yaml, "UnsafeLoader", _RunLoader),
         (yaml, "SafeLoader", BoundedLoader),
         (VecNormalize, "load", staticmethod(load_statistics)),
         (QPDDistiller, "load", classmethod(_load_as_data)),
         (zipfile.ZipFile, "extractall", _bounded_extraction()),
     ]
+
+
+class _RunLoader(ZooLoader):
+    """YAML of a run folder, whose ``env_kwargs`` RL Zoo's programs update as a dict."""
+
+    def get_single_data(self) -> Any:
+        data = super().get_single_data()
+        env_kwargs = data.get("env_kwargs") if isinstance(data, dict) else None
+        if not isinstance(env_kwargs, dict | None):
+            raise ValueError(f"The run folder was refused: env_kwargs must be settings by name, got {str(env_kwargs)[:80]!r}")
+        return data
 
 
 def plain_value(text: str, *scopes: Any) -> Any:
@@ -132,6 +148,34 @@ def _checked_classes() -> Callable[..., Any]:
 
     get_class_by_name.__wrapped__ = find  # type: ignore[attr-defined]
     return get_class_by_name
+
+
+def _checked_test_env() -> Callable[..., Any]:
+    """The environment of ``enjoy`` and its like, whose settings come from the run folder: they could fill the memory."""
+    create = original(zoo_utils.create_test_env)
+
+    @functools.wraps(create)
+    def create_test_env(*args: Any, **kwargs: Any) -> VecEnv:
+        given = inspect.signature(create).bind(*args, **kwargs).arguments
+        _check_settings(given.get("hyperparams") or {}, given.get("env_kwargs") or {})
+        return create(*args, **kwargs)
+
+    return create_test_env
+
+
+def _check_settings(hyperparams: dict[str, Any], env_kwargs: Any) -> None:
+    """Limit the settings of an environment but for those that the command line names (``--env-kwargs NAME:VALUE``)."""
+    typed = {argument.partition(":")[0] for argument in sys.argv[1:]}
+    if isinstance(env_kwargs, dict):
+        env_kwargs = {name: value for name, value in env_kwargs.items() if name not in typed}
+    frames = hyperparams.get("frame_stack") or 1
+    try:
+        if type(frames) is not int or not 1 <= frames <= MAX_FRAME_STACK:
+            raise ValueError(f"frame_stack must be 1 to {MAX_FRAME_STACK}.")
+        wrappers = [pair for key in ("env_wrapper", "vec_env_wrapper") for pair in named_wrappers(hyperparams.get(key))]
+        check_untrusted_settings([env_kwargs, *(kwargs for _, kwargs in wrappers)], frames)
+    except ValueError as error:
+        raise ValueError(f"The run folder was refused: {error} Give {TRUST} if you trust it") from error
 
 
 def _check_class(name: Any, key: str, known: tuple[tuple[str, str], ...]) -> None:

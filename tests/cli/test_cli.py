@@ -21,8 +21,8 @@ from teacher_files import edit_zip, serialized
 from sb3_qpd import IntegerModel, QPDDistiller
 from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.cli import main
-from sb3_qpd.cli.compress import _publish, _take_entry
-from sb3_qpd.cli.hyperparameters import flag_names
+from sb3_qpd.cli.compress import _publish
+from sb3_qpd.cli.hyperparameters import flag_names, take_entry
 from sb3_qpd.cli.models import open_student
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.evaluation.comparison import EvaluationPlan
@@ -320,7 +320,7 @@ def test_settings_that_are_not_given_come_from_the_entry(capsys: pytest.CaptureF
     def filled_in(env_id: str, **given: Any) -> dict[str, Any]:
         nothing = dict.fromkeys(["timesteps", *flag_names()])
         args = argparse.Namespace(**{**nothing, **given})
-        _take_entry(args, EnvRecipe(env_id))
+        take_entry(args, EnvRecipe(env_id))
         return {name: value for name, value in vars(args).items() if value is not None}
 
     hopper = {"timesteps": 500_000, "buffer_size": 500_000, "n_envs": 16, "student_arch": "small"}

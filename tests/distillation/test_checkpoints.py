@@ -182,9 +182,9 @@ def ring_of(student: QPDDistiller) -> dict[str, np.ndarray]:
 
 
 def assert_equal_optimizers(one: QPDDistiller, other: QPDDistiller) -> None:
-    """Muon's momentum and Adam's moments, in two groups, are the same."""
+    """Muon's momentum and Adam's moments, in their groups, are the same."""
     ours, theirs = (student.policy.optimizer.state_dict() for student in (one, other))
-    assert [group["muon"] for group in theirs["param_groups"]] == [True, False]
+    assert {group["muon"] for group in theirs["param_groups"]} == {True, False}
     assert theirs["param_groups"] == ours["param_groups"] and theirs["state"].keys() == ours["state"].keys()
     names = set()
     for index, state in ours["state"].items():

@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +253,7 @@ def test_workers_are_sb3s_subprocesses_where_nothing_fails() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere each process imports torch itself")
 def test_processes_of_environments_find_torch_imported(tmp_path: Path) -> None:
     """They are forked from a server that has imported it."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # another test may have started one
     WorkerVecEnv([Pointer]).close()
     code = f"import sys; open({str(tmp_path / 'found')!r}, 'w').write(str('torch' in sys.modules))"
     process = multiprocessing.get_context("forkserver").Process(target=exec, args=(code,))

@@ -20,6 +20,7 @@ from sb3_qpd.cli import main
 from sb3_qpd.evaluation.report import console_summary, to_markdown
 from sb3_qpd.publishing import paths
 from sb3_qpd.publishing.paths import check_no_paths
+from sb3_qpd.publishing.push import _read_report
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +61,23 @@ def test_links_are_refused(folder: Path, hub: HubServer, tmp_path: Path, name: s
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(target)
     with pytest.raises(ValueError, match=f"{name} is a link, and may lead out of its folder"):
+        push(folder)
+    assert not hub.repositories
+
+
+def test_the_bytes_that_are_sent_are_the_ones_that_were_checked(
+    folder: Path, hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may replace a file between two readings."""
+    honest = (folder / "student.npz").read_bytes()
+    (folder / "student.npz").write_bytes(b"PK, and no student")
+
+    def replaced_meanwhile(*args: Any) -> Any:
+        (folder / "student.npz").write_bytes(honest)
+        return _read_report(*args)
+
+    monkeypatch.setattr("sb3_qpd.publishing.push._read_report", replaced_meanwhile)
+    with pytest.raises(ValueError, match="is not a student's"):
         push(folder)
     assert not hub.repositories
 

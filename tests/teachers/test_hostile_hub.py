@@ -236,6 +236,157 @@ def test_files_end(hub: HubServer, model: bytes, is_slow: bool, monkeypatch: pyt
     assert not [path for path in (tmp_path / "a" / "b" / "cache").rglob("blobs/*") if not path.name.endswith(".incomplete")]
 
 
+def raw(head: str, body: bytes = b"") -> Callable[[Any], bool]:
+    """An answer byte by byte: what a server's library would not write."""
+
+    def answer(handler: Any) -> bool:
+        with contextlib.suppress(OSError):
+            handler.wfile.write(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+        handler.close_connection = True
+        return True
+
+    return answer
+
+
+def for_the_model(answer: Callable[[Any], bool], method: str = "GET") -> Callable[[Any], bool]:
+    """Every other request is answered as the Hub does."""
+    return lambda handler: handler.command == method and handler.path.endswith(".zip") and answer(handler)
+
+
+def lying(head: str, body: Callable[[bytes], bytes] = lambda model: model) -> Callable[[bytes], Callable[[Any], bool]]:
+    """An honest answer about the model, and then its bytes with these headers."""
+
+    def build(model: bytes) -> Callable[[Any], bool]:
+        usual = f'HTTP/1.1 200 OK\nETag: "{etag(model)}"'
+        lengths = {"n": len(model), "more": len(model) + 50, "less": len(model) - 50}
+        return for_the_model(raw(f"{usual}\n{head.format(**lengths)}", body(model)))
+
+    return build
+
+
+def _chunks_without_end(model: bytes) -> bytes:
+    return b"1\r\nx\r\n" * len(model)
+
+
+CONTENTS = {
+    "a length that is too large": lying("Content-Length: {more}"),
+    "a length that is too small": lying("Content-Length: {less}"),
+    "a length below zero": lying("Content-Length: -1"),
+    "a length of 10^30": lying(f"Content-Length: {10**30}"),
+    "two lengths": lying("Content-Length: {n}\nContent-Length: {less}"),
+    "a length that is no number": lying("Content-Length: 1e3"),
+    "chunks of other bytes": lying("Transfer-Encoding: chunked", _chunks_without_end),
+    "a chunk of 2^63 bytes": lying("Transfer-Encoding: chunked", lambda model: b"7fffffffffffffff\r\n" + model),
+    "chunks and a length": lying("Content-Length: {n}\nTransfer-Encoding: chunked", _chunks_without_end),
+    "chunks that are packed": lying("Transfer-Encoding: gzip, chunked", _chunks_without_end),
+    "gzip by name only": lying("Content-Length: {n}\nContent-Encoding: GZIP"),
+    "two encodings": lying("Content-Length: {n}\nContent-Encoding: identity\nContent-Encoding: gzip"),
+    "a header of 1 MB": lying("Content-Length: {n}\nX-Long: " + "x" * 10**6),
+    "other bytes": lying("Content-Length: {n}", lambda model: bytes(len(model))),
+    "a file": lying("Location: file:///etc/passwd\nContent-Length: 0", lambda model: b""),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_contents_that_are_not_what_was_named(
+    hub: HubServer, model: bytes, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of them is taken for the model."""
+    monkeypatch.setattr(hub_limits, "SECONDS", 1.0)
+    monkeypatch.setattr(hub_limits, "READ_SECONDS", 2.0)
+    hub.hostile = CONTENTS[name](model)
+    before = everything(tmp_path)
+    with bounded(60, 2**29), pytest.raises(TeacherError):
+        load_teacher(SOURCE)
+    assert everything(tmp_path) == before
+
+
+REDIRECTS = {
+    "a file": "file:///etc/passwd",
+    "itself": "/me/ppo-CartPole-v1/resolve/main/ppo-CartPole-v1.zip",
+    "a host that does not exist": "http://host.invalid/x",
+    "another protocol": "gopher://127.0.0.1/x",
+    "no address": "http://[::1",
+    "a line break": "http://127.0.0.1:1/%0d%0aX-Repo-Commit:%20..",
+}
+
+
+@pytest.mark.parametrize("name", REDIRECTS)
+@pytest.mark.parametrize("method", ["HEAD", "GET"])
+def test_redirects_end(hub: HubServer, tmp_path: Path, name: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub_limits, "SECONDS", 1.0)
+
+    def answer(handler: Any) -> bool:
+        handler.answer(302, b"", {"Location": REDIRECTS[name]})
+        return True
+
+    hub.hostile = for_the_model(answer, method)
+    before = everything(tmp_path)
+    with bounded(60, 2**29), pytest.raises(TeacherError):
+        load_teacher(SOURCE)
+    assert everything(tmp_path) == before
+
+
+def test_another_host_gets_no_token(hub: HubServer, model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub itself sends the client to another host for large files, and so may a hostile one."""
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    tokens: list[str | None] = []
+    with running_hub() as other:
+
+        def redirect(handler: Any) -> bool:
+            tokens.append(handler.headers.get("Authorization"))
+            handler.answer(302, b"", {"Location": f"{other.url}/model"})
+            return True
+
+        def give(handler: Any) -> bool:
+            tokens.append(handler.headers.get("Authorization"))
+            return with_headers(model)(handler)
+
+        hub.hostile, other.hostile = for_the_model(redirect), give
+        load_teacher(SOURCE)
+    assert tokens == ["Bearer hf_mine", None]
+
+
+NAMES = {
+    "upwards": "../../evil.zip",
+    "absolute": "/etc/evil.zip",
+    "upwards on Windows": "..\\..\\evil.zip",
+    "a drive": "C:evil.zip",
+    "a line break": "a\nb.zip",
+    "a zero": "a\0b.zip",
+    "turned around": "\u202egpj.zip",
+    "half of a character": "\ud800.zip",
+    "too long": "x" * 300 + ".zip",
+    "a name with a revision": "a@b.zip",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_list_of_files_whose_names_are_none(hub: HubServer, model: bytes, name: str, tmp_path: Path) -> None:
+    """The only zip of a repository is its model. One that could not be named by its user is not fetched."""
+
+    def answer(handler: Any) -> bool:
+        if "/tree/" in handler.path:
+            handler.json([{"type": "file", "path": NAMES[name], "oid": etag(model), "size": len(model)}])
+        elif handler.path.endswith("/ppo-CartPole-v1.zip"):
+            handler.missing("EntryNotFound", "a" * 40)
+        else:
+            return handler.path.endswith(".zip") and with_headers(model)(handler)
+        return True
+
+    hub.hostile = answer
+    before = everything(tmp_path)
+    with pytest.raises(TeacherError, match="holds no zip"):
+        load_teacher(SOURCE)
+    assert everything(tmp_path) == before
+
+
+def test_names_that_differ_in_case_are_two_files(hub: HubServer, model: bytes) -> None:
+    hub.publish("me/two", {"A.zip": model, "a.zip": model})
+    with pytest.raises(TeacherError, match=r"several zips.*hub:me/two/A\.zip or hub:me/two/a\.zip"):
+        load_teacher("me/two")
+
+
 def test_uploads_end(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_limits, "SECONDS", 1.0)
     monkeypatch.setenv("HF_TOKEN", hub.token)

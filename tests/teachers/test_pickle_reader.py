@@ -127,6 +127,8 @@ def test_extension_opcodes(tmp_path: Path):
         (b"cnumpy\ndtype\n]R.", "uses a list where only a tuple"),
         (b"S'a'\nS'b'\na.", "uses a str where only a list or ObjectRecord"),
         (b"}K\x01K\x02\x86K\x03s.", "uses a tuple where only a str or int or float or bool"),
+        (b"}L%dL\nNs." % (2**61 - 1), "a number beyond .* as a key"),  # its multiples have one hash
+        (b"Np%d\n." % (2**61 - 1), "a number beyond .* as a key"),
         (b"\x80\x02(((.", "does not end with one value"),
         (b"K\x01K\x02.", "does not end with one value"),
         (b".", "does not end with one value"),

@@ -226,7 +226,12 @@ def test_statistics_are_those_of_the_file(tmp_path: Path) -> None:
 BOMB = "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
 
 
-@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "a: " + "[" * 5_000, "a: " + "x" * 2**21])
+# To the base of 60 a number takes the square of its length. Keys of one hash take the square of their number
+NUMBERS = ["a: 1" + ":1" * 2**18, "a: !!int 1" + ":1" * 30_000, "a: 0x" + "f" * 60_000]
+KEYS = "{" + ", ".join(f"{i * (2**61 - 1)}: 1" for i in range(1, 2_000)) + "}"
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "a: " + "[" * 5_000, "a: " + "x" * 2**21, *NUMBERS, KEYS])
 def test_yaml_bombs(text: str, teacher: PPO, capsys: pytest.CaptureFixture[str]) -> None:
     Path("downloaded.yml").write_text(text)
     _run_folder(teacher, {}, None)
@@ -240,6 +245,38 @@ def test_yaml_bombs(text: str, teacher: PPO, capsys: pytest.CaptureFixture[str])
             main(arguments)
         assert exit_info.value.code == 2
         assert len(capsys.readouterr().err.splitlines()[-1]) < 1_000
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "frames": {"frame_stack": 10**9},
+    "frames by name": {"frame_stack": "10"},
+    "frames of a wrapper": {"vec_env_wrapper": [{"stable_baselines3.common.vec_env.VecFrameStack": {"n_stack": 10**9}}]},
+    "a history": {"env_wrapper": [{"rl_zoo3.wrappers.HistoryWrapper": {"horizon": 10**9}}]},
+    "a place": {"env_kwargs": {"log_dir": "/etc"}},
+    "a number": {"env_kwargs": {"g": 10**9}},
+    "a text": {"env_kwargs": "g"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("program", ["enjoy", "record_video"])
+def test_settings_of_a_run_folder(name: str, program: str, teacher: PPO, capsys: pytest.CaptureFixture[str]) -> None:
+    """They would fill the memory, or write into another folder."""
+    _run_folder(teacher, SETTINGS[name], None)
+    args = {"env": ENV, "env_kwargs": SETTINGS[name].get("env_kwargs")}
+    Path("logs", "ppo", f"{ENV}_1", ENV, "args.yml").write_text(yaml.safe_dump(args))
+    arguments = [one for one in ENJOY if one not in ("--no-render", "--device", "cpu", "enjoy")]
+    arguments = ENJOY if program == "enjoy" else ["zoo", program, *arguments[1:]]
+    with bounded(60, 2**30), pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert "The run folder was refused" in capsys.readouterr().err
+
+
+def test_honest_settings_and_typed_ones(teacher: PPO, capsys: pytest.CaptureFixture[str]) -> None:
+    _run_folder(teacher, {"env_kwargs": {"g": 9.0}, "env_wrapper": "gymnasium.wrappers.ClipAction"}, None)
+    assert main(ENJOY) == 0
+    assert main([*ENJOY, "--env-kwargs", "g:2000.0"]) == 0
 
 
 def test_a_download_that_would_fill_the_disk_is_not_unpacked(tmp_path: Path) -> None:

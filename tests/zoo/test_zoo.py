@@ -28,7 +28,9 @@ from toys import assert_equal_states, assert_same_bits
 
 import sb3_qpd.distillation.distiller as distilling
 from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
+from sb3_qpd.atomic import CHECKPOINT, open_locked
 from sb3_qpd.cli import main
+from sb3_qpd.distillation.checkpoint_files import LOCK, STATE_FILES, write_archive
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import ATARI_WRAPPER
 from sb3_qpd.envs.zoo_config import from_zoo_entry
@@ -180,6 +182,24 @@ def test_a_run_that_was_interrupted_goes_on(
     student = QPDDistiller.load(folder / f"{ENV}.zip", device="cpu")
     assert student.num_timesteps == 400
     assert_equal_states(student, whole)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks on Windows")
+def test_a_run_that_still_learns_is_left_alone(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its process holds the lock. What a killed one left is named, and --resume would take it."""
+    checkpoint = tmp_path / "logs" / "qpd" / f"{ENV}_1" / CHECKPOINT
+    checkpoint.mkdir(parents=True)
+    write_archive(checkpoint / STATE_FILES[0], {"num_timesteps": 192}, {})
+    before = (checkpoint / STATE_FILES[0]).read_bytes()
+    options = ("-n", "64", "--checkpoint-every", "0")
+    with open_locked(checkpoint / LOCK):
+        train(tmp_path, *options, "--resume", params={"teacher": str(teacher)})
+    told = capsys.readouterr().out
+    assert f"Found no checkpoint of {ENV}" in told and "192" not in told
+    assert (tmp_path / "logs" / "qpd" / f"{ENV}_2" / "student.npz").is_file()
+    assert (checkpoint / STATE_FILES[0]).read_bytes() == before
+    train(tmp_path, *options, params={"teacher": str(teacher)})
+    assert "holds an unfinished run of 192 steps" in capsys.readouterr().out
 
 
 def test_student_npz_is_the_final_model(run: Path) -> None:
@@ -429,6 +449,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"n_envs": 100_000}, "n_envs must be at most 4096, got 100000"),
     ({"n_envs": 0}, "n_envs must be an integer of at least 1, got 0"),
     ({"n_envs": 2.0}, "n_envs must be an integer of at least 1, got 2.0"),
+    ({"frame_stack": 10**9}, "frame_stack must be at most 64, got 1000000000"),
     ({"frame_stack": "four"}, "frame_stack must be an integer of at least 1, got 'four'"),
     *(
         ({"report_episodes": value}, "report_episodes must be 0 (no report) or an integer")

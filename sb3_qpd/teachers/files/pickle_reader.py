@@ -36,6 +36,7 @@ MAX_VALUES = 500_000
 MAX_CONTENT = 2**27  # characters and bytes in all
 MAX_ARRAY_SIZE = 2**20  # numbers in one array: more than any observation has
 MAX_DEPTH = 100
+MAX_KEY = 2**60  # multiples of 2^61 - 1 have one hash: a dict of them takes the square of their number
 
 
 class UnsafePickle(ValueError):
@@ -185,6 +186,7 @@ class _Machine:
         self.memo[len(self.memo)] = self.stack[-1]
 
     def op_binput(self, arg: int) -> None:
+        self.check_key(arg)
         self.memo[arg] = self.stack[-1]
 
     def op_binget(self, arg: int) -> None:
@@ -240,11 +242,16 @@ class _Machine:
         target = self.check(self.stack[-1], (dict, ObjectRecord))
         pairs = list(zip(items[::2], items[1::2], strict=True))
         for key, value in pairs:
-            self.check(key, (str, int, float, bool))  # a nested tuple as a key could take for ever to hash
+            self.check_key(key)
             if isinstance(target, dict):
                 target[key] = value
         if isinstance(target, ObjectRecord):
             target.items.extend(pairs)
+
+    def check_key(self, key: Any) -> None:
+        self.check(key, (str, int, float, bool))  # a nested tuple as a key could take for ever to hash
+        if isinstance(key, int) and abs(key) >= MAX_KEY:
+            raise UnsafePickle(f"A pickle uses a number beyond {MAX_KEY} as a key: refused")
 
     def op_global(self, arg: str) -> None:
         module, _, name = arg.partition(" ")

@@ -11,6 +11,9 @@ from sb3_qpd.teachers.files.archive import TeacherError, read_file
 from sb3_qpd.teachers.files.pickle_reader import MAX_DEPTH, MAX_VALUES, check_extent
 
 MAX_YAML_BYTES = 2**16
+MAX_NUMBER = 1_000  # characters of a number or a time: 1:1:1:..., to the base of 60, takes the square of its length
+MAX_KEY = 16  # characters of a number that is a key: integers below 2^61 have hashes of their own
+_TEXTS = ("tag:yaml.org,2002:str", "tag:yaml.org,2002:binary")
 
 
 class BoundedLoader(yaml.SafeLoader):
@@ -36,14 +39,22 @@ class BoundedLoader(yaml.SafeLoader):
 def _count_values(node: yaml.Node | None, known: dict[int, int], depth: int) -> int:
     """Values under a node. Those of an alias count each time, and are visited once."""
     if node is None or isinstance(node, yaml.ScalarNode):
+        _check_scalar(node, MAX_NUMBER)
         return 1
     if id(node) not in known:
         known[id(node)] = MAX_VALUES + 1  # of a list that holds itself
         pairs = node.value if isinstance(node, yaml.MappingNode) else [(one,) for one in node.value]
+        for key in [pair[0] for pair in pairs if len(pair) == 2]:
+            _check_scalar(key, MAX_KEY)
         known[id(node)] = 1 + sum(_count_values(one, known, depth + 1) for pair in pairs for one in pair)
     if known[id(node)] > MAX_VALUES or depth > MAX_DEPTH:
         raise yaml.YAMLError(f"its aliases repeat more than {MAX_VALUES} values, or it is nested more than {MAX_DEPTH} levels")
     return known[id(node)]
+
+
+def _check_scalar(node: yaml.Node | None, most: int) -> None:
+    if isinstance(node, yaml.ScalarNode) and node.tag not in _TEXTS and len(node.value) > most:
+        raise yaml.YAMLError(f"a value or a key that is no text has more than {most} characters")
 
 
 class ZooLoader(BoundedLoader):
