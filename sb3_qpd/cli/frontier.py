@@ -1,4 +1,4 @@
-"""``sb3-qpd frontier``: the smallest student that plays as well, and all that are worth their bytes."""
+"""``sb3-qpd frontier``: the smallest student that plays as well as its teacher, and the frontier of return against bytes."""
 
 import argparse
 import sys

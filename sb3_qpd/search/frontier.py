@@ -90,7 +90,7 @@ def frontier(
     **hyperparameters: Any,
 ) -> dict[str, Any]:
     """
-    Find the smallest student that plays as well as its teacher, and all students that are worth their bytes.
+    Find the smallest student that plays as well as its teacher, and the best students of all other sizes.
 
     Every size is tried with all bits and seeds. Trials that cannot win stop early, see
     :class:`~sb3_qpd.search.trials.StopRule`. Validation episodes choose the frontier and its winner. These students are then

@@ -1,5 +1,5 @@
 """
-What a search is asked for: sizes, bits, seeds, steps, and when a trial is scored.
+The settings of a search: sizes, bits, seeds, steps, and when a trial is scored.
 
 This module imports nothing heavy: the command checks with it what a user typed, before torch is imported.
 """
@@ -35,7 +35,7 @@ Bits = tuple[int, int]  # of weights and of activations
 @dataclass(frozen=True)
 class SearchSettings:
     """
-    What a search is asked for. A search goes on only under the same settings.
+    The settings of a search. A search goes on only under the same settings.
 
     :param sizes: sizes of students, as ``student_arch`` takes them
     :param bits: bits of weights and activations, in pairs
@@ -146,11 +146,11 @@ def parse_max_bytes(value: Any, teacher_bytes: int = 1) -> int:
 
 def check_storage(storage: str | None, study_name: str) -> None:
     """
-    Refuse what can be no storage, before anything is loaded or played.
+    Refuse a storage or a name of a study that cannot be used. Nothing is loaded or opened.
 
     :param storage: URL of an Optuna storage, or a journal file that ends in ``.log``; ``None``: the default
     :param study_name: name of the study in it
-    :raises ValueError: it is neither, or the name is empty
+    :raises ValueError: the storage is neither a URL nor a journal file, or the name is empty
     """
     if storage is not None:
         check_type("storage", storage, str, "a URL such as sqlite:///search.db")

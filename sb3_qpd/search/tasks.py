@@ -1,4 +1,4 @@
-"""What is sent between the process that runs a search and its workers."""
+"""The messages between the process that runs a search and its workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker computes: one student, trained and scored. The same task gives the same student in any process."""
+"""The training and scoring of one student in a worker. The same task gives the same student in any process."""
 
 from __future__ import annotations
 
