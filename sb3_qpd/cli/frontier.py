@@ -201,7 +201,8 @@ def frontier(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         if (args.out / UNFINISHED).exists():
-            so_far = f"{args.out / FRONTIER} has the trials so far"
+            has_trials = (args.out / FRONTIER).exists()
+            so_far = f"{args.out / FRONTIER} has the trials so far" if has_trials else "no trial has begun"
             print(f"sb3-qpd frontier: stopped; {so_far}. The same command with --resume goes on", file=sys.stderr)
         raise
     print(f"\n{summary(content)}\n\nWrote frontier.json and {_folders(len(content['points']))} into {args.out}")
