@@ -545,6 +545,14 @@ class IntegerModel:
             used += n
             yield np.clip(np.rint(shifted), -128, 127).astype(np.float64)
 
+    def batch_of(self, observations: Any) -> Any:
+        """
+        Observations as :meth:`trace` takes them: checked, with a batch axis, and images with channels first.
+
+        :param observations: see :meth:`predict`
+        """
+        return self._batch(observations)[0]
+
     def trace(self, observations: Any) -> Iterator[np.ndarray]:
         """
         The integers after each step: of each trunk the input grid and each layer's output, at last the head's accumulators.

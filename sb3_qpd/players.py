@@ -163,7 +163,13 @@ class RandomPolicy:
         if action_masks is None:
             return np.stack([self.action_space.sample() - start for _ in range(n)]), None
         head = action_head(self.action_space)
-        priorities = np.where(np.asarray(action_masks, bool).reshape(n, -1), self._rng.random((n, sum(head.nvec))), -1)
+        masks = np.asarray(action_masks, bool).reshape(n, -1)
+        if masks.shape[1] != sum(head.nvec):
+            raise ValueError(
+                f"The environment's action_masks() must return {sum(head.nvec)} values, one for each action of "
+                f"{self.action_space}, got {masks.shape[1]}. Correct or remove the method"
+            )
+        priorities = np.where(masks, self._rng.random(masks.shape), -1)
         choices = [one.argmax(1) for one in np.split(priorities, np.cumsum(head.nvec)[:-1], axis=1)]
         return np.stack(choices, axis=1).reshape(n, *head.shape), None
 

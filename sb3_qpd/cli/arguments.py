@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """A parser that reports an error in one line, without the usage, and proposes the nearest options."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message}. See {self.prog} --help\n")
+        self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message.removesuffix('.')}. See {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """Refuse unknown arguments here, where the command's own options are known, and not in the parser above it."""

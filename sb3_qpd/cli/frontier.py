@@ -1,4 +1,4 @@
-"""``sb3-qpd frontier``: the smallest student that plays as well, and all that are worth their bytes."""
+"""``sb3-qpd frontier``: the smallest student that plays as well as its teacher, and the frontier of return against bytes."""
 
 import argparse
 import sys
@@ -31,6 +31,7 @@ from sb3_qpd.search.settings import (
     DEFAULT_SIZES,
     DEFAULT_TIMESTEPS,
     SearchSettings,
+    check_storage,
     describe_bits,
 )
 from sb3_qpd.student_folder import FRONTIER
@@ -200,15 +201,20 @@ def frontier(args: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         if (args.out / UNFINISHED).exists():
-            so_far = f"{args.out / FRONTIER} has the trials so far"
+            has_trials = (args.out / FRONTIER).exists()
+            so_far = f"{args.out / FRONTIER} has the trials so far" if has_trials else "no trial has begun"
             print(f"sb3-qpd frontier: stopped; {so_far}. The same command with --resume goes on", file=sys.stderr)
         raise
-    print(f"\n{summary(content)}\n\nWrote frontier.json and {len(content['points'])} folders into {args.out}")
+    print(f"\n{summary(content)}\n\nWrote frontier.json and {_folders(len(content['points']))} into {args.out}")
     if not content["points"]:
         error = next((trial["error"] for trial in content["trials"] if trial["error"]), "no trial came to its end")
         print(f"sb3-qpd frontier: error: no student was found: {one_line(error)}", file=sys.stderr)
         return EXIT_DIFFERENCE
     return 0
+
+
+def _folders(count: int) -> str:
+    return f"{count} folder{'' if count == 1 else 's'}"
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -218,6 +224,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     for target in args.target:
         find_target(target)
     check_hyperparameter_flags(args)
+    check_storage(args.storage, args.study_name)
     search = {name: getattr(args, name) for name in ("max_bytes", "rungs", "seed")}
     SearchSettings(tuple(args.sizes), tuple(args.bits), args.seeds, **search)
     has_unfinished = (args.out / UNFINISHED).exists()

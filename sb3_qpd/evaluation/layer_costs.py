@@ -27,7 +27,7 @@ def layer_costs(model: IntegerModel, observations: Any) -> list[dict[str, Any]]:
         the share of outputs that never change. The head has ``accumulator_bits`` instead, of 32
     """
     rows = take_rows(observations, slice(min(batch_size(observations), N_OBSERVATIONS)))
-    steps = dict(zip(model.step_names(), model.trace(rows), strict=True))
+    steps = dict(zip(model.step_names(), model.trace(model.batch_of(rows)), strict=True))
     costs = list(_costs(model, steps))
     sizes = {name: np.asarray(value).nbytes for name in OPTIONAL_FIELDS if (value := getattr(model, name)) is not None}
     of_input = sum(size for name, size in sizes.items() if name.startswith("input"))

@@ -104,6 +104,8 @@ class Frontier:
     :param versions: versions by package
     :param command: the command that made the folder
     :param margin: loss that still counts as equal
+    :param has_ended: whether the search came to its end
+    :param has_limit: whether the best student below a limit was searched, and not the smallest one
     """
 
     label: str
@@ -119,6 +121,8 @@ class Frontier:
     versions: dict[str, str]
     command: str
     margin: float | None
+    has_ended: bool
+    has_limit: bool
 
 
 def read_frontier(value: Mapping[str, Any], label: str, runs: Mapping[str, Run]) -> Frontier:
@@ -128,13 +132,13 @@ def read_frontier(value: Mapping[str, Any], label: str, runs: Mapping[str, Run])
     :param value: its contents
     :param label: name of its folder
     :param runs: what the folders of its points hold, by their names in ``points``
-    :raises ValueError: it has no trial and no point
+    :raises ValueError: it has no trial that ended, and no point
     """
     trials = [trial for one in objects(value.get("trials"), MAX_TRIALS) if (trial := _trial(one)) is not None]
     found = [_point(one, runs) for one in items(value.get("points"), MAX_POINTS)]
     points = [point for point in found if point is not None]
     if not trials and not points:
-        raise ValueError("frontier.json has no trials: expected one that sb3-qpd frontier wrote")
+        raise ValueError("frontier.json has no trial that ended. A search that was stopped goes on with --resume")
     index = number(value.get("winner"))
     winner = found[int(index)] if index is not None and 0 <= index < len(found) else None
     env, teacher = fields(value.get("environment")), fields(value.get("teacher"))
@@ -153,6 +157,8 @@ def read_frontier(value: Mapping[str, Any], label: str, runs: Mapping[str, Run])
         versions=texts(value.get("versions"), 20),
         command=text(value.get("command"), 2_000),
         margin=positive(played.get("margin")),
+        has_ended=bool(fields(value.get("test"))),
+        has_limit=fields(value.get("settings")).get("max_bytes") is not None,
     )
 
 

@@ -11,6 +11,7 @@ from sb3_qpd.pages.drawing import bytes_label
 from sb3_qpd.pages.frontier import Frontier, Point
 from sb3_qpd.pages.run_page import KINDS, run_sections
 
+SMALLEST = "smallest student that plays as well as its teacher"
 MAX_SCORES = 5_000  # rows of the table of validations
 WORDS = {
     "non_inferior": "as good as the teacher",
@@ -47,17 +48,20 @@ def frontier_page(frontier: Frontier) -> Page:
 
 def _headline(frontier: Frontier) -> str:
     winner, teacher = frontier.winner, frontier.teacher
-    if not frontier.points:
+    if not frontier.points and not frontier.has_ended:
         return f"The search has not ended: {len(frontier.trials):,} trials so far."
+    if not frontier.points:
+        return f"The search found no student: none of {len(frontier.trials):,} trials gave one."
     if winner is None:
-        return f"None of the {frontier.candidates:,} sizes and bits that were tried is shown to play as well as the teacher."
+        return f"No winner: none of {frontier.candidates:,} sizes and bits is shown to be as good on validation episodes."
     size = f"{winner.n_bytes:,.0f} bytes"
     if winner.verdict != "non_inferior":
         return f"No student that was tried is shown to play as well as its teacher; the chosen one has {size}."
+    kind = "best student below the limit plays as well as its teacher and" if frontier.has_limit else SMALLEST
     if teacher is None or not teacher.n_bytes:
-        return f"The smallest student that plays as well as its teacher has {size}."
+        return f"The {kind} has {size}."
     ratio = times(teacher.n_bytes / winner.n_bytes)
-    return f"The smallest student that plays as well as its teacher has {size}: it is {ratio} times smaller."
+    return f"The {kind} has {size}: it is {ratio} times smaller."
 
 
 def _explanation(frontier: Frontier) -> str:

@@ -260,7 +260,9 @@ def _column_curve(axes: Axes, columns: dict[str, list[float | None]], name: str)
     for column, style in pairs:
         if column in columns:
             values = [np.nan if value is None else value for value in columns[column]]
-            axes.plot([step or 0 for step in columns["steps"]], values, color=INK, linestyle=style, linewidth=1.6)
+            marker = "o" if np.isfinite(values).sum() == 1 else ""  # a line of one value cannot be seen
+            steps = [step or 0 for step in columns["steps"]]
+            axes.plot(steps, values, marker=marker, color=INK, linestyle=style, linewidth=1.6, markersize=4)
     if name == "mean_weight_bits":
         axes.set_ylim(0, 34)
         axes.set_yticks([2, 8, 16, 32])

@@ -14,14 +14,14 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 from sb3_qpd.atomic import UNFINISHED, AtomicFolder, uninterrupted
-from sb3_qpd.checks import check_count, check_flags, check_path, check_type, check_whole, did_you_mean
+from sb3_qpd.checks import check_count, check_flags, check_path, check_whole, did_you_mean
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvSource, describe_env
 from sb3_qpd.evaluation.cache import digest_of
 from sb3_qpd.evaluation.comparison import EvaluationPlan, plan_evaluation
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
-from sb3_qpd.evaluation.statistics import Evaluation, compare, margin_of
+from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, margin_of
 from sb3_qpd.export import StudentFacts, check_target, find_exporter
 from sb3_qpd.search.planning import plan_trials, portable_env
 from sb3_qpd.search.progress import SearchProgress
@@ -45,6 +45,7 @@ from sb3_qpd.search.settings import (
     DEFAULT_TIMESTEPS,
     SearchSettings,
     Size,
+    check_storage,
 )
 from sb3_qpd.search.study import SearchStudy
 from sb3_qpd.search.tasks import Finished, Job, Task, pack_job, specs_of
@@ -89,7 +90,7 @@ def frontier(
     **hyperparameters: Any,
 ) -> dict[str, Any]:
     """
-    Find the smallest student that plays as well as its teacher, and all students that are worth their bytes.
+    Find the smallest student that plays as well as its teacher, and the best students of all other sizes.
 
     Every size is tried with all bits and seeds. Trials that cannot win stop early, see
     :class:`~sb3_qpd.search.trials.StopRule`. Validation episodes choose the frontier and its winner. These students are then
@@ -133,6 +134,7 @@ def frontier(
     check_path("out", out)
     check_flags(early_stopping=early_stopping, resume=resume, force=force, progress_bar=progress_bar, cache=cache)
     _check_hyperparameters(hyperparameters)
+    check_storage(storage, study_name)
     check_whole("checkpoint_every", 0 if checkpoint_every is None else checkpoint_every, least=0)
     search_range: dict[str, Any] = {"seeds": seeds, "timesteps": timesteps, "max_bytes": max_bytes, "seed": seed}
     settings = SearchSettings(
@@ -156,7 +158,7 @@ def frontier(
         search = _Search(job, settings, Path(out).expanduser(), resume, force, command)
         with search.staging:
             search.open(storage, study_name)
-            return search.run(lambda packed: _open_workers(packed, workers, ray), progress_bar)
+            return search.run(lambda packed, n_trials: open_workers(packed, n_trials, workers, ray), progress_bar)
 
 
 def _check_hyperparameters(given: dict[str, Any]) -> None:
@@ -200,12 +202,20 @@ def _make_job(
     )
 
 
-def _open_workers(packed_job: bytes, count: int | None, address: str | None) -> Workers:
+def open_workers(packed_job: bytes, n_trials: int, count: int | None, address: str | None) -> Workers:
+    """
+    Start the workers, at most one for each trial: others would have nothing to do.
+
+    :param packed_job: see :class:`~sb3_qpd.search.workers.LocalWorkers`
+    :param n_trials: number of trials
+    :param count: number of workers; ``None``: one for each core
+    :param address: address of a Ray cluster; ``None``: this machine
+    """
     if address is None:
-        return LocalWorkers(packed_job, count or n_cores())
+        return LocalWorkers(packed_job, min(count or n_cores(), n_trials))
     from sb3_qpd.search.ray_workers import RayWorkers
 
-    return RayWorkers(packed_job, address, count)
+    return RayWorkers(packed_job, address, count, n_trials)
 
 
 def _portable_teacher(teacher: Teacher) -> Teacher:
@@ -249,7 +259,6 @@ class _Search:
         :param study_name: see :func:`frontier`
         :raises ValueError: it is another search's, or an unfinished one that was not asked for
         """
-        check_type("study_name", study_name, str, "a name")
         job, settings = self._job, self._settings.to_json()
         identity = {
             "teacher": f"{job.teacher.name} {digest_of(job.teacher)}",
@@ -272,15 +281,15 @@ class _Search:
                 self._folder.parent.rmdir()
             raise
 
-    def run(self, open_workers: Callable[[bytes], Workers], progress_bar: bool) -> dict[str, Any]:
+    def run(self, open_workers: Callable[[bytes, int], Workers], progress_bar: bool) -> dict[str, Any]:
         """
         Search, retrain and publish.
 
-        :param open_workers: starts the workers, which get the packed job
+        :param open_workers: starts the workers, from the packed job and the number of trials
         :param progress_bar: show what happens
         :return: contents of ``frontier.json``
         """
-        workers = open_workers(self._packed)
+        workers = open_workers(self._packed, len(self._trials))
         try:
             standard = self._play_standard(self._job.validation)  # while the workers start
             queue = TrialQueue(self._study, self._make_rule(standard), self._job, self._folder / "trials")
@@ -310,6 +319,11 @@ class _Search:
 
     def _play_standard(self, plan: EvaluationPlan) -> Standard:
         teacher, random = plan.play(self._job.teacher, "teacher"), plan.play("random", "random")
+        if self._settings.max_bytes is None and plan.n_episodes < MIN_VERDICT_EPISODES:
+            warnings.warn(
+                f"{plan.n_episodes} validation episodes find no winner: a verdict takes at least {MIN_VERDICT_EPISODES}. "
+                f"Give validation_episodes={MIN_VERDICT_EPISODES} or more (--validation-episodes)"
+            )
         at_rungs = replace(plan, n_episodes=self._job.rung_episodes).play(self._job.teacher, "teacher")
         if compare(teacher, teacher, random).verdict == "no_claim":
             warnings.warn(

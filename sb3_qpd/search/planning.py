@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from sb3_qpd.search.settings import SearchSettings, Size, describe_bits, describ
 from sb3_qpd.search.tasks import Configuration, Job, PortableEnv
 from sb3_qpd.search.trials import Trial
 from sb3_qpd.search.work import make_distiller
+from sb3_qpd.students.budgets import BudgetError
 from sb3_qpd.teachers.teacher import Teacher
 
 # while sizes are counted, one environment in this process will do
@@ -70,13 +72,18 @@ def _configurations(job: Job, settings: SearchSettings, check: Callable[[QPDDist
     hyperparameters = {name: value for name, value in job.hyperparameters.items() if name != "n_envs"}
     env: Any = None
     names: set[str] = set()
+    left_out: dict[str, dict[str, BudgetError]] = {}  # size -> name with bits
     try:
         for size, bits in settings.candidates():
             name = _name_of(size, bits, names)
             unbuilt = Configuration(name, size, bits, {}, 0)
             # the environment of the first student serves all others
             counted = replace(job, env=job.env if env is None else env, hyperparameters=hyperparameters | ONE_ENV)
-            distiller = make_distiller(counted, unbuilt, settings.seed)
+            try:
+                distiller = make_distiller(counted, unbuilt, settings.seed)
+            except BudgetError as error:  # other bits may fit
+                left_out.setdefault(describe_size(size), {})[name] = error
+                continue
             env = distiller.env
             check(distiller)
             model = distiller.policy.to_integer()
@@ -84,6 +91,11 @@ def _configurations(job: Job, settings: SearchSettings, check: Callable[[QPDDist
     finally:
         if env is not None:
             env.close()
+    for errors in left_out.values():
+        reason = next(iter(errors.values()))
+        if len(errors) == len(settings.bits):
+            raise reason
+        warnings.warn(f"{', '.join(errors)} cannot be tried: {reason}")
 
 
 def _name_of(size: Size, bits: tuple[int, int], taken: set[str]) -> str:

@@ -29,16 +29,17 @@ class RayWorkers:
     :param packed_job: from :func:`~sb3_qpd.search.tasks.pack_job`
     :param address: ``"auto"``, ``host:port`` of the cluster's head, or ``ray://host:port``
     :param count: number of actors; ``None``: the cores of the cluster
+    :param most: largest number of actors, however many cores there are
     :raises ConnectionError: no cluster answers at this address
     """
 
-    def __init__(self, packed_job: bytes, address: str, count: int | None = None) -> None:
+    def __init__(self, packed_job: bytes, address: str, count: int | None = None, most: int = sys.maxsize) -> None:
         self._owns_connection = not ray.is_initialized()
         if self._owns_connection:
             _connect(address)
         self._job = ray.put(packed_job)
         self._import_path = list(sys.path)
-        count = count or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        count = min(most, count or max(1, int(ray.cluster_resources().get("CPU", 1))))
         # spread: the cores of one node would be taken first
         self._kind = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
         self._actors: list[Any] = [None] * count

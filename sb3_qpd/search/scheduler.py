@@ -17,10 +17,10 @@ SECONDS_TO_WAIT = 1.0  # between two looks at the clock of the table
 
 
 class Queue(Protocol):
-    """What there is to do, in the eyes of :class:`Scheduler`."""
+    """The tasks that a :class:`Scheduler` hands out."""
 
     def next_task(self) -> Task | None:
-        """The next task that is not being worked at; ``None`` where there is none now."""
+        """The next task that is not being worked at; ``None`` where all are being computed or done."""
 
     def handle(self, task: Task, message: Message) -> bool | None:
         """
@@ -47,7 +47,7 @@ class Scheduler:
 
     @property
     def names_of_tasks(self) -> list[str]:
-        """Names of the tasks that workers are at."""
+        """Names of the tasks that workers compute now."""
         return [task.name for task in self.working.values()]
 
     def run(self, queue: Queue) -> None:

@@ -1,5 +1,5 @@
 """
-What a search is asked for: sizes, bits, seeds, steps, and when a trial is scored.
+The settings of a search: sizes, bits, seeds, steps, and when a trial is scored.
 
 This module imports nothing heavy: the command checks with it what a user typed, before torch is imported.
 """
@@ -26,6 +26,7 @@ DEFAULT_TIMESTEPS = 100_000  # where an environment has no entry in qpd.yml
 DEFAULT_RUNGS = (0.25, 0.75)
 RUNG_EPISODES = 32
 MAX_TRIALS = 10_000
+JOURNAL_SUFFIX = ".log"  # as RL Zoo's --storage has it
 
 Size = str | StudentArch | Mapping[str, Any]
 Bits = tuple[int, int]  # of weights and of activations
@@ -34,7 +35,7 @@ Bits = tuple[int, int]  # of weights and of activations
 @dataclass(frozen=True)
 class SearchSettings:
     """
-    What a search is asked for. A search goes on only under the same settings.
+    The settings of a search. A search goes on only under the same settings.
 
     :param sizes: sizes of students, as ``student_arch`` takes them
     :param bits: bits of weights and activations, in pairs
@@ -141,6 +142,26 @@ def parse_max_bytes(value: Any, teacher_bytes: int = 1) -> int:
     raise ValueError(
         f"max_bytes must be bytes such as 2000, 2kB or 1MB, or percent of the teacher's actor such as 0.5%, got {value!r}"
     )
+
+
+def check_storage(storage: str | None, study_name: str) -> None:
+    """
+    Refuse a storage or a name of a study that cannot be used. Nothing is loaded or opened.
+
+    :param storage: URL of an Optuna storage, or a journal file that ends in ``.log``; ``None``: the default
+    :param study_name: name of the study in it
+    :raises ValueError: the storage is neither a URL nor a journal file, or the name is empty
+    """
+    if storage is not None:
+        check_type("storage", storage, str, "a URL such as sqlite:///search.db")
+        if "://" not in storage and not storage.endswith(JOURNAL_SUFFIX):
+            raise ValueError(
+                f"storage must be a URL of Optuna such as sqlite:///search.db, or the path of a journal file that ends in "
+                f"{JOURNAL_SUFFIX}, got {storage!r}"
+            )
+    check_type("study_name", study_name, str, "a name")
+    if not study_name.strip():
+        raise ValueError(f"study_name must be a name such as frontier, got {study_name!r}")
 
 
 def describe_bits(bits: Bits) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.search.settings import describe_bits, describe_size
+from sb3_qpd.search.settings import JOURNAL_SUFFIX, describe_bits, describe_size
 from sb3_qpd.search.tasks import Configuration, Failed, Finished, Stopped
 from sb3_qpd.search.trials import Trial
 from sb3_qpd.version import __version__
@@ -31,7 +31,6 @@ except ImportError as error:
 
 SETTINGS, VERSION, RESULT, ERROR, FAILURES, RETURNS = "settings", "sb3_qpd", "result", "error", "failures", "returns"
 SECONDS, PROCESSOR_SECONDS = "seconds", "processor_seconds"
-JOURNAL_SUFFIX = ".log"  # as RL Zoo's --storage has it
 
 
 class SearchStudy:

@@ -1,9 +1,10 @@
-"""What is sent between the process that runs a search and its workers."""
+"""The messages between the process that runs a search and its workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import cloudpickle
@@ -215,6 +216,8 @@ def unpack_job(packed: bytes) -> Job:
     """
     job: Job = cloudpickle.loads(packed)
     for spec in job.specs:
+        if isinstance(spec.entry_point, str):  # it may register its environments itself, and twice gives a warning
+            import_module(spec.entry_point.partition(":")[0])
         gym.registry.setdefault(spec.id, spec)
     return job
 

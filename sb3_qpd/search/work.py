@@ -1,4 +1,4 @@
-"""What a worker computes: one student, trained and scored. The same task gives the same student in any process."""
+"""The training and scoring of one student in a worker. The same task gives the same student in any process."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ from sb3_qpd.failures import describe_error
 from sb3_qpd.search.tasks import Configuration, Failed, Finished, Job, Message, Score, Stopped, Task
 from sb3_qpd.student_folder import INTEGER_MODEL
 
+# warnings that Python does not show by default either
+FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 Answer = Callable[[Score], bool]  # a score -> whether the trial goes on
 
 
@@ -96,6 +98,8 @@ def run_task(job: Job, task: Task, answer: Answer) -> Message:
     start = time.perf_counter(), time.process_time()
     with warnings.catch_warnings(record=True) as caught, redirect_stdout(io.StringIO()):
         warnings.simplefilter("default")
+        for kind in FOR_DEVELOPERS:
+            warnings.simplefilter("ignore", kind)
         try:
             result = _train(job, task, answer)
         except TrialStopped:

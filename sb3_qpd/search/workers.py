@@ -175,7 +175,7 @@ def _work(connection: Connection) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker is of no use without its search, which may have been killed."""
+    """End the worker with the process that runs the search, which may have been killed."""
     parent = mp.parent_process()
     if parent is not None:
         parent.join()

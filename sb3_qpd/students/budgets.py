@@ -27,6 +27,10 @@ _BUDGET = re.compile(r"(\d+(?:\.\d+)?|\.\d+)([A-Za-z]+|%)", re.ASCII)
 _MEANT_AS_BUDGET = re.compile(r"[+-]?\.?\d.*|.*%")
 
 
+class BudgetError(ValueError):
+    """Nothing fits a budget. Its message names the smallest student."""
+
+
 @dataclass(frozen=True)
 class SizeRule:
     """
@@ -176,7 +180,7 @@ def choose_arch(
     for rule in IMAGE_RULE if task.image_shapes else VECTOR_RULE:
         if arch := _widest(rule, n_bytes, task, weight_bits, activation_bits):
             return arch
-    raise ValueError(_describe_smallest(str(student_arch), n_bytes, task, weight_bits, activation_bits, teacher_nbytes))
+    raise BudgetError(_describe_smallest(str(student_arch), n_bytes, task, weight_bits, activation_bits, teacher_nbytes))
 
 
 def describe_choice(budget: str, arch: StudentArch, task: StudentTask, teacher_nbytes: int | None = None) -> str:

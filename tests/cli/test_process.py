@@ -194,6 +194,8 @@ MISTAKES_KNOWN_AT_ONCE = [
     (["frontier", "x.zip", "--out", "o", "--sizes", "nanno"], "Unknown student_arch 'nanno'"),
     (["frontier", "x.zip", "--out", "o", "--max-bytes", "much"], "max_bytes must be bytes such as 2000, 2kB or 1MB"),
     (["frontier", "x.zip", "--out", "o", "--rungs", "0.5", "0.2"], "rungs must rise"),
+    (["frontier", "x.zip", "--out", "o", "--storage", "search.db"], "storage must be a URL of Optuna"),
+    (["frontier", "x.zip", "--out", "o", "--sizes", "gigantic"], "small, medium, large. See sb3-qpd frontier --help"),
     (["frontier", "x.zip", "--out", "o", "--transition", "blent"], "Did you mean 'blend'?"),
     (["frontier", "x.zip", "--out", "o", "--target", "onyx"], "Did you mean 'onnx'?"),
     (["frontier", "x.zip", "--out", "ppo"], "--out ppo is not empty"),

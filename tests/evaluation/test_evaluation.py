@@ -350,3 +350,11 @@ def test_lost_lives_do_not_end_a_game() -> None:
     whole = play()
     assert whole.sum() > 0
     np.testing.assert_array_equal(play(terminal_on_life_loss=True, clip_reward=True), whole)
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    policy = RandomPolicy(gym.spaces.Discrete(3))
+    with pytest.raises(
+        ValueError, match=r"action_masks\(\) must return 3 values, one for each action of Discrete\(3\), got 2"
+    ):
+        policy.predict(np.zeros((5, 2)), action_masks=np.ones((5, 2)))

@@ -26,6 +26,12 @@ def test_costs_of_layers_add_up(seed: int) -> None:
         assert all(0 <= share <= 1 for share in shares) and 1 <= one.get("accumulator_bits", 1) <= 32
 
 
+def test_images_with_channels_last_cost_the_same() -> None:
+    student = next(one for one in map(draw, range(40)) if [part.kind for part in one.model.parts] == ["image"])
+    channels_last = np.moveaxis(student.observations, 1, 3)
+    assert layer_costs(student.model, channels_last) == layer_costs(student.model, student.observations)
+
+
 def test_confusion_of_actions() -> None:
     theirs, ours = np.array([[0, 2], [1, 2], [1, 0], [0, 1]]), np.array([[0, 2], [0, 2], [1, 1], [0, 1]])
     space = spaces.MultiDiscrete([2, 3])

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from browser import Browser, needs_chromium, running_browser
 from commands import mistake
+from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 
+import sb3_qpd.pages.run_figures as run_figures_module
 import sb3_qpd.pages.run_page as run_page_module
 from sb3_qpd.cli import main
 from sb3_qpd.pages.folders import page_of_report, read_folder, write_page
@@ -320,6 +322,24 @@ def test_a_search_that_goes_on_has_a_page(folder: Path, report: dict[str, Any], 
     assert "The search has not ended: 3 trials so far." in html and 'id="figure-size"' in html
 
 
+@pytest.mark.parametrize(
+    ("changes", "headline"),
+    [
+        ({"points": [], "winner": None}, "The search found no student: none of 3 trials gave one."),
+        ({"winner": None}, "No winner: none of 3 sizes and bits is shown to be as good on validation episodes."),
+        ({"settings": {"max_bytes": "2kB"}}, "The best student below the limit plays as well as its teacher and has"),
+        ({}, "The smallest student that plays as well as its teacher has"),
+    ],
+    ids=["failed", "undecided", "limit", "smallest"],
+)
+def test_a_headline_says_what_was_searched(
+    changes: dict[str, Any], headline: str, folder: Path, report: dict[str, Any], tmp_path: Path
+) -> None:
+    frontier = write_frontier(folder, report, tmp_path)
+    (tmp_path / "frontier.json").write_text(json.dumps({**frontier, **changes}))
+    assert headline in write_page([tmp_path]).read_text()
+
+
 def test_a_search_of_thousands_of_trials_fits(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
     frontier = write_frontier(folder, report, tmp_path)
     many = [{**trial(str(i), 8, float(i % 30)), "scores": [[step, i % 30] for step in range(20)]} for i in range(3_000)]
@@ -415,3 +435,10 @@ def test_numbers_that_json_lacks_leave_gaps(report: dict[str, Any]) -> None:
     learning = {**report["learning"], "actor_loss": [None, *report["learning"]["actor_loss"][1:]]}
     table = Tables(page_of_report({**report, "learning": learning})).tables["table-learning"]
     assert table[1][1] == "" and math.isfinite(table[2][1])
+
+
+@pytest.mark.parametrize(("losses", "marker"), [([0.5], "o"), ([0.5, None], "o"), ([0.5, 0.2], "None")])
+def test_a_curve_of_one_value_is_seen(losses: list[float | None], marker: str) -> None:
+    axes = Figure().subplots()
+    run_figures_module._column_curve(axes, {"steps": [100.0, 200.0][: len(losses)], "actor_loss": losses}, "actor_loss")
+    assert [line.get_marker() for line in axes.lines] == [marker]

@@ -211,6 +211,7 @@ class Unpicklable:
     ("changes", "error", "message"),
     [
         ({"env": Unpicklable()}, ValueError, "environment cannot be sent to other processes .*Register it in a module"),
+        ({"sizes": ["9B", "nano"]}, ValueError, "student_arch='9B' is 9 bytes. The smallest student takes"),
         ({"max_bytes": 50}, ValueError, "No student fits max_bytes=50: the smallest of these sizes and bits is hidden-4-W"),
         ({"weight_bits": 4}, ValueError, "weight_bits is set by the search itself. Give sizes= and bits="),
         ({"n_env": 4}, TypeError, "Unknown argument 'n_env' of a search. Did you mean 'n_envs'"),

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from sb3_qpd.search.settings import SearchSettings, parse_bits, parse_max_bytes
+from sb3_qpd.search.settings import SearchSettings, check_storage, parse_bits, parse_max_bytes
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,15 @@ def test_seeds_are_never_used_twice() -> None:
     settings = SearchSettings(sizes=("nano", "nano", "tiny"), bits=(8, "W8A8"), seeds=2, seed=5, timesteps=1e4)
     assert settings.search_seeds == [5, 6] and settings.fresh_seeds == [7, 8]
     assert settings.candidates() == [("nano", (8, 8)), ("tiny", (8, 8))] and settings.rung_steps == [2500, 7500]
+
+
+@pytest.mark.parametrize(
+    ("storage", "study_name", "message"),
+    [
+        ("search.db", "frontier", "storage must be a URL of Optuna .*, got 'search.db'"),
+        (None, " ", "study_name must be a name"),
+    ],
+)
+def test_impossible_storages(storage: str | None, study_name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_storage(storage, study_name)

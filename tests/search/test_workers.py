@@ -1,13 +1,18 @@
 """Workers on this machine, with a job that is larger than the buffer of a pipe."""
 
 import multiprocessing as mp
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import cloudpickle
+import gymnasium as gym
 import pytest
 
+from sb3_qpd.search.frontier import open_workers
 from sb3_qpd.search.tasks import Failed, Ready, Unusable
 from sb3_qpd.search.workers import LocalWorkers
 
@@ -50,3 +55,28 @@ def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
         assert worker == 0 and isinstance(message, Unusable) and "UnpicklingError" in message.error
     finally:
         workers.close()
+
+
+@pytest.mark.slow
+def test_one_trial_has_one_worker() -> None:
+    workers = open_workers(b"no pickle", 1, 100, None)
+    try:
+        assert workers.count == 1
+    finally:
+        workers.close()
+
+
+@pytest.mark.slow
+def test_a_worker_registers_an_environment_once(tmp_path: Path) -> None:
+    """The module of an environment registers it. A second time gives a warning, which is an error here."""
+    (tmp_path / "own_env.py").write_text(
+        "import gymnasium as gym\nfrom gymnasium.envs.classic_control import CartPoleEnv as Own\n"
+        "gym.register('Own-v0', entry_point='own_env:Own')\n"
+    )
+    job = LargeJob()
+    job.specs = (gym.envs.registration.EnvSpec("Own-v0", entry_point="own_env:Own"),)
+    (tmp_path / "job").write_bytes(cloudpickle.dumps(job))
+    program = "import gymnasium as gym; from sb3_qpd.search.tasks import unpack_job; unpack_job(open('job', 'rb').read())"
+    program += "; import own_env; gym.make('Own-v0')"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parent), *sys.path])}
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], cwd=tmp_path, env=environment, check=True)
