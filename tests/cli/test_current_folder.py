@@ -60,8 +60,8 @@ def test_nothing_of_the_folder_is_imported(program: Path, downloaded: Path, argu
 
 @pytest.mark.slow
 def test_workers_of_a_search_import_nothing_either(program: Path, downloaded: Path, teacher: str) -> None:
-    options = ["--env", "CartPole-v1", "--sizes", "nano", "--bits", "8", "--seeds", "1", "--timesteps", "128", "--workers", "1"]
-    games = ["--episodes", "2", "--validation-episodes", "2", "--out", str(downloaded.parent / "out")]
+    options = ["--env", "CartPole-v1", "--sizes", "nano", "--bits", "8", "--seeds", "1", "--timesteps", "128"]
+    games = ["--workers", "1", "--episodes", "2", "--validation-episodes", "2", "--out", str(downloaded.parent / "out")]
     done = run(program, downloaded, "frontier", teacher, *options, *games, "--device", "cpu")
     assert not marks(downloaded) and done.returncode == 0, done.stderr
     assert (downloaded.parent / "out" / "report.html").exists()
