@@ -150,13 +150,7 @@ def trial_curves(frontier: Frontier) -> Drawing:
             axes.plot([], [], marker_of(bits) + "-", color=color_of(bits), label=f"{bits or 'other'} bits")
         if any(trial.state != "finished" for trial in shown):
             axes.plot([], [], "x", color=MUTED, label="stopped early")
-        cut_below(axes, frontier.teacher, frontier.random)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel("validation return")
-        legend_below(canvas, [axes], is_narrow)
+        _finish_curves(canvas, axes, frontier.teacher, frontier.random, is_narrow)
 
     return draw("trials", plot, 4.2, 4.6)
 
@@ -183,12 +177,17 @@ def validation_curves(
             steps, means = zip(*scores, strict=True)
             axes.add_line(Line2D(steps, means, color=color, linestyle=dashes, marker="o", markersize=4, label=name))  # type: ignore[arg-type]
         axes.autoscale_view()
-        cut_below(axes, teacher, random)
-        axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
-        axes.set_xlabel("environment steps")
-        axes.set_ylabel("validation return")
-        legend_below(canvas, [axes], is_narrow)
+        _finish_curves(canvas, axes, teacher, random, is_narrow)
 
     return draw("curves", plot, 3.8, 4.4)
+
+
+def _finish_curves(canvas: Canvas, axes: Axes, teacher: Policy | None, random: Policy | None, is_narrow: bool) -> None:
+    """The axes and the legend of validation returns over steps."""
+    cut_below(axes, teacher, random)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("validation return")
+    legend_below(canvas, [axes], is_narrow)

@@ -168,7 +168,7 @@ def describe_bits(bits: Bits) -> str:
     """
     Bits in one word.
 
-    :param bits: of weights and of activations
+    :param bits: number of bits of weights, and of activations
     """
     return "W{}A{}".format(*bits)
 
