@@ -100,6 +100,43 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", dest="progress", action="store_false", default=True, help="no progress bars")
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--resume``.
+
+    :param parser: parser of a command whose unfinished work is kept
+    """
+    parser.add_argument(
+        "--resume", action="store_true", default=False, help="go on where the same command was killed or stopped before"
+    )
+
+
+def add_test_episodes(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--episodes``.
+
+    :param parser: parser of a command that plans its test episodes
+    """
+    parser.add_argument(
+        "--episodes", type=whole_number(), default=None, help="test episodes (default: 100 to 1000, from the teacher's spread)"
+    )
+
+
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--no-cache``.
+
+    :param parser: parser of a command that keeps the teacher's episodes
+    """
+    parser.add_argument(
+        "--no-cache",
+        dest="cache",
+        action="store_false",
+        default=True,
+        help="play the teacher's episodes even where they are kept",
+    )
+
+
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """
     Add ``--trust-code``.

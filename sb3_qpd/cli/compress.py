@@ -13,9 +13,12 @@ from sb3_qpd.atomic import CHECKPOINT, AtomicFolder, save_elsewhere, uninterrupt
 from sb3_qpd.cli.arguments import (
     TEACHER_SOURCE,
     Parser,
+    add_cache,
     add_environment,
     add_progress,
+    add_resume,
     add_step_limit,
+    add_test_episodes,
     whole_number,
 )
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_errors
@@ -76,18 +79,14 @@ def add_compress(commands: Any) -> None:
         help="environment steps between two checkpoints, 0 for none (default: once a minute, less often where that would take "
         "more than 2.5 %% of the time). They change nothing in the student",
     )
-    parser.add_argument(
-        "--resume", action="store_true", default=False, help="go on where the same command was killed or stopped before"
-    )
+    add_resume(parser)
     parser.add_argument(
         "--timesteps",
         type=whole_number(most=MAX_TIMESTEPS),
         default=None,
         help=f"environment steps, e.g. 1e6 (default: those of the environment's entry, else {DEFAULT_TIMESTEPS})",
     )
-    parser.add_argument(
-        "--episodes", type=whole_number(), default=None, help="test episodes (default: 100 to 1000, from the teacher's spread)"
-    )
+    add_test_episodes(parser)
     add_environment(parser)
     parser.add_argument(
         "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
@@ -119,13 +118,7 @@ def add_compress(commands: Any) -> None:
     parser.add_argument(
         "--film", action="store_true", default=False, help="show teacher and student at play in report.html (film.gif)"
     )
-    parser.add_argument(
-        "--no-cache",
-        dest="cache",
-        action="store_false",
-        default=True,
-        help="play the teacher's episodes even where they are kept",
-    )
+    add_cache(parser)
     add_step_limit(parser)
     add_hyperparameters(parser)
     parser.set_defaults(seed=0, device="auto")

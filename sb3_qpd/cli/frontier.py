@@ -9,9 +9,12 @@ from sb3_qpd.atomic import UNFINISHED, AtomicFolder
 from sb3_qpd.cli.arguments import (
     TEACHER_SOURCE,
     Parser,
+    add_cache,
     add_environment,
     add_progress,
+    add_resume,
     add_step_limit,
+    add_test_episodes,
     architecture,
     number,
     whole_number,
@@ -63,26 +66,16 @@ def add_frontier(commands: Any) -> None:
     parser.add_argument("teacher", help=TEACHER_SOURCE)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new or empty folder")
     parser.add_argument("--force", action="store_true", default=False, help="replace the result of an earlier search in DIR")
-    parser.add_argument(
-        "--resume", action="store_true", default=False, help="go on where the same command was killed or stopped before"
-    )
+    add_resume(parser)
     _add_search(parser)
     _add_workers(parser)
-    parser.add_argument(
-        "--episodes", type=whole_number(), default=None, help="test episodes (default: 100 to 1000, from the teacher's spread)"
-    )
+    add_test_episodes(parser)
     add_environment(parser)
     parser.add_argument(
         "--target", action="append", default=[], help="export the result's students too: onnx, c, tflite, numpy; several times"
     )
     add_progress(parser)
-    parser.add_argument(
-        "--no-cache",
-        dest="cache",
-        action="store_false",
-        default=True,
-        help="play the teacher's episodes even where they are kept",
-    )
+    add_cache(parser)
     add_step_limit(parser)
     add_hyperparameters(parser, without=WITHOUT)
     parser.set_defaults(seed=0, device="auto")
