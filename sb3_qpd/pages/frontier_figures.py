@@ -9,13 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
 
 from sb3_qpd.pages import drawing
 from sb3_qpd.pages.drawing import INK, MUTED, RANDOM, SURFACE, TEACHER, Drawing, color_of, draw, marker_of, ticks
 from sb3_qpd.pages.frontier import Frontier, Trial
 from sb3_qpd.pages.run import Policy
-from sb3_qpd.pages.run_figures import byte_limits, cut_below, error_bar, is_far, legend_below, lines
+from sb3_qpd.pages.run_figures import byte_limits, cut_below, error_bar, is_far, legend_below, lines, steps_axis
 
 MAX_CURVES = 400  # more are a thicket, and a large page
 
@@ -186,8 +185,6 @@ def _finish_curves(canvas: Canvas, axes: Axes, teacher: Policy | None, random: P
     """The axes and the legend of validation returns over steps."""
     cut_below(axes, teacher, random)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
-    axes.set_xlabel("environment steps")
+    steps_axis(axes, is_narrow)
     axes.set_ylabel("validation return")
     legend_below(canvas, [axes], is_narrow)

@@ -198,11 +198,21 @@ def learning_curves(learning: Learning, teacher: Policy, random: Policy | None, 
                 _column_curve(axes, columns, part)
         end = max([step or 0 for step in columns["steps"]] + [score[0] for score in learning.scores])
         grid[-1].set_xlim(0, max(end, 1) * 1.02)
-        grid[-1].xaxis.set_major_locator(ticks(4 if is_narrow else 8))
-        grid[-1].xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
-        grid[-1].set_xlabel("environment steps")
+        steps_axis(grid[-1], is_narrow)
 
     return draw("learning", plot, 0.6 + 1.75 * len(parts), 0.6 + 1.75 * len(parts))
+
+
+def steps_axis(axes: Axes, is_narrow: bool) -> None:
+    """
+    Ticks and label of an axis of environment steps.
+
+    :param axes: axes, whose x axis it is
+    :param is_narrow: whether the drawing is for narrow windows
+    """
+    axes.xaxis.set_major_locator(ticks(4 if is_narrow else 8))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda steps, _: f"{steps:,.0f}"))
+    axes.set_xlabel("environment steps")
 
 
 def _wrapped(title: str, is_narrow: bool) -> str:
