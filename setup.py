@@ -41,6 +41,7 @@ EXTRAS = {
     "tests": [
         "pytest>=8.0",
         "pytest-xdist>=3.5",
+        "hypothesis>=6.100",
         "ruff>=0.12",
         "mypy>=1.15",
         "import-linter>=2.3",  # the order of the folders

@@ -17,6 +17,8 @@ from commands import QUICK, mistake
 from sb3_qpd import IntegerModel
 from sb3_qpd.cli import LARGE_PAGES, main
 
+LONG = 600  # seconds, on however busy a machine
+
 # the environments' 41st step outlasts the interrupt, which comes while the student learns
 SLOW_ENV = """
 import time
@@ -29,7 +31,7 @@ class Slow(CartPoleEnv):
     def step(self, action):
         self.n_steps += 1
         if self.n_steps > 40 and {is_slow}:
-            time.sleep(60)
+            time.sleep({seconds})
         return super().step(action)
 
 gym.register("Slow-v0", entry_point="slow_env:Slow", max_episode_steps=200)
@@ -38,12 +40,13 @@ gym.register("Slow-v0", entry_point="slow_env:Slow", max_episode_steps=200)
 
 def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
     """Ctrl-C as a terminal sends it: to the whole group, subprocesses of environments included."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LONG
     while not sign.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=120)
+        os.killpg(process.pid, signal.SIGINT if sign.exists() else signal.SIGKILL)
+    _, errors = process.communicate(timeout=LONG)
+    assert sign.exists(), f"the student did not learn: {errors}"
     return errors
 
 
@@ -53,22 +56,22 @@ def interrupt_after_steps(process: subprocess.Popen[str], sign: Path) -> str:
 def test_ctrl_c_saves_what_there_is(vec_env: str, teacher: str, tmp_path: Path) -> None:
     sign, modules = tmp_path / "learning", tmp_path / "modules"
     modules.mkdir()
-    (modules / "slow_env.py").write_text(SLOW_ENV.format(is_slow=vec_env == "subproc"))
+    (modules / "slow_env.py").write_text(SLOW_ENV.format(is_slow=vec_env == "subproc", seconds=LONG))
     code = f"""
 import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it may be ignored
 from pathlib import Path
 import sb3_qpd.distillation.distiller as module
-from sb3_qpd.cli import main, make_parser
+from sb3_qpd.cli import main
 
 class Distiller(module.QPDDistiller):
     def _train(self):
         super()._train()
         if self.num_timesteps == 40 * self.n_envs:
             Path({str(sign)!r}).touch()
-            time.sleep(60)
+            time.sleep({LONG})
 
 module.QPDDistiller = Distiller
-signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it may be ignored
 sys.exit(main(sys.argv[1:]))
 """
     arguments = ["compress", teacher, "--env", "slow_env:Slow-v0", "--vec-env", vec_env, "--n-envs", "2"]
