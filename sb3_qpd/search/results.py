@@ -325,8 +325,9 @@ def _sentence(content: dict[str, Any]) -> str:
     if content["winner"] is None:
         return f"No student was non-inferior to the teacher on validation episodes; {tried}."
     point = content["points"][content["winner"]]
+    seeds = f"{len(point['seeds'])} fresh seed{'' if len(point['seeds']) == 1 else 's'}"
     return (
-        f"The winner (*), chosen on validation episodes and trained again with {len(point['seeds'])} fresh seeds: "
+        f"The winner (*), chosen on validation episodes and trained again with {seeds}: "
         f"{point['folder'].rpartition('/')[2]}, {point['bytes']} bytes, {point['verdict'].replace('_', '-')} on "
         f"{content['test']['episodes']} test episodes of each seed; {tried}."
     )
