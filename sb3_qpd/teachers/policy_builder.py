@@ -80,7 +80,7 @@ def build_policy(file: TeacherFile) -> BasePolicy:
     if file.policy_class_name not in blueprint.policies:
         known = ", ".join(blueprint.policies)
         raise TeacherError(f"The policy class {file.policy_class_name} is not supported. Supported: {known}. {WAY_OUT}")
-    kwargs = policy_arguments(file)
+    kwargs = policy_arguments(file) | ({"optimizer_class": _no_optimizer} if blueprint.takes_schedule else {})
     _check_spaces(file, blueprint, kwargs)
     # the signature of the class is that of its family
     policy_class: Any = blueprint.policies[file.policy_class_name]
@@ -101,6 +101,10 @@ def build_policy(file: TeacherFile) -> BasePolicy:
 
 def _no_learning(progress_remaining: float) -> float:
     return 0.0
+
+
+def _no_optimizer(parameters: Any, **settings: Any) -> None:
+    """A teacher learns no more, and torch's optimizers import its compiler, which takes more than a second."""
 
 
 def policy_arguments(file: TeacherFile) -> dict[str, Any]:
