@@ -50,6 +50,7 @@ def marks(folder: Path) -> str:
     return mark.read_text() if mark.exists() else ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("benchmark", ".", "--seconds", "0.01"), ("verify", "student.npz", "--observations", "5")]
 )

@@ -170,7 +170,6 @@ def clipping_teacher(draw: Any) -> PPO:
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("value", [999.0, -1e6, 3e38])
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_rare_outliers_do_not_take_the_grid(value, share):
