@@ -1,8 +1,23 @@
-"""Evaluation: returns with intervals and verdicts, the bits and the speed of every form of a student, and the report."""
+"""
+Evaluation: returns with intervals and verdicts, the bits and the speed of every form of a student, and the report.
 
-from sb3_qpd.evaluation.episodes import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, evaluate, microseconds_per_action
-from sb3_qpd.evaluation.statistics import Comparison, Evaluation, bootstrap_over_seeds, compare, episodes_needed, plan_episodes
-from sb3_qpd.players import ObservationRecorder, Player, RandomPolicy
+The names are loaded at their first use (PEP 562). So a child process that runs an exported policy imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sb3_qpd.evaluation.episodes import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, evaluate, microseconds_per_action
+    from sb3_qpd.evaluation.statistics import (
+        Comparison,
+        Evaluation,
+        bootstrap_over_seeds,
+        compare,
+        episodes_needed,
+        plan_episodes,
+    )
+    from sb3_qpd.players import ObservationRecorder, Player, RandomPolicy
 
 __all__ = [
     "TEST_SEED",
@@ -20,3 +35,19 @@ __all__ = [
     "microseconds_per_action",
     "plan_episodes",
 ]
+
+_MODULE_OF = {
+    **dict.fromkeys(("TEST_SEED", "TRAIN_SEED", "VALIDATION_SEED"), "evaluation.episodes"),
+    **dict.fromkeys(("evaluate", "microseconds_per_action"), "evaluation.episodes"),
+    **dict.fromkeys(("Comparison", "Evaluation", "bootstrap_over_seeds", "compare"), "evaluation.statistics"),
+    **dict.fromkeys(("episodes_needed", "plan_episodes"), "evaluation.statistics"),
+    **dict.fromkeys(("ObservationRecorder", "Player", "RandomPolicy"), "players"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"sb3_qpd.{_MODULE_OF[name]}"), name)
+    globals()[name] = value  # the next access does not call this function
+    return value

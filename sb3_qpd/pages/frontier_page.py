@@ -38,7 +38,7 @@ def frontier_page(frontier: Frontier) -> Page:
         sections += [about, *of_run]
     return Page(
         title=f"Frontier of {frontier.teacher_name} on {frontier.env_id}",
-        headline=_headline(frontier),
+        headline=headline(frontier),
         kind=KINDS.get(frontier.winner.verdict, "open") if frontier.winner else "open",
         explanation=_explanation(frontier),
         cards=_cards(frontier),
@@ -46,7 +46,12 @@ def frontier_page(frontier: Frontier) -> Page:
     )
 
 
-def _headline(frontier: Frontier) -> str:
+def headline(frontier: Frontier) -> str:
+    """
+    The result of a search in one sentence.
+
+    :param frontier: the search
+    """
     winner, teacher = frontier.winner, frontier.teacher
     if not frontier.points and not frontier.has_ended:
         return f"The search has not ended: {len(frontier.trials):,} trials so far."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,8 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
 USUAL_WIDTH = 16  # a layer of this width takes the learning rate as it is
 LEAST_WIDTH = 8  # narrower layers, which were not measured, learn as these do
+# the first call of a method decorated for torch.compile imports its compiler, which takes more than a second
+_load_state_dict = inspect.unwrap(th.optim.Optimizer.load_state_dict)
 
 
 def orthogonalize(matrix: th.Tensor) -> th.Tensor:
@@ -63,6 +66,11 @@ class MuonAdam(th.optim.Optimizer):
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
+
+    # torch's own, see _load_state_dict
+    add_param_group = inspect.unwrap(th.optim.Optimizer.add_param_group)
+    state_dict = inspect.unwrap(th.optim.Optimizer.state_dict)
+    zero_grad = inspect.unwrap(th.optim.Optimizer.zero_grad)
 
     def __init__(
         self,
@@ -140,7 +148,7 @@ class MuonAdam(th.optim.Optimizer):
         """
         groups = state_dict["param_groups"]
         if all("scale" in group for group in groups):
-            super().load_state_dict(state_dict)
+            _load_state_dict(self, state_dict)
         else:
             for group in self.param_groups:
                 group["lr"] = groups[0]["lr"]

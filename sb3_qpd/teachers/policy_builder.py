@@ -32,6 +32,7 @@ from stable_baselines3.dqn import policies as dqn
 from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.files.archive import WAY_OUT, TeacherError
@@ -80,7 +81,7 @@ def build_policy(file: TeacherFile) -> BasePolicy:
     if file.policy_class_name not in blueprint.policies:
         known = ", ".join(blueprint.policies)
         raise TeacherError(f"The policy class {file.policy_class_name} is not supported. Supported: {known}. {WAY_OUT}")
-    kwargs = policy_arguments(file)
+    kwargs = policy_arguments(file) | ({"optimizer_class": _no_optimizer} if blueprint.takes_schedule else {})
     _check_spaces(file, blueprint, kwargs)
     # the signature of the class is that of its family
     policy_class: Any = blueprint.policies[file.policy_class_name]
@@ -101,6 +102,10 @@ def build_policy(file: TeacherFile) -> BasePolicy:
 
 def _no_learning(progress_remaining: float) -> float:
     return 0.0
+
+
+def _no_optimizer(parameters: Any, **settings: Any) -> None:
+    """A teacher learns no more, and torch's optimizers import its compiler, which takes more than a second."""
 
 
 def policy_arguments(file: TeacherFile) -> dict[str, Any]:
@@ -155,7 +160,7 @@ def _check_layout(
         )
     # SB3 moves parts of a policy to policy.device, which is the processor as long as there are no parameters
     on_meta = type(policy_class.__name__, (policy_class,), {"device": property(lambda policy: th.device("meta"))})
-    with th.device("meta"), _unchecked_distributions():
+    with th.device("meta"), _unchecked_distributions(), _ConvolutionShapes():
         layout = on_meta(*arguments, **kwargs)
     for key, expected in layout.state_dict().items():
         shape = tuple(state_dict[key].shape) if key in state_dict else "nothing"
@@ -164,6 +169,27 @@ def _check_layout(
                 f"The teacher's weights contradict its spaces and policy_kwargs: {key} should have shape "
                 f"{tuple(expected.shape)}, got {shape}. The file is damaged or was edited; save the model again"
             )
+
+
+class _ConvolutionShapes(TorchFunctionMode):
+    """
+    The shapes of a CNN on the meta device.
+
+    Torch's own functions there import its compiler, which takes more than a second.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.relu:
+            return args[0]
+        if func is th.conv2d:
+            images, weight, _, *settings, _ = args
+            sides = [
+                (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+                for side, kernel, stride, padding, dilation in zip(images.shape[2:], weight.shape[2:], *settings, strict=True)
+            ]
+            if min(sides) > 0:
+                return th.empty(len(images), len(weight), *sides)
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager

@@ -50,6 +50,7 @@ def marks(folder: Path) -> str:
     return mark.read_text() if mark.exists() else ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [("benchmark", ".", "--seconds", "0.01"), ("verify", "student.npz", "--observations", "5")]
 )
@@ -106,6 +107,7 @@ def test_an_environment_of_the_users_choice_is_imported(program: Path, downloade
     )
     options = ["--env", "my_envs:Mine-v0", "--vec-env", vec_env, "--n-envs", "2", "--timesteps", "64", "--episodes", "2"]
     quick = ["--no-check-teacher", "--device", "cpu", "--student-arch", "nano", "--out", str(downloaded.parent / "out")]
+    quick.append("--no-page")  # the page of the other test imports what it needs
     done = run(program, downloaded, "compress", teacher, *options, *quick)
     assert done.returncode == 0, done.stderr
     assert not marks(downloaded)

@@ -170,7 +170,6 @@ def clipping_teacher(draw: Any) -> PPO:
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("value", [999.0, -1e6, 3e38])
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_rare_outliers_do_not_take_the_grid(value, share):
@@ -180,7 +179,7 @@ def test_rare_outliers_do_not_take_the_grid(value, share):
     model = clipping_teacher(draw)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nothing is left to warn of
-        student = QPDDistiller(model, **FAST).learn(4_000)
+        student = QPDDistiller(model, **FAST).learn(2_500)
     usual = np.random.default_rng(1).normal(size=(500, 3))
     integer = assert_same_bits(student.policy, usual)
     assert explained(integer, student.teacher, usual) > 0.9

@@ -20,6 +20,7 @@ def test_mutants_end_in_a_teacher_or_an_error() -> None:
     assert outcomes["teacher"] >= COUNT / 20  # or it would only test that everything is refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutants_of_other_files(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh seed each time; ``fuzz.py --format NAME --seed SEED`` makes the same ones again."""

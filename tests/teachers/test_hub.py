@@ -385,7 +385,7 @@ def test_the_command_line_with_environment_variables(hub: HubServer, run: dict[s
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    quick = ["--timesteps", "300", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher"]
+    quick = ["--timesteps", "300", "--episodes", "3", "--student-arch", "nano", "--no-check-teacher", "--no-page"]
     command("compress", "sb3/ppo-Pendulum-v1", "--out", "out", *quick)
     assert list((tmp_path / "home").glob("**/ppo-Pendulum-v1.zip")) and not (tmp_path / "cache").exists()
     report = json.loads((tmp_path / "out" / "report.json").read_text())

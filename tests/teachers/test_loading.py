@@ -1,5 +1,6 @@
 import io
 import pickle
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -406,6 +407,14 @@ def test_an_environment_as_a_class_or_a_function(saved):
         load_teacher(saved, env=lambda needed: None)
     with pytest.raises(TypeError, match="to build a gymnasium.Env or a VecEnv, got dict"):
         load_teacher(saved, env=dict)
+
+
+def test_a_teacher_of_images_is_laid_out_without_torchs_compiler(tmp_path, monkeypatch):
+    """It takes more than a second to import, in every command with such a teacher."""
+    PPO("CnnPolicy", image_env(), n_steps=8, batch_size=8, device="cpu").save(tmp_path / "teacher.zip")
+    for name in ("torch._dynamo", "torch.fx.experimental.symbolic_shapes"):
+        monkeypatch.setitem(sys.modules, name, None)  # its import is an error
+    load_teacher(tmp_path / "teacher.zip", env=image_env(), device="cpu")
 
 
 def test_images_that_were_normalized():

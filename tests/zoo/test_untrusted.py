@@ -231,6 +231,7 @@ NUMBERS = ["a: 1" + ":1" * 2**18, "a: !!int 1" + ":1" * 30_000, "a: 0x" + "f" * 
 KEYS = "{" + ", ".join(f"{i * (2**61 - 1)}: 1" for i in range(1, 2_000)) + "}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [BOMB, "a: &a [*a]", "a: " + "[" * 5_000, "a: " + "x" * 2**21, *NUMBERS, KEYS])
 def test_yaml_bombs(text: str, teacher: PPO, capsys: pytest.CaptureFixture[str]) -> None:
     Path("downloaded.yml").write_text(text)

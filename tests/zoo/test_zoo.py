@@ -333,24 +333,36 @@ def test_tracked_offline(teacher: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Against a hub on 127.0.0.1; its client reads its settings when it is imported, so in processes of their own."""
+    """Against a hub on 127.0.0.1; its client reads its settings when it is imported, so in a process of its own."""
     arguments = ["--algo", "qpd", "--env", ENV, "-f", "logs"]
+    play = ["--no-render", "-n", "600"]
+    programs = [
+        (run, ["push_to_hub", *arguments, "-orga", "me", "--no-render"]),
+        (tmp_path, ["load_from_hub", *arguments, "-orga", "me"]),
+        (tmp_path, ["enjoy", *arguments, *play]),
+    ]
+    code = """
+import json, os, runpy, sys
+for folder, arguments in json.loads(sys.argv[1]):
+    os.chdir(folder)
+    sys.argv = ["sb3_qpd.zoo", *arguments]
+    print("program:", arguments[0], flush=True)
+    try:
+        runpy.run_module("sb3_qpd.zoo", run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, arguments
+"""
     with running_hub() as hub:
         private = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": hub.token, "TRUST_REMOTE_CODE": "1"}
-
-        def program(name: str, folder: Path, *more: str) -> str:
-            done = subprocess.run(
-                [sys.executable, "-m", "sb3_qpd.zoo", name, *arguments, *more],
-                cwd=folder,
-                env={**os.environ, **private, "HF_HUB_DISABLE_TELEMETRY": "1"},
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        program("push_to_hub", run, "-orga", "me", "--no-render")
+        done = subprocess.run(
+            [sys.executable, "-c", code, json.dumps([(str(folder), given) for folder, given in programs])],
+            env={**os.environ, **private, "HF_HUB_DISABLE_TELEMETRY": "1"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr
+        played = done.stdout.partition("program: enjoy")[2]
         files = hub.repositories["me/qpd-CartPole-v1"].commits[hub.repositories["me/qpd-CartPole-v1"].refs["main"]]
         assert {f"qpd-{ENV}.zip", "README.md", "config.yml", "args.yml", "results.json"} <= {*files}
         published = b"".join(content for name, content in files.items() if not name.endswith(".zip")).decode(errors="replace")
@@ -358,9 +370,6 @@ def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path, cap
         card = files["README.md"].decode()
         assert f"python -m sb3_qpd.zoo enjoy --algo qpd --env {ENV}" in card and "rl_zoo3.enjoy" not in card
         assert "name: QPD\n" in card  # in lower case the key by which RL Zoo finds it
-        program("load_from_hub", tmp_path, "-orga", "me")
-        play = ["--no-render", "-n", "600"]
-        played = program("enjoy", tmp_path, *play)
     capsys.readouterr()
     with inside(run):  # the same in this process, of what was not published
         assert main(["zoo", "enjoy", *arguments, *play]) == 0
