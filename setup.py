@@ -37,6 +37,7 @@ EXTRAS = {
     "litert": ["ai-edge-litert>=1.0"],
     "frontier": ["optuna>=4.0"],  # the search for the smallest student
     "ray": ["ray>=2.40,<3"],  # frontier --ray, vec_env="ray"
+    "docs": ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8", "sphinx-copybutton>=0.5"],  # make docs
     "film": ["imageio[ffmpeg]>=2.31"],  # `sb3-qpd push` shows the student as a video; without it a GIF
     "tests": [
         "pytest>=8.0",
@@ -72,6 +73,7 @@ setup(
     package_dir={"sb3_qpd.hyperparams": "hyperparams"},
     package_data={
         "sb3_qpd": ["py.typed", "version.txt"],
+        "sb3_qpd.cli": ["demo_teacher.zip"],  # the teacher of sb3-qpd demo
         "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.hyperparams": ["*.yml"],
         "sb3_qpd.pages": ["page.html.jinja", "page.css"],
