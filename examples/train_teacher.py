@@ -46,7 +46,9 @@ def write_run_folder(model: PPO, env_id: str, config: dict[str, Any], out: Path)
     """Write the zip, and the two files that name its environment."""
     folder = out / "ppo" / f"{env_id}_1"
     (folder / env_id).mkdir(parents=True, exist_ok=True)
-    fresh = PPO(config["policy"], model.env, policy_kwargs=config.get("policy_kwargs"), device="cpu")  # its optimizer holds nothing: the zip is a third as large
+    fresh = PPO(
+        config["policy"], model.env, policy_kwargs=config.get("policy_kwargs"), device="cpu"
+    )  # its optimizer holds nothing: the zip is a third as large
     fresh.policy.load_state_dict(model.policy.state_dict())
     fresh.num_timesteps = model.num_timesteps
     fresh.save(folder / f"{env_id}.zip")
