@@ -1,9 +1,14 @@
 """The site: `make docs` writes it to build/site. The pages are Markdown; the reference comes from the docstrings."""
 
+import argparse
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from sphinx.application import Sphinx
+
+from sb3_qpd.cli import make_parser
+from sb3_qpd.cli.arguments import with_default
 
 HERE = Path(__file__).parent
 
@@ -51,6 +56,36 @@ def name_files_of_the_repository(app: Sphinx, docname: str, source: list[str]) -
     source[0] = _OUTSIDE.sub(r"\1 (`\2` in the repository)", source[0])
 
 
+def list_commands(app: Sphinx, docname: str, source: list[str]) -> None:
+    """
+    Put every option of every command into its page, from the parser.
+
+    :param app: Sphinx
+    :param docname: name of the page
+    :param source: its text, the only element
+    """
+    source[0] = source[0].replace("<!-- commands -->", "\n".join(_sections()))
+
+
+def _sections() -> Iterator[str]:
+    subparsers = next(action for action in make_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name, parser in subparsers.choices.items():
+        yield f"\n## {name}\n\n{parser.description}\n"
+        yield "```bash\n" + "\n".join(parser.examples) + "\n```\n"
+        yield "| argument | meaning |\n|---|---|"
+        for action in parser._actions:
+            if action.dest != "help":
+                shown = ", ".join(action.option_strings) or (action.metavar or action.dest)
+                choices = "" if action.choices is None else f" One of: {', '.join(map(str, action.choices))}."
+                text = with_default(action).replace("%(default)s", str(action.default)).replace("%%", "%")
+                yield f"| `{shown}` | {_cell(text)}{choices} |".replace("FILE|DIR", "FILE, DIR")
+
+
+def _cell(text: str) -> str:
+    """Text in a cell of a table, where braces and stars mean nothing."""
+    return re.sub(r"([*_|{}<>\[\]])", r"\\\1", text)
+
+
 def escape_stars(app: Sphinx, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
     """
     Show shapes such as (batch, *shape) of docstrings as they are. The star would open an emphasis.
@@ -72,4 +107,5 @@ def setup(app: Sphinx) -> None:
     :param app: Sphinx
     """
     app.connect("source-read", name_files_of_the_repository)
+    app.connect("source-read", list_commands)
     app.connect("autodoc-process-docstring", escape_stars)

@@ -25,7 +25,7 @@ def test_every_option_names_its_default(command: str) -> None:
     for action in COMMANDS[command]._actions:
         if action.option_strings and action.dest != "help":
             text = with_default(action)
-            assert "(default" in text or action.required and text.endswith("(required)"), action.dest
+            assert "(default" in text or (action.required and text.endswith("(required)")), action.dest
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -292,7 +292,7 @@ def test_a_film_of_a_student_that_minds_masks(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(film, "N_FRAMES", 40)
     teacher = load_teacher(MaskablePPO("MlpPolicy", "OnlyOne-v1", n_steps=16, batch_size=16, device="cpu"))
     student = QPDDistiller(teacher, "OnlyOne-v1", student_arch="nano", check_teacher=False, device="cpu").learn(64)
-    frames, _ = film.film_frames(student.policy.to_integer(), EnvRecipe("OnlyOne-v1"))
+    frames = film.take_film(student.policy.to_integer(), EnvRecipe("OnlyOne-v1")).pictures
     assert len(frames) == 40 and frames.shape[3] == 3
 
 
