@@ -3,8 +3,10 @@
 import argparse
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.cli.arguments import STUDENT_SOURCE, TEACHER_SOURCE
@@ -141,14 +143,15 @@ def _size(model: "IntegerModel") -> list[Line]:
 
 
 def _memory(model: "IntegerModel") -> str:
-    from sb3_qpd.export.c.layout import lay_out, plan_arena
-    from sb3_qpd.export.requirements import StudentFacts, check_target
+    """The static memory that the C export plans, as its header names it."""
+    from sb3_qpd.export import export_c
 
-    try:
-        check_target("c", StudentFacts.of_model(model))
-        _, arena = plan_arena(model, lay_out(model))
-    except ValueError as error:
-        return f"none: {error}"
+    with TemporaryDirectory() as folder:
+        try:
+            header = export_c(model, folder)[0].read_text()
+        except ValueError as error:
+            return f"no C: {error}"
+    arena = int(re.findall(r"_ARENA_BYTES (\d+)", header)[0])
     frames = f", and {math.prod(model.observation_shape):,} bytes of frames" if model.is_image else ""
     return f"{arena:,} bytes of static RAM{frames}"
 
@@ -184,17 +187,14 @@ def _row(number: str, kind: str, layer: Any, output_bits: str, positions: int) -
 
 
 def _range_rows(model: "IntegerModel") -> Iterator[Sequence[str]]:
-    """The range of each feature that the input grid covers. Values beyond it count as its end."""
-    if model.input_multiplier is None or model.input_offset is None or model.parts[0].kind == "one_hot":
-        return
-    steps, offsets = 1 / model.input_multiplier.astype(float).ravel(), model.input_offset.astype(float).ravel()
-    origins = steps * 0 if model.input_origin is None else model.input_origin.ravel()
-    for number, (step, offset, origin) in enumerate(zip(steps, offsets, origins, strict=True)):
-        if number == MOST_FEATURES:
-            yield f"... {len(steps) - number} more", "", "", ""
-            return
-        ends = sorted(((-128 - offset) * step + origin, (127 - offset) * step + origin))
-        yield str(number), *(f"{end:.6g}" for end in ends), f"{abs(step):.3g}"
+    """The range of each feature that the input grid covers, and the step between two of its values."""
+    from sb3_qpd.export.ranges import feature_ranges
+
+    ranges = feature_ranges(model)
+    for number, (low, high) in enumerate(ranges[:MOST_FEATURES]):
+        yield str(number), f"{low:.6g}", f"{high:.6g}", f"{(high - low) / 255:.3g}"
+    if len(ranges) > MOST_FEATURES:
+        yield f"... {len(ranges) - MOST_FEATURES} more", "", "", ""
 
 
 def _file_rows(folder: Path) -> Iterator[Sequence[str]]:
