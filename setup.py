@@ -51,6 +51,7 @@ EXTRAS = {
         "gymnasium[mujoco]",
         "gymnasium-robotics>=1.4",  # RL Zoo's teacher of FetchReach
         "pillow>=10.0",
+        "shtab>=1.7",  # completion in shells
         "scipy>=1.11",  # an independent reference of statistics, for the benchmarks too
         "tensorboard>=2.9.1",
         "wandb>=0.17",  # RL Zoo's --track, offline

@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
         self.examples = tuple(f"sb3-qpd {example}" for example in examples)
         shown = "examples:\n" + "\n".join(f"  {example}" for example in self.examples)
-        super().__init__(*args, epilog=shown if examples else None, formatter_class=Help, **kwargs)
+        super().__init__(*args, **{"epilog": shown if examples else None, "formatter_class": Help, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message.removesuffix('.')}. See {self.prog} --help\n")
