@@ -5,7 +5,7 @@ PYTEST_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo demo-atari test test-fast format lint type venv emulators
+.PHONY: help demo demo-atari docs test test-fast format lint type venv emulators
 .DELETE_ON_ERROR:
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test        run every test (PYTEST_FLAGS=... is handed on, WORKERS=2 processes)"
 	@echo "make test-fast   the same without the tests that are marked as slow"
 	@echo "make format lint type"
+	@echo "make docs        write the site to build/site; a warning is an error"
 	@echo "make emulators   compilers, emulators of microcontrollers and a browser, from Debian (as root): their tests skip without"
 
 $(READY): setup.py constraints.txt
@@ -46,6 +47,9 @@ lint: $(READY)
 
 type: $(READY)
 	$(BIN)/mypy sb3_qpd
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
 # what the tests of the C export and of the page use where it is there
 emulators:

@@ -37,6 +37,7 @@ EXTRAS = {
     "litert": ["ai-edge-litert>=1.0"],
     "frontier": ["optuna>=4.0"],  # the search for the smallest student
     "ray": ["ray>=2.40,<3"],  # frontier --ray, vec_env="ray"
+    "docs": ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8", "sphinx-copybutton>=0.5"],  # make docs
     "film": ["imageio[ffmpeg]>=2.31"],  # `sb3-qpd push` shows the student as a video; without it a GIF
     "tests": [
         "pytest>=8.0",
@@ -50,6 +51,7 @@ EXTRAS = {
         "gymnasium[mujoco]",
         "gymnasium-robotics>=1.4",  # RL Zoo's teacher of FetchReach
         "pillow>=10.0",
+        "shtab>=1.7",  # completion in shells
         "scipy>=1.11",  # an independent reference of statistics, for the benchmarks too
         "tensorboard>=2.9.1",
         "wandb>=0.17",  # RL Zoo's --track, offline
@@ -72,6 +74,7 @@ setup(
     package_dir={"sb3_qpd.hyperparams": "hyperparams"},
     package_data={
         "sb3_qpd": ["py.typed", "version.txt"],
+        "sb3_qpd.cli": ["demo_teacher.zip"],  # the teacher of sb3-qpd demo
         "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.hyperparams": ["*.yml"],
         "sb3_qpd.pages": ["page.html.jinja", "page.css"],

@@ -3,8 +3,10 @@ Train a teacher with stock PPO at RL Zoo's settings and save it as a run folder 
 
     python examples/train_teacher.py LunarLander-v3 --timesteps 1e6 --out my_teachers
     python examples/train_teacher.py PongNoFrameskip-v4 --timesteps 1e7 --out my_teachers
+    python examples/train_teacher.py CartPole-v1 --timesteps 3e5 --net-arch 32 32 --out my_teachers
 
-Then: load_teacher("my_teachers/ppo/LunarLander-v3_1"). The teachers in examples/teachers were made like this.
+Then: load_teacher("my_teachers/ppo/LunarLander-v3_1"). The teachers in examples/teachers were made like this,
+and the teacher of `sb3-qpd demo` by the third command.
 """
 
 import argparse
@@ -24,7 +26,7 @@ OTHERS = {"policy": "MlpPolicy", "n_steps": 1024, "n_epochs": 4, "batch_size": 6
 OTHERS["ent_coef"] = 0.01
 
 
-def make_model(env_id: str, seed: int, timesteps: int) -> tuple[PPO, dict[str, Any]]:
+def make_model(env_id: str, seed: int, timesteps: int, net_arch: list[int]) -> tuple[PPO, dict[str, Any]]:
     """Build the untrained model, and the content of its config.yml. A run is not longer than was asked for."""
     if make_recipe(env_id).is_atari:
         env: VecEnv = AtariVecEnv(env_id, 8, seed=seed, terminal_on_life_loss=True, clip_reward=True)
@@ -33,6 +35,8 @@ def make_model(env_id: str, seed: int, timesteps: int) -> tuple[PPO, dict[str, A
         settings = ATARI
     else:
         env, rates, config, settings = make_vec_env(env_id, 16, seed=seed), {}, {}, OTHERS
+    if net_arch:
+        settings = {**settings, "policy_kwargs": {"net_arch": net_arch}}
     settings = {**settings, "n_steps": min(settings["n_steps"], max(timesteps // env.num_envs, 2))}
     model = PPO(env=env, seed=seed, verbose=1, **settings, **rates)
     return model, {**settings, **config, "n_envs": env.num_envs}
@@ -42,7 +46,9 @@ def write_run_folder(model: PPO, env_id: str, config: dict[str, Any], out: Path)
     """Write the zip, and the two files that name its environment."""
     folder = out / "ppo" / f"{env_id}_1"
     (folder / env_id).mkdir(parents=True, exist_ok=True)
-    fresh = PPO(config["policy"], model.env, device="cpu")  # its optimizer holds nothing: the zip is a third as large
+    fresh = PPO(
+        config["policy"], model.env, policy_kwargs=config.get("policy_kwargs"), device="cpu"
+    )  # its optimizer holds nothing: the zip is a third as large
     fresh.policy.load_state_dict(model.policy.state_dict())
     fresh.num_timesteps = model.num_timesteps
     fresh.save(folder / f"{env_id}.zip")
@@ -57,8 +63,9 @@ def main() -> None:
     parser.add_argument("--timesteps", type=float, default=1e6)
     parser.add_argument("--out", type=Path, default=Path("teachers"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--net-arch", type=int, nargs="+", default=[], help="units of each hidden layer (default: SB3's own)")
     args = parser.parse_args()
-    model, config = make_model(args.env_id, args.seed, int(args.timesteps))
+    model, config = make_model(args.env_id, args.seed, int(args.timesteps), args.net_arch)
     model.learn(int(args.timesteps), progress_bar=True)
     print("Teacher written to", write_run_folder(model, args.env_id, config, args.out))
 

@@ -515,7 +515,11 @@ class IntegerModel:
             start += n_layers
 
     def set_random_seed(self, seed: int | None = None) -> None:
-        """Seed the generator that sampled actions come from."""
+        """
+        Seed the generator that sampled actions come from.
+
+        :param seed: ``None`` takes one from the operating system
+        """
         self._rng = np.random.default_rng(seed)
 
     # -- arithmetic ---------------------------------------------------------------------------------------------------
@@ -530,7 +534,11 @@ class IntegerModel:
         return next(self.input_grids(observations))
 
     def input_grids(self, observations: Any) -> Iterator[np.ndarray]:
-        """Raw observations to the input grid of each trunk, see :meth:`quantize_input`."""
+        """
+        Raw observations to the input grid of each trunk.
+
+        :param observations: see :meth:`quantize_input`
+        """
         used = 0
         for parts in self.trunks:
             values = [observations if part.key is None else observations[part.key] for part in parts]
@@ -581,7 +589,12 @@ class IntegerModel:
         return [*names, "accumulators"]
 
     def accumulators(self, observations: Any) -> np.ndarray:
-        """The head's accumulators: int64 within the range of int32, shape (batch_size, n_out)."""
+        """
+        The sums of the head.
+
+        :param observations: raw, single or batched
+        :return: int64 within the range of int32, shape (batch_size, n_out)
+        """
         return self._accumulators(self._batch(observations)[0])
 
     def _accumulators(self, batch: Any) -> np.ndarray:

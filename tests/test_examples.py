@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -151,3 +152,19 @@ def test_fine_tune_then_export(tmp_path, play):
     assert moved  # the distilled value head went on, in its own units
     printed = play("export_to_c.py", "finetuned.npz")
     assert "policy.c" in printed and "the C chose the same 100 actions" in printed
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its cells run in order, with less to learn. They are Python without magics, so no kernel is needed."""
+    monkeypatch.chdir(tmp_path)
+    cells = json.loads((EXAMPLES / "tutorial.ipynb").read_text())["cells"]
+    quick = {"TEACHER_STEPS": "2_048", "STUDENT_STEPS": "800", "EPISODES": "3"}
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            lines = [re.sub(rf"^({'|'.join(quick)}) = .*", lambda m: f"{m[1]} = {quick[m[1]]}", one) for one in cell["source"]]
+            exec("".join(lines), names)
+    printed = capsys.readouterr().out
+    assert "18,440 bytes -> 284 bytes" in printed and "0 of 32 test vectors differ" in printed
+    assert set(names["returns"]) == {"teacher", "integer student"}

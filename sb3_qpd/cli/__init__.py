@@ -1,9 +1,11 @@
 """
 The command ``sb3-qpd``.
 
+    sb3-qpd demo                                    try it, in half a minute
     sb3-qpd compress TEACHER --out DIR              teacher in, integer student and evidence out
     sb3-qpd frontier TEACHER --out DIR              the smallest student that plays as well
     sb3-qpd evaluate MODEL                          play a teacher or a student
+    sb3-qpd info MODEL                              what a teacher or a student is
     sb3-qpd export STUDENT --target onnx --out DIR  files for devices
     sb3-qpd verify DIR                              that all files of a folder are the same policy, bit for bit
     sb3-qpd benchmark DIR                           how fast each of them is
@@ -33,10 +35,12 @@ from sb3_qpd.child_processes import safe_import_path
 from sb3_qpd.cli.arguments import Parser
 from sb3_qpd.cli.benchmark import add_benchmark
 from sb3_qpd.cli.compress import add_compress
+from sb3_qpd.cli.demo import add_demo
 from sb3_qpd.cli.deploy import add_export, add_verify
 from sb3_qpd.cli.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, one_line
 from sb3_qpd.cli.evaluate import add_evaluate
 from sb3_qpd.cli.frontier import add_frontier
+from sb3_qpd.cli.info import add_info
 from sb3_qpd.cli.push import add_push
 from sb3_qpd.cli.report import add_report
 from sb3_qpd.cli.zoo import add_zoo
@@ -84,13 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> Parser:
     """The parser of the program, with all its commands."""
-    parser = Parser(prog="sb3-qpd", description="Distill Stable-Baselines3 agents into tiny integer policies.")
+    parser = Parser(
+        prog="sb3-qpd",
+        description="Distill Stable-Baselines3 agents into tiny integer policies.",
+        examples=("demo", "compress my_agent.zip --env LunarLander-v3 --out lunar"),
+    )
     parser.add_argument("--version", action="version", version=f"sb3-qpd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
     for add in (
+        add_demo,
         add_compress,
         add_frontier,
         add_evaluate,
+        add_info,
         add_export,
         add_verify,
         add_benchmark,

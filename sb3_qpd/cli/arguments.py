@@ -21,8 +21,46 @@ TEACHER_SOURCE = (
 )
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that names the default of every option, and keeps the examples at its end as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith("examples:"):
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return with_default(action)
+
+
+def with_default(action: argparse.Action) -> str:
+    """
+    The help of an argument, with its default where the text does not name it.
+
+    :param action: the argument
+    """
+    text = action.help or ""
+    if not action.option_strings or "(default" in text or action.dest in ("help", "version"):
+        return text
+    if action.required:
+        return f"{text} (required)"
+    if action.nargs == 0:
+        return f"{text} (default: off)"
+    is_empty = action.default in (None, [], argparse.SUPPRESS)
+    return f"{text} (default: none)" if is_empty else f"{text} (default: %(default)s)"
+
+
 class Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line, without the usage, and proposes the nearest options."""
+    """
+    A parser that reports an error in one line, without the usage, and proposes the nearest options.
+
+    :param examples: command lines without the program's name, which the help shows at its end
+    """
+
+    def __init__(self, *args: Any, examples: Sequence[str] = (), **kwargs: Any) -> None:
+        self.examples = tuple(f"sb3-qpd {example}" for example in examples)
+        shown = "examples:\n" + "\n".join(f"  {example}" for example in self.examples)
+        super().__init__(*args, **{"epilog": shown if examples else None, "formatter_class": Help, **kwargs})
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message.removesuffix('.')}. See {self.prog} --help\n")

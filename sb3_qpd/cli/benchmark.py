@@ -24,6 +24,10 @@ def add_benchmark(commands: Any) -> None:
         description="Time of one action and throughput at batch size 64 on one thread, medians, size and peak memory: student "
         "in SB3, numpy, ONNX Runtime, TFLite and C, where the folder has them; the float student and the teacher in ONNX "
         "Runtime too. C also on emulated microcontrollers, where their tools are installed.",
+        examples=(
+            "benchmark lunar --mhz 168",
+            "benchmark lunar --teacher my_agent.zip --save",
+        ),
     )
     parser.set_defaults(run=benchmark, device="cpu")
     parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)

@@ -61,6 +61,10 @@ def add_compress(commands: Any) -> None:
         description="Load and check a teacher, distill it, and compare the integer student with it. DIR gets student.zip "
         "(SB3), student_float.zip, student.npz (integer model), report.json, report.md and report.html. Settings that are not "
         "given come from the environment's entry in hyperparams/qpd.yml; those that were taken from it are printed.",
+        examples=(
+            "compress my_agent.zip --env LunarLander-v3 --out lunar",
+            "compress my_agent.zip --env my_envs:Cart-v0 --student-arch 2kB --target c --out cart",
+        ),
     )
     parser.set_defaults(run=compress)
     teacher = parser.add_mutually_exclusive_group(required=True)

@@ -37,6 +37,10 @@ def add_export(commands: Any) -> None:
         help="files for devices",
         description="Write a student as ONNX, C, TFLite, or for numpy alone. DIR gets student.npz too, which verify compares "
         "with; other files in it stay.",
+        examples=(
+            "export lunar --target c --out lunar",
+            "export lunar/student.zip --target onnx --target numpy --out device",
+        ),
     )
     parser.set_defaults(run=export, device="cpu")
     parser.add_argument("student", help=f"a student's zip or .npz; {STUDENT_SOURCE}")
@@ -65,6 +69,10 @@ def add_verify(commands: Any) -> None:
         "its ONNX file, its C code and its TFLite file; policy.py is compared as a file. Exit code 1 if a value differs from "
         "student.npz where equality is promised, or if a file is not what this version exports from student.npz: such a file "
         "is not run without --trust-code.",
+        examples=(
+            "verify lunar",
+            "verify lunar --observations 10000 --teacher my_agent.zip",
+        ),
     )
     parser.set_defaults(run=verify, device="cpu")
     parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)

@@ -32,6 +32,10 @@ def add_evaluate(commands: Any) -> None:
         "evaluate",
         help="play a teacher or a student",
         description="Play whole episodes and print raw returns. Nothing that a file has pickled is run.",
+        examples=(
+            "evaluate lunar/student.npz --episodes 100",
+            "evaluate my_agent.zip --env LunarLander-v3 --stochastic",
+        ),
     )
     parser.set_defaults(run=evaluate)
     parser.add_argument("model", help=f"a student: its zip, its .npz, {STUDENT_SOURCE}; or a teacher: {TEACHER_SOURCE}")

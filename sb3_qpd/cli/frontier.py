@@ -61,6 +61,10 @@ def add_frontier(commands: Any) -> None:
         description="Train students of all given sizes, bits and seeds, and stop those that cannot win. Validation episodes "
         "choose the frontier of return against bytes. Its students are trained again with fresh seeds, and scored once on "
         "test episodes. DIR gets frontier.json, and for each point of the frontier a folder as compress writes it.",
+        examples=(
+            "frontier my_agent.zip --env LunarLander-v3 --sizes nano tiny --bits 8 4 2 --out search",
+            "frontier my_agent.zip --env LunarLander-v3 --max-bytes 500B --seeds 2 --out search",
+        ),
     )
     parser.set_defaults(run=frontier)
     parser.add_argument("teacher", help=TEACHER_SOURCE)

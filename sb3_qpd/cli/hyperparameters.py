@@ -18,6 +18,7 @@ from sb3_qpd.cli.arguments import architecture, bits, number, whole_number
 from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
 from sb3_qpd.students.budgets import check_arch, is_budget
+from sb3_qpd.students.transitions import TRANSITIONS
 from sb3_qpd.zoo import MAX_N_ENVS
 
 if TYPE_CHECKING:
@@ -58,6 +59,16 @@ _HELP = {
     """or JSON of its fields: '{"hidden": [12, 12]}'""",
     "weight_bits": "bits of the inner weights, 2 to 8: one number, or one for each layer: 8,4,4 (default: the size's own)",
     "tensorboard_log": "folder for TensorBoard's files",
+    "transition": f"how precision falls: {', '.join(TRANSITIONS)}",
+    "activation_bits": "bits of the hidden activations, 2 to 8 (default: the size's own)",
+    "gradient_steps": "gradient steps per environment step, usually below 1 (default: 16 / batch size)",
+    "n_envs": "number of environments side by side (default: 16)",
+    "vec_env": "where they run: dummy (this process), subproc (processes), ray (a cluster)",
+    "env_timeout": "longest time in seconds that an environment may take to answer, for subproc and ray (default: no limit)",
+    "restart_envs": "restarts of a failed environment, for subproc and ray (default: 0 for subproc, 100 for ray)",
+    "device": "device of student and teacher: auto, cpu or cuda",
+    "batch_size": "samples per gradient step (default: 256 for vectors, 128 for images)",
+    "learning_rate": "first learning rate of a cosine to zero (default: 5e-2)",
 }
 
 

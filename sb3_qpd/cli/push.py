@@ -18,6 +18,10 @@ def add_push(commands: Any) -> None:
         help="publish a student on the Hugging Face Hub",
         description="Publish what compress and export wrote: the student's zip and .npz, its exports, its report, how it was "
         "made, and a model card with what was measured and a short film. Nothing that names a path of this machine is sent.",
+        examples=(
+            "push lunar --repo-id me/lunar-tiny",
+            "push lunar --repo-id me/lunar-tiny --private --no-replay",
+        ),
     )
     parser.set_defaults(run=push)
     parser.add_argument("folder", metavar="DIR", help="a folder that compress wrote, or a file in it")

@@ -33,6 +33,10 @@ def add_report(commands: Any) -> None:
         help="the results of a folder as a page, or of several side by side",
         description="Make report.html anew from the JSON files in a folder that compress, frontier or zoo train wrote. "
         "Several folders give one page that compares them. The page is one file, without scripts, and fetches nothing.",
+        examples=(
+            "report lunar",
+            "report lunar other --out both.html",
+        ),
     )
     parser.set_defaults(run=report, device="cpu")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="result folders, or files in them")

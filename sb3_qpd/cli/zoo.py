@@ -26,6 +26,10 @@ def add_zoo(commands: Any) -> None:
         description="Run one of RL Zoo's programs, which know the algorithm qpd then: sb3-qpd zoo train --algo qpd --env "
         "CartPole-v1. All further arguments are the program's own: sb3-qpd zoo train --help. One more is ours: --trust-files "
         "lets RL Zoo run what its YAML files say and unpickle its models and statistics; without it they are read as data.",
+        examples=(
+            "zoo train --algo qpd --env CartPole-v1 -params teacher:my_agent.zip",
+            "zoo enjoy --algo qpd --env CartPole-v1 -f logs",
+        ),
     )
     parser.add_argument("program", choices=PROGRAMS, metavar="PROGRAM", help=", ".join(PROGRAMS))
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="the program's own")

@@ -56,22 +56,50 @@ def export(model: IntegerModel, target: str, out_dir: str | os.PathLike[str], **
 
 
 def export_onnx(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write ``student.onnx``. Options: :func:`sb3_qpd.export.onnx.exporter.export_onnx`."""
+    """
+    Write ``student.onnx``.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param out_dir: folder for the files, new or existing
+    :param options: see :func:`sb3_qpd.export.onnx.exporter.export_onnx`
+    :return: the files
+    """
     return export(model, "onnx", out_dir, **options)
 
 
 def export_c(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write C99 sources. Options: :func:`sb3_qpd.export.c.exporter.export_c`."""
+    """
+    Write C99 sources.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param out_dir: folder for the files, new or existing
+    :param options: see :func:`sb3_qpd.export.c.exporter.export_c`
+    :return: the files
+    """
     return export(model, "c", out_dir, **options)
 
 
 def export_tflite(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write ``student.tflite``. Options: :func:`sb3_qpd.export.tflite.exporter.export_tflite`."""
+    """
+    Write ``student.tflite``.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param out_dir: folder for the files, new or existing
+    :param options: see :func:`sb3_qpd.export.tflite.exporter.export_tflite`
+    :return: the files
+    """
     return export(model, "tflite", out_dir, **options)
 
 
 def export_numpy(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write ``student.npz`` and ``policy.py``, see :func:`sb3_qpd.export.numpy.export_numpy`."""
+    """
+    Write ``student.npz`` and ``policy.py``.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param out_dir: folder for the files, new or existing
+    :param options: none, see :func:`sb3_qpd.export.numpy.export_numpy`
+    :return: the files
+    """
     return export(model, "numpy", out_dir, **options)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,21 @@ from sb3_qpd.players import Player, actor
 
 N_FRAMES = 400
 MAX_GIF_BYTES = 3_000_000
-HEIGHT, CAPTION = 260, 22  # of a picture side by side, in pixels
+HEIGHT, LINE = 260, 30  # of a picture side by side and of a line of its caption, in pixels
+
+
+class Film(NamedTuple):
+    """
+    A player at play.
+
+    :param pictures: RGB, uint8, shape (n_frames, height, width, 3)
+    :param returns: raw return of the episode up to each picture, shape (n_frames,)
+    :param fps: pictures per second
+    """
+
+    pictures: np.ndarray
+    returns: np.ndarray
+    fps: float
 
 
 def film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes], str]:
@@ -30,66 +44,75 @@ def film(model: IntegerModel, env: Mapping[str, Any]) -> tuple[dict[str, bytes],
     try:
         recipe = EnvRecipe.from_json(env)
         check_untrusted_recipe(recipe)  # the folder may come from elsewhere
-        frames, fps = film_frames(model, make_recipe(recipe))
-        return _encode(frames, fps)
+        taken = take_film(model, make_recipe(recipe))
+        return _encode(taken.pictures, taken.fps)
     except Exception as error:  # of any kind: renderers, drivers, encoders and missing packages raise their own
         return {}, f"no replay: {str(error).strip() or type(error).__name__}"
 
 
 def side_by_side(players: Mapping[str, Player], recipe: EnvRecipe) -> bytes:
     """
-    A GIF of several players at play from the same first state, with their names above.
+    A GIF of several players at play from the same first state. Above each is its name and the return of its episode so far.
 
     :param players: the players by their names
     :param recipe: their environment
     :return: the GIF, of at most 3 MB
     """
-    filmed = [film_frames(player, recipe) for player in players.values()]
-    fps = filmed[0][1]
+    films = {name: take_film(player, recipe) for name, player in players.items()}
+    fps = next(iter(films.values())).fps
     for step in (3, 6, 12, 24):  # fewer pictures a second, until it is small enough
-        pictures = [
-            _titled(together, list(players)) for together in zip(*(frames[::step] for frames, _ in filmed), strict=True)
-        ]
+        pictures = [_titled(films, at) for at in range(0, N_FRAMES, step)]
         gif = _pictures_to_gif(pictures, fps / step)
         if len(gif) <= MAX_GIF_BYTES:
             return gif
     raise ValueError(f"the film has {len(gif):,} bytes, expected at most {MAX_GIF_BYTES:,}")
 
 
-def _titled(frames: tuple[np.ndarray, ...], names: list[str]) -> Any:
-    """One picture of several frames beside each other, each below its name."""
-    from PIL import Image, ImageDraw, ImageFont
+def _titled(films: Mapping[str, Film], at: int) -> Any:
+    """One picture of several films beside each other, each below its caption."""
+    from PIL import Image, ImageDraw
 
-    parts = [Image.fromarray(frame) for frame in frames]
+    parts = [Image.fromarray(one.pictures[at]) for one in films.values()]
     width, height = HEIGHT * parts[0].width // parts[0].height, HEIGHT
-    canvas, font = Image.new("RGB", (width * len(parts), height + CAPTION)), ImageFont.load_default(14)
-    for i, (part, name) in enumerate(zip(parts, names, strict=True)):
-        canvas.paste(part.resize((width, height)), (i * width, CAPTION))
-        ImageDraw.Draw(canvas).text((i * width + 6, 3), name, fill="white", font=font)
+    canvas = Image.new("RGB", (width * len(parts), height + 2 * LINE))
+    for i, (part, (name, one)) in enumerate(zip(parts, films.items(), strict=True)):
+        canvas.paste(part.resize((width, height)), (i * width, 2 * LINE))
+        for line, text in enumerate((name, f"return {one.returns[at]:.0f}")):
+            ImageDraw.Draw(canvas).text((i * width + 6, line * LINE + 2), text, fill="white", font=_font(text, width - 12))
     return canvas
 
 
-def film_frames(player: Player, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
+def _font(text: str, width: int) -> Any:
+    """The largest font, up to 24 pixels, in which a text is no wider than its picture."""
+    from PIL import ImageFont
+
+    fonts = (ImageFont.load_default(size) for size in range(24, 8, -1))
+    return next((font for font in fonts if font.getlength(text) <= width), ImageFont.load_default(8))
+
+
+def take_film(player: Player, recipe: EnvRecipe) -> Film:
     """
-    Pictures of a player at play.
+    Film a player.
 
     :param player: anything with SB3's ``predict``
     :param recipe: its environment
-    :return: RGB pictures, uint8, shape (n_frames, height, width, 3), and the number of pictures per second
     """
     shown = recipe if recipe.is_native else make_recipe(recipe, {"render_mode": "rgb_array"})
     env = shown.make_vec_env(1, seed=VALIDATION_SEED, training=False)
     try:
         observation: Any = env.reset()
         pictures: list[Any] = []
-        act = actor(player, env, recipe.deterministic)
+        returns: list[float] = []
+        act, is_new = actor(player, env, recipe.deterministic), True
         for _ in range(N_FRAMES):
-            observation, *_ = env.step(act(observation))
+            observation, rewards, dones, _ = env.step(act(observation))
             if (picture := env.get_images()[0]) is None:
                 raise ValueError(f"{recipe.env_id} renders nothing")
             pictures.append(picture)
+            returns.append(float(rewards[0]) + (0.0 if is_new else returns[-1]))
+            is_new = bool(dones[0])
         fps: Any = env.metadata.get("render_fps", 30)
-        return np.stack(pictures), 15.0 if recipe.is_atari else float(fps)
+        return Film(np.stack(pictures), np.array(returns), 15.0 if recipe.is_atari else float(fps))
     finally:
         env.close()
 

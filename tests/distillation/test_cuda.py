@@ -1,5 +1,6 @@
 """
-A student on a GPU: in evaluation mode the CPU's bits, in training its numbers within the tolerances of docs/performance.md.
+A student on a GPU: in evaluation mode the CPU's bits, in training its numbers within the tolerances of
+benchmarks/results/tables-speed.md.
 
 Without a GPU only the tests on the meta device run, see devices.py.
 """

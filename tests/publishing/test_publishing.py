@@ -292,8 +292,12 @@ def test_a_film_of_a_student_that_minds_masks(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(film, "N_FRAMES", 40)
     teacher = load_teacher(MaskablePPO("MlpPolicy", "OnlyOne-v1", n_steps=16, batch_size=16, device="cpu"))
     student = QPDDistiller(teacher, "OnlyOne-v1", student_arch="nano", check_teacher=False, device="cpu").learn(64)
-    frames, _ = film.film_frames(student.policy.to_integer(), EnvRecipe("OnlyOne-v1"))
-    assert len(frames) == 40 and frames.shape[3] == 3
+    taken = film.take_film(student.policy.to_integer(), EnvRecipe("OnlyOne-v1"))
+    assert len(taken.pictures) == 40 and taken.pictures.shape[3] == 3
+    steps = np.diff(taken.returns)
+    assert (
+        taken.returns[0] == 1 and ((steps == 1) | (taken.returns[1:] == 1)).all()
+    )  # CartPole: 1 a step, anew in each episode
 
 
 def test_a_film_that_fails_keeps_no_student_at_home(

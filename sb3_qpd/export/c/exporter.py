@@ -24,6 +24,7 @@ import jinja2
 import numpy as np
 
 from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
+from sb3_qpd.export.c.legend import legend, plain
 from sb3_qpd.export.c.proof import prove_sizes
 from sb3_qpd.export.c.text import (
     block_initializer,
@@ -122,17 +123,13 @@ def _values(
         "n_frames": n_frames,
         "vectors": make_vectors(model, n_frames, observations),
         "version": __version__,
-        "teacher": _plain(model.metadata.get("teacher")),
-        "env_id": _plain(env.get("env_id")) if isinstance(env, dict) else "",
+        "legend": legend(model),
+        "teacher": plain(model.metadata.get("teacher")),
+        "env_id": plain(env.get("env_id")) if isinstance(env, dict) else "",
         **_observation(model),
         **_action(model),
         "fixed": model.requantization == "fixed",
     }
-
-
-def _plain(text: Any) -> str:
-    """Text that is safe in a comment of C. Names come from files, and ``*/`` in a name would end the comment."""
-    return re.sub(r"[^A-Za-z0-9_.: @/+-]", "_", text)[:100] if isinstance(text, str) else ""
 
 
 def _n_frames(model: IntegerModel, n_frames: int | None) -> int:

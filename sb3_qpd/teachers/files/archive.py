@@ -25,7 +25,11 @@ _HONEST_NAME = re.compile(r"\.?\w[\w.\- ]*(/\.?\w[\w.\- ]*)*/?")  # neither abso
 
 
 class TeacherError(ValueError):
-    """A teacher's files or its live model cannot be used; the message says why, and what to do."""
+    """
+    A teacher's files or its live model cannot be used.
+
+    :param message: why, and what to do
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(plain(message, most=10_000))  # names of files are in it

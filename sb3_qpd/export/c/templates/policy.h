@@ -3,6 +3,10 @@
  * ${macros.title()}
  *
  * Written by sb3_qpd ${version}. C99, no heap, no library but <string.h>. Not thread-safe: the layers share static memory.
+ *
+//: for line in legend
+ * ${line}
+//: endfor
  */
 #ifndef POLICY_H
 #define POLICY_H
