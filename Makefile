@@ -14,7 +14,7 @@ help:
 	@echo "make test        run every test (PYTEST_FLAGS=... is handed on, WORKERS=2 processes)"
 	@echo "make test-fast   the same without the tests that are marked as slow"
 	@echo "make format lint type"
-	@echo "make emulators   compilers, emulators of microcontrollers and a browser, from Debian (as root): their tests skip without"
+	@echo "make emulators   compilers, emulators, node and a browser, from Debian (as root): their tests skip without"
 
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -47,8 +47,8 @@ lint: $(READY)
 type: $(READY)
 	$(BIN)/mypy sb3_qpd
 
-# what the tests of the C export and of the page use where it is there
+# what the tests of exports and of the page use where it is there
 emulators:
 	apt-get update -qq
 	apt-get install -qq -y --no-install-recommends clang gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
-		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user chromium
+		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user chromium nodejs

@@ -2,8 +2,8 @@
 Exported files that this version would write byte for byte from the ``student.npz`` beside them.
 
 A folder may come from elsewhere. Its C and JavaScript are code, and its ONNX and TFLite files reach runtimes in C++ that a
-hostile graph can crash or keep busy for ever. So no file is looked into: the integer model is exported again, and the bytes are compared.
-What runs is the copy, in a folder without any other file that a compiler could include.
+hostile graph can crash or keep busy for ever. So no file is looked into: the integer model is exported again, and the bytes
+are compared. What runs is the copy, in a folder without any other file that a compiler could include.
 """
 
 from __future__ import annotations
