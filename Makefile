@@ -52,3 +52,4 @@ emulators:
 	apt-get update -qq
 	apt-get install -qq -y --no-install-recommends clang gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
 		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user chromium nodejs
+	apt-get install -qq -y --no-install-recommends micropython || echo "no micropython in this Debian: its tests skip"

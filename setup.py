@@ -74,6 +74,7 @@ setup(
         "sb3_qpd": ["py.typed", "version.txt"],
         "sb3_qpd.export.c": ["templates/*"],
         "sb3_qpd.export.js": ["*.mjs"],
+        "sb3_qpd.export.micropython": ["*.py.in"],
         "sb3_qpd.hyperparams": ["*.yml"],
         "sb3_qpd.pages": ["page.html.jinja", "page.css"],
         "sb3_qpd.publishing": ["card.md.jinja"],

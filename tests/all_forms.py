@@ -1,6 +1,6 @@
 """
-All forms of a student are one policy: the SB3 policy, the integer model, its file, C, ONNX Runtime, TFLite and JavaScript, or
-a refusal that says why. As a program it compares thousands of random students and counts the forms:
+All forms of a student are one policy: the SB3 policy, the integer model, its file, C, ONNX Runtime, TFLite, JavaScript and
+MicroPython, or a refusal that says why. As a program it compares thousands of random students and counts the forms:
 
     python tests/all_forms.py --n 2000 --seed 0 --workers 2
 """
@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,20 @@ import torch as th
 from random_students import RandomStudent, draw
 from students import assert_same_bits
 
-from sb3_qpd import IntegerModel, export_c, export_js, export_onnx, export_tflite
+from sb3_qpd import IntegerModel, export_c, export_js, export_micropython, export_onnx, export_tflite
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.interpreters import InterpretedPolicy, Interpreter, NoInterpreter
 from sb3_qpd.export.js.runtime import JsPolicy, start_node
+from sb3_qpd.export.micropython.runtime import MicroPythonPolicy, start_micropython
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.export.tflite.runtime import TflitePolicy
 from sb3_qpd.integer import IntegerLayer
+from sb3_qpd.observations import take_rows
 
 FLAGS = {"-O3": ["-O3"], "-O0": ["-O0"], "native": ["-O3", "-march=native", "-ffp-contract=fast"]}
 SANITIZED = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
 MODES = ("float32", "fixed")
+N_SLOW = 12  # observations of a form that takes long
 
 
 def compare(student: RandomStudent, folder: Path, share: float = 1.0) -> Counter[str]:
@@ -46,7 +50,14 @@ def compare(student: RandomStudent, folder: Path, share: float = 1.0) -> Counter
     :return: how many times each form was equal, or refused
     """
     with np.errstate(over="ignore", divide="raise", invalid="raise"):  # infinite logits are allowed, NaN never
-        checks = {"policy": _check_policy, "npz": _check_npz, "ONNX": _check_onnx, "TFLite": _check_tflite, "JS": _check_js}
+        checks = {
+            "policy": _check_policy,
+            "npz": _check_npz,
+            "ONNX": _check_onnx,
+            "TFLite": _check_tflite,
+            "JS": _check_js,
+            "MicroPython": _check_micropython,
+        }
         counts = Counter(f"{name}: {check(student, folder)}" for name, check in checks.items())
         for i, (mode, flags) in enumerate((mode, flags) for mode in MODES for flags in (*FLAGS, "sanitized")):
             if np.random.default_rng((student.seed, i)).random() < share:
@@ -137,16 +148,29 @@ def _check_tflite(student: RandomStudent, folder: Path) -> str:
 
 
 @functools.cache
-def _node() -> Interpreter | None:
-    """One process for all students."""
+def _process(start: Callable[[], Interpreter]) -> Interpreter | None:
+    """One process of an interpreter for all students."""
     try:
-        return start_node()
+        return start()
     except NoInterpreter:
         return None
 
 
+def _check_micropython(student: RandomStudent, folder: Path) -> str:
+    process = _process(start_micropython)
+    if process is None:
+        return "no MicroPython"
+    mode = MODES[student.seed // 2 % 2]
+    model = replace(student.model, requantization=mode)
+    (path,) = export_micropython(model, folder)
+    masks = None if student.masks is None else student.masks[:N_SLOW]
+    student = replace(student, observations=take_rows(student.observations, slice(N_SLOW)), masks=masks)
+    _check_interpreted(student, model, MicroPythonPolicy(path, model, process), f"MicroPython, {mode}")
+    return "equal"
+
+
 def _check_js(student: RandomStudent, folder: Path) -> str:
-    node = _node()
+    node = _process(start_node)
     if node is None:
         return "no node"
     for mode in MODES:

@@ -62,9 +62,9 @@ def add_verify(commands: Any) -> None:
         "verify",
         help="that all files of a folder are the same policy, bit for bit",
         description="Let the student play, and send what it sees, with the action masks that it is given, through its zip, "
-        "its ONNX file, its C code, its TFLite file and its JavaScript; policy.py is compared as a file. Exit code 1 if a "
-        "value differs from student.npz where equality is promised, or if a file is not what this version exports from "
-        "student.npz: such a file is not run without --trust-code.",
+        "its ONNX file, its C code, its TFLite file, its JavaScript and its MicroPython; policy.py is compared as a file. "
+        "Exit code 1 if a value differs from student.npz where equality is promised, or if a file is not what this version "
+        "exports from student.npz: such a file is not run without --trust-code.",
     )
     parser.set_defaults(run=verify, device="cpu")
     parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)

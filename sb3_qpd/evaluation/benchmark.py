@@ -33,7 +33,16 @@ from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, emulate, miss
 from sb3_qpd.export.interpreters import InterpretedPolicy, NoInterpreter
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import Player
-from sb3_qpd.student_folder import C_FILE, INTEGER_MODEL, JS_FILE, ONNX_FILE, STUDENT_ZIP, TFLITE_FILE, folder_of
+from sb3_qpd.student_folder import (
+    C_FILE,
+    INTEGER_MODEL,
+    JS_FILE,
+    MICROPYTHON_FILE,
+    ONNX_FILE,
+    STUDENT_ZIP,
+    TFLITE_FILE,
+    folder_of,
+)
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -61,8 +70,8 @@ class Speed(NamedTuple):
         and are measured in a loop of their own
     :param per_second: actions per second at batch size 64
     :param nbytes: size of its file, or of its parameters where it has none
-    :param memory: peak bytes of a fresh process that loads it and acts once, libraries included; for C its own RAM; for a
-        program of an interpreter the memory of its process
+    :param memory: peak bytes of a fresh process that loads it and acts once, libraries included; for C its own RAM; for
+        JavaScript the memory of node; for MicroPython what is allocated
     """
 
     name: str
@@ -340,7 +349,8 @@ def _forms(
     if policy is not None:
         yield STUDENT_ZIP, partial(_in_sb3, "student", policy, os.path.getsize(folder.path / STUDENT_ZIP))
     yield INTEGER_MODEL, partial(_in_numpy, folder.path / INTEGER_MODEL)
-    for file, find in ((ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c), (JS_FILE, _in_js)):
+    programs = ((JS_FILE, _in_js), (MICROPYTHON_FILE, _in_micropython))
+    for file, find in ((ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c), *programs):
         if os.path.lexists(folder.path / file):
             yield file, partial(_of_export, folder, file, find)
 
@@ -383,6 +393,13 @@ def _in_js(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
 
     policy = JsPolicy(path, model)
     yield BenchmarkCase("student, JavaScript in node", lambda: policy.run, os.path.getsize(path), policy=policy)
+
+
+def _in_micropython(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
+    from sb3_qpd.export.micropython.runtime import MicroPythonPolicy
+
+    policy = MicroPythonPolicy(path, model)
+    yield BenchmarkCase("student, MicroPython", lambda: policy.run, os.path.getsize(path), policy=policy)
 
 
 def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, scratch: Path) -> Iterator[BenchmarkCase]:

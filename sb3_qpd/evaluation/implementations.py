@@ -20,6 +20,7 @@ from sb3_qpd.integer import IntegerModel
 from sb3_qpd.student_folder import (
     C_FILE,
     JS_FILE,
+    MICROPYTHON_FILE,
     ONNX_FILE,
     STUDENT_ZIP,
     TFLITE_FILE,
@@ -94,7 +95,7 @@ def find_implementations(folder: Folder, policy: QuantActorCriticPolicy | None) 
     is_float = model.requantization == "float32"
     if policy is not None:
         yield Implementation("policy in eval mode", STUDENT_ZIP, partial(policy_steps, policy), is_float)
-    for file, find in ((ONNX_FILE, _find_onnx), (TFLITE_FILE, _find_tflite), (C_FILE, _find_c), (JS_FILE, _find_js)):
+    for file, find in _FINDERS.items():
         if not os.path.lexists(folder.path / file):
             continue
         try:
@@ -140,6 +141,22 @@ def _find_js(path: Path, start: Starter, model: IntegerModel, is_float: bool) ->
     yield Implementation(
         "JavaScript, node", path.name, _file_steps(start(partial(JsPolicy, path, model)), model, takes_masks=True)
     )
+
+
+def _find_micropython(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+    from sb3_qpd.export.micropython.runtime import MicroPythonPolicy
+
+    policy = start(partial(MicroPythonPolicy, path, model))
+    yield Implementation("MicroPython", path.name, _file_steps(policy, model, takes_masks=True))
+
+
+_FINDERS = {
+    ONNX_FILE: _find_onnx,
+    TFLITE_FILE: _find_tflite,
+    C_FILE: _find_c,
+    JS_FILE: _find_js,
+    MICROPYTHON_FILE: _find_micropython,
+}
 
 
 class NoCompiler(RuntimeError):

@@ -1,7 +1,7 @@
 """
 Exported files that this version would write byte for byte from the ``student.npz`` beside them.
 
-A folder may come from elsewhere. Its C and JavaScript are code, and its ONNX and TFLite files reach runtimes in C++ that a
+A folder may come from elsewhere. Its C and its programs are code, and its ONNX and TFLite files reach runtimes in C++ that a
 hostile graph can crash or keep busy for ever. So no file is looked into: the integer model is exported again, and the bytes
 are compared. What runs is the copy, in a folder without any other file that a compiler could include.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from sb3_qpd.export import export
 from sb3_qpd.integer import IntegerModel, StudentError
-from sb3_qpd.student_folder import C_FILE, JS_FILE, ONNX_FILE, TARGET_FILES, TFLITE_FILE, read_own_file
+from sb3_qpd.student_folder import C_FILE, JS_FILE, MICROPYTHON_FILE, ONNX_FILE, TARGET_FILES, TFLITE_FILE, read_own_file
 
 TRUST = "--trust-code"
 C_HEADER = "policy.h"
@@ -57,6 +57,8 @@ def _options(name: str, contents: dict[str, bytes]) -> list[dict[str, Any]]:
     layouts = [{"channels_last": channels_last} for channels_last in (False, True)]
     if name in (TFLITE_FILE, JS_FILE):
         return layouts
+    if name == MICROPYTHON_FILE:
+        return [{}]
     assert name == ONNX_FILE
     return [{**layout, "form": form} for layout, form in product(layouts, ("operators", "qdq"))]
 

@@ -1,5 +1,5 @@
 """
-Files for devices: ONNX, C, TFLite, JavaScript, and numpy alone. Each is the policy of an
+Files for devices: ONNX, C, TFLite, JavaScript, MicroPython, and numpy alone. Each is the policy of an
 :class:`~sb3_qpd.integer.IntegerModel`.
 
 A target is a module or package ``export/<name>`` with a function ``export_<name>(model, out_dir, **options) -> list[Path]``
@@ -28,6 +28,7 @@ __all__ = [
     "export",
     "export_c",
     "export_js",
+    "export_micropython",
     "export_numpy",
     "export_onnx",
     "export_tflite",
@@ -82,6 +83,11 @@ def export_js(model: IntegerModel, out_dir: str | os.PathLike[str], **options: A
     return export(model, "js", out_dir, **options)
 
 
+def export_micropython(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write ``policy_micropython.py``, see :func:`sb3_qpd.export.micropython.exporter.export_micropython`."""
+    return export(model, "micropython", out_dir, **options)
+
+
 # name of a target -> the function that writes it
 EXPORTERS: dict[str, Callable[..., list[Path]]] = {
     "onnx": export_onnx,
@@ -89,6 +95,7 @@ EXPORTERS: dict[str, Callable[..., list[Path]]] = {
     "tflite": export_tflite,
     "numpy": export_numpy,
     "js": export_js,
+    "micropython": export_micropython,
 }
 
 

@@ -145,6 +145,7 @@ TARGETS = {
     ),
     "numpy": Target(),  # takes every student
     "js": Target(),
+    "micropython": Target(),
 }
 
 
