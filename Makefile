@@ -15,7 +15,7 @@ help:
 	@echo "make test-fast   the same without the tests that are marked as slow"
 	@echo "make format lint type"
 	@echo "make docs        write the site to build/site; a warning is an error"
-	@echo "make emulators   compilers, emulators of microcontrollers and a browser, from Debian (as root): their tests skip without"
+	@echo "make emulators   compilers, emulators, node and a browser, from Debian (as root): their tests skip without"
 
 $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv .venv
@@ -51,8 +51,9 @@ type: $(READY)
 docs: $(READY)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
 
-# what the tests of the C export and of the page use where it is there
+# what the tests of exports and of the page use where it is there
 emulators:
 	apt-get update -qq
 	apt-get install -qq -y --no-install-recommends clang gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
-		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user chromium
+		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user chromium nodejs
+	apt-get install -qq -y --no-install-recommends micropython || echo "no micropython in this Debian: its tests skip"

@@ -76,6 +76,8 @@ setup(
         "sb3_qpd": ["py.typed", "version.txt"],
         "sb3_qpd.cli": ["demo_teacher.zip"],  # the teacher of sb3-qpd demo
         "sb3_qpd.export.c": ["templates/*"],
+        "sb3_qpd.export.js": ["*.mjs"],
+        "sb3_qpd.export.micropython": ["*.py.in"],
         "sb3_qpd.hyperparams": ["*.yml"],
         "sb3_qpd.pages": ["page.html.jinja", "page.css"],
         "sb3_qpd.publishing": ["card.md.jinja"],

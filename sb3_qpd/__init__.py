@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sb3_qpd.evaluation.episodes import evaluate
     from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.evaluation.statistics import Evaluation, compare
-    from sb3_qpd.export import export_c, export_numpy, export_onnx, export_tflite
+    from sb3_qpd.export import export_c, export_js, export_micropython, export_numpy, export_onnx, export_tflite
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.publishing.push import push_to_hub
     from sb3_qpd.search.frontier import frontier
@@ -61,6 +61,8 @@ __all__ = [
     "compare",
     "evaluate",
     "export_c",
+    "export_js",
+    "export_micropython",
     "export_numpy",
     "export_onnx",
     "export_tflite",
@@ -84,6 +86,8 @@ _MODULE_OF = {
     "Evaluation": "evaluation.statistics",
     "compare": "evaluation.statistics",
     "export_c": "export",
+    "export_js": "export",
+    "export_micropython": "export",
     "export_numpy": "export",
     "export_onnx": "export",
     "export_tflite": "export",

@@ -17,6 +17,8 @@ ONNX_FILE = "student.onnx"
 TFLITE_FILE = "student.tflite"
 C_FILE = "policy.c"
 NUMPY_FILE = "policy.py"
+JS_FILE = "policy.mjs"
+MICROPYTHON_FILE = "policy_micropython.py"
 REPORT = "report.json"
 REPORT_TEXT = "report.md"
 CONFIG = "config.yml"
@@ -38,6 +40,8 @@ FILES = {
     "main.c": "checks the C code against test_vectors.h",
     "test_vectors.h": "observations, and the student's outputs for them",
     NUMPY_FILE: "runs student.npz with numpy alone",
+    JS_FILE: "for browsers and node, the same bits",
+    MICROPYTHON_FILE: "for MicroPython, the same bits",
     REPORT: "everything that was measured",
     CONFIG: "how it was distilled: for `sb3-qpd zoo train --algo qpd --conf-file config.yml`",
 }
@@ -53,7 +57,15 @@ DEVICE_FILES = tuple(name for name in FILES if name not in (INTEGER_MODEL, STUDE
 
 # Which file each export target writes first; the others of its files go with it.
 MAX_FILE_BYTES = 256 * 2**20  # of any file of a student
-TARGET_FILES = {"onnx": ONNX_FILE, "c": C_FILE, "tflite": TFLITE_FILE, "numpy": NUMPY_FILE}
+TARGET_FILES = {
+    "onnx": ONNX_FILE,
+    "c": C_FILE,
+    "tflite": TFLITE_FILE,
+    "numpy": NUMPY_FILE,
+    "js": JS_FILE,
+    "micropython": MICROPYTHON_FILE,
+}
+TARGET_NAMES = ", ".join(TARGET_FILES)
 
 
 def find_zip(folder: Path) -> Path | None:

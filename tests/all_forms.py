@@ -1,6 +1,6 @@
 """
-All forms of a student are one policy: the SB3 policy, the integer model, its file, C, ONNX Runtime and TFLite, or a refusal
-that says why. As a program it compares thousands of random students and counts the forms:
+All forms of a student are one policy: the SB3 policy, the integer model, its file, C, ONNX Runtime, TFLite, JavaScript and
+MicroPython, or a refusal that says why. As a program it compares thousands of random students and counts the forms:
 
     python tests/all_forms.py --n 2000 --seed 0 --workers 2
 """
@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,15 +24,20 @@ import torch as th
 from random_students import RandomStudent, draw
 from students import assert_same_bits
 
-from sb3_qpd import IntegerModel, export_c, export_onnx, export_tflite
+from sb3_qpd import IntegerModel, export_c, export_js, export_micropython, export_onnx, export_tflite
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
+from sb3_qpd.export.interpreters import InterpretedPolicy, Interpreter, NoInterpreter
+from sb3_qpd.export.js.runtime import JsPolicy, start_node
+from sb3_qpd.export.micropython.runtime import MicroPythonPolicy, start_micropython
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.export.tflite.runtime import TflitePolicy
 from sb3_qpd.integer import IntegerLayer
+from sb3_qpd.observations import take_rows
 
 FLAGS = {"-O3": ["-O3"], "-O0": ["-O0"], "native": ["-O3", "-march=native", "-ffp-contract=fast"]}
 SANITIZED = ["-g", "-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wall", "-Wextra", "-Werror"]
 MODES = ("float32", "fixed")
+N_SLOW = 12  # observations of a form that takes long
 
 
 def compare(student: RandomStudent, folder: Path, share: float = 1.0) -> Counter[str]:
@@ -44,7 +50,14 @@ def compare(student: RandomStudent, folder: Path, share: float = 1.0) -> Counter
     :return: how many times each form was equal, or refused
     """
     with np.errstate(over="ignore", divide="raise", invalid="raise"):  # infinite logits are allowed, NaN never
-        checks = {"policy": _check_policy, "npz": _check_npz, "ONNX": _check_onnx, "TFLite": _check_tflite}
+        checks = {
+            "policy": _check_policy,
+            "npz": _check_npz,
+            "ONNX": _check_onnx,
+            "TFLite": _check_tflite,
+            "JS": _check_js,
+            "MicroPython": _check_micropython,
+        }
         counts = Counter(f"{name}: {check(student, folder)}" for name, check in checks.items())
         for i, (mode, flags) in enumerate((mode, flags) for mode in MODES for flags in (*FLAGS, "sanitized")):
             if np.random.default_rng((student.seed, i)).random() < share:
@@ -132,6 +145,73 @@ def _check_tflite(student: RandomStudent, folder: Path) -> str:
     _equal(got_outputs, outputs, "outputs of TFLite")
     _equal(got_actions, actions, "actions of TFLite")
     return "equal"
+
+
+@functools.cache
+def _process(start: Callable[[], Interpreter]) -> Interpreter | None:
+    """One process of an interpreter for all students."""
+    try:
+        return start()
+    except NoInterpreter:
+        return None
+
+
+def _check_micropython(student: RandomStudent, folder: Path) -> str:
+    process = _process(start_micropython)
+    if process is None:
+        return "no MicroPython"
+    mode = MODES[student.seed // 2 % 2]
+    model = replace(student.model, requantization=mode)
+    (path,) = export_micropython(model, folder)
+    masks = None if student.masks is None else student.masks[:N_SLOW]
+    student = replace(student, observations=take_rows(student.observations, slice(N_SLOW)), masks=masks)
+    _check_interpreted(student, model, MicroPythonPolicy(path, model, process), f"MicroPython, {mode}")
+    return "equal"
+
+
+def _check_js(student: RandomStudent, folder: Path) -> str:
+    node = _process(start_node)
+    if node is None:
+        return "no node"
+    for mode in MODES:
+        model = replace(student.model, requantization=mode)
+        (path,) = export_js(model, folder, channels_last=_takes_channels_last(student))
+        _check_interpreted(student, model, JsPolicy(path, model, node), f"JavaScript, {mode}")
+    return "equal"
+
+
+def _check_interpreted(student: RandomStudent, model: IntegerModel, policy: InterpretedPolicy, name: str) -> None:
+    """Every step, actions and outputs to the sign of a zero, masked and drawn actions."""
+    observations, masks = student.observations, student.masks
+    steps = policy.trace(observations)
+    for step, expected in _steps(student, model).items():
+        _equal(steps[step], expected, f"{step} of {name}")
+    for got, expected in zip(policy.run(observations), _expected(student, model), strict=True):
+        assert_same_bits(got, expected)
+    for given in (None, masks) if masks is not None else (None,):
+        _equal(policy.run(observations, given)[0], _predict(model, observations, given), f"masked actions of {name}")
+        if model.is_box and model.action_std is None:
+            continue
+        random = _random_numbers(model, len(steps["accumulators"]), student.seed)
+        model.set_random_seed(student.seed)
+        drawn = model.predict(observations, action_masks=given)[0]
+        assert_same_bits(policy.sample(observations, random, given), drawn)
+    if not model.is_box:
+        acc, ends = model.accumulators(observations), np.full((2, len(model.action_nvec)), [[0], [2**32 - 1]], np.uint64)
+        bits = np.resize(ends, (len(acc), len(model.action_nvec)))
+        _equal(policy.sample(observations, bits), model.sample(acc, bits), f"samples of {name}")
+
+
+def _predict(model: IntegerModel, observations: Any, masks: np.ndarray | None) -> np.ndarray:
+    return model.predict(observations, deterministic=True, action_masks=masks)[0]
+
+
+def _random_numbers(model: IntegerModel, n: int, seed: int) -> np.ndarray:
+    """What the seeded model draws its actions with."""
+    rng = np.random.default_rng(seed)
+    if model.is_box:
+        return rng.standard_normal((n, len(model.layers[-1].bias)), np.float32)
+    return rng.integers(0, 2**32, (n, len(model.action_nvec)), np.uint64)
 
 
 def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str:

@@ -32,7 +32,7 @@ from sb3_qpd.cli.hyperparameters import (
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.sources import check_teacher_source
 from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
-from sb3_qpd.student_folder import OUTPUTS, PAGE
+from sb3_qpd.student_folder import OUTPUTS, PAGE, TARGET_NAMES
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def add_compress(commands: Any) -> None:
         "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
     )
     parser.add_argument(
-        "--target", action="append", default=[], help="export it too, and verify that: onnx, c, tflite, numpy; several times"
+        "--target", action="append", default=[], help=f"export it too, and verify that; several times: {TARGET_NAMES}"
     )
     parser.add_argument(
         "--require",

@@ -17,13 +17,13 @@ from sb3_qpd.cli.models import (
     student_recipe,
 )
 from sb3_qpd.cli.sources import find_student
-from sb3_qpd.student_folder import INTEGER_MODEL
+from sb3_qpd.student_folder import INTEGER_MODEL, TARGET_NAMES
 
 if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
 
 # option -> the targets that have it
-TARGETS_OF_OPTION = {"--qdq": ("onnx",), "--channels-last": ("onnx", "tflite")}
+TARGETS_OF_OPTION = {"--qdq": ("onnx",), "--channels-last": ("onnx", "tflite", "js")}
 
 
 def add_export(commands: Any) -> None:
@@ -35,8 +35,8 @@ def add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
         help="files for devices",
-        description="Write a student as ONNX, C, TFLite, or for numpy alone. DIR gets student.npz too, which verify compares "
-        "with; other files in it stay.",
+        description="Write a student in files for devices, engines and browsers. DIR gets student.npz too, which verify "
+        "compares with; other files in it stay.",
         examples=(
             "export lunar --target c --out lunar",
             "export lunar/student.zip --target onnx --target numpy --out device",
@@ -44,14 +44,14 @@ def add_export(commands: Any) -> None:
     )
     parser.set_defaults(run=export, device="cpu")
     parser.add_argument("student", help=f"a student's zip or .npz; {STUDENT_SOURCE}")
-    parser.add_argument("--target", action="append", required=True, help="onnx, c, tflite, numpy; may be given several times")
+    parser.add_argument("--target", action="append", required=True, help=f"may be given several times: {TARGET_NAMES}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument(
-        "--requantization", choices=("float32", "fixed"), default=None, help="fixed: no float at all, for C and numpy"
+        "--requantization", choices=("float32", "fixed"), default=None, help="fixed: no float at all; not for ONNX and TFLite"
     )
     parser.add_argument("--qdq", action="store_true", default=False, help="ONNX with QuantizeLinear and DequantizeLinear")
     parser.add_argument(
-        "--channels-last", action="store_true", default=False, help="ONNX and TFLite that take images channels last"
+        "--channels-last", action="store_true", default=False, help="ONNX, TFLite and JS take images channels last"
     )
     add_environment(parser)
 
@@ -66,9 +66,9 @@ def add_verify(commands: Any) -> None:
         "verify",
         help="that all files of a folder are the same policy, bit for bit",
         description="Let the student play, and send what it sees, with the action masks that it is given, through its zip, "
-        "its ONNX file, its C code and its TFLite file; policy.py is compared as a file. Exit code 1 if a value differs from "
-        "student.npz where equality is promised, or if a file is not what this version exports from student.npz: such a file "
-        "is not run without --trust-code.",
+        "its ONNX file, its C code, its TFLite file, its JavaScript and its MicroPython; policy.py is compared as a file. "
+        "Exit code 1 if a value differs from student.npz where equality is promised, or if a file is not what this version "
+        "exports from student.npz: such a file is not run without --trust-code.",
         examples=(
             "verify lunar",
             "verify lunar --observations 10000 --teacher my_agent.zip",
@@ -133,7 +133,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
-    channels_last = {"channels_last": True} if args.channels_last and target in ("onnx", "tflite") else {}
+    channels_last = {"channels_last": True} if args.channels_last and target in TARGETS_OF_OPTION["--channels-last"] else {}
     return {**channels_last, **({"form": "qdq"} if args.qdq and target == "onnx" else {})}
 
 

@@ -37,7 +37,7 @@ from sb3_qpd.search.settings import (
     check_storage,
     describe_bits,
 )
-from sb3_qpd.student_folder import FRONTIER
+from sb3_qpd.student_folder import FRONTIER, TARGET_NAMES
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 # arguments of QPDDistiller that the search sets, or that have an own flag here
@@ -76,7 +76,7 @@ def add_frontier(commands: Any) -> None:
     add_test_episodes(parser)
     add_environment(parser)
     parser.add_argument(
-        "--target", action="append", default=[], help="export the result's students too: onnx, c, tflite, numpy; several times"
+        "--target", action="append", default=[], help=f"export the result's students too; several times: {TARGET_NAMES}"
     )
     add_progress(parser)
     add_cache(parser)

@@ -30,9 +30,19 @@ from sb3_qpd.evaluation.own_episodes import Jitter, replay
 from sb3_qpd.evaluation.own_exports import not_run
 from sb3_qpd.evaluation.verify import load_model
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, emulate, missing_tools
+from sb3_qpd.export.interpreters import InterpretedPolicy, NoInterpreter
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import Player
-from sb3_qpd.student_folder import C_FILE, INTEGER_MODEL, ONNX_FILE, STUDENT_ZIP, TFLITE_FILE, folder_of
+from sb3_qpd.student_folder import (
+    C_FILE,
+    INTEGER_MODEL,
+    JS_FILE,
+    MICROPYTHON_FILE,
+    ONNX_FILE,
+    STUDENT_ZIP,
+    TFLITE_FILE,
+    folder_of,
+)
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -56,10 +66,12 @@ class Speed(NamedTuple):
     One row of the table.
 
     :param name: form of the student, or the teacher
-    :param microseconds: time of one action at batch size 1. C takes one observation at a time and is measured in a loop in C
+    :param microseconds: time of one action at batch size 1. C and programs of an interpreter take one observation at a time,
+        and are measured in a loop of their own
     :param per_second: actions per second at batch size 64
     :param nbytes: size of its file, or of its parameters where it has none
-    :param memory: peak bytes of a fresh process that loads it and acts once, libraries included; for C its own RAM
+    :param memory: peak bytes of a fresh process that loads it and acts once, libraries included; for C its own RAM; for
+        JavaScript the memory of node; for MicroPython what is allocated
     """
 
     name: str
@@ -94,12 +106,14 @@ class BenchmarkCase(NamedTuple):
     :param make: makes the function that acts on a batch; sent to a fresh process, so it names only what that has to import
     :param nbytes: see :class:`Speed`
     :param ram: bytes of RAM of C, ``None`` for other forms, whose process is measured
+    :param policy: a program of an interpreter, which measures itself; ``make`` is not called then
     """
 
     name: str
     make: Callable[[], Callable[[np.ndarray], Any]]
     nbytes: int
     ram: int | None = None
+    policy: InterpretedPolicy | None = None
 
 
 def benchmark(
@@ -169,6 +183,9 @@ def own_observations(folder: Path, recipe: EnvSource, n: int) -> np.ndarray:
 
 
 def _measure(case: BenchmarkCase, observations: np.ndarray, seconds: float) -> Speed:
+    if case.policy is not None:
+        one, memory = case.policy.measure(observations, seconds)
+        return Speed(case.name, 1e6 * one, 1 / one, case.nbytes, memory)
     act = case.make()
     batch = median_seconds(act, observations, seconds)
     if case.ram is not None:
@@ -311,7 +328,7 @@ def _benchmark_cases(folder: Folder, given: Networks, observations: np.ndarray) 
     for name, find in _forms(folder, given, observations):
         try:
             yield from find()
-        except (ImportError, NoCompiler) as error:
+        except (ImportError, NoCompiler, NoInterpreter) as error:
             folder.left_out.append(f"{name}: {' '.join(str(error).split())}")
 
 
@@ -332,7 +349,8 @@ def _forms(
     if policy is not None:
         yield STUDENT_ZIP, partial(_in_sb3, "student", policy, os.path.getsize(folder.path / STUDENT_ZIP))
     yield INTEGER_MODEL, partial(_in_numpy, folder.path / INTEGER_MODEL)
-    for file, find in ((ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c)):
+    programs = ((JS_FILE, _in_js), (MICROPYTHON_FILE, _in_micropython))
+    for file, find in ((ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c), *programs):
         if os.path.lexists(folder.path / file):
             yield file, partial(_of_export, folder, file, find)
 
@@ -368,6 +386,20 @@ def _in_c(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
     for name, flags in (("student, C", ("-O3",)), ("student, C, -march=native", ("-O3", "-march=native"))):
         c_policy = compile_c(path.parent, flags)
         yield BenchmarkCase(name, lambda act=c_policy.actions: act, nbytes, c_policy.ram)  # type: ignore[misc]
+
+
+def _in_js(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
+    from sb3_qpd.export.js.runtime import JsPolicy
+
+    policy = JsPolicy(path, model)
+    yield BenchmarkCase("student, JavaScript in node", lambda: policy.run, os.path.getsize(path), policy=policy)
+
+
+def _in_micropython(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
+    from sb3_qpd.export.micropython.runtime import MicroPythonPolicy
+
+    policy = MicroPythonPolicy(path, model)
+    yield BenchmarkCase("student, MicroPython", lambda: policy.run, os.path.getsize(path), policy=policy)
 
 
 def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, scratch: Path) -> Iterator[BenchmarkCase]:

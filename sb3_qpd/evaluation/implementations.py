@@ -15,9 +15,12 @@ from gymnasium import spaces
 
 from sb3_qpd.evaluation.limited import LimitedPolicy
 from sb3_qpd.evaluation.own_exports import own_copy
+from sb3_qpd.export.interpreters import NoInterpreter
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.student_folder import (
     C_FILE,
+    JS_FILE,
+    MICROPYTHON_FILE,
     ONNX_FILE,
     STUDENT_ZIP,
     TFLITE_FILE,
@@ -83,7 +86,7 @@ class Folder(NamedTuple):
 
 def find_implementations(folder: Folder, policy: QuantActorCriticPolicy | None) -> Iterator[Implementation]:
     """
-    The forms of the student that can be run. Requantization without float is exact in C and numpy only.
+    The forms of the student that can be run. Requantization without float is exact in programs only, not in ONNX and TFLite.
 
     :param folder: folder of the student
     :param policy: the student as an SB3 policy
@@ -92,7 +95,7 @@ def find_implementations(folder: Folder, policy: QuantActorCriticPolicy | None) 
     is_float = model.requantization == "float32"
     if policy is not None:
         yield Implementation("policy in eval mode", STUDENT_ZIP, partial(policy_steps, policy), is_float)
-    for file, find in ((ONNX_FILE, _find_onnx), (TFLITE_FILE, _find_tflite), (C_FILE, _find_c)):
+    for file, find in _FINDERS.items():
         if not os.path.lexists(folder.path / file):
             continue
         try:
@@ -100,7 +103,7 @@ def find_implementations(folder: Folder, policy: QuantActorCriticPolicy | None) 
                 path, is_own = found
                 start = _in_this_process if is_own else partial(LimitedPolicy, file)
                 yield from find(path, start, model, is_float)
-        except (ImportError, NoCompiler) as error:
+        except (ImportError, NoCompiler, NoInterpreter) as error:
             folder.left_out.append(f"{file}: {' '.join(str(error).split())}")
 
 
@@ -130,6 +133,30 @@ def _find_tflite(path: Path, start: Starter, model: IntegerModel, is_float: bool
 def _find_c(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
     find_c_compiler()
     yield Implementation("C on this computer", path.name, _c_steps(start(partial(compile_c, path.parent)), model))
+
+
+def _find_js(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+    from sb3_qpd.export.js.runtime import JsPolicy
+
+    yield Implementation(
+        "JavaScript, node", path.name, _file_steps(start(partial(JsPolicy, path, model)), model, takes_masks=True)
+    )
+
+
+def _find_micropython(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
+    from sb3_qpd.export.micropython.runtime import MicroPythonPolicy
+
+    policy = start(partial(MicroPythonPolicy, path, model))
+    yield Implementation("MicroPython", path.name, _file_steps(policy, model, takes_masks=True))
+
+
+_FINDERS = {
+    ONNX_FILE: _find_onnx,
+    TFLITE_FILE: _find_tflite,
+    C_FILE: _find_c,
+    JS_FILE: _find_js,
+    MICROPYTHON_FILE: _find_micropython,
+}
 
 
 class NoCompiler(RuntimeError):

@@ -1,9 +1,9 @@
 """
 Exported files that this version would write byte for byte from the ``student.npz`` beside them.
 
-A folder may come from elsewhere. Its C is code, and its ONNX and TFLite files reach runtimes in C++ that a hostile graph can
-crash or keep busy for ever. So no file is looked into: the integer model is exported again, and the bytes are compared.
-What runs is the copy, in a folder without any other file that a compiler could include.
+A folder may come from elsewhere. Its C and its programs are code, and its ONNX and TFLite files reach runtimes in C++ that a
+hostile graph can crash or keep busy for ever. So no file is looked into: the integer model is exported again, and the bytes
+are compared. What runs is the copy, in a folder without any other file that a compiler could include.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from sb3_qpd.export import export
 from sb3_qpd.integer import IntegerModel, StudentError
-from sb3_qpd.student_folder import C_FILE, ONNX_FILE, TARGET_FILES, TFLITE_FILE, read_own_file
+from sb3_qpd.student_folder import C_FILE, JS_FILE, MICROPYTHON_FILE, ONNX_FILE, TARGET_FILES, TFLITE_FILE, read_own_file
 
 TRUST = "--trust-code"
 C_HEADER = "policy.h"
@@ -39,7 +39,7 @@ def own_copy(path: Path, model: IntegerModel, out: Path) -> Path | None:
     except (StudentError, FileNotFoundError):  # a link, or C without its header
         return None
     target = next(target for target, file in TARGET_FILES.items() if file == path.name)
-    if path.name != C_FILE:
+    if path.name in (ONNX_FILE, TFLITE_FILE):
         model = replace(model, requantization="float32")  # the only one that these targets have
     for options in _options(path.name, expected):
         with suppress(ValueError):  # a student that has no such option, or that the target cannot take
@@ -55,8 +55,10 @@ def _options(name: str, contents: dict[str, bytes]) -> list[dict[str, Any]]:
         frames = re.search(rb"_N_FRAMES (\d{1,3})\b", contents[C_HEADER])
         return [{"n_frames": None if frames is None else int(frames[1])}]
     layouts = [{"channels_last": channels_last} for channels_last in (False, True)]
-    if name == TFLITE_FILE:
+    if name in (TFLITE_FILE, JS_FILE):
         return layouts
+    if name == MICROPYTHON_FILE:
+        return [{}]
     assert name == ONNX_FILE
     return [{**layout, "form": form} for layout, form in product(layouts, ("operators", "qdq"))]
 

@@ -1,5 +1,6 @@
 """
-Files for devices: ONNX, C, TFLite, and numpy alone. Each computes what the :class:`~sb3_qpd.integer.IntegerModel` computes.
+Files for devices: ONNX, C, TFLite, JavaScript, MicroPython, and numpy alone. Each is the policy of an
+:class:`~sb3_qpd.integer.IntegerModel`.
 
 A target is a module or package ``export/<name>`` with a function ``export_<name>(model, out_dir, **options) -> list[Path]``
 that writes into a folder that exists. It has a row in ``EXPORTERS`` and one in ``requirements.TARGETS``. What every target
@@ -26,6 +27,8 @@ __all__ = [
     "check_target",
     "export",
     "export_c",
+    "export_js",
+    "export_micropython",
     "export_numpy",
     "export_onnx",
     "export_tflite",
@@ -103,12 +106,24 @@ def export_numpy(model: IntegerModel, out_dir: str | os.PathLike[str], **options
     return export(model, "numpy", out_dir, **options)
 
 
+def export_js(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write ``policy.mjs``. Options: :func:`sb3_qpd.export.js.exporter.export_js`."""
+    return export(model, "js", out_dir, **options)
+
+
+def export_micropython(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write ``policy_micropython.py``, see :func:`sb3_qpd.export.micropython.exporter.export_micropython`."""
+    return export(model, "micropython", out_dir, **options)
+
+
 # name of a target -> the function that writes it
 EXPORTERS: dict[str, Callable[..., list[Path]]] = {
     "onnx": export_onnx,
     "c": export_c,
     "tflite": export_tflite,
     "numpy": export_numpy,
+    "js": export_js,
+    "micropython": export_micropython,
 }
 
 

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from sb3_qpd.integer import IntegerModel
+
 _DISK_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quotas
 
 
@@ -66,3 +68,14 @@ def without_paths(value: Any) -> Any:
         path = next((p for p in (PurePosixPath(value), PureWindowsPath(value)) if p.is_absolute()), None)
         return value if path is None else path.name
     return value
+
+
+def names_of(model: IntegerModel) -> dict[str, str]:
+    """
+    The names of a student's environment and teacher, without paths and of a bounded length; empty where there are none.
+
+    :param model: the student
+    """
+    env = model.metadata.get("env")
+    names = {"environment": env.get("env_id") if isinstance(env, dict) else "", "teacher": model.metadata.get("teacher")}
+    return {key: without_paths(name)[:100] if isinstance(name, str) else "" for key, name in names.items()}

@@ -144,6 +144,8 @@ TARGETS = {
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
+    "js": Target(),
+    "micropython": Target(),
 }
 
 

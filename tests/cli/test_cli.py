@@ -446,7 +446,7 @@ def test_an_origin_goes_into_every_file(tmp_path: Path, capsys: pytest.CaptureFi
     arguments = [str(tmp_path / "teacher.zip"), "--out", str(tmp_path / "other"), *arguments, "--target", "tflite"]
     error = mistake(capsys, "compress", *arguments)
     assert "The target tflite does not support observations in float64 with an offset that float32 cannot carry" in error
-    assert "Take the target onnx, c or numpy" in error and not (tmp_path / "other").exists()
+    assert "Take the target onnx, c" in error and not (tmp_path / "other").exists()
 
 
 gym.register("FarCartPole-v0", entry_point=FarCartPole, max_episode_steps=200)

@@ -169,7 +169,7 @@ def test_what_is_refused_by_name(observation: str, action: str, masks: bool, wha
     "observation, action", [("Discrete", "Discrete"), ("vector", "MultiDiscrete"), ("vector", "MultiDiscrete of one")]
 )
 def test_tflite_refuses_more(observation: str, action: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*. Take the target onnx, c or numpy"):
+    with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*. Take the target onnx, c"):
         export_tflite(make_student(observation, action, 8).to_integer(), tmp_path)
 
 
@@ -215,5 +215,5 @@ def test_no_torch_for_what_is_known_beforehand() -> None:
         "assert not {'torch', 'gymnasium', 'onnx', 'ai_edge_litert', 'jinja2'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(ValueError, match="Unknown target 'onxx'. Known: onnx, c, tflite, numpy. Did you mean 'onnx'"):
+    with pytest.raises(ValueError, match="Unknown target 'onxx'. Known: onnx, c, tflite, numpy.* Did you mean 'onnx'"):
         check_target("onxx", StudentFacts.of_model(make_student("vector", "Box", 8).to_integer()))
