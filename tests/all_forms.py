@@ -14,6 +14,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,9 @@ def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str
         return "refused"
     channels = model.observation_shape[0] if model.is_image else 0
     divisors = [n for n in range(1, channels + 1) if channels % n == 0]
-    export_c(model, folder, n_frames=divisors[student.seed % len(divisors)] if model.is_image else None)
+    n_frames = divisors[student.seed % len(divisors)] if model.is_image else None
+    with_options = student.seed % 3 == 0 and not model.is_box
+    export_c(model, folder, n_frames=n_frames, reentrant=student.seed % 3 != 1, probabilities=with_options)
     name = f"C, {mode}, {flags}"
     if flags == "sanitized":
         if not _has_sanitizers():
@@ -150,23 +153,26 @@ def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str
         done = subprocess.run([folder / "main"], capture_output=True, text=True)
         assert not done.returncode and not done.stderr and done.stdout.startswith("0 of "), f"{name}: {done}"
         return "equal"
-    policy = CPolicy(folder, FLAGS[flags])
+    policy = CPolicy(folder, FLAGS[flags], model=model)
     values, got_actions = policy.trace(observations, model)
     for got, (step, expected) in zip(values, _steps(student, model).items(), strict=True):
         _equal(got, expected, f"{step} of {name}")
     acc = model.accumulators(observations)
     _equal(policy.outputs(observations), acc, f"outputs of {name}")
     assert_same_bits(got_actions.reshape(len(acc), *model.action_shape), model.actions(acc))
+    assert_same_bits(policy.predict(observations, deterministic=True)[0], model.actions(acc))
     if not model.is_box:
         bits = np.random.default_rng(student.seed).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
         bits[:2] = [[0], [2**32 - 1]]
-        drawn = policy.actions(observations, bits)
-        _equal(drawn.reshape(len(acc), *model.action_shape), model.sample(acc, bits), f"samples of {name}")
-    if model.parts[0].kind == "vector":
-        for number in (np.nan, np.inf):
-            wrong = observations[:1].astype(np.float32)
-            wrong.reshape(-1)[-1] = number
-            _assert_raises(lambda: policy.outputs(wrong), "the observation holds NaN or infinity")  # noqa: B023
+        for masks in [None] if student.masks is None else [None, student.masks]:
+            drawn = policy.actions(observations, bits, masks).reshape(len(acc), *model.action_shape)
+            _equal(drawn, model.sample(acc, bits, masks), f"samples of {name}")
+            best = policy.actions(observations, None, masks).reshape(len(acc), *model.action_shape)
+            _equal(best, model.actions(acc, action_masks=masks), f"masked actions of {name}")
+            if with_options or model.uses_masks:
+                _equal(policy.weights(observations, masks), model.weights(acc, masks), f"weights of {name}")
+    for wrong in _not_finite(student):
+        _assert_raises(functools.partial(policy.outputs, wrong), "the observation holds NaN or infinity")
     return "equal"
 
 
@@ -183,6 +189,12 @@ def _has_sanitizers() -> bool:
 
 def _check_nan(student: RandomStudent) -> None:
     """The integer model refuses what is no number, wherever an observation holds floats."""
+    for wrong in _not_finite(student):
+        _assert_raises(functools.partial(student.model.predict, wrong), "The observation holds (nan|-?inf) in feature")
+
+
+def _not_finite(student: RandomStudent) -> Iterator[Any]:
+    """Observations with NaN or infinity in each part that holds floats."""
     for part in student.model.parts:
         if part.kind not in ("vector", "float_image"):
             continue
@@ -190,8 +202,7 @@ def _check_nan(student: RandomStudent) -> None:
             wrong: Any = student.observations if part.key is None else student.observations[part.key]
             wrong = wrong.astype(np.float32)
             wrong.reshape(-1)[-1] = number
-            given = wrong if part.key is None else {**student.observations, part.key: wrong}
-            _assert_raises(functools.partial(student.model.predict, given), "The observation holds (nan|-?inf) in feature")
+            yield wrong if part.key is None else {**student.observations, part.key: wrong}
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -201,9 +212,9 @@ def _refused_by(target: str, model: IntegerModel) -> list[str]:
     """Why a target refuses a model, as patterns of its message; none: it has to take it."""
     kinds, hidden, head = {part.kind for part in model.parts}, model.layers[:-1], model.layers[-1]
     reasons = {
-        "does not support .*Dict observations": model.is_dict,
-        "does not support .*images of floats": "float_image" in kinds,
-        "does not support .*action masks": model.uses_masks,
+        "does not support .*Dict observations": target == "tflite" and model.is_dict,
+        "does not support .*images of floats": target == "tflite" and "float_image" in kinds,
+        "does not support .*action masks": target == "tflite" and model.uses_masks,
         "does not support .*in float64 with an offset": target == "tflite" and model.input_origin is not None,
     }
     if target == "c":
@@ -238,8 +249,10 @@ def _sums(layer: IntegerLayer, shift: int = 0) -> np.ndarray:
 
 
 def _largest_sum_in_c(model: IntegerModel) -> int:
-    """Of the first layer: C takes vectors 128 higher than on their grid, and that off the bias."""
-    return int(_sums(model.layers[0], 0 if model.is_image else 128).max())
+    """C takes the input grid of vectors and of images of floats 128 higher, and that off the biases of a trunk's first layer."""
+    starts = np.cumsum((0, *model.branches[:-1]))
+    firsts = [(model.layers[start], parts[0].kind) for start, parts in zip(starts, model.trunks, strict=True)]
+    return max(int(_sums(layer, 0 if kind == "image" else 128).max()) for layer, kind in firsts)
 
 
 def _assert_refused(export: Any, model: IntegerModel, folder: Path, patterns: list[str]) -> None:

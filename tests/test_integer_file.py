@@ -400,32 +400,32 @@ def test_c_proves_its_sizes_again(
 def test_c_proves_its_memory(kind: str, field: str) -> None:
     """Another plan of the memory than the right one is refused, wherever it is wrong."""
     model = make_student(*((VECTOR, DISCRETE) if kind == "vector" else (IMAGE, BOX)), (4, 4)).to_integer()
-    layers = lay_out(model)
-    places, n_bytes = plan_arena(model, layers)
-    prove_sizes(model, layers, places, n_bytes)
+    layout = lay_out(model)
+    places, n_bytes = plan_arena(layout)
+    prove_sizes(model, layout, places, n_bytes)
     wrong = [(i, at) for i in range(len(places)) for at in (-4, n_bytes - 3, 2**31)]
     for i, at in wrong:
         if (field == "input" and i == 0 and kind == "image") or (field == "output" and i == len(places) - 1):
             continue  # frames lie in a stack of their own, and the head's sums are the caller's
-        if field == "unpacked" and not layers[i].is_packed:
+        if field == "unpacked" and not layout.layers[i].is_packed:
             continue
         changed = [*places[:i], replace(places[i], **{field: at}), *places[i + 1 :]]
         with pytest.raises(ValueError, match="a size in it would be wrong"):
-            prove_sizes(model, layers, changed, n_bytes)
+            prove_sizes(model, layout, changed, n_bytes)
     for n in (0, n_bytes // 2, 2**31):
         with pytest.raises(ValueError, match="a size in it would be wrong"):
-            prove_sizes(model, layers, places, n)
+            prove_sizes(model, layout, places, n)
 
 
 def test_c_proves_that_memory_does_not_overlap() -> None:
     model = make_student(VECTOR, DISCRETE, (4, 4)).to_integer()
-    layers = lay_out(model)
-    places, n_bytes = plan_arena(model, layers)
+    layout = lay_out(model)
+    places, n_bytes = plan_arena(layout)
     with pytest.raises(ValueError, match="overlap"):
-        prove_sizes(model, layers, [replace(places[0], output=places[0].input), *places[1:]], n_bytes)
-    layers[0].layer.activation_bits = 0
+        prove_sizes(model, layout, [replace(places[0], output=places[0].input), *places[1:]], n_bytes)
+    layout.layers[0].layer.activation_bits = 0
     with pytest.raises(ValueError, match="a hidden layer without a grid"):
-        prove_sizes(model, layers, places, n_bytes)
+        prove_sizes(model, layout, places, n_bytes)
 
 
 def test_a_layer_by_itself() -> None:
