@@ -56,6 +56,16 @@ MAX_FILE_BYTES = 256 * 2**20  # of any file of a student
 TARGET_FILES = {"onnx": ONNX_FILE, "c": C_FILE, "tflite": TFLITE_FILE, "numpy": NUMPY_FILE}
 
 
+def c_files(folder: Path) -> list[str]:
+    """
+    The C files of the exports in a folder: ``policy.c``, and those of other prefixes, which have a README beside them.
+
+    :param folder: folder of a student
+    """
+    named = sorted(path.name.removesuffix("_README.md") + ".c" for path in folder.glob("*_README.md"))
+    return [name for name in dict.fromkeys([C_FILE, *named]) if os.path.lexists(folder / name)]
+
+
 def find_zip(folder: Path) -> Path | None:
     """
     The student as an SB3 model.

@@ -249,7 +249,7 @@ def _sums(layer: IntegerLayer, shift: int = 0) -> np.ndarray:
 
 
 def _largest_sum_in_c(model: IntegerModel) -> int:
-    """C takes the input grid of vectors and of images of floats 128 higher, and that off the biases of a trunk's first layer."""
+    """C takes grids of vectors and of images of floats 128 higher, and that off the biases of a trunk's first layer."""
     starts = np.cumsum((0, *model.branches[:-1]))
     firsts = [(model.layers[start], parts[0].kind) for start, parts in zip(starts, model.trunks, strict=True)]
     return max(int(_sums(layer, 0 if kind == "image" else 128).max()) for layer, kind in firsts)

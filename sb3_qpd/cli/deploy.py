@@ -1,6 +1,7 @@
 """``sb3-qpd export`` and ``sb3-qpd verify``: files for devices, and that all of them are the same policy."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,13 @@ if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
 
 # option -> the targets that have it
-TARGETS_OF_OPTION = {"--qdq": ("onnx",), "--channels-last": ("onnx", "tflite")}
+TARGETS_OF_OPTION = {
+    "--qdq": ("onnx",),
+    "--channels-last": ("onnx", "tflite"),
+    "--prefix": ("c",),
+    "--reentrant": ("c",),
+    "--probabilities": ("c",),
+}
 
 
 def add_export(commands: Any) -> None:
@@ -49,7 +56,23 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--channels-last", action="store_true", default=False, help="ONNX and TFLite that take images channels last"
     )
+    parser.add_argument(
+        "--prefix", type=_c_prefix, default=None, metavar="lander_", help="in C of all files and public names, for policy_"
+    )
+    parser.add_argument(
+        "--reentrant", action="store_true", default=False, help="C whose memory the caller gives, for several threads"
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", default=False, help="C with the weights that discrete actions are drawn with"
+    )
     add_environment(parser)
+
+
+def _c_prefix(text: str) -> str:
+    name = text.rstrip("_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise argparse.ArgumentTypeError(f"expected a prefix of C names in lower case, such as lander_, got {text!r}")
+    return name
 
 
 def add_verify(commands: Any) -> None:
@@ -118,15 +141,23 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--requantization {args.requantization} is not for the target {names}: export it apart, with "
             "--requantization float32"
         )
-    given = {"--qdq": args.qdq, "--channels-last": args.channels_last}
     for option, targets in TARGETS_OF_OPTION.items():
-        if given[option] and not set(targets) & set(args.target):
+        if getattr(args, option.strip("-").replace("-", "_")) and not set(targets) & set(args.target):
             raise ValueError(f"{option} is for {' and '.join(targets)}, the targets are {', '.join(args.target)}")
 
 
 def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
-    channels_last = {"channels_last": True} if args.channels_last and target in ("onnx", "tflite") else {}
-    return {**channels_last, **({"form": "qdq"} if args.qdq and target == "onnx" else {})}
+    given: dict[str, dict[str, Any]] = {
+        "--qdq": {"form": "qdq"} if args.qdq else {},
+        "--channels-last": {"channels_last": True} if args.channels_last else {},
+        "--prefix": {"name": args.prefix} if args.prefix else {},
+        "--reentrant": {"reentrant": True} if args.reentrant else {},
+        "--probabilities": {"probabilities": True} if args.probabilities else {},
+    }
+    options: dict[str, Any] = {}
+    for option, targets in TARGETS_OF_OPTION.items():
+        options |= given[option] if target in targets else {}
+    return options
 
 
 def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":

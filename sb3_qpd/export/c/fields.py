@@ -29,8 +29,8 @@ def c_names(keys: Sequence[str]) -> list[str]:
     A valid C identifier for each key of a Dict; all of them differ.
 
     Letters become lower case, and anything but ASCII letters and digits one ``_``. A name that would begin with a digit, or
-    with ``policy`` or ``test``, gets ``key_`` in front. A keyword or a known macro gets ``_`` at its end. Of equal names the second one
-    gets ``_2``, the third one ``_3``.
+    with ``policy_`` or ``test_``, gets ``key_`` in front. A keyword or a known macro gets ``_`` at its end. Of equal names the
+    second one gets ``_2``, the third one ``_3``.
 
     :param keys: keys of the Dict, in order
     """
@@ -164,8 +164,8 @@ def fields_of(model: IntegerModel) -> list[Field]:
     for part in (part for group in model.trunks for part in group):
         n = 0 if part.kind == "image" else 1 if part.is_image else part.n_features
         grid = slice(used, used + n)
-        affine = [np.zeros(0, np.float32) if x is None else x[grid] for x in (model.input_multiplier, model.input_offset)]
+        m, a = (np.zeros(0, np.float32) if x is None else x[grid] for x in (model.input_multiplier, model.input_offset))
         name = "observation" if part.key is None else names[part.key]
-        found[part.key] = Field(part, name, model.requantization == "fixed", *affine, model.origin_of(part))
+        found[part.key] = Field(part, name, model.requantization == "fixed", m, a, model.origin_of(part))
         used += n
     return [found[part.key] for part in parts]

@@ -265,8 +265,8 @@ def plan_arena(layout: Layout) -> tuple[list[Place], int]:
     """
     Plan the memory that all layers share.
 
-    Input and output of a layer lie at opposite ends, and the working memory between them. Where there are several trunks, their
-    features lie before all of that.
+    Input and output of a layer lie at opposite ends, and the working memory between them. The features of several trunks lie
+    before all of that.
 
     :param layout: the layers, see :func:`lay_out`
     :return: a place for each layer, the head's last, and the size of the arena in bytes

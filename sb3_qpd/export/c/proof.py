@@ -34,7 +34,7 @@ def prove_sizes(model: IntegerModel, layout: Layout, places: list[Place], arena_
     n_weights = sum(layer.rows.size for layer in layers)
     _require(n_weights <= MAX_WEIGHTS, "all layers", f"{n_weights} weights, at most {MAX_WEIGHTS}")
     _require(0 < arena_bytes < MAX_ARENA, "all layers", f"an arena of {arena_bytes} bytes")
-    for layer, place, sizes in zip(layers, places, dimensions(layers), strict=True):
+    for layer, sizes in zip(layers, dimensions(layers), strict=True):
         is_head = layer is layout.head
         _require(layer.is_head == is_head, layer.name, "a hidden layer without a grid, or a head with one")
         _require(is_head or 2 <= layer.layer.activation_bits <= 8, layer.name, "bits of its outputs")

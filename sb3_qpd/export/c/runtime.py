@@ -254,6 +254,15 @@ class CPolicy:
         """
         return self._act(observations, random_bits, None, action_masks)
 
+    def run(self, observations: Any, action_masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The most probable (or mean) actions, and the head's accumulators.
+
+        :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param action_masks: for students that were taught with masks, shape (batch_size, sum(action_nvec))
+        """
+        return self.actions(observations, None, action_masks), self.outputs(observations)
+
     def _act(
         self,
         observations: Any,

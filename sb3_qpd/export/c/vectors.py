@@ -133,7 +133,7 @@ def c_observations(model: IntegerModel, n_frames: int, observations: Any, is_raw
     :param n_frames: number of frames in an observation; 1 for vectors
     :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
     :param is_raw: in units of the environment, as ``policy_quantize`` takes them in fixed mode
-    :return: shape (batch_size, n); frames (batch_size, n_frames, size); for Dict observations shape (batch_size,) of C's struct
+    :return: shape (batch_size, n); frames (batch_size, n_frames, size); Dict observations (batch_size,), of C's struct
     """
     if model.is_image:
         batch, _ = model.parts[0].batch(observations)  # channels first
