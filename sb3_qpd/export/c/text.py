@@ -140,9 +140,9 @@ def value_initializer(values: np.ndarray, c_type: str, is_scalar: bool) -> str:
     """
     The initializer of a field of a struct, on one line.
 
-    :param values: its numbers, shape (n,)
+    :param values: its numbers, shape (n,); one number of a scalar
     :param c_type: C type of a number
     :param is_scalar: whether the field is one number, and no array
     """
     texts = literals(values, {"float": float_literal, "double": double_literal}.get(c_type, integer_literal))
-    return texts[0] if is_scalar else inline_initializer(texts)
+    return texts if is_scalar else inline_initializer(texts)
