@@ -163,7 +163,7 @@ class CPolicy:
             and action_masks is None
             and (deterministic or not self.is_box)
         ):
-            self._input[...] = observation
+            self._write(observation)
             if not deterministic:
                 self._bits[:] = model.random_bits(1).reshape(-1)
             if not self._one(not deterministic):  # else the integer model says what is wrong
@@ -171,6 +171,14 @@ class CPolicy:
         batch, is_batch = model._batch(observation)
         actions = model.actions(self.outputs(batch).astype(np.int64), deterministic, action_masks)
         return (actions if is_batch else actions.squeeze(axis=0)), state
+
+    def _write(self, observation: np.ndarray) -> None:
+        """Put an observation where C reads it. What overflows there becomes infinite, which C refuses."""
+        if observation.dtype == self._input.dtype:
+            self._input[...] = observation
+            return
+        with np.errstate(over="ignore"):
+            self._input[...] = observation
 
     def set_random_seed(self, seed: int | None = None) -> None:
         """Seed the generator that sampled actions come from."""
