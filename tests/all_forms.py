@@ -28,6 +28,7 @@ from sb3_qpd import IntegerModel, export_c, export_onnx, export_tflite
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.export.tflite.runtime import TflitePolicy
+from sb3_qpd.export.value_head import add_value_head, values_of
 from sb3_qpd.integer import IntegerLayer
 
 FLAGS = {"-O3": ["-O3"], "-O0": ["-O0"], "native": ["-O3", "-march=native", "-ffp-contract=fast"]}
@@ -136,15 +137,17 @@ def _check_tflite(student: RandomStudent, folder: Path) -> str:
 
 
 def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str:
-    model, observations = replace(student.model, requantization=mode), student.observations
+    model = replace(student.model, requantization=mode, metadata={})
     if refusals := _refused_by("c", model):
         _assert_refused(export_c, model, folder, refusals)
         return "refused"
     channels = model.observation_shape[0] if model.is_image else 0
     divisors = [n for n in range(1, channels + 1) if channels % n == 0]
     n_frames = divisors[student.seed % len(divisors)] if model.is_image else None
-    with_options = student.seed % 3 == 0 and not model.is_box
-    export_c(model, folder, n_frames=n_frames, reentrant=student.seed % 3 != 1, probabilities=with_options)
+    if student.seed % 3 == 2 and student.policy is not None:
+        add_value_head(model, student.policy)
+    options = {"reentrant": student.seed % 3 != 1, "probabilities": student.seed % 3 == 0 and not model.is_box}
+    export_c(model, folder, n_frames=n_frames, **options, with_value="value_head" in model.metadata)
     name = f"C, {mode}, {flags}"
     if flags == "sanitized":
         if not _has_sanitizers():
@@ -153,7 +156,12 @@ def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str
         done = subprocess.run([folder / "main"], capture_output=True, text=True)
         assert not done.returncode and not done.stderr and done.stdout.startswith("0 of "), f"{name}: {done}"
         return "equal"
-    policy = CPolicy(folder, FLAGS[flags], model=model)
+    _compare_c(student, model, CPolicy(folder, FLAGS[flags], model=model), name)
+    return "equal"
+
+
+def _compare_c(student: RandomStudent, model: IntegerModel, policy: CPolicy, name: str) -> None:
+    observations = student.observations
     values, got_actions = policy.trace(observations, model)
     for got, (step, expected) in zip(values, _steps(student, model).items(), strict=True):
         _equal(got, expected, f"{step} of {name}")
@@ -161,19 +169,26 @@ def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str
     _equal(policy.outputs(observations), acc, f"outputs of {name}")
     assert_same_bits(got_actions.reshape(len(acc), *model.action_shape), model.actions(acc))
     assert_same_bits(policy.predict(observations, deterministic=True)[0], model.actions(acc))
+    if "value_head" in model.metadata:
+        _equal(policy.values(observations), values_of(model, observations), f"values of {name}")
     if not model.is_box:
-        bits = np.random.default_rng(student.seed).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
-        bits[:2] = [[0], [2**32 - 1]]
-        for masks in [None] if student.masks is None else [None, student.masks]:
-            drawn = policy.actions(observations, bits, masks).reshape(len(acc), *model.action_shape)
-            _equal(drawn, model.sample(acc, bits, masks), f"samples of {name}")
-            best = policy.actions(observations, None, masks).reshape(len(acc), *model.action_shape)
-            _equal(best, model.actions(acc, action_masks=masks), f"masked actions of {name}")
-            if with_options or model.uses_masks:
-                _equal(policy.weights(observations, masks), model.weights(acc, masks), f"weights of {name}")
+        _compare_choices(student, model, policy, name)
     for wrong in _not_finite(student):
         _assert_raises(functools.partial(policy.outputs, wrong), "the observation holds NaN or infinity")
-    return "equal"
+
+
+def _compare_choices(student: RandomStudent, model: IntegerModel, policy: CPolicy, name: str) -> None:
+    """Discrete actions that are drawn, and with masks; and the weights that they are drawn with."""
+    acc = model.accumulators(student.observations)
+    bits = np.random.default_rng(student.seed).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
+    bits[:2] = [[0], [2**32 - 1]]
+    for masks in [None] if student.masks is None else [None, student.masks]:
+        drawn = policy.actions(student.observations, bits, masks).reshape(len(acc), *model.action_shape)
+        _equal(drawn, model.sample(acc, bits, masks), f"samples of {name}")
+        best = policy.actions(student.observations, None, masks).reshape(len(acc), *model.action_shape)
+        _equal(best, model.actions(acc, action_masks=masks), f"masked actions of {name}")
+        if hasattr(policy.library, "harness_weights"):
+            _equal(policy.weights(student.observations, masks), model.weights(acc, masks), f"weights of {name}")
 
 
 @functools.cache

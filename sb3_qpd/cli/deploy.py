@@ -30,6 +30,7 @@ TARGETS_OF_OPTION = {
     "--prefix": ("c",),
     "--reentrant": ("c",),
     "--probabilities": ("c",),
+    "--with-value": ("c",),
 }
 
 
@@ -64,6 +65,9 @@ def add_export(commands: Any) -> None:
     )
     parser.add_argument(
         "--probabilities", action="store_true", default=False, help="C with the weights that discrete actions are drawn with"
+    )
+    parser.add_argument(
+        "--with-value", action="store_true", default=False, help="C with the value head in 8 bits, of a student's zip"
     )
     add_environment(parser)
 
@@ -125,6 +129,11 @@ def export(args: argparse.Namespace) -> int:
             sizes = {name: (staging.path / name).stat().st_size for name in sorted(p.name for p in staging.path.iterdir())}
             staging.commit()
     print(f"the student is {model.nbytes} bytes of weights, biases and multipliers")
+    if args.with_value:
+        from sb3_qpd.export.value_head import find_value_head
+
+        value = find_value_head(model)
+        print(f"its value head is {0 if value is None else value.nbytes} bytes more")
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
     return 0
@@ -153,6 +162,7 @@ def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
         "--prefix": {"name": args.prefix} if args.prefix else {},
         "--reentrant": {"reentrant": True} if args.reentrant else {},
         "--probabilities": {"probabilities": True} if args.probabilities else {},
+        "--with-value": {"with_value": True} if args.with_value else {},
     }
     options: dict[str, Any] = {}
     for option, targets in TARGETS_OF_OPTION.items():
@@ -178,7 +188,12 @@ def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
         raise ValueError(f"{path} is the float student, which has no integers. Export student.zip or student.npz instead")
     if args.env is not None:
         check_chosen_env(student.to_integer(), recipe)
-    return student.to_integer(recipe)
+    model = student.to_integer(recipe)
+    if args.with_value:
+        from sb3_qpd.export.value_head import add_value_head
+
+        add_value_head(model, student.policy)
+    return model
 
 
 def verify(args: argparse.Namespace) -> int:

@@ -61,6 +61,7 @@ def _options(name: str, contents: dict[str, bytes]) -> list[dict[str, Any]]:
                 "n_frames": None if frames is None else int(frames[1]),
                 "reentrant": b"_state *state" in header,
                 "probabilities": b"_HAS_WEIGHTS 1\n" in header,
+                "with_value": b"_VALUE_SCALE " in header,
             }
         ]
     layouts = [{"channels_last": channels_last} for channels_last in (False, True)]

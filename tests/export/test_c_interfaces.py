@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from c_policies import integers, needs_compiler
 from space_students import OBSERVATIONS, make_student
 from students import BOX, IMAGE, VECTOR, assert_same_bits, some_observations
@@ -17,6 +18,7 @@ from sb3_qpd.evaluation.verify import verify
 from sb3_qpd.export.c.fields import c_names
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.c.vectors import some_masks
+from sb3_qpd.export.value_head import add_value_head, find_value_head, values_of
 from sb3_qpd.integer import IntegerLayer, ObservationPart
 
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
@@ -224,3 +226,48 @@ def test_float_images_come_with_channels_last(tmp_path: Path) -> None:
     export_c(model, tmp_path, observations=image)
     assert "{\n    0.0f, 20.0f, 10.0f, 30.0f\n}" in (tmp_path / "test_vectors.h").read_text()
     assert CPolicy(tmp_path, model=model).outputs(image) == model.accumulators(image) == 200
+
+
+@pytest.mark.parametrize("observation", ["vector", "Dict"])
+@pytest.mark.parametrize("bits", [8, 4])
+def test_value_head(observation: str, bits: int, tmp_path: Path) -> None:
+    """The bits of numpy, and close to the float head of the policy."""
+    policy, observations = make_student(observation, "Discrete", bits), sample(OBSERVATIONS[observation], 64)
+    policy.set_value_scale(mean=-150.0, std=70.0)
+    with th.no_grad():
+        policy.value_net.weight.normal_()
+        expected = policy.predict_values(policy.obs_to_tensor(observations)[0]).numpy()[:, 0]
+    model = policy.to_integer()
+    with pytest.raises(ValueError, match="with_value=True needs a value head"):
+        export_c(model, tmp_path, with_value=True)
+    add_value_head(model, policy)
+    export_c(model, tmp_path, with_value=True, reentrant=bits == 4)
+    run_compiler([*find_compiler(), *WARNINGS, tmp_path / "main.c", tmp_path / "policy.c", "-o", tmp_path / "main"])
+    assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.startswith("0 of ")
+    values, layer = CPolicy(tmp_path, model=model).values(observations), find_value_head(model)
+    np.testing.assert_array_equal(values, values_of(model, observations))
+    assert layer is not None and f"#define POLICY_VALUE_BYTES {layer.nbytes}\n" in (tmp_path / "policy.h").read_text()
+    assert np.abs(values * layer.multiplier - expected).max() < 0.03 * np.ptp(expected)
+    model.save(tmp_path / "student.npz")
+    assert verify(tmp_path, observations, 64).holds  # it is exported again from the file, value head included
+
+
+@pytest.mark.parametrize("wrong", [3, {"weight": [1, 2]}, {"weight": [[1]], "bias": 0, "unit": 1.0}, {"weight": [1e9] * 16}])
+def test_a_wrong_value_head_is_refused(wrong: Any, tmp_path: Path) -> None:
+    model = make_student("vector", "Discrete", 8).to_integer()
+    model.metadata["value_head"] = wrong
+    with pytest.raises(ValueError, match="The value head in the student's metadata is none"):
+        export_c(model, tmp_path, with_value=True)
+
+
+def test_export_with_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = make_student("vector", "Discrete", 8).to_integer()
+    model.save(tmp_path / "student.npz")
+    command = ["export", str(tmp_path / "student.npz"), "--target", "c", "--with-value", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "export student.zip --with-value" in capsys.readouterr().err
+    add_value_head(model, make_student("vector", "Discrete", 8))
+    model.save(tmp_path / "student.npz")
+    assert main(command) == 0
+    assert f"its value head is {find_value_head(model).nbytes} bytes more" in capsys.readouterr().out  # type: ignore[union-attr]

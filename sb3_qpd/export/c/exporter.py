@@ -44,6 +44,7 @@ from sb3_qpd.export.c.text import (
 from sb3_qpd.export.c.vectors import make_vectors
 from sb3_qpd.export.files import write_files
 from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.value_head import find_value_head
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
 from sb3_qpd.version import __version__
 
@@ -92,6 +93,7 @@ def export_c(
     observations: Any = None,
     reentrant: bool = False,
     probabilities: bool = False,
+    with_value: bool = False,
 ) -> list[Path]:
     """
     Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` and ``policy_README.md``.
@@ -110,16 +112,23 @@ def export_c(
         ones
     :param reentrant: write functions whose memory is the caller's, so that several threads can act at once
     :param probabilities: write ``policy_weights``, which gives the weights that actions are drawn with
+    :param with_value: write ``policy_value`` too. The model needs a value head,
+        see :func:`~sb3_qpd.export.value_head.add_value_head`
     :return: the files
     :raises ValueError: if C cannot take the student, or an argument does not fit it
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
-    check_flags(reentrant=reentrant, probabilities=probabilities)
+    check_flags(reentrant=reentrant, probabilities=probabilities, with_value=with_value)
     check_target("c", StudentFacts.of_model(model))
     if probabilities and model.is_box:
         raise ValueError("probabilities=True is for discrete actions, this student has a Box: its deviation is in the header")
-    values = _values(model, lay_out(model), n_frames, observations)
+    value = find_value_head(model) if with_value else None
+    if with_value and value is None:
+        raise ValueError(
+            "with_value=True needs a value head: add_value_head(model, policy), or export student.zip --with-value"
+        )
+    values = _values(model, lay_out(model, value), n_frames, observations)
     values |= {"name": name, "reentrant": reentrant, "probabilities": probabilities}
     files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"}
     files |= {rename(f, name): f for f in ("test_vectors.h", "main.c")}
@@ -138,6 +147,7 @@ def _values(model: IntegerModel, layout: Layout, n_frames: int | None, observati
         "model": model,
         "layers": layers,
         "head_layer": layout.head,
+        "value_layer": layout.value,
         "head_place": places[-1],
         "chains": _chains(fields_of(model), layout, places),
         "dimensions": dimensions(layers),
@@ -145,7 +155,7 @@ def _values(model: IntegerModel, layout: Layout, n_frames: int | None, observati
         "arena_bytes": arena_bytes,
         "constant_bytes": _constant_bytes(model, layers),
         "n_frames": n_frames,
-        "vectors": make_vectors(model, n_frames, observations),
+        "vectors": make_vectors(model, n_frames, observations, layout.value is not None),
         "version": __version__,
         "teacher": _plain(model.metadata.get("teacher")),
         "env_id": _plain(env.get("env_id")) if isinstance(env, dict) else "",
@@ -243,7 +253,7 @@ def _constant_bytes(model: IntegerModel, layers: list[CLayer]) -> int:
         total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * pointers + len(sizes) * size
     total += sum(field.constant_bytes for field in fields_of(model))
     if model.is_box:
-        total += (8 if fixed else 12) * layers[-1].n_out
+        total += (8 if fixed else 12) * len(model.layers[-1].bias)
     else:
         total += 4 * EXP_HIGH.size + 2 * EXP_LOW.size
         total += 5 * len(model.action_nvec) if model.action_shape else 0

@@ -166,15 +166,18 @@ class Layout:
 
     :param trunks: its trunks
     :param head: its last layer, which takes the features of all trunks
+    :param value: the value head, which takes them too; ``None``: the C has none
     """
 
     trunks: list[CTrunk]
     head: CLayer
+    value: CLayer | None = None
 
     @property
     def layers(self) -> list[CLayer]:
         """All layers, in the order of the computation."""
-        return [*(layer for trunk in self.trunks for layer in trunk.layers), self.head]
+        value = [] if self.value is None else [self.value]
+        return [*(layer for trunk in self.trunks for layer in trunk.layers), self.head, *value]
 
 
 def _rows(layer: IntegerLayer, shape: tuple[int, ...]) -> np.ndarray:
@@ -199,13 +202,14 @@ def _channels_last(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return weight.reshape(-1, *shape).transpose(0, 2, 3, 1).reshape(len(weight), -1) if len(shape) == 3 else weight
 
 
-def lay_out(model: IntegerModel) -> Layout:
+def lay_out(model: IntegerModel, value: IntegerLayer | None = None) -> Layout:
     """
     The layers of a model in C's order.
 
     C adds 128 to the input grid of vectors, so that inputs are never negative. The biases of the first layer take it back.
 
     :param model: one that :func:`~sb3_qpd.export.requirements.check_target` lets through
+    :param value: its value head, see :func:`~sb3_qpd.export.value_head.find_value_head`; ``None``: the C has none
     :raises ValueError: if a sum could leave int32
     """
     trunks: list[CTrunk] = []
@@ -217,17 +221,18 @@ def lay_out(model: IntegerModel) -> Layout:
             counts[kind] += 1
             rows, shape = _rows(layer, trunk.output_shape), trunk.output_shape
             trunk.layers.append(_c_layer(f"{kind}{counts[kind]}", layer, shape, rows, 0 if i else trunk.shift))
-    return Layout(trunks, _head(model.layers[-1], trunks))
+    value_head = None if value is None else _head("value_head", value, trunks)
+    return Layout(trunks, _head("head", model.layers[-1], trunks), value_head)
 
 
-def _head(layer: IntegerLayer, trunks: list[CTrunk]) -> CLayer:
+def _head(name: str, layer: IntegerLayer, trunks: list[CTrunk]) -> CLayer:
     """The head takes the features of all trunks, one after the other. A trunk without layers gives its input as it is."""
     ends = np.cumsum([trunk.n_features for trunk in trunks])[:-1]
     columns = np.split(layer.weight, ends, 1)
     rows = np.concatenate([_channels_last(x, trunk.output_shape) for x, trunk in zip(columns, trunks, strict=True)], 1)
     shifts = [np.full(trunk.n_features, 0 if trunk.layers else trunk.shift) for trunk in trunks]
     shape = trunks[0].output_shape if len(trunks) == 1 else (rows.shape[1],)
-    return _c_layer("head", layer, shape, rows, np.concatenate(shifts))
+    return _c_layer(name, layer, shape, rows, np.concatenate(shifts))
 
 
 def _c_layer(name: str, layer: IntegerLayer, shape: tuple[int, ...], rows: np.ndarray, shift: int | np.ndarray) -> CLayer:
@@ -269,7 +274,7 @@ def plan_arena(layout: Layout) -> tuple[list[Place], int]:
     before all of that.
 
     :param layout: the layers, see :func:`lay_out`
-    :return: a place for each layer, the head's last, and the size of the arena in bytes
+    :return: a place for each layer, the head's last, which is the value head's too; and the size of the arena in bytes
     """
     trunks, head = layout.trunks, layout.head
     if len(trunks) == 1:
@@ -319,7 +324,7 @@ def dimensions(layers: list[CLayer]) -> list[list[int]]:
 
     :param layers: all layers of a student: together they decide which members there are
     """
-    has_hidden, has_packed = len(layers) > 1, any(layer.is_packed for layer in layers)
+    has_hidden, has_packed = not all(layer.is_head for layer in layers), any(layer.is_packed for layer in layers)
     has_conv = any(layer.is_conv for layer in layers)
     return [
         [

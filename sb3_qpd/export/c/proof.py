@@ -35,7 +35,7 @@ def prove_sizes(model: IntegerModel, layout: Layout, places: list[Place], arena_
     _require(n_weights <= MAX_WEIGHTS, "all layers", f"{n_weights} weights, at most {MAX_WEIGHTS}")
     _require(0 < arena_bytes < MAX_ARENA, "all layers", f"an arena of {arena_bytes} bytes")
     for layer, sizes in zip(layers, dimensions(layers), strict=True):
-        is_head = layer is layout.head
+        is_head = layer is layout.head or layer is layout.value
         _require(layer.is_head == is_head, layer.name, "a hidden layer without a grid, or a head with one")
         _require(is_head or 2 <= layer.layer.activation_bits <= 8, layer.name, "bits of its outputs")
         _require(max(sizes) < 2**32, layer.name, "a size that is no 32-bit number")
@@ -61,12 +61,13 @@ def _prove_trunks(model: IntegerModel, layout: Layout, places: list[Place], aren
             is_last = not trunk.layers or place.output == start
             _require(is_last, "all layers", "the place of a trunk's features")
     n_features = features[-1][2] if features else before
-    _prove_input(layout.head, n_features)
     place = next(remaining)
     is_read_in_place = not features and trunks[0].is_read_in_place and not trunks[0].layers
     _require(not features or place.input == 0, layout.head.name, "the place of its input")
     inputs = [] if is_read_in_place else [("input", place.input, place.input + n_features)]
-    _prove_memory(layout.head, place, inputs, arena_bytes)
+    for head in layout.layers[sum(len(trunk.layers) for trunk in trunks) :]:
+        _prove_input(head, n_features)
+        _prove_memory(head, place, inputs, arena_bytes)
 
 
 def _prove_arrays(layer: CLayer) -> None:

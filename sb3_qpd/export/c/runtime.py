@@ -214,6 +214,21 @@ class CPolicy:
         self._call("harness_weights", *pointers)
         return weights
 
+    def values(self, observations: Any) -> np.ndarray:
+        """
+        The values of observations, see :func:`~sb3_qpd.export.value_head.values_of`.
+
+        :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :return: int32, shape (batch_size,)
+        :raises ValueError: the C was exported without ``with_value=True``
+        """
+        if not hasattr(self.library, "harness_values"):
+            raise ValueError("This C has no value head: export it with with_value=True")
+        batch = self._prepare(observations)
+        values = np.empty(len(batch), np.int32)
+        self._call("harness_values", _pointer(batch), ctypes.c_int64(len(batch)), _pointer(values))
+        return values
+
     def trace(self, observations: Any, model: IntegerModel) -> tuple[list[np.ndarray], np.ndarray]:
         """
         The integers after each step, as :meth:`IntegerModel.trace` yields them, and the actions.

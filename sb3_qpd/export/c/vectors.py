@@ -9,6 +9,7 @@ import numpy as np
 
 from sb3_qpd.checks import check_type
 from sb3_qpd.export.c.fields import Field, fields_of
+from sb3_qpd.export.value_head import values_of
 from sb3_qpd.integer import IntegerModel
 
 _N_IMAGES, _N_VECTORS = 2, 32
@@ -64,6 +65,7 @@ class Vectors(NamedTuple):
     :param samples: the actions that are drawn with ``random_bits``; ``None`` for a Box
     :param weights: the weights that they are drawn with; ``None`` for a Box
     :param masks: the categories that are allowed; ``None``: the student takes no masks
+    :param values: what ``policy_value`` gives; ``None``: the C has no value head
     """
 
     observations: np.ndarray
@@ -73,29 +75,32 @@ class Vectors(NamedTuple):
     samples: np.ndarray | None = None
     weights: np.ndarray | None = None
     masks: np.ndarray | None = None
+    values: np.ndarray | None = None
 
 
-def make_vectors(model: IntegerModel, n_frames: int, observations: Any) -> Vectors:
+def make_vectors(model: IntegerModel, n_frames: int, observations: Any, with_values: bool = False) -> Vectors:
     """
     Some observations, with the outputs and actions of the student.
 
     :param model: the student
     :param n_frames: number of frames in an observation; 1 for vectors
     :param observations: raw observations, of which evenly spaced ones are taken; ``None`` draws some
+    :param with_values: whether the model has a value head
     """
     n = _N_IMAGES if any(part.is_image for part in model.parts) else _N_VECTORS
     observations = some_observations(model, n) if observations is None else _spaced(model, observations, n)
     outputs = model.accumulators(observations)  # checks shape and dtype too
     given = c_observations(model, n_frames, observations)
+    values = values_of(model, observations) if with_values else None
     if model.is_box and model.requantization == "fixed":
-        return Vectors(given, outputs, np.clip(outputs, *model.bounds_in_units()))
+        return Vectors(given, outputs, np.clip(outputs, *model.bounds_in_units()), values=values)
     if model.is_box:
-        return Vectors(given, outputs, model.actions(outputs).reshape(len(outputs), -1))
+        return Vectors(given, outputs, model.actions(outputs).reshape(len(outputs), -1), values=values)
     shape = (len(outputs), len(model.action_nvec))[: 2 if model.action_shape else 1]
     random_bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
     masks = some_masks(model, len(outputs)) if model.uses_masks else None
     drawn, weights = model.sample(outputs, random_bits, masks), model.weights(outputs, masks)
-    return Vectors(given, outputs, model.actions(outputs, action_masks=masks), random_bits, drawn, weights, masks)
+    return Vectors(given, outputs, model.actions(outputs, action_masks=masks), random_bits, drawn, weights, masks, values)
 
 
 def _spaced(model: IntegerModel, observations: Any, n: int) -> Any:

@@ -200,6 +200,19 @@ int harness_weights(const element *observations, int64_t n, const uint8_t *masks
 }
 #endif
 
+#ifdef POLICY_VALUE_SCALE
+int harness_values(const element *observations, int64_t n, int32_t *values)
+{
+    int64_t i;
+    int code = POLICY_OK;
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_value(OBSERVED values + i) : code;
+    }
+    return code;
+}
+#endif
+
 /* One observation, for the least time of a call: what goes in and what comes out lies here. */
 element harness_one_observation[OBSERVATION_SIZE];
 uint32_t harness_one_bits[N_INDICES];

@@ -39,7 +39,8 @@ ${"%-6s" | format(layer.name)} ${shapes} ${kernel}${integers.weight_bits}-bit we
 //: set drawn_parameters = given_parameter ~ mask_parameter ~ random_parameter ~ action_parameter
 //: set sample = [] if box else [("sample", "int", drawn_parameters, given ~ "random_bits, action")]
 //: set weights = ("weights", "int", given_parameter ~ mask_parameter ~ weights_parameter, given ~ "weights")
-//: set functions = functions + [outputs, act] + sample + ([weights] if masks or probabilities else [])
+//: set value = [("value", "int", given_parameter ~ "int32_t *value", given_argument ~ "value")] if value_layer else []
+//: set functions = functions + [outputs, act] + sample + ([weights] if masks or probabilities else []) + value
 
 //# A constant array. Its dimensions are those of the nested lists of literals.
 //: macro array(type, name, texts)

@@ -36,6 +36,9 @@ int main(void)
 //: else
         ${action_type} action[POLICY_N_OUTPUTS];
 //: endif
+//: if value_layer
+        int32_t value;
+//: endif
 //: if masks or probabilities
         uint32_t weights[POLICY_N_CATEGORIES];
 //: endif
@@ -60,6 +63,9 @@ int main(void)
 //: if masks or probabilities
         same = same && policy_weights(${observation_argument}${mask_argument}weights) == POLICY_OK;
         same = same && memcmp(weights, test_weights[vector], sizeof weights) == 0;
+//: endif
+//: if value_layer
+        same = same && policy_value(${observation_argument}&value) == POLICY_OK && value == test_values[vector];
 //: endif
         wrong += !same;
     }

@@ -1,5 +1,5 @@
 //: import "macros.h" as macros with context
-//: set hidden = layers[:-1]
+//: set hidden = layers | rejectattr("is_head") | list
 //: set hidden_dense = hidden | rejectattr("is_conv") | list
 //: set conv = layers | selectattr("is_conv") | list
 //: set packed = layers | selectattr("is_packed") | list
@@ -763,6 +763,20 @@ ${"int policy_outputs%s(%s)" | format(macros.r, parameters) | signature}
     return POLICY_OK;
 }
 
+//: if value_layer
+/* The head leaves the features where they lie. */
+${"int policy_value%s(%sint32_t *value)" | format(macros.r, macros.observation_parameter) | signature}
+{
+    int32_t outputs[POLICY_N_OUTPUTS];
+    const int code = value == NULL ? POLICY_NULL_POINTER : policy_outputs${macros.r}(${macros.observation_argument}outputs);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    connect(&${value_layer.name}, ${source}, value, ${room});
+    return POLICY_OK;
+}
+
+//: endif
 //: if masks or probabilities
 //: include "choices.c"
 //: else

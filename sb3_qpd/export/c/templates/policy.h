@@ -50,7 +50,7 @@ enum {
 //: set categories = model.parts[0].nvec | integers | inline
 #define POLICY_CATEGORIES ${categories} /* of each index of an observation; indices start at 0 */
 //: endif
-#define POLICY_N_OUTPUTS ${layers[-1].n_out}
+#define POLICY_N_OUTPUTS ${head_layer.n_out}
 //: if fixed
 #define POLICY_IS_FIXED 1 /* integers only, except for the functions under POLICY_FLOAT_HELPERS */
 //: else
@@ -63,6 +63,10 @@ enum {
 //: endif
 //: if masks
 #define POLICY_USES_MASKS 1
+//: endif
+//: if value_layer
+#define POLICY_VALUE_SCALE ${value_layer.layer.multiplier[0] | floats}
+#define POLICY_VALUE_BYTES ${value_layer.layer.nbytes}
 //: endif
 //: if probabilities
 #define POLICY_HAS_WEIGHTS 1
@@ -205,6 +209,14 @@ int policy_act(${macros.given_parameter}${action_type} action[POLICY_N_OUTPUTS])
  */
 //: set parameters = macros.given_parameter ~ macros.mask_parameter ~ macros.weights_parameter
 ${"int policy_weights(%s);" | format(parameters) | signature}
+
+//: endif
+//: if value_layer
+/*
+ * The value of an observation, as the student learned it from its teacher: value = *value * POLICY_VALUE_SCALE. It computes
+ * all layers, and the value head of POLICY_VALUE_BYTES bytes of flash.
+ */
+int policy_value(${macros.given_parameter}int32_t *value);
 
 //: endif
 //: if reentrant

@@ -39,6 +39,10 @@ ${macros.array("float", "test_actions", vectors.actions | floats)}
 //: else
 ${macros.array("int32_t", "test_actions", vectors.actions | integers)}
 //: endif
+//: if value_layer
+//#
+${macros.array("int32_t", "test_values", vectors.values | integers)}
+//: endif
 //: if masks
 //#
 ${macros.array("uint8_t", "test_masks", vectors.masks | integers)}
