@@ -652,8 +652,7 @@ class IntegerModel:
                 raise ValueError("action_masks are for discrete actions, this student has a Box action")
             return self._box_actions(accumulators, deterministic)
         if not deterministic:
-            shape = (len(accumulators), len(self.action_nvec))[: 2 if self.action_shape else 1]
-            return self.sample(accumulators, self._rng.integers(0, 2**32, shape, np.uint64), action_masks)
+            return self.sample(accumulators, self.random_bits(len(accumulators)), action_masks)
         if action_masks is None and len(self.action_nvec) == 1 and not self.n_bits:
             return accumulators.argmax(1).reshape(-1, *self.action_shape)
         lowest = np.iinfo(np.int64).min
@@ -674,7 +673,31 @@ class IntegerModel:
         """
         bits = np.asarray(random_bits).reshape(len(accumulators), len(self.action_nvec))
         choices = self._choices(accumulators, action_masks)
-        return self._joined([self._draw(*choice, bits[:, i]) for i, choice in enumerate(choices)])
+        return self._joined([self._draw(self._weights(*choice), bits[:, i]) for i, choice in enumerate(choices)])
+
+    def random_bits(self, n: int) -> np.ndarray:
+        """
+        Random numbers for :meth:`sample`, from the generator that :meth:`set_random_seed` seeds.
+
+        :param n: number of observations
+        :return: uint64 below 2^32, shape (n,) for a Discrete action, else (n, number of dimensions)
+        """
+        shape = (n, len(self.action_nvec))[: 2 if self.action_shape else 1]
+        return self._rng.integers(0, 2**32, shape, np.uint64)
+
+    def weights(self, accumulators: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
+        """
+        The integer weights that :meth:`sample` draws with.
+
+        In each dimension, the probability of a category is its weight, divided by the sum of that dimension's weights.
+
+        :param accumulators: the head's, shape (batch_size, n_out)
+        :param action_masks: see :meth:`predict`
+        :return: uint64 within the range of uint32, shape (batch_size, sum(action_nvec))
+        """
+        if self.is_box:
+            raise ValueError("weights are for discrete actions, this student has a Box action")
+        return np.concatenate([self._weights(*choice) for choice in self._choices(accumulators, action_masks)], axis=1)
 
     def _choices(self, accumulators: np.ndarray, action_masks: np.ndarray | None) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each dimension of a discrete action the scores of its categories, and which of them are allowed."""
@@ -693,13 +716,18 @@ class IntegerModel:
     def _joined(self, indices: list[np.ndarray]) -> np.ndarray:
         return np.stack(indices, axis=1).reshape(len(indices[0]), *self.action_shape)
 
-    def _draw(self, scores: np.ndarray, allowed: np.ndarray, random_bits: np.ndarray) -> np.ndarray:
-        """Draw one dimension of an action, see :meth:`sample`; shape (batch_size,)."""
+    def _weights(self, scores: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+        """The weights of one dimension of an action, see :meth:`sample`; shape (batch_size, its categories)."""
         largest = np.where(allowed, scores, np.iinfo(np.int64).min).max(1, keepdims=True)
         units = self._in_units(np.where(allowed, largest - scores, 0).astype(np.uint64))
         high, low = np.minimum(units >> np.uint64(6), 63), units & np.uint64(63)
         weights = (EXP_HIGH[high] * EXP_LOW[low]) >> np.uint64(weight_shift(scores.shape[1]))
         weights[(units >= 4096) | ~allowed] = 0
+        return weights
+
+    @staticmethod
+    def _draw(weights: np.ndarray, random_bits: np.ndarray) -> np.ndarray:
+        """Draw one dimension of an action, see :meth:`sample`; shape (batch_size,)."""
         running = weights.cumsum(1)
         threshold = (random_bits.astype(np.uint64) * running[:, -1]) >> np.uint64(32)
         return (running <= threshold[:, None]).sum(1)

@@ -68,6 +68,16 @@ TARGET_FILES = {
 TARGET_NAMES = ", ".join(TARGET_FILES)
 
 
+def c_files(folder: Path) -> list[str]:
+    """
+    The C files of the exports in a folder: ``policy.c``, and those of other prefixes, which have a README beside them.
+
+    :param folder: folder of a student
+    """
+    named = sorted(path.name.removesuffix("_README.md") + ".c" for path in folder.glob("*_README.md"))
+    return [name for name in dict.fromkeys([C_FILE, *named]) if os.path.lexists(folder / name)]
+
+
 def find_zip(folder: Path) -> Path | None:
     """
     The student as an SB3 model.

@@ -14,7 +14,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sb3_qpd.export.js.runtime import JsPolicy, start_node
 from sb3_qpd.export.micropython.runtime import MicroPythonPolicy, start_micropython
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.export.tflite.runtime import TflitePolicy
+from sb3_qpd.export.value_head import add_value_head, values_of
 from sb3_qpd.integer import IntegerLayer
 from sb3_qpd.observations import take_rows
 
@@ -215,13 +216,17 @@ def _random_numbers(model: IntegerModel, n: int, seed: int) -> np.ndarray:
 
 
 def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str:
-    model, observations = replace(student.model, requantization=mode), student.observations
+    model = replace(student.model, requantization=mode, metadata={})
     if refusals := _refused_by("c", model):
         _assert_refused(export_c, model, folder, refusals)
         return "refused"
     channels = model.observation_shape[0] if model.is_image else 0
     divisors = [n for n in range(1, channels + 1) if channels % n == 0]
-    export_c(model, folder, n_frames=divisors[student.seed % len(divisors)] if model.is_image else None)
+    n_frames = divisors[student.seed % len(divisors)] if model.is_image else None
+    if student.seed % 3 == 2 and student.policy is not None:
+        add_value_head(model, student.policy)
+    options = {"reentrant": student.seed % 3 != 1, "probabilities": student.seed % 3 == 0 and not model.is_box}
+    export_c(model, folder, n_frames=n_frames, **options, with_value="value_head" in model.metadata)
     name = f"C, {mode}, {flags}"
     if flags == "sanitized":
         if not _has_sanitizers():
@@ -230,24 +235,39 @@ def _check_c(student: RandomStudent, folder: Path, mode: str, flags: str) -> str
         done = subprocess.run([folder / "main"], capture_output=True, text=True)
         assert not done.returncode and not done.stderr and done.stdout.startswith("0 of "), f"{name}: {done}"
         return "equal"
-    policy = CPolicy(folder, FLAGS[flags])
+    _compare_c(student, model, CPolicy(folder, FLAGS[flags], model=model), name)
+    return "equal"
+
+
+def _compare_c(student: RandomStudent, model: IntegerModel, policy: CPolicy, name: str) -> None:
+    observations = student.observations
     values, got_actions = policy.trace(observations, model)
     for got, (step, expected) in zip(values, _steps(student, model).items(), strict=True):
         _equal(got, expected, f"{step} of {name}")
     acc = model.accumulators(observations)
     _equal(policy.outputs(observations), acc, f"outputs of {name}")
     assert_same_bits(got_actions.reshape(len(acc), *model.action_shape), model.actions(acc))
+    assert_same_bits(policy.predict(observations, deterministic=True)[0], model.actions(acc))
+    if "value_head" in model.metadata:
+        _equal(policy.values(observations), values_of(model, observations), f"values of {name}")
     if not model.is_box:
-        bits = np.random.default_rng(student.seed).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
-        bits[:2] = [[0], [2**32 - 1]]
-        drawn = policy.actions(observations, bits)
-        _equal(drawn.reshape(len(acc), *model.action_shape), model.sample(acc, bits), f"samples of {name}")
-    if model.parts[0].kind == "vector":
-        for number in (np.nan, np.inf):
-            wrong = observations[:1].astype(np.float32)
-            wrong.reshape(-1)[-1] = number
-            _assert_raises(lambda: policy.outputs(wrong), "the observation holds NaN or infinity")  # noqa: B023
-    return "equal"
+        _compare_choices(student, model, policy, name)
+    for wrong in _not_finite(student):
+        _assert_raises(functools.partial(policy.outputs, wrong), "the observation holds NaN or infinity")
+
+
+def _compare_choices(student: RandomStudent, model: IntegerModel, policy: CPolicy, name: str) -> None:
+    """Discrete actions that are drawn, and with masks; and the weights that they are drawn with."""
+    acc = model.accumulators(student.observations)
+    bits = np.random.default_rng(student.seed).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
+    bits[:2] = [[0], [2**32 - 1]]
+    for masks in [None] if student.masks is None else [None, student.masks]:
+        drawn = policy.actions(student.observations, bits, masks).reshape(len(acc), *model.action_shape)
+        _equal(drawn, model.sample(acc, bits, masks), f"samples of {name}")
+        best = policy.actions(student.observations, None, masks).reshape(len(acc), *model.action_shape)
+        _equal(best, model.actions(acc, action_masks=masks), f"masked actions of {name}")
+        if hasattr(policy.library, "harness_weights"):
+            _equal(policy.weights(student.observations, masks), model.weights(acc, masks), f"weights of {name}")
 
 
 @functools.cache
@@ -263,6 +283,12 @@ def _has_sanitizers() -> bool:
 
 def _check_nan(student: RandomStudent) -> None:
     """The integer model refuses what is no number, wherever an observation holds floats."""
+    for wrong in _not_finite(student):
+        _assert_raises(functools.partial(student.model.predict, wrong), "The observation holds (nan|-?inf) in feature")
+
+
+def _not_finite(student: RandomStudent) -> Iterator[Any]:
+    """Observations with NaN or infinity in each part that holds floats."""
     for part in student.model.parts:
         if part.kind not in ("vector", "float_image"):
             continue
@@ -270,8 +296,7 @@ def _check_nan(student: RandomStudent) -> None:
             wrong: Any = student.observations if part.key is None else student.observations[part.key]
             wrong = wrong.astype(np.float32)
             wrong.reshape(-1)[-1] = number
-            given = wrong if part.key is None else {**student.observations, part.key: wrong}
-            _assert_raises(functools.partial(student.model.predict, given), "The observation holds (nan|-?inf) in feature")
+            yield wrong if part.key is None else {**student.observations, part.key: wrong}
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
@@ -281,9 +306,9 @@ def _refused_by(target: str, model: IntegerModel) -> list[str]:
     """Why a target refuses a model, as patterns of its message; none: it has to take it."""
     kinds, hidden, head = {part.kind for part in model.parts}, model.layers[:-1], model.layers[-1]
     reasons = {
-        "does not support .*Dict observations": model.is_dict,
-        "does not support .*images of floats": "float_image" in kinds,
-        "does not support .*action masks": model.uses_masks,
+        "does not support .*Dict observations": target == "tflite" and model.is_dict,
+        "does not support .*images of floats": target == "tflite" and "float_image" in kinds,
+        "does not support .*action masks": target == "tflite" and model.uses_masks,
         "does not support .*in float64 with an offset": target == "tflite" and model.input_origin is not None,
     }
     if target == "c":
@@ -318,8 +343,10 @@ def _sums(layer: IntegerLayer, shift: int = 0) -> np.ndarray:
 
 
 def _largest_sum_in_c(model: IntegerModel) -> int:
-    """Of the first layer: C takes vectors 128 higher than on their grid, and that off the bias."""
-    return int(_sums(model.layers[0], 0 if model.is_image else 128).max())
+    """C takes grids of vectors and of images of floats 128 higher, and that off the biases of a trunk's first layer."""
+    starts = np.cumsum((0, *model.branches[:-1]))
+    firsts = [(model.layers[start], parts[0].kind) for start, parts in zip(starts, model.trunks, strict=True)]
+    return max(int(_sums(layer, 0 if kind == "image" else 128).max()) for layer, kind in firsts)
 
 
 def _assert_refused(export: Any, model: IntegerModel, folder: Path, patterns: list[str]) -> None:

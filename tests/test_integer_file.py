@@ -16,7 +16,7 @@ from bounds import bounded
 from gymnasium import spaces
 from students import BOX, DISCRETE, IMAGE, VECTOR, make_student, some_observations
 
-from sb3_qpd import IntegerModel
+from sb3_qpd import IntegerModel, QuantActorCriticPolicy
 from sb3_qpd.export import export
 from sb3_qpd.export.c.layout import lay_out, plan_arena
 from sb3_qpd.export.c.proof import prove_sizes
@@ -395,37 +395,40 @@ def test_c_proves_its_sizes_again(
         model.save(tmp_path / "student.npz")
 
 
-@pytest.mark.parametrize("kind", ["vector", "image"])
+@pytest.mark.parametrize("kind", ["vector", "image", "Dict"])
 @pytest.mark.parametrize("field", ["input", "output", "columns", "unpacked"])
 def test_c_proves_its_memory(kind: str, field: str) -> None:
     """Another plan of the memory than the right one is refused, wherever it is wrong."""
-    model = make_student(*((VECTOR, DISCRETE) if kind == "vector" else (IMAGE, BOX)), (4, 4)).to_integer()
-    layers = lay_out(model)
-    places, n_bytes = plan_arena(model, layers)
-    prove_sizes(model, layers, places, n_bytes)
+    several = spaces.Dict(camera=IMAGE, joints=VECTOR)
+    spaces_of = {"vector": (VECTOR, DISCRETE), "image": (IMAGE, BOX), "Dict": (several, BOX)}
+    model = QuantActorCriticPolicy(*spaces_of[kind], lambda _: 0.0, "nano", weight_bits=4, activation_bits=4).to_integer()
+    layout = lay_out(model)
+    first_of_image = next((i for i, layer in enumerate(layout.layers) if layer.is_conv), -1)
+    places, n_bytes = plan_arena(layout)
+    prove_sizes(model, layout, places, n_bytes)
     wrong = [(i, at) for i in range(len(places)) for at in (-4, n_bytes - 3, 2**31)]
     for i, at in wrong:
-        if (field == "input" and i == 0 and kind == "image") or (field == "output" and i == len(places) - 1):
+        if (field == "input" and i == first_of_image) or (field == "output" and i == len(places) - 1):
             continue  # frames lie in a stack of their own, and the head's sums are the caller's
-        if field == "unpacked" and not layers[i].is_packed:
+        if field == "unpacked" and not layout.layers[i].is_packed:
             continue
         changed = [*places[:i], replace(places[i], **{field: at}), *places[i + 1 :]]
         with pytest.raises(ValueError, match="a size in it would be wrong"):
-            prove_sizes(model, layers, changed, n_bytes)
+            prove_sizes(model, layout, changed, n_bytes)
     for n in (0, n_bytes // 2, 2**31):
         with pytest.raises(ValueError, match="a size in it would be wrong"):
-            prove_sizes(model, layers, places, n)
+            prove_sizes(model, layout, places, n)
 
 
 def test_c_proves_that_memory_does_not_overlap() -> None:
     model = make_student(VECTOR, DISCRETE, (4, 4)).to_integer()
-    layers = lay_out(model)
-    places, n_bytes = plan_arena(model, layers)
+    layout = lay_out(model)
+    places, n_bytes = plan_arena(layout)
     with pytest.raises(ValueError, match="overlap"):
-        prove_sizes(model, layers, [replace(places[0], output=places[0].input), *places[1:]], n_bytes)
-    layers[0].layer.activation_bits = 0
+        prove_sizes(model, layout, [replace(places[0], output=places[0].input), *places[1:]], n_bytes)
+    layout.layers[0].layer.activation_bits = 0
     with pytest.raises(ValueError, match="a hidden layer without a grid"):
-        prove_sizes(model, layers, places, n_bytes)
+        prove_sizes(model, layout, places, n_bytes)
 
 
 def test_a_layer_by_itself() -> None:

@@ -1,6 +1,7 @@
 """``sb3-qpd export`` and ``sb3-qpd verify``: files for devices, and that all of them are the same policy."""
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,14 @@ if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
 
 # option -> the targets that have it
-TARGETS_OF_OPTION = {"--qdq": ("onnx",), "--channels-last": ("onnx", "tflite", "js")}
+TARGETS_OF_OPTION = {
+    "--qdq": ("onnx",),
+    "--channels-last": ("onnx", "tflite", "js"),
+    "--prefix": ("c",),
+    "--reentrant": ("c",),
+    "--probabilities": ("c",),
+    "--with-value": ("c",),
+}
 
 
 def add_export(commands: Any) -> None:
@@ -53,7 +61,26 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--channels-last", action="store_true", default=False, help="ONNX, TFLite and JS take images channels last"
     )
+    parser.add_argument(
+        "--prefix", type=_c_prefix, default=None, metavar="lander_", help="in C of all files and public names, for policy_"
+    )
+    parser.add_argument(
+        "--reentrant", action="store_true", default=False, help="C whose memory the caller gives, for several threads"
+    )
+    parser.add_argument(
+        "--probabilities", action="store_true", default=False, help="C with the weights that discrete actions are drawn with"
+    )
+    parser.add_argument(
+        "--with-value", action="store_true", default=False, help="C with the value head in 8 bits, of a student's zip"
+    )
     add_environment(parser)
+
+
+def _c_prefix(text: str) -> str:
+    name = text.rstrip("_")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise argparse.ArgumentTypeError(f"expected a prefix of C names in lower case, such as lander_, got {text!r}")
+    return name
 
 
 def add_verify(commands: Any) -> None:
@@ -110,6 +137,11 @@ def export(args: argparse.Namespace) -> int:
             sizes = {name: (staging.path / name).stat().st_size for name in sorted(p.name for p in staging.path.iterdir())}
             staging.commit()
     print(f"the student is {model.nbytes} bytes of weights, biases and multipliers")
+    if args.with_value:
+        from sb3_qpd.export.value_head import find_value_head
+
+        value = find_value_head(model)
+        print(f"its value head is {0 if value is None else value.nbytes} bytes more")
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
     return 0
@@ -126,15 +158,24 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--requantization {args.requantization} is not for the target {names}: export it apart, with "
             "--requantization float32"
         )
-    given = {"--qdq": args.qdq, "--channels-last": args.channels_last}
     for option, targets in TARGETS_OF_OPTION.items():
-        if given[option] and not set(targets) & set(args.target):
+        if getattr(args, option.strip("-").replace("-", "_")) and not set(targets) & set(args.target):
             raise ValueError(f"{option} is for {' and '.join(targets)}, the targets are {', '.join(args.target)}")
 
 
 def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
-    channels_last = {"channels_last": True} if args.channels_last and target in TARGETS_OF_OPTION["--channels-last"] else {}
-    return {**channels_last, **({"form": "qdq"} if args.qdq and target == "onnx" else {})}
+    given: dict[str, dict[str, Any]] = {
+        "--qdq": {"form": "qdq"} if args.qdq else {},
+        "--channels-last": {"channels_last": True} if args.channels_last else {},
+        "--prefix": {"name": args.prefix} if args.prefix else {},
+        "--reentrant": {"reentrant": True} if args.reentrant else {},
+        "--probabilities": {"probabilities": True} if args.probabilities else {},
+        "--with-value": {"with_value": True} if args.with_value else {},
+    }
+    options: dict[str, Any] = {}
+    for option, targets in TARGETS_OF_OPTION.items():
+        options |= given[option] if target in targets else {}
+    return options
 
 
 def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
@@ -155,7 +196,12 @@ def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
         raise ValueError(f"{path} is the float student, which has no integers. Export student.zip or student.npz instead")
     if args.env is not None:
         check_chosen_env(student.to_integer(), recipe)
-    return student.to_integer(recipe)
+    model = student.to_integer(recipe)
+    if args.with_value:
+        from sb3_qpd.export.value_head import add_value_head
+
+        add_value_head(model, student.policy)
+    return model
 
 
 def verify(args: argparse.Namespace) -> int:

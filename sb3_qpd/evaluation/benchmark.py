@@ -30,8 +30,10 @@ from sb3_qpd.evaluation.own_episodes import Jitter, replay
 from sb3_qpd.evaluation.own_exports import not_run
 from sb3_qpd.evaluation.verify import load_model
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, emulate, missing_tools
+from sb3_qpd.export.c.runtime import CPolicy
 from sb3_qpd.export.interpreters import InterpretedPolicy, NoInterpreter
 from sb3_qpd.integer import IntegerModel
+from sb3_qpd.observations import batch_size, join, take_rows
 from sb3_qpd.players import Player
 from sb3_qpd.student_folder import (
     C_FILE,
@@ -41,6 +43,7 @@ from sb3_qpd.student_folder import (
     ONNX_FILE,
     STUDENT_ZIP,
     TFLITE_FILE,
+    c_files,
     folder_of,
 )
 from sb3_qpd.students.policies import QuantActorCriticPolicy
@@ -110,7 +113,7 @@ class BenchmarkCase(NamedTuple):
     """
 
     name: str
-    make: Callable[[], Callable[[np.ndarray], Any]]
+    make: Callable[[], Callable[[Any], Any]]
     nbytes: int
     ram: int | None = None
     policy: InterpretedPolicy | None = None
@@ -164,25 +167,19 @@ def benchmark(
     return rows
 
 
-def own_observations(folder: Path, recipe: EnvSource, n: int) -> np.ndarray:
+def own_observations(folder: Path, recipe: EnvSource, n: int) -> Any:
     """
     Observations of the student's own episodes.
 
     :param folder: folder with ``student.npz``
     :param recipe: environment that the student plays in
     :param n: number of observations
-    :return: shape (n, *observation_shape)
-    :raises ValueError: the student takes Dict observations
+    :return: shape (n, *observation_shape); a dict of such arrays for Dict observations
     """
-    model = load_model(folder)
-    if model.is_dict:
-        raise ValueError(
-            "The benchmark takes vectors, images and indices; this student has Dict observations. verify takes them"
-        )
-    return np.concatenate([batch.copy() for batch in replay(model, recipe, n, VALIDATION_SEED, Jitter())])
+    return join([join([batch]) for batch in replay(load_model(folder), recipe, n, VALIDATION_SEED, Jitter())])
 
 
-def _measure(case: BenchmarkCase, observations: np.ndarray, seconds: float) -> Speed:
+def _measure(case: BenchmarkCase, observations: Any, seconds: float) -> Speed:
     if case.policy is not None:
         one, memory = case.policy.measure(observations, seconds)
         return Speed(case.name, 1e6 * one, 1 / one, case.nbytes, memory)
@@ -190,11 +187,12 @@ def _measure(case: BenchmarkCase, observations: np.ndarray, seconds: float) -> S
     batch = median_seconds(act, observations, seconds)
     if case.ram is not None:
         return Speed(case.name, 1e6 * batch / BATCH, BATCH / batch, case.nbytes, case.ram)
-    one, memory = median_seconds(act, observations[:1], seconds), peak_memory(case.make, observations[:1])
+    single = take_rows(observations, slice(1))
+    one, memory = median_seconds(act, single, seconds), peak_memory(case.make, single)
     return Speed(case.name, 1e6 * one, BATCH / batch, case.nbytes, memory)
 
 
-def peak_memory(make: Callable[[], Callable[[np.ndarray], Any]], observations: np.ndarray) -> int:
+def peak_memory(make: Callable[[], Callable[[Any], Any]], observations: Any) -> int:
     """
     The most bytes that a fresh process takes.
 
@@ -294,7 +292,7 @@ def to_json(rows: list[Speed], seen: dict[str, Emulation | str], mhz: float) -> 
     return {"rows": [row._asdict() for row in rows], "microcontrollers": boards}
 
 
-def median_seconds(act: Callable[[np.ndarray], Any], observations: np.ndarray, seconds: float) -> float:
+def median_seconds(act: Callable[[Any], Any], observations: Any, seconds: float) -> float:
     """
     Median processor time of a call, in seconds. Wall time would also count the other work of the machine.
 
@@ -324,7 +322,7 @@ def one_torch_thread() -> Iterator[None]:
         th.set_num_threads(n_threads)
 
 
-def _benchmark_cases(folder: Folder, given: Networks, observations: np.ndarray) -> Iterator[BenchmarkCase]:
+def _benchmark_cases(folder: Folder, given: Networks, observations: Any) -> Iterator[BenchmarkCase]:
     for name, find in _forms(folder, given, observations):
         try:
             yield from find()
@@ -332,25 +330,25 @@ def _benchmark_cases(folder: Folder, given: Networks, observations: np.ndarray) 
             folder.left_out.append(f"{name}: {' '.join(str(error).split())}")
 
 
-def _forms(
-    folder: Folder, given: Networks, observations: np.ndarray
-) -> Iterator[tuple[str, Callable[[], Iterator[BenchmarkCase]]]]:
+def _forms(folder: Folder, given: Networks, observations: Any) -> Iterator[tuple[str, Callable[[], Iterator[BenchmarkCase]]]]:
     """The forms that there are, in the order of the table: a name, and a function that yields the rows."""
     policy, teacher, scratch = given.policy, given.teacher, folder.scratch
-    takes_indices = folder.model.parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
+    # what a float file in ONNX Runtime does not take
+    takes_others = folder.model.is_dict or folder.model.parts[0].kind == "one_hot"
     if teacher is not None:
         yield "teacher", partial(_in_sb3, "teacher", teacher, teacher.nbytes)
-    if teacher is not None and not takes_indices:
+    if teacher is not None and not takes_others:
         inputs = teacher.normalize(observations)
         yield "teacher in ONNX Runtime", partial(_in_onnx_runtime, "teacher", teacher.policy, inputs, scratch)
-    if given.float_policy is not None and not takes_indices:
+    if given.float_policy is not None and not takes_others:
         in_onnx = partial(_in_onnx_runtime, "float student", given.float_policy, observations, scratch)
         yield "float student in ONNX Runtime", in_onnx
     if policy is not None:
         yield STUDENT_ZIP, partial(_in_sb3, "student", policy, os.path.getsize(folder.path / STUDENT_ZIP))
     yield INTEGER_MODEL, partial(_in_numpy, folder.path / INTEGER_MODEL)
     programs = ((JS_FILE, _in_js), (MICROPYTHON_FILE, _in_micropython))
-    for file, find in ((ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), (C_FILE, _in_c), *programs):
+    of_c = ((file, _in_c) for file in c_files(folder.path))
+    for file, find in ((ONNX_FILE, _in_onnx), (TFLITE_FILE, _in_tflite), *of_c, *programs):
         if os.path.lexists(folder.path / file):
             yield file, partial(_of_export, folder, file, find)
 
@@ -382,10 +380,21 @@ def _in_tflite(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
 
 
 def _in_c(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
-    nbytes = model.nbytes
-    for name, flags in (("student, C", ("-O3",)), ("student, C, -march=native", ("-O3", "-march=native"))):
-        c_policy = compile_c(path.parent, flags)
-        yield BenchmarkCase(name, lambda act=c_policy.actions: act, nbytes, c_policy.ram)  # type: ignore[misc]
+    nbytes, name = model.nbytes, "student, C" + ("" if path.name == C_FILE else f", {path.stem}")
+    for flags in (("-O3",), ("-O3", "-march=native")):
+        c_policy, of_flags = compile_c(path, flags, model), ", -march=native" if flags[1:] else ""
+        yield BenchmarkCase(name + of_flags, lambda act=c_policy.actions: act, nbytes, c_policy.ram)  # type: ignore[misc]
+    yield BenchmarkCase(f"{name}, CPolicy.predict", lambda: _predict_one(compile_c(path, ("-O3",), model)), nbytes)
+
+
+def _predict_one(player: CPolicy) -> Callable[[Any], Any]:
+    """A single observation goes to C without its batch axis."""
+
+    def act(observations: Any) -> Any:
+        single = take_rows(observations, 0) if batch_size(observations) == 1 else observations
+        return player.predict(single, deterministic=True)
+
+    return act
 
 
 def _in_js(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:

@@ -24,6 +24,7 @@ from sb3_qpd.student_folder import (
     ONNX_FILE,
     STUDENT_ZIP,
     TFLITE_FILE,
+    c_files,
 )
 from sb3_qpd.students.layers import PixelGrid
 from sb3_qpd.students.policies import QuantActorCriticPolicy
@@ -95,7 +96,8 @@ def find_implementations(folder: Folder, policy: QuantActorCriticPolicy | None) 
     is_float = model.requantization == "float32"
     if policy is not None:
         yield Implementation("policy in eval mode", STUDENT_ZIP, partial(policy_steps, policy), is_float)
-    for file, find in _FINDERS.items():
+    files = [*_FINDERS.items(), *((file, _find_c) for file in c_files(folder.path))]
+    for file, find in files:
         if not os.path.lexists(folder.path / file):
             continue
         try:
@@ -132,7 +134,9 @@ def _find_tflite(path: Path, start: Starter, model: IntegerModel, is_float: bool
 
 def _find_c(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
     find_c_compiler()
-    yield Implementation("C on this computer", path.name, _c_steps(start(partial(compile_c, path.parent)), model))
+    c_policy = start(partial(compile_c, path, model=model))
+    prefix = "" if path.name == C_FILE else f", {path.stem}"
+    yield Implementation(f"C on this computer{prefix}", path.name, _c_steps(c_policy, model))
 
 
 def _find_js(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
@@ -153,7 +157,6 @@ def _find_micropython(path: Path, start: Starter, model: IntegerModel, is_float:
 _FINDERS = {
     ONNX_FILE: _find_onnx,
     TFLITE_FILE: _find_tflite,
-    C_FILE: _find_c,
     JS_FILE: _find_js,
     MICROPYTHON_FILE: _find_micropython,
 }
@@ -177,12 +180,13 @@ def find_c_compiler() -> list[str]:
         raise NoCompiler(str(error)) from error
 
 
-def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any:
+def compile_c(path: Path, cflags: Sequence[str] = ("-O3",), model: IntegerModel | None = None) -> Any:
     """
-    The C code of a folder, compiled for this computer.
+    C code that was exported, compiled for this computer.
 
-    :param folder: folder with ``policy.c``
+    :param path: the C file
     :param cflags: options of the compiler
+    :param model: the student that it was exported from
     :raises NoCompiler: there is no compiler
     :raises ValueError: the compiler refuses the code
     """
@@ -190,7 +194,7 @@ def compile_c(folder: Path, cflags: Sequence[str] = ("-O3",)) -> Any:
 
     compiler = find_c_compiler()
     try:
-        return CPolicy(folder, cflags, compiler=compiler)
+        return CPolicy(path.parent, cflags, path.stem, compiler, model)
     except RuntimeError as error:
         raise ValueError(str(error)) from error
 
@@ -276,6 +280,9 @@ def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> 
 def _c_steps(policy: Any, model: IntegerModel) -> Callable[[Any, np.ndarray | None], Steps]:
     def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
         values, actions = policy.trace(observations, model)
-        return {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
+        found = {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
+        if masks is not None and model.uses_masks:
+            found[MASKED_ACTION] = policy.run(observations, masks)[0]
+        return found
 
     return steps

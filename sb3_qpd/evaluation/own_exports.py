@@ -17,28 +17,28 @@ from typing import Any
 
 from sb3_qpd.export import export
 from sb3_qpd.integer import IntegerModel, StudentError
-from sb3_qpd.student_folder import C_FILE, JS_FILE, MICROPYTHON_FILE, ONNX_FILE, TARGET_FILES, TFLITE_FILE, read_own_file
+from sb3_qpd.student_folder import JS_FILE, MICROPYTHON_FILE, ONNX_FILE, TARGET_FILES, TFLITE_FILE, read_own_file
 
 TRUST = "--trust-code"
-C_HEADER = "policy.h"
 
 
 def own_copy(path: Path, model: IntegerModel, out: Path) -> Path | None:
     """
     Export a file again, with each of the options that its target has.
 
-    :param path: the file, one of ``TARGET_FILES``
+    :param path: the file, one of ``TARGET_FILES``, or C of another prefix
     :param model: the student beside it
     :param out: folder for the copy; created where there is none
     :return: the copy where the bytes are the same, else ``None``
     :raises ImportError: a package of the target is missing
     """
-    names = (path.name, C_HEADER) if path.name == C_FILE else (path.name,)
+    is_c = path.suffix == ".c"
+    names = (path.name, f"{path.stem}.h") if is_c else (path.name,)
     try:
         expected = {name: read_own_file(path.with_name(name)) for name in names}
     except (StudentError, FileNotFoundError):  # a link, or C without its header
         return None
-    target = next(target for target, file in TARGET_FILES.items() if file == path.name)
+    target = "c" if is_c else next(target for target, file in TARGET_FILES.items() if file == path.name)
     if path.name in (ONNX_FILE, TFLITE_FILE):
         model = replace(model, requantization="float32")  # the only one that these targets have
     for options in _options(path.name, expected):
@@ -51,9 +51,19 @@ def own_copy(path: Path, model: IntegerModel, out: Path) -> Path | None:
 
 def _options(name: str, contents: dict[str, bytes]) -> list[dict[str, Any]]:
     """The options that change a target's file."""
-    if name == C_FILE:
-        frames = re.search(rb"_N_FRAMES (\d{1,3})\b", contents[C_HEADER])
-        return [{"n_frames": None if frames is None else int(frames[1])}]
+    stem, _, suffix = name.rpartition(".")
+    if suffix == "c":
+        header = contents[f"{stem}.h"]
+        frames = re.search(rb"_N_FRAMES (\d{1,3})\b", header)
+        return [
+            {
+                "name": stem,
+                "n_frames": None if frames is None else int(frames[1]),
+                "reentrant": b"_state *state" in header,
+                "probabilities": b"_HAS_WEIGHTS 1\n" in header,
+                "with_value": b"_VALUE_SCALE " in header,
+            }
+        ]
     layouts = [{"channels_last": channels_last} for channels_last in (False, True)]
     if name in (TFLITE_FILE, JS_FILE):
         return layouts

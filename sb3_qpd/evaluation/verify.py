@@ -35,6 +35,7 @@ from sb3_qpd.integer import IntegerModel, StudentError
 from sb3_qpd.observations import batch_size, pieces, take_rows
 from sb3_qpd.players import Player, check_player
 from sb3_qpd.student_folder import (
+    C_FILE,
     INTEGER_MODEL,
     NUMPY_FILE,
     STUDENT_ZIP,
@@ -213,7 +214,8 @@ class Verification:
         elif source == STUDENT_ZIP:
             remarks.append(f"{INTEGER_MODEL} is another student than all other files: export {STUDENT_ZIP} again")
         else:
-            options = " ".join(f"--target {target}" for target in targets)
+            prefixed = [file.removesuffix(".c") for file in self.stale_files if file.endswith(".c") and file != C_FILE]
+            options = " ".join([f"--target {target}" for target in targets] + [f"--target c --prefix {p}_" for p in prefixed])
             folder = shlex.quote(self.folder)
             remarks.append(f"Export the stale files again: sb3-qpd export {folder}/{source} {options} --out {folder}")
         return remarks

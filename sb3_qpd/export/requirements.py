@@ -131,7 +131,7 @@ def _either(choices: tuple[object, ...]) -> str:
 
 TARGETS = {
     "onnx": Target(requantizations=("float32",)),
-    "c": Target(dicts=False, float_images=False, masks=False),
+    "c": Target(),
     "tflite": Target(
         dicts=False,
         float_images=False,

@@ -89,7 +89,9 @@ def test_given_observations_become_the_test_vectors(tmp_path):
 def test_two_policies_in_one_program(tmp_path):
     for name, model in (("left", integers(VECTOR)), ("right_2", integers(IMAGE, BOX))):
         paths = export_c(model, tmp_path, name=name)
-        assert [path.name for path in paths] == [f"{name}.h", f"{name}.c", "test_vectors.h", "main.c", f"{name}_README.md"]
+        assert [path.name for path in paths] == [
+            f"{name}{end}" for end in (".h", ".c", "_test_vectors.h", "_main.c", "_README.md")
+        ]
     main = '#include "left.h"\n#include "right_2.h"\nint main(void) { right_2_reset(); return LEFT_OK; }\n'
     (tmp_path / "both.c").write_text(main)
     subprocess.run([*find_compiler(), "both.c", "left.c", "right_2.c", "-o", "both"], cwd=tmp_path, check=True)

@@ -276,7 +276,7 @@ def test_sums_that_could_overflow_are_refused():
     """The offset that keeps inputs from being negative counts too."""
     head = IntegerLayer(np.full((2, 45_000), -127, np.int8), np.full(2, -500_000_000, np.int32), np.ones(1, np.float32), 8, 0)
     assert (
-        lay_out(IntegerModel([head], (45_000,), *np.ones((2, 45_000), np.float32)))[0].bias[0]
+        lay_out(IntegerModel([head], (45_000,), *np.ones((2, 45_000), np.float32))).head.bias[0]
         == -500_000_000 + 128 * 127 * 45_000
     )
     head = IntegerLayer(np.full((2, 60_000), 127, np.int8), np.zeros(2, np.int32), np.ones(1, np.float32), 8, 0)

@@ -5,14 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-import torch as th
 from gymnasium import spaces
-from students import BOX, IMAGE, assert_same_bits
+from space_students import ACTIONS, OBSERVATIONS, make_student
+from students import assert_same_bits
 from toys import sample
 
 from sb3_qpd import IntegerModel, QuantActorCriticPolicy, export_c, export_numpy, export_onnx, export_tflite
@@ -20,40 +19,10 @@ from sb3_qpd.evaluation.verify import verify
 from sb3_qpd.export import EXPORTERS, StudentFacts, check_target
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
+from sb3_qpd.observations import take_rows
 from sb3_qpd.spaces import action_head, observation_parts
 
-OBSERVATIONS: dict[str, spaces.Space] = {
-    "vector": spaces.Box(-1, 1, (3,)),
-    "Discrete": spaces.Discrete(5),
-    "MultiDiscrete": spaces.MultiDiscrete([3, 2, 4]),
-    "MultiBinary": spaces.MultiBinary((2, 2)),
-    "float image": spaces.Box(0, 1, (2, 36, 36)),
-    "Dict": spaces.Dict(
-        camera=IMAGE, depth=spaces.Box(0, 1, (1, 36, 36)), gear=spaces.Discrete(4), joints=spaces.Box(-9, 9, (3,))
-    ),
-    "Dict of vectors": spaces.Dict(a=spaces.MultiDiscrete([2, 3]), b=spaces.Box(-1, 1, (2,))),
-}
-ACTIONS: dict[str, spaces.Space] = {
-    "Discrete": spaces.Discrete(3),
-    "MultiDiscrete": spaces.MultiDiscrete([3, 2, 4]),
-    "MultiDiscrete of one": spaces.MultiDiscrete([4]),
-    "MultiBinary": spaces.MultiBinary(3),
-    "Box": BOX,
-}
 CASES = [*((name, "Discrete") for name in OBSERVATIONS), *(("vector", name) for name in ACTIONS), ("Dict", "MultiBinary")]
-
-
-def make_student(observation: str, action: str, bits: int, seed: int = 0, **kwargs: Any) -> QuantActorCriticPolicy:
-    th.manual_seed(seed)
-    space = OBSERVATIONS[observation]
-    options = {"weight_bits": bits, "activation_bits": bits, "normalized_image": True, **kwargs}
-    policy = QuantActorCriticPolicy(space, ACTIONS[action], lambda _: 0.0, "nano", **options)
-    with th.no_grad():
-        policy.action_net.weight.mul_(100)
-        policy.action_net.bias.normal_(0, 0.1)
-    policy.calibrate(policy.obs_to_tensor(sample(space, 64))[0])
-    policy.set_training_mode(False)
-    return policy
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -117,6 +86,10 @@ def test_verify(tmp_path: Path) -> None:
         ("MultiBinary", "MultiBinary", 4),
         ("vector", "MultiDiscrete", 8),
         ("vector", "MultiBinary", 8),
+        ("float image", "Discrete", 4),
+        ("Dict", "MultiDiscrete", 8),
+        ("Dict", "Box", 4),
+        ("Dict of vectors", "Discrete", 8),
     ],
 )
 def test_c(observation: str, action: str, bits: int, requantization: str, tmp_path: Path) -> None:
@@ -124,19 +97,19 @@ def test_c(observation: str, action: str, bits: int, requantization: str, tmp_pa
     model.requantization = requantization
     observations = sample(OBSERVATIONS[observation], 200, seed=1)
     export_c(model, tmp_path)
-    warnings = ["-O2", "-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    policy = CPolicy(tmp_path, cflags=warnings[:2])
+    warnings = ["-O2", "-std=c99", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror"]
+    policy = CPolicy(tmp_path, cflags=warnings[:2], model=model)
     assert_same_bits(policy.outputs(observations).astype(np.int64), model.accumulators(observations))
     for ours, theirs in zip(model.trace(observations), policy.trace(observations, model)[0], strict=True):
         np.testing.assert_array_equal(ours, theirs)
     acc = model.accumulators(observations)
     if not model.is_box:
         bits_drawn = np.random.default_rng(0).integers(0, 2**32, (len(acc), len(model.action_nvec)), np.uint64)
-        drawn = np.stack([policy.act(one, bits) for one, bits in zip(observations, bits_drawn, strict=True)])
-        np.testing.assert_array_equal(drawn, model.sample(acc, bits_drawn))
-    np.testing.assert_array_equal(np.stack([policy.act(one) for one in observations]), model.actions(acc))
+        drawn = [policy.act(take_rows(observations, i), bits) for i, bits in enumerate(bits_drawn)]
+        np.testing.assert_array_equal(np.stack(drawn), model.sample(acc, bits_drawn))
+    np.testing.assert_array_equal([policy.act(take_rows(observations, i)) for i in range(len(acc))], model.actions(acc))
     run_compiler([*find_compiler(), *warnings, tmp_path / "main.c", tmp_path / "policy.c", "-o", tmp_path / "main"])
-    assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.startswith("0 of 32")
+    assert subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout.startswith("0 of ")
 
 
 def test_c_refuses_an_index_that_is_none() -> None:
@@ -159,9 +132,8 @@ def test_c_refuses_an_index_that_is_none() -> None:
 )
 def test_what_is_refused_by_name(observation: str, action: str, masks: bool, what: str, tmp_path: Path) -> None:
     model = make_student(observation, action, 8, uses_masks=masks).to_integer()
-    for name, export in (("c", export_c), ("tflite", export_tflite)):
-        with pytest.raises(ValueError, match=f"The target {name} does not support {what}"):
-            export(model, tmp_path)
+    with pytest.raises(ValueError, match=f"The target tflite does not support {what}"):
+        export_tflite(model, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

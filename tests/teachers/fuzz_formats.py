@@ -205,8 +205,8 @@ def open_npz(folder: Path) -> None:
     model.predict(observation if model.is_dict else observation[None], deterministic=True)
     with contextlib.suppress(ValueError):  # which C cannot take
         check_target("c", StudentFacts.of_model(model))
-        layers = lay_out(model)
-        prove_sizes(model, layers, *plan_arena(model, layers))
+        layout = lay_out(model)
+        prove_sizes(model, layout, *plan_arena(layout))
 
 
 # --- a student's folder ---

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from sb3_qpd.export.c.runtime import run_compiler
 from sb3_qpd.export.c.text import read_template, rename
 from sb3_qpd.export.c.vectors import c_observations
 from sb3_qpd.integer import IntegerModel
+from sb3_qpd.observations import batch_size
 
 _SEMIHOSTING = "-nographic -monitor none -serial none -semihosting-config enable=on,target=native -icount shift=0 -kernel"
 
@@ -114,7 +116,7 @@ def missing_tools(microcontroller: str) -> str:
 def emulate(
     folder: str | os.PathLike[str],
     model: IntegerModel,
-    observations: np.ndarray,
+    observations: Any,
     microcontroller: str = "cortex-m4f",
     *,
     cflags: Sequence[str] = ("-O2",),
@@ -125,7 +127,7 @@ def emulate(
 
     :param folder: folder that ``export_c`` wrote into
     :param model: the student, which brings raw observations to the form that its C takes
-    :param observations: raw observations, shape (batch_size, *observation_shape)
+    :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
     :param microcontroller: a key of ``MICROCONTROLLERS``
     :param cflags: options for the compiler of the policy
     :param name: name that was given to ``export_c``
@@ -145,7 +147,7 @@ def emulate(
         flash, ram = _memory(Path(build), chip)
         raw = np.fromfile(results, np.uint32)
     n_actions = len(model.layers[-1].weight) if model.is_box else len(model.action_nvec)
-    rows = raw[:-1].reshape(len(observations), len(model.layers[-1].weight) + n_actions + 1)
+    rows = raw[:-1].reshape(batch_size(observations), len(model.layers[-1].weight) + n_actions + 1)
     actions = rows[:, -1 - n_actions : -1].copy()
     is_float = model.is_box and model.requantization == "float32"
     return Emulation(

@@ -23,11 +23,14 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
+from sb3_qpd.checks import check_flags
+from sb3_qpd.export.c.fields import Field, fields_of
+from sb3_qpd.export.c.layout import CLayer, Layout, Place, dimensions, lay_out, plan_arena
 from sb3_qpd.export.c.legend import legend, plain
 from sb3_qpd.export.c.proof import prove_sizes
 from sb3_qpd.export.c.text import (
     block_initializer,
+    break_signature,
     double_literal,
     float_literal,
     hex_literal,
@@ -37,14 +40,23 @@ from sb3_qpd.export.c.text import (
     read_template,
     rename,
     unsigned_literal,
+    value_initializer,
 )
 from sb3_qpd.export.c.vectors import make_vectors
 from sb3_qpd.export.files import write_files
 from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.value_head import find_value_head
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
 from sb3_qpd.version import __version__
 
 RESERVED = ("main", "test_vectors")  # names of files that are written too
+BYTES = {"uint8_t": 1, "int8_t": 1, "int32_t": 4, "float": 4, "double": 8}
+
+
+def _plain(text: Any) -> str:
+    """Text that is safe in a comment of C. Names come from files, and ``*/`` in a name would end the comment."""
+    return re.sub(r"[^A-Za-z0-9_.: @/+-]", "_", text)[:100] if isinstance(text, str) else ""
+
 
 TEMPLATES = jinja2.Environment(
     line_statement_prefix="//:",
@@ -67,6 +79,9 @@ TEMPLATES.filters |= {
     "shape": np.shape,
     "inline": inline_initializer,
     "block": block_initializer,
+    "plain": _plain,
+    "value_of": value_initializer,
+    "signature": break_signature,
 }
 
 
@@ -76,7 +91,10 @@ def export_c(
     *,
     name: str = "policy",
     n_frames: int | None = None,
-    observations: np.ndarray | None = None,
+    observations: Any = None,
+    reentrant: bool = False,
+    probabilities: bool = False,
+    with_value: bool = False,
 ) -> list[Path]:
     """
     Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` and ``policy_README.md``.
@@ -86,42 +104,59 @@ def export_c(
 
     :param model: the student
     :param out_dir: a folder that exists
-    :param name: name of the files, and prefix of every public name in them
+    :param name: name of the files, and prefix of every public name in them. A name other than ``policy`` is in front of the
+        names of test vectors and example too, so that a folder or a program holds several policies
     :param n_frames: number of frames in an image observation, each with an equal share of the channels. By default the
         ``frame_stack`` that the student was trained with. Without one, three channels are one frame, and other numbers of
         channels are as many frames
     :param observations: raw observations for the test vectors, of which at most 32 (images: 2) are used. By default random
         ones
+    :param reentrant: write functions whose memory is the caller's, so that several threads can act at once
+    :param probabilities: write ``policy_weights``, which gives the weights that actions are drawn with
+    :param with_value: write ``policy_value`` too. The model needs a value head,
+        see :func:`~sb3_qpd.export.value_head.add_value_head`
     :return: the files
     :raises ValueError: if C cannot take the student, or an argument does not fit it
     """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
+    check_flags(reentrant=reentrant, probabilities=probabilities, with_value=with_value)
     check_target("c", StudentFacts.of_model(model))
-    values = _values(model, lay_out(model), n_frames, observations) | {"name": name}
-    files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"} | {f: f for f in ("test_vectors.h", "main.c")}
+    if probabilities and model.is_box:
+        raise ValueError("probabilities=True is for discrete actions, this student has a Box: its deviation is in the header")
+    value = find_value_head(model) if with_value else None
+    if with_value and value is None:
+        raise ValueError(
+            "with_value=True needs a value head: add_value_head(model, policy), or export student.zip --with-value"
+        )
+    values = _values(model, lay_out(model, value), n_frames, observations)
+    values |= {"name": name, "reentrant": reentrant, "probabilities": probabilities}
+    files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"}
+    files |= {rename(f, name): f for f in ("test_vectors.h", "main.c")}
     files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
     texts = {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
     return write_files(out_dir, {file: text.encode() for file, text in texts.items()})
 
 
-def _values(
-    model: IntegerModel, layers: list[CLayer], n_frames: int | None, observations: np.ndarray | None
-) -> dict[str, Any]:
-    """Everything that the templates refer to, but for ``name``."""
-    places, arena_bytes = plan_arena(model, layers)
-    prove_sizes(model, layers, places, arena_bytes)
+def _values(model: IntegerModel, layout: Layout, n_frames: int | None, observations: Any) -> dict[str, Any]:
+    """Everything about the student that the templates refer to."""
+    layers = layout.layers
+    places, arena_bytes = plan_arena(layout)
+    prove_sizes(model, layout, places, arena_bytes)
     n_frames, env = _n_frames(model, n_frames), model.metadata.get("env")
     return {
         "model": model,
         "layers": layers,
-        "places": places,
+        "head_layer": layout.head,
+        "value_layer": layout.value,
+        "head_place": places[-1],
+        "chains": _chains(fields_of(model), layout, places),
         "dimensions": dimensions(layers),
         "size_type": _size_type(layers),
         "arena_bytes": arena_bytes,
         "constant_bytes": _constant_bytes(model, layers),
         "n_frames": n_frames,
-        "vectors": make_vectors(model, n_frames, observations),
+        "vectors": make_vectors(model, n_frames, observations, layout.value is not None),
         "version": __version__,
         "legend": legend(model),
         "teacher": plain(model.metadata.get("teacher")),
@@ -130,6 +165,20 @@ def _values(
         **_action(model),
         "fixed": model.requantization == "fixed",
     }
+
+
+def _chains(fields: list[Field], layout: Layout, places: list[Place]) -> list[dict[str, Any]]:
+    """Each trunk with its fields, its layers and their places, and the place of its input."""
+    chains, used, features = [], 0, 0
+    for number, trunk in enumerate(layout.trunks):
+        of_trunk = places[used : used + len(trunk.layers)]
+        start = of_trunk[0].input if of_trunk else places[-1].input + features
+        pairs = list(zip(trunk.layers, of_trunk, strict=True))
+        own = [field for field in fields if field.part in trunk.parts]
+        n_inputs = math.prod(trunk.input_shape)
+        chains.append({"number": number, "trunk": trunk, "fields": own, "layers": pairs, "input": start, "n_inputs": n_inputs})
+        used, features = used + len(trunk.layers), features + trunk.n_features
+    return chains
 
 
 def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
@@ -149,24 +198,30 @@ def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
 
 
 def _observation(model: IntegerModel) -> dict[str, Any]:
-    """Kind, C type and size of an observation; for indices the bytes that stand for a category in the first layer's input."""
-    kind, is_fixed = model.parts[0].kind, model.requantization == "fixed"
-    real = "float" if model.origin_of(model.parts[0]) is None else "double"
-    types = {"image": "uint8_t", "one_hot": "int32_t", "vector": "int8_t" if is_fixed else real}
-    values = {
-        "image": kind == "image",
-        "vector": kind == "vector",
-        "indices": kind == "one_hot",
-        "observation_type": types[kind],
-        "real_type": real,
-        "has_origin": real == "double",
+    """
+    Kind, C type and size of an observation; for indices the bytes that stand for a category in the first layer's input.
+
+    ``several_fields`` is for observations that one array of vectors, indices or frames does not hold.
+    """
+    fields, kind = fields_of(model), model.parts[0].kind
+    several_fields = model.is_dict or kind == "float_image"
+    first = fields[0]
+    return {
+        "fields": fields,
+        "several_fields": several_fields,
+        "is_dict": model.is_dict,
+        "image": model.is_image,
+        "vector": kind == "vector" and not several_fields,
+        "indices": kind == "one_hot" and not several_fields,
+        "has_grid": any(field.has_grid for field in fields),
+        "has_indices": any(field.kind == "one_hot" for field in fields),
+        "observation_type": "struct policy_observation" if model.is_dict else first.c_type,
+        "real_type": first.raw_type,
+        "has_origin": any(field.origin is not None for field in fields),
         "observation_size": math.prod(model.observation_shape),
+        **({"absent": first.absent, "present": first.present} if kind == "one_hot" else {}),
+        "observation_bytes": sum(field.size * BYTES[field.c_type] for field in fields),
     }
-    if kind == "one_hot":  # a category on the first layer's grid, 128 higher: where it is not the index, and where it is
-        assert model.input_multiplier is not None and model.input_offset is not None
-        grid = {"absent": model.input_offset, "present": model.input_multiplier + model.input_offset}
-        values |= {name: (np.clip(np.rint(x), -128, 127) + 128).astype(int) for name, x in grid.items()}
-    return values
 
 
 def _action(model: IntegerModel) -> dict[str, Any]:
@@ -176,6 +231,8 @@ def _action(model: IntegerModel) -> dict[str, Any]:
         "several": not model.is_box and bool(model.action_shape),
         "discrete": not model.is_box and not model.action_shape,
         "action_type": "float" if model.is_box and model.requantization == "float32" else "int32_t",
+        "masks": model.uses_masks,
+        "n_categories": sum(model.action_nvec),
     }
     if model.is_box:
         lowest, highest = model.bounds_in_units()
@@ -196,12 +253,9 @@ def _constant_bytes(model: IntegerModel, layers: list[CLayer]) -> int:
         scales = 0 if layer.is_head else 5 if fixed else 4
         pointers = 2 + min(1, scales) + fixed
         total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * pointers + len(sizes) * size
-    if model.parts[0].kind == "vector" and not fixed:
-        total += (8 if model.origin_of(model.parts[0]) is None else 16) * math.prod(model.observation_shape)
-    elif model.parts[0].kind == "one_hot":
-        total += 2 * model.parts[0].n_features + 4 * len(model.parts[0].nvec)
+    total += sum(field.constant_bytes for field in fields_of(model))
     if model.is_box:
-        total += (8 if fixed else 12) * layers[-1].n_out
+        total += (8 if fixed else 12) * len(model.layers[-1].bias)
     else:
         total += 4 * EXP_HIGH.size + 2 * EXP_LOW.size
         total += 5 * len(model.action_nvec) if model.action_shape else 0

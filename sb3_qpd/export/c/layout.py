@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
 from sb3_qpd.export.requirements import LARGEST_INPUT
-from sb3_qpd.integer import IntegerLayer, IntegerModel, fixed_point
+from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, fixed_point
 
 _UNPACKED_BYTES = 2560  # room for unpacked weights: most convolutions fit, and are unpacked only once
 _GROUP = 32  # weights that are packed together, into as many words as a weight has bits
@@ -122,6 +123,63 @@ class CLayer:
         return fixed_point(self.layer.multiplier)
 
 
+@dataclass
+class CTrunk:
+    """
+    The layers that a vector or an image goes through, up to the features that the head takes.
+
+    :param parts: parts of the observation that it takes: an image, or all vectors and indices
+    :param layers: its layers, in the order of the computation
+    """
+
+    parts: tuple[ObservationPart, ...]
+    layers: list[CLayer]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of its input, channels first."""
+        return self.parts[0].shape if self.parts[0].is_image else (sum(part.n_features for part in self.parts),)
+
+    @property
+    def is_read_in_place(self) -> bool:
+        """Whether its input is an image of bytes, which the first layer reads where it lies."""
+        return self.parts[0].kind == "image"
+
+    @property
+    def shift(self) -> int:
+        """What C adds to its input grid, so that inputs are never negative."""
+        return 0 if self.is_read_in_place else 128
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        return self.layers[-1].output_shape if self.layers else self.input_shape
+
+    @property
+    def n_features(self) -> int:
+        return math.prod(self.output_shape)
+
+
+@dataclass
+class Layout:
+    """
+    A student as C computes it: first one trunk after the other, then the head.
+
+    :param trunks: its trunks
+    :param head: its last layer, which takes the features of all trunks
+    :param value: the value head, which takes them too; ``None``: the C has none
+    """
+
+    trunks: list[CTrunk]
+    head: CLayer
+    value: CLayer | None = None
+
+    @property
+    def layers(self) -> list[CLayer]:
+        """All layers, in the order of the computation."""
+        value = [] if self.value is None else [self.value]
+        return [*(layer for trunk in self.trunks for layer in trunk.layers), self.head, *value]
+
+
 def _rows(layer: IntegerLayer, shape: tuple[int, ...]) -> np.ndarray:
     """
     Weights with channels last, shape (n_out, n_in). Zeros fill a convolution's kernel rows up to a multiple of four.
@@ -131,33 +189,57 @@ def _rows(layer: IntegerLayer, shape: tuple[int, ...]) -> np.ndarray:
     if layer.is_conv:
         rows = layer.weight.transpose(0, 2, 3, 1).reshape(len(layer.weight), layer.weight.shape[2], -1)
         return np.pad(rows, ((0, 0), (0, 0), (0, -rows.shape[2] % 4))).reshape(len(rows), -1)
-    if len(shape) == 3:
-        return layer.weight.reshape(-1, *shape).transpose(0, 2, 3, 1).reshape(len(layer.weight), -1)
-    return layer.weight
+    return _channels_last(layer.weight, shape)
 
 
-def lay_out(model: IntegerModel) -> list[CLayer]:
+def _channels_last(weight: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """
+    The columns of a fully connected layer in the order in which C has its inputs.
+
+    :param weight: shape (n_out, n_in)
+    :param shape: shape of the layer's input, channels first
+    """
+    return weight.reshape(-1, *shape).transpose(0, 2, 3, 1).reshape(len(weight), -1) if len(shape) == 3 else weight
+
+
+def lay_out(model: IntegerModel, value: IntegerLayer | None = None) -> Layout:
     """
     The layers of a model in C's order.
 
     C adds 128 to the input grid of vectors, so that inputs are never negative. The biases of the first layer take it back.
 
     :param model: one that :func:`~sb3_qpd.export.requirements.check_target` lets through
+    :param value: its value head, see :func:`~sb3_qpd.export.value_head.find_value_head`; ``None``: the C has none
     :raises ValueError: if a sum could leave int32
     """
-    result: list[CLayer] = []
-    shape = model.observation_shape if model.is_image else (model.parts[0].n_features,)
-    for i, layer in enumerate(model.layers):
-        kind = "conv" if layer.is_conv else "fc"
-        number = 1 + sum(previous.name.startswith(kind) for previous in result)
-        name = "head" if i == len(model.layers) - 1 else f"{kind}{number}"
-        rows, bias = _rows(layer, shape), layer.bias.astype(np.int64)
-        if i == 0 and not model.is_image:
-            bias = bias - 128 * rows.sum(1, dtype=np.int64)
-        _check_sums(name, rows, bias)
-        result.append(CLayer(name, layer, shape, np.ascontiguousarray(rows), bias.astype(np.int32)))
-        shape = result[-1].output_shape
-    return result
+    trunks: list[CTrunk] = []
+    layers, counts = iter(model.layers), {"conv": 0, "fc": 0}
+    for parts, n_layers in zip(model.trunks, model.branches, strict=True):
+        trunks.append(trunk := CTrunk(parts, []))
+        for i, layer in enumerate(islice(layers, n_layers)):
+            kind = "conv" if layer.is_conv else "fc"
+            counts[kind] += 1
+            rows, shape = _rows(layer, trunk.output_shape), trunk.output_shape
+            trunk.layers.append(_c_layer(f"{kind}{counts[kind]}", layer, shape, rows, 0 if i else trunk.shift))
+    value_head = None if value is None else _head("value_head", value, trunks)
+    return Layout(trunks, _head("head", model.layers[-1], trunks), value_head)
+
+
+def _head(name: str, layer: IntegerLayer, trunks: list[CTrunk]) -> CLayer:
+    """The head takes the features of all trunks, one after the other. A trunk without layers gives its input as it is."""
+    ends = np.cumsum([trunk.n_features for trunk in trunks])[:-1]
+    columns = np.split(layer.weight, ends, 1)
+    rows = np.concatenate([_channels_last(x, trunk.output_shape) for x, trunk in zip(columns, trunks, strict=True)], 1)
+    shifts = [np.full(trunk.n_features, 0 if trunk.layers else trunk.shift) for trunk in trunks]
+    shape = trunks[0].output_shape if len(trunks) == 1 else (rows.shape[1],)
+    return _c_layer(name, layer, shape, rows, np.concatenate(shifts))
+
+
+def _c_layer(name: str, layer: IntegerLayer, shape: tuple[int, ...], rows: np.ndarray, shift: int | np.ndarray) -> CLayer:
+    """A layer whose biases take back what was added to its inputs."""
+    bias = layer.bias.astype(np.int64) - (rows.astype(np.int64) * shift).sum(1)
+    _check_sums(name, rows, bias)
+    return CLayer(name, layer, shape, np.ascontiguousarray(rows), bias.astype(np.int32))
 
 
 def _check_sums(name: str, rows: np.ndarray, bias: np.ndarray) -> None:
@@ -184,28 +266,56 @@ class Place:
     unpacked: int
 
 
-def plan_arena(model: IntegerModel, layers: list[CLayer]) -> tuple[list[Place], int]:
+def plan_arena(layout: Layout) -> tuple[list[Place], int]:
     """
-    Plan the memory that all layers share. Input and output lie at opposite ends, and the working memory between them.
+    Plan the memory that all layers share.
 
-    :param model: the student
-    :param layers: its layers, see :func:`lay_out`
-    :return: a place for each layer, and the size of the arena in bytes
+    Input and output of a layer lie at opposite ends, and the working memory between them. The features of several trunks lie
+    before all of that.
+
+    :param layout: the layers, see :func:`lay_out`
+    :return: a place for each layer, the head's last, which is the value head's too; and the size of the arena in bytes
     """
-    before = 0 if model.is_image else model.parts[0].n_features  # frames lie in a stack of their own
-    sizes = []
+    trunks, head = layout.trunks, layout.head
+    if len(trunks) == 1:
+        sizes = _sizes(trunks[0], [*trunks[0].layers, head])
+        total = max(map(sum, sizes))
+        return _alternate(sizes, 0, total), total
+    n_features = sum(trunk.n_features for trunk in trunks)
+    start = _round_up(n_features, 4)
+    of_trunks = [_sizes(trunk, trunk.layers) for trunk in trunks]
+    for one in of_trunks:
+        one[-1:] = [(size_in, 0, columns, unpacked) for size_in, _, columns, unpacked in one[-1:]]  # its output are features
+    working = [sum(size) for one in of_trunks for size in one]
+    total = start + max(*working, head.column_bytes + _round_up(head.unpacked_bytes, 4))
+    places, features = [], 0
+    for trunk, one in zip(trunks, of_trunks, strict=True):
+        places += _alternate(one, start, total)
+        if trunk.layers:
+            places[-1].output = features
+        features += trunk.n_features
+    return [*places, Place(0, 0, columns=start, unpacked=start + head.column_bytes)], total
+
+
+def _sizes(trunk: CTrunk, layers: list[CLayer]) -> list[tuple[int, int, int, int]]:
+    """Bytes of input, output, columns and unpacked weights of each layer."""
+    before, sizes = 0 if trunk.is_read_in_place else math.prod(trunk.input_shape), []
     for layer in layers:
         ends = (_round_up(before, 4), _round_up(layer.output_bytes, 4))
         sizes.append((*ends, layer.column_bytes, _round_up(layer.unpacked_bytes, 4)))
         before = layer.output_bytes
-    total = max(sum(size) for size in sizes)
+    return sizes
+
+
+def _alternate(sizes: list[tuple[int, int, int, int]], start: int, end: int) -> list[Place]:
+    """Places between two bytes of the arena: input and output at opposite ends, which change from layer to layer."""
     places = []
     for i, (size_in, size_out, columns, _) in enumerate(sizes):
         from_low = i % 2 == 0
-        middle = size_in if from_low else size_out
-        ends = (0, total - size_out) if from_low else (total - size_in, 0)
+        middle = start + (size_in if from_low else size_out)
+        ends = (start, end - size_out) if from_low else (end - size_in, start)
         places.append(Place(*ends, columns=middle, unpacked=middle + columns))
-    return places, total
+    return places
 
 
 def dimensions(layers: list[CLayer]) -> list[list[int]]:
@@ -214,7 +324,7 @@ def dimensions(layers: list[CLayer]) -> list[list[int]]:
 
     :param layers: all layers of a student: together they decide which members there are
     """
-    has_hidden, has_packed = len(layers) > 1, any(layer.is_packed for layer in layers)
+    has_hidden, has_packed = not all(layer.is_head for layer in layers), any(layer.is_packed for layer in layers)
     has_conv = any(layer.is_conv for layer in layers)
     return [
         [

@@ -7,11 +7,11 @@ attributes can be changed afterwards, and the layout of the memory is computed h
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 
-from sb3_qpd.export.c.layout import CLayer, Place, dimensions
+from sb3_qpd.export.c.layout import CLayer, Layout, Place, dimensions
 from sb3_qpd.integer import IntegerModel
 
 MAX_ARENA = 2**31  # bytes; offsets are 32-bit numbers
@@ -20,32 +20,54 @@ MAX_WEIGHTS = 2**22  # each is several characters of a source file
 Region = tuple[str, int, int]  # name, first byte, and the byte behind the last
 
 
-def prove_sizes(model: IntegerModel, layers: list[CLayer], places: list[Place], arena_bytes: int) -> None:
+def prove_sizes(model: IntegerModel, layout: Layout, places: list[Place], arena_bytes: int) -> None:
     """
     Prove that no layer reads or writes beyond its arrays, and that arrays in use at the same time do not overlap.
 
     :param model: the student
-    :param layers: its layers, see :func:`~sb3_qpd.export.c.layout.lay_out`
-    :param places: their memory, see :func:`~sb3_qpd.export.c.layout.plan_arena`
+    :param layout: its layers, see :func:`~sb3_qpd.export.c.layout.lay_out`
+    :param places: memory of each layer, see :func:`~sb3_qpd.export.c.layout.plan_arena`
     :param arena_bytes: size of the memory
     :raises ValueError: a size does not fit
     """
+    layers = layout.layers
     n_weights = sum(layer.rows.size for layer in layers)
     _require(n_weights <= MAX_WEIGHTS, "all layers", f"{n_weights} weights, at most {MAX_WEIGHTS}")
     _require(0 < arena_bytes < MAX_ARENA, "all layers", f"an arena of {arena_bytes} bytes")
-    before = int(np.prod(model.observation_shape)) if model.is_image else model.parts[0].n_features
-    for i, (layer, place, sizes) in enumerate(zip(layers, places, dimensions(layers), strict=True)):
-        is_head = i == len(layers) - 1
+    for layer, sizes in zip(layers, dimensions(layers), strict=True):
+        is_head = layer is layout.head or layer is layout.value
         _require(layer.is_head == is_head, layer.name, "a hidden layer without a grid, or a head with one")
         _require(is_head or 2 <= layer.layer.activation_bits <= 8, layer.name, "bits of its outputs")
         _require(max(sizes) < 2**32, layer.name, "a size that is no 32-bit number")
         _prove_arrays(layer)
-        _prove_input(layer, before)
-        regions = [] if i == 0 and model.is_image else [("input", place.input, place.input + before)]
-        _prove_memory(layer, place, regions, arena_bytes)
-        before = layer.output_bytes
+    _prove_trunks(model, layout, places, arena_bytes)
     stack = sum(layer.n_out for layer in layers) + 3 * sum(model.action_nvec)
     _require(4 * stack <= MAX_STACK, "all layers", f"{4 * stack} bytes on the call stack, at most {MAX_STACK}")
+
+
+def _prove_trunks(model: IntegerModel, layout: Layout, places: list[Place], arena_bytes: int) -> None:
+    """The layers of each trunk fit one to the next. No trunk writes over the features of another one."""
+    trunks, remaining, features = layout.trunks, iter(places), list[Region]()
+    for parts, trunk in zip(model.trunks, trunks, strict=True):
+        before = sum(part.n_features for part in parts)
+        for i, (layer, place) in enumerate(zip(trunk.layers, islice(remaining, len(trunk.layers)), strict=True)):
+            regions = [] if i == 0 and trunk.is_read_in_place else [("input", place.input, place.input + before)]
+            _prove_input(layer, before)
+            _prove_memory(layer, place, [*regions, *features], arena_bytes)
+            before = layer.output_bytes
+        if len(trunks) > 1:
+            start = features[-1][2] if features else 0
+            features.append((f"features of trunk {len(features)}", start, start + before))
+            is_last = not trunk.layers or place.output == start
+            _require(is_last, "all layers", "the place of a trunk's features")
+    n_features = features[-1][2] if features else before
+    place = next(remaining)
+    is_read_in_place = not features and trunks[0].is_read_in_place and not trunks[0].layers
+    _require(not features or place.input == 0, layout.head.name, "the place of its input")
+    inputs = [] if is_read_in_place else [("input", place.input, place.input + n_features)]
+    for head in layout.layers[sum(len(trunk.layers) for trunk in trunks) :]:
+        _prove_input(head, n_features)
+        _prove_memory(head, place, inputs, arena_bytes)
 
 
 def _prove_arrays(layer: CLayer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 _FLOAT32_MAX = np.finfo(np.float32).max
 _INT32_MIN = -(2**31)
 _LINE = 112
+_WIDEST = 120
 
 
 def read_template(name: str) -> str:
@@ -25,11 +27,14 @@ def read_template(name: str) -> str:
 
 def rename(text: str, name: str) -> str:
     """
-    Replace ``policy`` in the names of files and in public names.
+    Replace ``policy`` in the names of files and in public names. Test vectors and example are named after it too.
 
-    :param text: a C file or the README
+    :param text: a C file or the README, or a name of a file
     :param name: a lower-case C identifier
     """
+    if name == "policy":
+        return text
+    text = re.sub(r"\btest_(?=[a-z_]+\b)|\b(?=main\.c\b)", lambda found: f"{name}_{found[0]}", text)
     text = re.sub(r"\bpolicy(?=_[a-z]|\.[ch]\b)", name, text)
     return re.sub(r"\bPOLICY(?=_)", name.upper(), text)
 
@@ -116,3 +121,28 @@ def block_initializer(texts: list[Any]) -> str:
     per_line = max(1, _LINE // (max(map(len, texts)) + 2))
     lines = [", ".join(texts[i : i + per_line]) for i in range(0, len(texts), per_line)]
     return "{\n    " + ",\n    ".join(lines) + "\n}"
+
+
+def break_signature(text: str) -> str:
+    """
+    The head of a function, with its parameters on lines of their own where one line is too short.
+
+    :param text: the head, on one line
+    """
+    name, _, parameters = text.partition("(")
+    if len(text) <= _WIDEST:
+        return text
+    lines = textwrap.wrap(parameters, _WIDEST, initial_indent="    ", subsequent_indent="    ", break_long_words=False)
+    return "\n".join([f"{name}(", *lines])
+
+
+def value_initializer(values: np.ndarray, c_type: str, is_scalar: bool) -> str:
+    """
+    The initializer of a field of a struct, on one line.
+
+    :param values: its numbers, shape (n,); one number of a scalar
+    :param c_type: C type of a number
+    :param is_scalar: whether the field is one number, and no array
+    """
+    texts = literals(values, {"float": float_literal, "double": double_literal}.get(c_type, integer_literal))
+    return texts if is_scalar else inline_initializer(texts)

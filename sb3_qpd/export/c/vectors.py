@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sb3_qpd.checks import check_type
+from sb3_qpd.export.c.fields import Field, fields_of
+from sb3_qpd.export.value_head import values_of
 from sb3_qpd.integer import IntegerModel
 
 _N_IMAGES, _N_VECTORS = 2, 32
+DTYPES = {"uint8_t": np.uint8, "int8_t": np.int8, "int32_t": np.int32, "float": np.float32, "double": np.float64}
 
 
 def frames_of(observations: np.ndarray, n_frames: int) -> np.ndarray:
@@ -24,36 +28,44 @@ def frames_of(observations: np.ndarray, n_frames: int) -> np.ndarray:
     return observations.reshape(n, n_frames, channels // n_frames, height, width).transpose(0, 1, 3, 4, 2)
 
 
-def some_observations(model: IntegerModel, n: int) -> np.ndarray:
+def some_observations(model: IntegerModel, n: int) -> Any:
     """
     Random raw observations all over the input grid and a little beyond, the same ones each time.
 
     :param model: the student
     :param n: number of observations
+    :return: shape (n, *observation_shape); a dict of such arrays for Dict observations
     """
     rng = np.random.default_rng(0)
-    if model.is_image:
-        return rng.integers(0, 256, (n, *model.observation_shape), np.uint8)
-    if model.parts[0].kind == "one_hot":
-        return rng.integers(0, np.array(model.parts[0].nvec).reshape(model.observation_shape), (n, *model.observation_shape))
-    assert model.input_multiplier is not None and model.input_offset is not None
-    grid, largest = rng.uniform(-140, 140, (n, model.input_multiplier.size)), np.finfo(np.float32).max
+    values = {field.part.key: _some_values(field, n, rng) for field in fields_of(model)}
+    return values if model.is_dict else values[None]
+
+
+def _some_values(field: Field, n: int, rng: np.random.Generator) -> np.ndarray:
+    part = field.part
+    if part.kind == "image":
+        return rng.integers(0, 256, (n, *part.shape), np.uint8)
+    if part.kind == "one_hot":
+        return rng.integers(0, np.array(part.nvec).reshape(part.shape), (n, *part.shape))
+    grid, largest = rng.uniform(-140, 140, (n, field.size)), np.finfo(np.float32).max
     with np.errstate(divide="ignore", invalid="ignore"):  # a feature whose multiplier is zero or nearly zero
-        x = (grid - model.input_offset) / model.input_multiplier
-    x = np.clip(np.nan_to_num(x), -largest, largest).astype(np.float32).reshape(n, *model.observation_shape)
-    origin = model.origin_of(model.parts[0])
-    return x if origin is None else x + origin.reshape(model.observation_shape)
+        x = (grid - field.offset) / field.multiplier
+    x = np.clip(np.nan_to_num(x), -largest, largest).astype(np.float32).reshape(n, *part.shape)
+    return x if field.origin is None else x + field.origin.reshape(part.shape)
 
 
 class Vectors(NamedTuple):
     """
     The content of ``test_vectors.h``.
 
-    :param observations: observations as C takes them, shape (batch_size, n); frames (batch_size, n_frames, size)
+    :param observations: observations as C takes them, see :func:`c_observations`
     :param outputs: the head's accumulators, shape (batch_size, n_out)
     :param actions: the most probable actions; means of a Box in the unit of ``policy_act``
     :param random_bits: uint32 for each index of a discrete action; ``None`` for a Box
     :param samples: the actions that are drawn with ``random_bits``; ``None`` for a Box
+    :param weights: the weights that they are drawn with; ``None`` for a Box
+    :param masks: the categories that are allowed; ``None``: the student takes no masks
+    :param values: what ``policy_value`` gives; ``None``: the C has no value head
     """
 
     observations: np.ndarray
@@ -61,47 +73,99 @@ class Vectors(NamedTuple):
     actions: np.ndarray
     random_bits: np.ndarray | None = None
     samples: np.ndarray | None = None
+    weights: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    values: np.ndarray | None = None
 
 
-def make_vectors(model: IntegerModel, n_frames: int, observations: np.ndarray | None) -> Vectors:
+def make_vectors(model: IntegerModel, n_frames: int, observations: Any, with_values: bool = False) -> Vectors:
     """
     Some observations, with the outputs and actions of the student.
 
     :param model: the student
     :param n_frames: number of frames in an observation; 1 for vectors
     :param observations: raw observations, of which evenly spaced ones are taken; ``None`` draws some
+    :param with_values: whether the model has a value head
     """
-    n = _N_IMAGES if model.is_image else _N_VECTORS
-    if observations is None:
-        observations = some_observations(model, n)
-    else:
-        check_type("observations", observations, (np.ndarray, list, tuple), "an array, shape (n, *observation_shape)")
-        observations = np.asarray(observations)[np.linspace(0, len(observations) - 1, min(n, len(observations))).astype(int)]
+    n = _N_IMAGES if any(part.is_image for part in model.parts) else _N_VECTORS
+    observations = some_observations(model, n) if observations is None else _spaced(model, observations, n)
     outputs = model.accumulators(observations)  # checks shape and dtype too
     given = c_observations(model, n_frames, observations)
+    values = values_of(model, observations) if with_values else None
     if model.is_box and model.requantization == "fixed":
-        return Vectors(given, outputs, np.clip(outputs, *model.bounds_in_units()))
+        return Vectors(given, outputs, np.clip(outputs, *model.bounds_in_units()), values=values)
     if model.is_box:
-        return Vectors(given, outputs, model.actions(outputs).reshape(len(outputs), -1))
+        return Vectors(given, outputs, model.actions(outputs).reshape(len(outputs), -1), values=values)
     shape = (len(outputs), len(model.action_nvec))[: 2 if model.action_shape else 1]
     random_bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
-    return Vectors(given, outputs, model.actions(outputs), random_bits, model.sample(outputs, random_bits))
+    masks = some_masks(model, len(outputs)) if model.uses_masks else None
+    drawn, weights = model.sample(outputs, random_bits, masks), model.weights(outputs, masks)
+    return Vectors(given, outputs, model.actions(outputs, action_masks=masks), random_bits, drawn, weights, masks, values)
 
 
-def c_observations(model: IntegerModel, n_frames: int, observations: np.ndarray) -> np.ndarray:
+def _spaced(model: IntegerModel, observations: Any, n: int) -> Any:
+    """Evenly spaced ones of given observations, at most n."""
+    if model.is_dict:
+        check_type("observations", observations, Mapping, "a dict of arrays, shape (n, *shape) each")
+        return {key: _spaced_rows(np.asarray(values), n) for key, values in observations.items()}
+    check_type("observations", observations, (np.ndarray, list, tuple), "an array, shape (n, *observation_shape)")
+    return _spaced_rows(np.asarray(observations), n)
+
+
+def _spaced_rows(values: np.ndarray, n: int) -> np.ndarray:
+    return values[np.linspace(0, len(values) - 1, min(n, len(values))).astype(int)]
+
+
+def some_masks(model: IntegerModel, n: int) -> np.ndarray:
+    """
+    Random action masks, which allow a category in each dimension.
+
+    :param model: the student
+    :param n: number of masks
+    :return: uint8 of 0 and 1, shape (n, sum(action_nvec))
+    """
+    rng, nvec = np.random.default_rng(2), model.action_nvec
+    masks = rng.integers(0, 2, (n, sum(nvec)), np.uint8)
+    masks[np.arange(n)[:, None], np.cumsum((0, *nvec[:-1])) + rng.integers(0, nvec, (n, len(nvec)))] = 1
+    return masks
+
+
+def c_observations(model: IntegerModel, n_frames: int, observations: Any, is_raw: bool = False) -> np.ndarray:
     """
     Raw observations in the form that C takes: uint8 frames, int32 indices, float32, float64, or the int8 grid of fixed mode.
 
     :param model: the student
     :param n_frames: number of frames in an observation; 1 for vectors
-    :param observations: raw observations, shape (batch_size, *observation_shape)
-    :return: shape (batch_size, n); frames (batch_size, n_frames, size)
+    :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+    :param is_raw: in units of the environment, as ``policy_quantize`` takes them in fixed mode
+    :return: shape (batch_size, n); frames (batch_size, n_frames, size); Dict observations (batch_size,), of C's struct
     """
     if model.is_image:
         batch, _ = model.parts[0].batch(observations)  # channels first
         frames = frames_of(batch, n_frames)
         return frames.reshape(*frames.shape[:2], -1)
-    if model.parts[0].kind == "vector" and model.requantization == "fixed":
-        return model.quantize_input(observations).astype(np.int8)
-    real = np.float32 if model.origin_of(model.parts[0]) is None else np.float64
-    return observations.reshape(len(observations), -1).astype(real if model.parts[0].kind == "vector" else np.int32)
+    fields = fields_of(model)
+    if not model.is_dict:
+        return _in_c(fields[0], np.asarray(observations), is_raw)
+    types = [(field.name, _dtype(field, is_raw), () if field.is_scalar else (field.size,)) for field in fields]
+    structs = np.zeros(len(observations[fields[0].part.key]), np.dtype(types, align=True))
+    for field in fields:
+        structs[field.name] = _in_c(field, observations[field.part.key], is_raw).reshape(structs[field.name].shape)
+    return structs
+
+
+def _in_c(field: Field, values: np.ndarray, is_raw: bool) -> np.ndarray:
+    """The values of a field, shape (batch_size, size): images with channels last, and floats of fixed mode on their grid."""
+    part = field.part
+    with np.errstate(over="ignore"):  # C refuses infinity
+        if field.is_fixed and field.has_grid and not is_raw:
+            grid = part.features(values, field.origin).reshape(len(values), -1) * field.multiplier + field.offset
+            values = np.clip(np.rint(grid), -128, 127).reshape(values.shape)
+        if part.is_image:
+            channels_first = part.batch(values)[0] if part.kind == "image" else values
+            values = np.moveaxis(channels_first, 1, -1)
+        return np.ascontiguousarray(values.reshape(len(values), field.size), _dtype(field, is_raw))
+
+
+def _dtype(field: Field, is_raw: bool) -> np.dtype:
+    return np.dtype(DTYPES[field.raw_type if is_raw else field.c_type])

@@ -3,6 +3,7 @@
  * files of the host by semihosting. For each observation it writes outputs, action and the number of instructions that the
  * action took; at the end it writes the bytes of call stack.
  */
+#include <stddef.h>
 #include <stdint.h>
 
 #include "policy.h"
@@ -11,6 +12,10 @@
 typedef uint8_t element;
 enum { OBSERVATION_SIZE = POLICY_STACK_BYTES };
 #define OBSERVED
+#elif defined(POLICY_IS_DICT)
+typedef struct policy_observation element;
+enum { OBSERVATION_SIZE = 1 };
+#define OBSERVED observation,
 #elif defined(POLICY_CATEGORIES)
 typedef int32_t element;
 enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
@@ -27,6 +32,12 @@ enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
 typedef float element;
 enum { OBSERVATION_SIZE = POLICY_OBSERVATION_SIZE };
 #define OBSERVED observation,
+#endif
+
+#ifdef POLICY_USES_MASKS
+#define MASKED NULL, /* all actions are allowed */
+#else
+#define MASKED
 #endif
 
 #ifdef POLICY_ACTION_SCALE
@@ -150,7 +161,7 @@ static void act(void)
 #ifdef POLICY_FRAME_SIZE
     (void)policy_push_frame(observation + (POLICY_N_FRAMES - 1) * POLICY_FRAME_SIZE);
 #endif
-    (void)policy_act(OBSERVED result.action);
+    (void)policy_act(OBSERVED MASKED result.action);
     result.instructions = instructions() - start;
 }
 

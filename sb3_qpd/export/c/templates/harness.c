@@ -26,6 +26,17 @@ static size_t trace_left = 0;
 #define IS_INDICES 0
 typedef uint8_t element;
 const int32_t harness_observation[4] = {POLICY_N_FRAMES, POLICY_FRAME_HEIGHT, POLICY_FRAME_WIDTH, POLICY_FRAME_CHANNELS};
+#elif defined(POLICY_IS_DICT)
+#define IS_IMAGE 0
+#define OBSERVATION_SIZE 1
+#define OBSERVED grid,
+#define IS_INDICES 0
+#if POLICY_HAS_RAW_OBSERVATION
+typedef struct policy_raw_observation element;
+#else
+typedef struct policy_observation element;
+#endif
+const int32_t harness_observation[4] = {1, 1, (int32_t)sizeof(element), 1};
 #else
 #define IS_IMAGE 0
 #define OBSERVATION_SIZE POLICY_OBSERVATION_SIZE
@@ -81,7 +92,14 @@ static int observe(const element *observation)
     }
     return code;
 }
-#elif POLICY_IS_FIXED && !IS_INDICES
+#elif defined(POLICY_IS_DICT) && POLICY_HAS_RAW_OBSERVATION
+static struct policy_observation grid[1];
+
+static int observe(const element *observation)
+{
+    return policy_quantize(observation, grid);
+}
+#elif POLICY_IS_FIXED && !IS_INDICES && !defined(POLICY_IS_DICT)
 static int8_t grid[POLICY_OBSERVATION_SIZE];
 
 static int observe(const element *observation)
@@ -111,13 +129,21 @@ int harness_outputs(const element *observations, int64_t n, int32_t *outputs)
     return code;
 }
 
-static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
+#ifdef POLICY_USES_MASKS
+#define N_CATEGORIES POLICY_N_CATEGORIES
+#define MASKED masks,
+#else
+#define N_CATEGORIES 0
+#define MASKED
+#endif
+
+static int act(const uint8_t *masks, const uint32_t *random_bits, int32_t *action, float *box_action)
 {
-    (void)random_bits, (void)action, (void)box_action;
+    (void)masks, (void)random_bits, (void)action, (void)box_action;
 #if N_ACTIONS
-    return random_bits != NULL ? policy_sample(OBSERVED random_bits, action) : policy_act(OBSERVED action);
+    return random_bits != NULL ? policy_sample(OBSERVED MASKED random_bits, action) : policy_act(OBSERVED MASKED action);
 #elif !IS_BOX
-    return random_bits != NULL ? policy_sample(OBSERVED *random_bits, action) : policy_act(OBSERVED action);
+    return random_bits != NULL ? policy_sample(OBSERVED MASKED *random_bits, action) : policy_act(OBSERVED MASKED action);
 #elif POLICY_IS_FIXED
     {
         int32_t integers[POLICY_N_OUTPUTS];
@@ -131,10 +157,11 @@ static int act(const uint32_t *random_bits, int32_t *action, float *box_action)
 
 /*
  * Discrete actions are drawn with `random_bits`, one for each index of each action; NULL takes the most probable ones. Box
- * actions are means, in float. `trace`, if not NULL, receives the bytes of all steps one after the other, `trace_size` in all.
+ * actions are means, in float. `masks` may be NULL. `trace`, if not NULL, receives the bytes of all steps one after the other,
+ * `trace_size` in all.
  */
-int harness_act(const element *observations, int64_t n, const uint32_t *random_bits, int32_t *actions, float *box_actions,
-                uint8_t *trace, int64_t trace_size)
+int harness_act(const element *observations, int64_t n, const uint8_t *masks, const uint32_t *random_bits, int32_t *actions,
+                float *box_actions, uint8_t *trace, int64_t trace_size)
 {
     int64_t i;
     int code = POLICY_OK;
@@ -142,12 +169,82 @@ int harness_act(const element *observations, int64_t n, const uint32_t *random_b
     trace_left = (size_t)trace_size;
     for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
         const uint32_t *const bits = random_bits == NULL ? NULL : random_bits + i * N_INDICES;
+        const uint8_t *const allowed = masks == NULL ? NULL : masks + i * N_CATEGORIES;
         code = observe(observations);
-        code = code == POLICY_OK ? act(bits, actions + i * N_INDICES, box_actions + i * POLICY_N_OUTPUTS) : code;
+        code = code == POLICY_OK ? act(allowed, bits, actions + i * N_INDICES, box_actions + i * POLICY_N_OUTPUTS) : code;
     }
     if (code == POLICY_OK && trace != NULL && (trace_to == NULL || trace_left != 0)) {
         code = HARNESS_OTHER_LAYERS;
     }
     trace_to = NULL;
+    return code;
+}
+
+#if defined(POLICY_USES_MASKS) || defined(POLICY_HAS_WEIGHTS)
+int harness_weights(const element *observations, int64_t n, const uint8_t *masks, uint32_t *weights)
+{
+    int64_t i;
+    int code = POLICY_OK;
+    (void)masks;
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, weights += POLICY_N_CATEGORIES) {
+#ifdef POLICY_USES_MASKS
+        const uint8_t *const allowed = masks == NULL ? NULL : masks + i * N_CATEGORIES;
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_weights(OBSERVED allowed, weights) : code;
+#else
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_weights(OBSERVED weights) : code;
+#endif
+    }
+    return code;
+}
+#endif
+
+#ifdef POLICY_VALUE_SCALE
+int harness_values(const element *observations, int64_t n, int32_t *values)
+{
+    int64_t i;
+    int code = POLICY_OK;
+    for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_value(OBSERVED values + i) : code;
+    }
+    return code;
+}
+#endif
+
+/* One observation, for the least time of a call: what goes in and what comes out lies here. */
+element harness_one_observation[OBSERVATION_SIZE];
+uint32_t harness_one_bits[N_INDICES];
+int64_t harness_one_action[N_INDICES];
+float harness_one_box_action[POLICY_N_OUTPUTS];
+
+#if IS_INDICES
+int64_t harness_one_indices[OBSERVATION_SIZE];
+
+static int observe_one(void)
+{
+    int i;
+    for (i = 0; i < OBSERVATION_SIZE; i++) {
+        const int64_t index = harness_one_indices[i];
+        harness_one_observation[i] = index < 0 || index > INT32_MAX ? -1 : (int32_t)index;
+    }
+    return observe(harness_one_observation);
+}
+#else
+static int observe_one(void)
+{
+    return observe(harness_one_observation);
+}
+#endif
+
+int harness_one(int is_drawn)
+{
+    int32_t action[N_INDICES] = {0};
+    int i, code = observe_one();
+    code = code == POLICY_OK ? act(NULL, is_drawn ? harness_one_bits : NULL, action, harness_one_box_action) : code;
+    for (i = 0; i < N_INDICES; i++) {
+        harness_one_action[i] = action[i];
+    }
     return code;
 }

@@ -14,9 +14,33 @@ ${name}: a student${of_teacher}${for_env}, ${model.requantization} requantizatio
 ${"%-6s" | format(layer.name)} ${shapes} ${kernel}${integers.weight_bits}-bit weights, ${output}
 //:- endmacro
 
-//# The first parameter of functions that take an observation. Images were pushed frame by frame before, and are not passed.
-//: set observation_parameter = "" if image else "const " ~ observation_type ~ " observation[POLICY_OBSERVATION_SIZE], "
-//: set observation_argument = "" if image else "observation, "
+//# The first parameters of functions that take an observation. Images were pushed frame by frame before, and are not passed.
+//: set r = "_r" if reentrant else ""
+//: set own_observation = "const struct policy_observation *observation, "
+//: set own_observation = own_observation if is_dict else "const " ~ observation_type ~ " observation[POLICY_OBSERVATION_SIZE], "
+//: set given_parameter = "" if image else own_observation
+//: set given_argument = "" if image else "observation, "
+//: set observation_parameter = ("struct policy_state *state, " if reentrant else "") ~ given_parameter
+//: set observation_argument = ("state, " if reentrant else "") ~ given_argument
+//: set mask_parameter = "const uint8_t allowed[POLICY_N_CATEGORIES], " if masks else ""
+//: set mask_argument = "allowed, " if masks else ""
+//: set masks_of_index = "allowed == NULL ? NULL : allowed + first" if masks else "NULL"
+//: set size_of_action = "POLICY_N_OUTPUTS" if box else "POLICY_N_ACTIONS"
+//: set action_parameter = "int32_t *action" if discrete else "%s action[%s]" | format(action_type, size_of_action)
+//: set random_parameter = "const uint32_t random_bits[POLICY_N_ACTIONS], " if several else "uint32_t random_bits, "
+//: set weights_parameter = "uint32_t weights[POLICY_N_CATEGORIES]"
+
+//# The functions of the interface that need memory: name, result, parameters and arguments.
+//: set given = given_argument ~ mask_argument
+//: set frame = ("push_frame", "int", "const uint8_t frame[POLICY_FRAME_SIZE]", "frame")
+//: set functions = [("reset", "void", "", ""), frame] if image else []
+//: set outputs = ("outputs", "int", given_parameter ~ "int32_t outputs[POLICY_N_OUTPUTS]", given_argument ~ "outputs")
+//: set act = ("act", "int", given_parameter ~ mask_parameter ~ action_parameter, given ~ "action")
+//: set drawn_parameters = given_parameter ~ mask_parameter ~ random_parameter ~ action_parameter
+//: set sample = [] if box else [("sample", "int", drawn_parameters, given ~ "random_bits, action")]
+//: set weights = ("weights", "int", given_parameter ~ mask_parameter ~ weights_parameter, given ~ "weights")
+//: set value = [("value", "int", given_parameter ~ "int32_t *value", given_argument ~ "value")] if value_layer else []
+//: set functions = functions + [outputs, act] + sample + ([weights] if masks or probabilities else []) + value
 
 //# A constant array. Its dimensions are those of the nested lists of literals.
 //: macro array(type, name, texts)
@@ -40,7 +64,7 @@ sums[3] = sum_3;
 
 //# The first statements of a function that writes an action.
 //: macro compute_outputs()
-const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs(${observation_argument}outputs);
+const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs${r}(${observation_argument}outputs);
 if (code != POLICY_OK) {
     return code;
 }

@@ -1,4 +1,6 @@
-//: set observation_argument = "" if image else "test_observations[vector], "
+//: set observation = ("&" if is_dict else "") ~ "test_observations[vector], "
+//: set observation_argument = "" if image else observation
+//: set mask_argument = "test_masks[vector], " if masks else ""
 /*
  * An example: computes the action of every test vector and compares it. Compile it with any C compiler:
  *
@@ -34,6 +36,12 @@ int main(void)
 //: else
         ${action_type} action[POLICY_N_OUTPUTS];
 //: endif
+//: if value_layer
+        int32_t value;
+//: endif
+//: if masks or probabilities
+        uint32_t weights[POLICY_N_CATEGORIES];
+//: endif
         int same;
 //: if image
         observe(vector);
@@ -41,16 +49,23 @@ int main(void)
         same = policy_outputs(${observation_argument}outputs) == POLICY_OK;
         same = same && memcmp(outputs, test_outputs[vector], sizeof outputs) == 0;
 //: if discrete
-        same = same && policy_act(${observation_argument}&action) == POLICY_OK && action == test_actions[vector];
-        same = same && policy_sample(${observation_argument}test_random_bits[vector], &sample) == POLICY_OK;
+        same = same && policy_act(${observation_argument}${mask_argument}&action) == POLICY_OK && action == test_actions[vector];
+        same = same && policy_sample(${observation_argument}${mask_argument}test_random_bits[vector], &sample) == POLICY_OK;
         same = same && sample == test_samples[vector];
 //: else
-        same = same && policy_act(${observation_argument}action) == POLICY_OK;
+        same = same && policy_act(${observation_argument}${mask_argument}action) == POLICY_OK;
         same = same && memcmp(action, test_actions[vector], sizeof action) == 0;
 //: endif
 //: if several
-        same = same && policy_sample(${observation_argument}test_random_bits[vector], sample) == POLICY_OK;
+        same = same && policy_sample(${observation_argument}${mask_argument}test_random_bits[vector], sample) == POLICY_OK;
         same = same && memcmp(sample, test_samples[vector], sizeof sample) == 0;
+//: endif
+//: if masks or probabilities
+        same = same && policy_weights(${observation_argument}${mask_argument}weights) == POLICY_OK;
+        same = same && memcmp(weights, test_weights[vector], sizeof weights) == 0;
+//: endif
+//: if value_layer
+        same = same && policy_value(${observation_argument}&value) == POLICY_OK && value == test_values[vector];
 //: endif
         wrong += !same;
     }

@@ -1,5 +1,5 @@
 //: import "macros.h" as macros with context
-//: set hidden = layers[:-1]
+//: set hidden = layers | rejectattr("is_head") | list
 //: set hidden_dense = hidden | rejectattr("is_conv") | list
 //: set conv = layers | selectattr("is_conv") | list
 //: set packed = layers | selectattr("is_packed") | list
@@ -7,6 +7,8 @@
 //: set half_eights = layers | rejectattr("run", "divisibleby", 8) | list
 //: set half_eights = half_eights or layers | rejectattr("n_in", "divisibleby", 8) | list
 //: set four_frames = image and n_frames == 4 and model.observation_shape[0] == 4
+//: set self = "state->" if reentrant else ""
+//: set at = "at(state, %d)" if reentrant else "at(%d)"
 //: set unpacked_parameter = ", int8_t *unpacked" if packed else ""
 /*
  * ${macros.title()}
@@ -125,6 +127,7 @@ ${macros.array("float", layer.name ~ "_multiplier", layer.layer.multiplier | flo
 static const struct layer ${layer.name} = {${layer.name}_weights, ${layer.name}_bias, ${(scale + sizes) | join(", ")}};
 //: endfor
 //#
+//: if not reentrant
 /* Outputs of layers and working memory: bytes and 16-bit numbers, at offsets that overlap where lifetimes allow it. */
 static union {
     int16_t halves[POLICY_ARENA_BYTES / 2];
@@ -145,6 +148,13 @@ static uint8_t *at(uint32_t offset)
     return (uint8_t *)arena.halves + offset;
 }
 
+//: else
+static uint8_t *at(struct policy_state *state, uint32_t offset)
+{
+    return (uint8_t *)state->arena.halves + offset;
+}
+
+//: endif
 /* -- sums ----------------------------------------------------------------------------------------------------------- */
 
 /*
@@ -483,6 +493,17 @@ static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out,
 //: if image
 /* -- frames --------------------------------------------------------------------------------------------------------- */
 
+//: if reentrant
+void policy_reset_r(struct policy_state *state)
+{
+    if (state != NULL) {
+        state->has_frame = 0;
+    }
+}
+
+int policy_push_frame_r(struct policy_state *state, const uint8_t frame[POLICY_FRAME_SIZE])
+{
+//: else
 void policy_reset(void)
 {
     has_frame = 0;
@@ -490,26 +511,28 @@ void policy_reset(void)
 
 int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 {
+//: endif
 //: if four_frames
-    const uint32_t kept = has_frame ? 0xffffffffu : 0;
+//: set kept_bits = "state != NULL && state->has_frame" if reentrant else "has_frame"
+    const uint32_t kept = ${kept_bits} ? 0xffffffffu : 0;
     uint32_t pixel;
 //: else
     const uint32_t n = POLICY_FRAME_CHANNELS * POLICY_N_FRAMES, kept = n - POLICY_FRAME_CHANNELS;
     uint32_t pixel, channel;
 //: endif
-    if (frame == NULL) {
+    if (${"state == NULL || " if reentrant}frame == NULL) {
         return POLICY_NULL_POINTER;
     }
 //: if four_frames
     for (pixel = 0; pixel < POLICY_FRAME_SIZE; pixel++) {
-        stack[pixel] = (stack[pixel] >> 8 & kept) | (uint32_t)frame[pixel] << 24;
+        ${self}stack[pixel] = (${self}stack[pixel] >> 8 & kept) | (uint32_t)frame[pixel] << 24;
     }
 //: else
     for (pixel = 0; pixel < POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH; pixel++) {
-        uint8_t *const frames = stack + pixel * n;
+        uint8_t *const frames = ${self}stack + pixel * n;
 //: if n_frames > 1
         for (channel = 0; channel < kept; channel++) {
-            frames[channel] = has_frame ? frames[channel + POLICY_FRAME_CHANNELS] : 0;
+            frames[channel] = ${self}has_frame ? frames[channel + POLICY_FRAME_CHANNELS] : 0;
         }
 //: endif
         for (channel = 0; channel < POLICY_FRAME_CHANNELS; channel++) {
@@ -517,7 +540,7 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
         }
     }
 //: endif
-    has_frame = 1;
+    ${self}has_frame = 1;
     return POLICY_OK;
 }
 
@@ -623,10 +646,14 @@ static const uint8_t absent[${absent | length}] = ${absent | integers | inline};
 static const uint8_t present[${present | length}] = ${present | integers | inline};
 static const uint32_t categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
 
+//: elif several_fields
+//: include "observation.c"
 //: endif
 /* -- the policy ----------------------------------------------------------------------------------------------------- */
 
-int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPUTS])
+//: set no_state = "state == NULL || " if reentrant else ""
+//: set parameters = macros.observation_parameter ~ "int32_t outputs[POLICY_N_OUTPUTS]"
+${"int policy_outputs%s(%s)" | format(macros.r, parameters) | signature}
 {
 //: if hidden_dense
     int32_t sums[${hidden_dense | map(attribute="n_out") | max}];
@@ -637,16 +664,33 @@ int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPU
     uint32_t i, category, feature = 0;
 //: endif
 //: if image
-    if (outputs == NULL) {
+    if (${no_state}outputs == NULL) {
         return POLICY_NULL_POINTER;
     }
-    if (!has_frame) {
+    if (!${self}has_frame) {
         return POLICY_NO_FRAME;
     }
-    POLICY_TRACE(0, stack, POLICY_STACK_BYTES);
+    POLICY_TRACE(0, ${self}stack, POLICY_STACK_BYTES);
 
+//: elif several_fields
+//: if has_indices or has_grid and not fixed
+    const int code = ${no_state}observation == NULL || outputs == NULL ? POLICY_NULL_POINTER : check(observation);
+    if (code != POLICY_OK) {
+        return code;
+    }
 //: else
-    uint8_t *const in = at(${places[0].input});
+    if (${no_state}observation == NULL || outputs == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+//: endif
+//: elif reentrant
+    uint8_t *in;
+    if (state == NULL || observation == NULL || outputs == NULL) {
+        return POLICY_NULL_POINTER;
+    }
+    in = ${at | format(chains[0].input)};
+//: else
+    uint8_t *const in = at(${chains[0].input});
     if (observation == NULL || outputs == NULL) {
         return POLICY_NULL_POINTER;
     }
@@ -677,27 +721,65 @@ int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPU
     POLICY_TRACE(0, in, ${absent | length});
 
 //: endif
-//: for layer, place in zip(layers, places)
-//: set source = "(const uint8_t *)stack" if image and loop.first else "at(%d)" | format(place.input)
-//: set room = "arena.halves + %d" | format(place.columns // 2)
-//: set room = room ~ ", (int8_t *)at(%d)" | format(place.unpacked) if packed else room
+//: set step = namespace(n=0)
+//: set halves = self ~ "arena.halves + %d"
+//: set unpacked = ", (int8_t *)%s" | format(at) if packed else ""
+//: for chain in chains
+//: set in_place = chain.trunk.is_read_in_place
+//: set whole = "(const uint8_t *)%sstack" | format(self) if image else chain.fields[0].of("observation")
+//: set begin = whole if in_place else at | format(chain.input)
+//: set step.n = step.n + (1 if loop.index0 else 0)
+//: if several_fields
+//: if not in_place
+    read_trunk_${chain.number}(observation, ${begin});
+//: elif chains | length > 1 and not chain.layers
+    memcpy(${at | format(chain.input)}, ${whole}, ${chain.n_inputs});
+//: endif
+    POLICY_TRACE(${step.n}, ${begin}, ${chain.n_inputs});
+
+//: endif
+//: for layer, place in chain.layers
+//: set step.n = step.n + 1
+//: set source = begin if loop.first else at | format(place.input)
+//: set room = halves | format(place.columns // 2) ~ (unpacked | format(place.unpacked) if packed else "")
     /* ${macros.describe(layer)} */
-//: if layer.is_head
-    connect(&${layer.name}, ${source}, outputs, ${room});
-    POLICY_TRACE(${loop.index}, outputs, ${4 * layer.n_out});
-//: else
 //: if layer.is_conv
-    convolve(&${layer.name}, ${source}, at(${place.output}), ${room});
+    convolve(&${layer.name}, ${source}, ${at | format(place.output)}, ${room});
 //: else
     connect(&${layer.name}, ${source}, sums, ${room});
-    activate(&${layer.name}, sums, at(${place.output}));
+    activate(&${layer.name}, sums, ${at | format(place.output)});
 //: endif
-    POLICY_TRACE(${loop.index}, at(${place.output}), ${layer.output_bytes});
-//: endif
+    POLICY_TRACE(${step.n}, ${at | format(place.output)}, ${layer.output_bytes});
 //: endfor
+//: endfor
+//: set only = chains[0]
+//: set reads_image = chains | length == 1 and only.trunk.is_read_in_place and not only.layers
+//: set whole = "(const uint8_t *)%sstack" | format(self) if image else only.fields[0].of("observation")
+//: set source = whole if reads_image else at | format(head_place.input)
+//: set room = halves | format(head_place.columns // 2) ~ (unpacked | format(head_place.unpacked) if packed else "")
+    /* ${macros.describe(head_layer)} */
+    connect(&${head_layer.name}, ${source}, outputs, ${room});
+    POLICY_TRACE(${step.n + 1}, outputs, ${4 * head_layer.n_out});
     return POLICY_OK;
 }
 
+//: if value_layer
+/* The head leaves the features where they lie. */
+${"int policy_value%s(%sint32_t *value)" | format(macros.r, macros.observation_parameter) | signature}
+{
+    int32_t outputs[POLICY_N_OUTPUTS];
+    const int code = value == NULL ? POLICY_NULL_POINTER : policy_outputs${macros.r}(${macros.observation_argument}outputs);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    connect(&${value_layer.name}, ${source}, value, ${room});
+    return POLICY_OK;
+}
+
+//: endif
+//: if masks or probabilities
+//: include "choices.c"
+//: else
 //: if several
 static const uint32_t action_categories[POLICY_N_ACTIONS] = POLICY_ACTION_CATEGORIES;
 
@@ -706,18 +788,18 @@ static int all_scores(${macros.observation_parameter}int32_t scores[${model.acti
 {
 //: if model.n_bits
     int32_t outputs[POLICY_N_OUTPUTS], i;
-    const int code = policy_outputs(${macros.observation_argument}outputs);
+    const int code = policy_outputs${macros.r}(${macros.observation_argument}outputs);
     for (i = 0; code == POLICY_OK && i < POLICY_N_OUTPUTS; i++) {
         scores[2 * i] = 0;
         scores[2 * i + 1] = outputs[i];
     }
     return code;
 //: else
-    return policy_outputs(${macros.observation_argument}scores);
+    return policy_outputs${macros.r}(${macros.observation_argument}scores);
 //: endif
 }
 
-int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_ACTIONS])
+int policy_act${macros.r}(${macros.observation_parameter}int32_t action[POLICY_N_ACTIONS])
 {
     int32_t all[${model.action_nvec | sum}];
     const int32_t *scores = all;
@@ -737,7 +819,7 @@ int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_ACTIONS])
 }
 
 //: elif discrete
-int policy_act(${macros.observation_parameter}int32_t *action)
+int policy_act${macros.r}(${macros.observation_parameter}int32_t *action)
 {
     int32_t outputs[POLICY_N_OUTPUTS], i, best = 0;
     ${macros.compute_outputs() | indent}
@@ -757,7 +839,7 @@ static const uint16_t exp_low[64] = ${exp_low | integers | block};
 //: if several
 static const uint8_t weight_shifts[POLICY_N_ACTIONS] = ${weight_shifts | integers | inline};
 
-int policy_sample(
+int policy_sample${macros.r}(
     ${macros.observation_parameter}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS])
 {
     int32_t all[${model.action_nvec | sum}];
@@ -779,7 +861,7 @@ int policy_sample(
 }
 //: elif discrete
 //#
-int policy_sample(${macros.observation_parameter}uint32_t random_bits, int32_t *action)
+int policy_sample${macros.r}(${macros.observation_parameter}uint32_t random_bits, int32_t *action)
 {
     int32_t outputs[POLICY_N_OUTPUTS], largest, i;
     uint32_t running[POLICY_N_OUTPUTS], total = 0, threshold;
@@ -790,12 +872,13 @@ int policy_sample(${macros.observation_parameter}uint32_t random_bits, int32_t *
     return POLICY_OK;
 }
 //: endif
+//: endif
 //: if box
 //: if fixed
 static const int32_t lowest[POLICY_N_OUTPUTS] = ${lowest | integers | inline};
 static const int32_t highest[POLICY_N_OUTPUTS] = ${highest | integers | inline};
 
-int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_OUTPUTS])
+int policy_act${macros.r}(${macros.observation_parameter}int32_t action[POLICY_N_OUTPUTS])
 {
     int32_t outputs[POLICY_N_OUTPUTS], i;
     ${macros.compute_outputs() | indent}
@@ -825,7 +908,7 @@ int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[
 
 #endif
 //: else
-int policy_act(${macros.observation_parameter}float action[POLICY_N_OUTPUTS])
+int policy_act${macros.r}(${macros.observation_parameter}float action[POLICY_N_OUTPUTS])
 {
     int32_t outputs[POLICY_N_OUTPUTS], i;
     ${macros.compute_outputs() | indent}
@@ -833,4 +916,8 @@ int policy_act(${macros.observation_parameter}float action[POLICY_N_OUTPUTS])
     return POLICY_OK;
 }
 //: endif
+//: endif
+//: if reentrant
+//#
+//: include "simple.c"
 //: endif

@@ -5,9 +5,24 @@
 
 #include <stdint.h>
 
+//: if is_dict
+#include "policy.h"
+
+//: endif
 #define POLICY_N_VECTORS ${vectors.outputs | length}
 
-//: if observation_type == "float"
+//: if is_dict
+static const struct policy_observation test_observations[${vectors.outputs | length}] = {
+//: for row in range(vectors.outputs | length)
+    {
+//: for field in fields
+        ${vectors.observations[row][field.name] | value_of(field.c_type, field.is_scalar)},
+//: endfor
+    },
+//: endfor
+};
+
+//: elif observation_type == "float"
 ${macros.array("float", "test_observations", vectors.observations | floats)}
 
 //: elif observation_type == "double"
@@ -23,6 +38,18 @@ ${macros.array("int32_t", "test_outputs", vectors.outputs | integers)}
 ${macros.array("float", "test_actions", vectors.actions | floats)}
 //: else
 ${macros.array("int32_t", "test_actions", vectors.actions | integers)}
+//: endif
+//: if value_layer
+//#
+${macros.array("int32_t", "test_values", vectors.values | integers)}
+//: endif
+//: if masks
+//#
+${macros.array("uint8_t", "test_masks", vectors.masks | integers)}
+//: endif
+//: if masks or probabilities
+//#
+${macros.array("uint32_t", "test_weights", vectors.weights | unsigned)}
 //: endif
 //: if not box
 //#

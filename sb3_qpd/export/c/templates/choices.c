@@ -1,0 +1,147 @@
+//: import "macros.h" as macros with context
+enum { N_INDICES = ${model.action_nvec | length} };
+static const uint32_t action_categories[N_INDICES] = ${model.action_nvec | integers | inline};
+static const uint8_t weight_shifts[N_INDICES] = ${weight_shifts | integers | inline};
+
+/* exp(-d) in integers, for d in units of 1/256: one table for its quarters times one table for the rest. */
+static const uint32_t exp_high[64] = ${exp_high | integers | block};
+static const uint16_t exp_low[64] = ${exp_low | integers | block};
+
+static int is_allowed(const uint8_t *allowed, uint32_t i)
+{
+    return allowed == NULL || allowed[i] != 0;
+}
+
+//: if masks
+/* Each index needs a category that is allowed. */
+static int check_masks(const uint8_t *allowed)
+{
+    uint32_t index, i, n;
+    for (index = 0; allowed != NULL && index < N_INDICES; allowed += action_categories[index], index++) {
+        for (i = 0, n = 0; i < action_categories[index]; i++) {
+            n += allowed[i] != 0;
+        }
+        if (n == 0) {
+            return POLICY_NO_ACTION;
+        }
+    }
+    return POLICY_OK;
+}
+
+//: endif
+/* Scores of all categories of the first index, then of the second, and so on. */
+//: set parameters = macros.observation_parameter ~ macros.mask_parameter ~ "int32_t scores[POLICY_N_CATEGORIES]"
+${"static int all_scores(%s)" | format(parameters) | signature}
+{
+//: set to = "outputs" if model.n_bits else "scores"
+//: set compute = "policy_outputs%s(%s%s)" | format(macros.r, macros.observation_argument, to)
+//: if model.n_bits
+    int32_t outputs[POLICY_N_OUTPUTS], i;
+//: endif
+//: if masks
+    int code = check_masks(allowed);
+    code = code == POLICY_OK ? ${compute} : code;
+//: elif model.n_bits
+    const int code = ${compute};
+//: else
+    return ${compute};
+//: endif
+//: if model.n_bits
+    for (i = 0; code == POLICY_OK && i < POLICY_N_OUTPUTS; i++) {
+        scores[2 * i] = 0;
+        scores[2 * i + 1] = outputs[i];
+    }
+//: endif
+//: if masks or model.n_bits
+    return code;
+//: endif
+}
+
+/* The category with the largest score, of those that are allowed. */
+static int32_t best(const int32_t *scores, const uint8_t *allowed, uint32_t n)
+{
+    uint32_t i, found = n;
+    for (i = 0; i < n; i++) {
+        if (is_allowed(allowed, i) && (found == n || scores[i] > scores[found])) {
+            found = i;
+        }
+    }
+    return (int32_t)found;
+}
+
+/* Weights of the categories of one index, proportional to exp(score); zero where a category is not allowed. */
+//: set multiplier, shift = model.nat_scale
+static void weigh(const int32_t *scores, const uint8_t *allowed, uint32_t index, uint32_t *weights)
+{
+    const uint32_t n = action_categories[index];
+    const int32_t largest = scores[best(scores, allowed, n)];
+    uint32_t i;
+    for (i = 0; i < n; i++) {
+        const uint32_t below = (uint32_t)largest - (uint32_t)scores[i];
+        const uint64_t units = ((uint64_t)below * ${multiplier}u + ((uint64_t)1 << ${shift - 1})) >> ${shift};
+        weights[i] = 0;
+        if (is_allowed(allowed, i) && units < 4096) { /* from 16 nats on the weight is zero */
+            weights[i] = (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> weight_shifts[index]);
+        }
+    }
+}
+
+/* The first category at which the running sum of the weights passes a random share of their total. */
+static int32_t draw(const uint32_t *weights, uint32_t n, uint32_t random_bits)
+{
+    uint32_t i, total = 0, running = 0, threshold;
+    for (i = 0; i < n; i++) {
+        total += weights[i];
+    }
+    threshold = (uint32_t)(((uint64_t)random_bits * total) >> 32);
+    for (i = 0; running + weights[i] <= threshold; i++) {
+        running += weights[i];
+    }
+    return (int32_t)i;
+}
+
+//: set given = macros.observation_parameter ~ macros.mask_parameter
+//: set arguments = macros.observation_argument ~ macros.mask_argument
+//: set action_of_index = "action[index]" if several else "*action"
+${"int policy_act%s(%s%s)" | format(macros.r, given, macros.action_parameter) | signature}
+{
+    int32_t scores[POLICY_N_CATEGORIES];
+    uint32_t index, first = 0;
+    const int code = action == NULL ? POLICY_NULL_POINTER : all_scores(${arguments}scores);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < N_INDICES; first += action_categories[index], index++) {
+        ${action_of_index} = best(scores + first, ${macros.masks_of_index}, action_categories[index]);
+    }
+    return POLICY_OK;
+}
+
+${"int policy_weights%s(%s%s)" | format(macros.r, given, macros.weights_parameter) | signature}
+{
+    int32_t scores[POLICY_N_CATEGORIES];
+    uint32_t index, first = 0;
+    const int code = weights == NULL ? POLICY_NULL_POINTER : all_scores(${arguments}scores);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < N_INDICES; first += action_categories[index], index++) {
+        weigh(scores + first, ${macros.masks_of_index}, index, weights + first);
+    }
+    return POLICY_OK;
+}
+
+//: set bits_of_index = "random_bits[index]" if several else "random_bits"
+//: set null = "action == NULL || random_bits == NULL" if several else "action == NULL"
+${"int policy_sample%s(%s%s%s)" | format(macros.r, given, macros.random_parameter, macros.action_parameter) | signature}
+{
+    uint32_t weights[POLICY_N_CATEGORIES], index, first = 0;
+    const int code = ${null} ? POLICY_NULL_POINTER : policy_weights${macros.r}(${arguments}weights);
+    if (code != POLICY_OK) {
+        return code;
+    }
+    for (index = 0; index < N_INDICES; first += action_categories[index], index++) {
+        ${action_of_index} = draw(weights + first, action_categories[index], ${bits_of_index});
+    }
+    return POLICY_OK;
+}

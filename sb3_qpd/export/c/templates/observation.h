@@ -1,0 +1,56 @@
+//: if is_dict
+#define POLICY_IS_DICT 1
+#define POLICY_HAS_RAW_OBSERVATION ${1 if has_grid and fixed else 0}
+
+/* An observation: a field for each key. */
+struct policy_observation {
+//: for field in fields
+    ${field.c_type} ${field.declarator}; /* "${field.part.key | plain}": ${field.comment} */
+//: endfor
+};
+
+//: else
+//: set channels, height, width = model.observation_shape
+/* An observation is an image of ${fields[0].comment}. */
+#define POLICY_IMAGE_HEIGHT ${height}
+#define POLICY_IMAGE_WIDTH ${width}
+#define POLICY_IMAGE_CHANNELS ${channels}
+
+//: endif
+//: if has_origin and not fixed
+/* A double is a number that a float cannot carry. Its origin is taken off before the rest becomes float. */
+//: endif
+//: if has_grid and fixed
+/*
+ * Numbers that are no integers have 8 bits, the input grid of the first layer:
+ *
+ *     q = clamp(round((x - o) m + a), -128, 127)
+ *
+ * x is the number in units of the environment, m its multiplier, a its offset, and o its origin, where there is one. Take
+ * the origin off in double or in integers: a float cannot carry x. An image has one m and one a for all of its pixels.
+ */
+//: for field in fields if field.has_grid
+//: set of = "_OF_%s" | format(field.name | upper) if is_dict else "_OF_OBSERVATION"
+#define POLICY_MULTIPLIER${of} ${field.multiplier | floats | inline}
+#define POLICY_OFFSET${of} ${field.offset | floats | inline}
+//: if field.origin is not none
+#define POLICY_ORIGIN${of} ${field.origin | doubles | inline}
+//: endif
+//: endfor
+//#
+/*
+ * Convert n numbers of 16 bits to the grid: q = (v + 128) / 256, rounded down. A number counts 1/256 of a grid step:
+ * v = 256 ((x - o) m + a), or x = (v / 256 - a) / m + o.
+ */
+int policy_quantize_int16(const int16_t *values, int8_t *grid, uint32_t n);
+
+//: if is_dict
+/* An observation in units of the environment, for policy_quantize. */
+struct policy_raw_observation {
+//: for field in fields
+    ${field.raw_type} ${field.declarator};
+//: endfor
+};
+
+//: endif
+//: endif
