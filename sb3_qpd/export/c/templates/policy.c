@@ -3,11 +3,13 @@
 //: set hidden_dense = hidden | rejectattr("is_conv") | list
 //: set conv = layers | selectattr("is_conv") | list
 //: set packed = layers | selectattr("is_packed") | list
+//: set unpacked = layers | rejectattr("is_packed") | list
 //: set ragged = layers | rejectattr("run", "divisibleby", 4) | list
 //: set half_eights = layers | rejectattr("run", "divisibleby", 8) | list
 //: set half_eights = half_eights or layers | rejectattr("n_in", "divisibleby", 8) | list
 //: set four_frames = image and n_frames == 4 and model.observation_shape[0] == 4
 //: set unpacked_parameter = ", int8_t *unpacked" if packed else ""
+//: set flash_rows = packed and unpacked
 /*
  * ${macros.title()}
  *
@@ -41,6 +43,31 @@
 //: endif
 #if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "Little-endian processors only"
+#endif
+
+#if defined(__AVR__)
+//: if conv
+#error "Convolutions are not for AVR: their images and sums need more memory than it has"
+//: elif has_origin and not fixed
+#error "AVR has no double of 64 bits for the observation's origin: export with requantization='fixed'"
+//: endif
+#if POLICY_ARENA_BYTES > 16384
+#error "The layers need more memory than an AVR has"
+#endif
+
+/* Constants stay in flash, which has instructions of its own to be read. */
+#include <avr/pgmspace.h>
+#define POLICY_FLASH PROGMEM
+#define POLICY_READ_8(address) pgm_read_byte(address)
+#define POLICY_READ_16(address) pgm_read_word(address)
+#define POLICY_READ_32(address) pgm_read_dword(address)
+#define POLICY_READ_FLOAT(address) pgm_read_float(address)
+#else
+#define POLICY_FLASH
+#define POLICY_READ_8(address) (*(address))
+#define POLICY_READ_16(address) (*(address))
+#define POLICY_READ_32(address) (*(address))
+#define POLICY_READ_FLOAT(address) (*(address))
 #endif
 
 /* ARM's instructions for pairs of 16-bit numbers. Without optimization the assembler finds too few free registers. */
@@ -103,17 +130,17 @@ struct layer {
 
 //: for layer in layers
 //: if layer.is_packed
-${macros.array("uint32_t", layer.name ~ "_weights", layer.stored | hex)}
+${macros.flash_array("uint32_t", layer.name ~ "_weights", layer.stored | hex)}
 //: else
-${macros.array("int8_t", layer.name ~ "_weights", layer.stored | integers)}
+${macros.flash_array("int8_t", layer.name ~ "_weights", layer.stored | integers)}
 //: endif
-${macros.array("int32_t", layer.name ~ "_bias", layer.bias | integers)}
+${macros.flash_array("int32_t", layer.name ~ "_bias", layer.bias | integers)}
 //: if fixed and not layer.is_head
 //: set multiplier, shift = layer.fixed()
-${macros.array("uint32_t", layer.name ~ "_multiplier", multiplier | unsigned)}
-${macros.array("uint8_t", layer.name ~ "_shift", (shift - 1) | integers)}
+${macros.flash_array("uint32_t", layer.name ~ "_multiplier", multiplier | unsigned)}
+${macros.flash_array("uint8_t", layer.name ~ "_shift", (shift - 1) | integers)}
 //: elif not layer.is_head
-${macros.array("float", layer.name ~ "_multiplier", layer.layer.multiplier | floats)}
+${macros.flash_array("float", layer.name ~ "_multiplier", layer.layer.multiplier | floats)}
 //: endif
 //#
 //: endfor
@@ -251,6 +278,17 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
 }
 
 //: endif
+#elif defined(__AVR__)
+
+/* AVR multiplies an input by a weight, two bytes, in one instruction: inputs are not widened. */
+//: if packed
+${macros.dot_of_bytes("dot", "*weights")}
+
+//: endif
+//: if unpacked
+${macros.dot_of_bytes("dot_flash" if flash_rows else "dot", "pgm_read_byte(weights)")}
+
+//: endif
 #else
 
 /* Plain loops that compilers vectorize. */
@@ -303,6 +341,31 @@ static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int
  * Unpack weights of fewer than 8 bits. A group of 32 weights has one word for each bit of a weight, the sign last. Bit
  * 8 i + j of a word belongs to weight 4 j + i.
  */
+#if defined(__AVR__)
+/* Byte by byte, and bit by bit from the sign on. */
+static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t n_bits)
+{
+    const uint8_t *planes = (const uint8_t *)words;
+    const uint8_t bits = (uint8_t)n_bits;
+    const int8_t *const end = to + n;
+    uint8_t lane, j, bit;
+    for (; to < end; planes += 4 * bits, to += 32) {
+        for (lane = 0; lane < 4; lane++) {
+            uint8_t plane[8];
+            for (bit = 0; bit < bits; bit++) {
+                plane[bit] = pgm_read_byte(planes + 4 * bit + lane);
+            }
+            for (j = 0; j < 8; j++) {
+                int8_t weight = plane[bits - 1] & 1 ? -1 : 0;
+                for (bit = bits; bit-- > 0; plane[bit] >>= 1) {
+                    weight = (int8_t)(weight * 2 | (plane[bit] & 1));
+                }
+                to[4 * j + lane] = weight;
+            }
+        }
+    }
+}
+#else
 static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
 {
     const uint32_t sign = 256u - (1u << (bits - 1));
@@ -317,6 +380,7 @@ static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
         }
     }
 }
+#endif
 
 /* The weights of a layer from row `first` on. With fewer than 8 bits these are the rows of one chunk, unpacked. */
 static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unpacked)
@@ -335,7 +399,7 @@ static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unp
 /* The sums of a fully connected layer. */
 static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *column${unpacked_parameter})
 {
-    uint32_t row;
+    ${index_type} row;
 //: if packed
     const int8_t *weights = NULL;
 //: else
@@ -343,7 +407,7 @@ static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums,
 //: endif
 #if POLICY_DSP
     widen(column, 4, in, 1, layer->n_in, 0);
-#else
+#elif !defined(__AVR__)
     widen(column, in, 1, layer->n_in, 0);
 #endif
     for (row = 0; row < layer->n_out; row++, weights += layer->n_in) {
@@ -352,7 +416,17 @@ static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums,
             weights = rows(layer, row, unpacked);
         }
 //: endif
-        sums[row] = dot(column, weights, layer->n_in, layer->bias[row]);
+        sums[row] = (int32_t)POLICY_READ_32(layer->bias + row);
+#if defined(__AVR__)
+        (void)column;
+//: if flash_rows
+        sums[row] = (layer->bits == 8 ? dot_flash : dot)(in, weights, layer->n_in, sums[row]);
+//: else
+        sums[row] = dot(in, weights, layer->n_in, sums[row]);
+//: endif
+#else
+        sums[row] = dot(column, weights, layer->n_in, sums[row]);
+#endif
     }
 }
 
@@ -369,12 +443,12 @@ struct scale {
     int32_t top;
 };
 
-static struct scale scale_of(const struct layer *layer, uint32_t channel)
+static struct scale scale_of(const struct layer *layer, ${index_type} channel)
 {
     struct scale scale;
-    scale.multiplier = layer->multiplier[channel];
+    scale.multiplier = ${"POLICY_READ_32" if fixed else "POLICY_READ_FLOAT"}(layer->multiplier + channel);
 //: if fixed
-    scale.shift = layer->shift[channel];
+    scale.shift = POLICY_READ_8(layer->shift + channel);
 //: endif
     scale.top = layer->top;
     return scale;
@@ -382,6 +456,29 @@ static struct scale scale_of(const struct layer *layer, uint32_t channel)
 
 //: if fixed
 /* round(sum multiplier 2^-(shift + 1)), half up, clamped to 0 .. top. */
+#if defined(__AVR__)
+/* Whole bytes of the shift are skipped: AVR shifts one bit at a time. */
+static int32_t requantize(int32_t sum, struct scale scale)
+{
+    const uint8_t skipped = (uint8_t)(scale.shift / 8);
+    uint8_t bytes[9] = {0}, i;
+    uint64_t product;
+    uint16_t rounded;
+    if (sum <= 0) {
+        return 0;
+    }
+    product = (uint64_t)(uint32_t)sum * scale.multiplier;
+    memcpy(bytes, &product, 8);
+    for (i = (uint8_t)(skipped + 2); i < 8; i++) {
+        if (bytes[i] != 0) {
+            return scale.top;
+        }
+    }
+    rounded = (uint16_t)((bytes[skipped] | (uint16_t)bytes[skipped + 1] << 8) >> (scale.shift % 8));
+    rounded = (uint16_t)((rounded + 1) >> 1);
+    return rounded < scale.top ? rounded : scale.top;
+}
+#else
 static int32_t requantize(int32_t sum, struct scale scale)
 {
     uint64_t product;
@@ -391,38 +488,49 @@ static int32_t requantize(int32_t sum, struct scale scale)
     product = (((uint64_t)(uint32_t)sum * scale.multiplier >> scale.shift) + 1) >> 1;
     return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
 }
+#endif
 
 //: else
 /* round(sum multiplier), half to even, clamped to 0 .. top. */
+#if POLICY_VFP
 static int32_t requantize(int32_t sum, struct scale scale)
 {
     const float product = (float)sum * scale.multiplier;
-    int32_t rounded;
-#if POLICY_VFP
     float register_of_fpu;
+    int32_t rounded;
     __asm__("vcvtr.s32.f32 %0, %1" : "=t"(register_of_fpu) : "t"(product));
     memcpy(&rounded, &register_of_fpu, 4);
     rounded = rounded > 0 ? rounded : 0;
-#else
-    /* Round the bits of the product as integers. A float addition here could be fused with the multiplication. */
-    int32_t bits, shift, mantissa;
-    memcpy(&bits, &product, 4);
-    bits = bits > 0 ? bits : 0; /* floats are ordered as their bits are; negative ones have the highest bit set */
-    bits = bits < 0x437f0000 ? bits : 0x437f0000; /* 255.0 */
-    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift, below 1/2 for shifts from 25 on */
-    shift = shift < 25 ? shift : 25;
-    mantissa = (bits & 0x7fffff) | 0x800000;
-    rounded = (mantissa + ((int32_t)1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)) >> shift;
-#endif
     return rounded < scale.top ? rounded : scale.top;
 }
+#else
+/* The bits of the product are rounded as integers. A float addition here could be fused with the multiplication. */
+static int32_t requantize(int32_t sum, struct scale scale)
+{
+    uint32_t bits, shift, mantissa;
+    int32_t rounded;
+    float product;
+    if (sum <= 0) {
+        return 0;
+    }
+    product = (float)sum * scale.multiplier;
+    memcpy(&bits, &product, 4);
+    bits = bits < 0x437f0000u ? bits : 0x437f0000u; /* 255.0; floats are ordered as their bits are */
+    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift, with shifts from 16 on; below 1/2 for 25 and more */
+    shift = shift < 25 ? shift : 25;
+    mantissa = (bits & 0x7fffffu) | 0x800000u;
+    mantissa = (mantissa >> 1 | (mantissa & 1)) << (25 - shift); /* product = mantissa 2^-24; its last bit breaks ties */
+    rounded = (int32_t)((mantissa + 0x7fffffu + (mantissa >> 24 & 1)) >> 24);
+    return rounded < scale.top ? rounded : scale.top;
+}
+#endif
 
 //: endif
 //: endif
 //: if hidden_dense
 static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT sums, uint8_t *POLICY_RESTRICT out)
 {
-    uint32_t channel;
+    ${index_type} channel;
     for (channel = 0; channel < layer->n_out; channel++) {
         out[channel] = (uint8_t)requantize(sums[channel], scale_of(layer, channel));
     }
@@ -529,8 +637,8 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 #ifdef POLICY_FLOAT_HELPERS
 
 //: endif
-static const float input_multiplier[POLICY_OBSERVATION_SIZE] = ${model.input_multiplier | floats | inline};
-static const float input_offset[POLICY_OBSERVATION_SIZE] = ${model.input_offset | floats | inline};
+static const float input_multiplier[POLICY_OBSERVATION_SIZE] POLICY_FLASH = ${model.input_multiplier | floats | inline};
+static const float input_offset[POLICY_OBSERVATION_SIZE] POLICY_FLASH = ${model.input_offset | floats | inline};
 
 //: if has_origin
 static const double input_origin[POLICY_OBSERVATION_SIZE] = POLICY_OBSERVATION_ORIGIN;
@@ -574,8 +682,8 @@ static int32_t to_grid(double observed, uint32_t feature)
 static int32_t to_grid(float x, uint32_t feature)
 {
 //: endif
-    const volatile float scaled = x * input_multiplier[feature];
-    const float shifted = scaled + input_offset[feature];
+    const volatile float scaled = x * POLICY_READ_FLOAT(input_multiplier + feature);
+    const float shifted = scaled + POLICY_READ_FLOAT(input_offset + feature);
     const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
     const float rounded = clamped + 12582912.0f; /* 1.5 2^23: the last bit of the mantissa counts 1 */
     int32_t bits;
@@ -619,9 +727,9 @@ int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], in
 /* -- observations ---------------------------------------------------------------------------------------------------- */
 
 /* A category on the input grid plus 128: where it is not the index, and where it is. */
-static const uint8_t absent[${absent | length}] = ${absent | integers | inline};
-static const uint8_t present[${present | length}] = ${present | integers | inline};
-static const uint32_t categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
+static const uint8_t absent[${absent | length}] POLICY_FLASH = ${absent | integers | inline};
+static const uint8_t present[${present | length}] POLICY_FLASH = ${present | integers | inline};
+static const uint32_t categories[POLICY_OBSERVATION_SIZE] POLICY_FLASH = POLICY_CATEGORIES;
 
 //: endif
 /* -- the policy ----------------------------------------------------------------------------------------------------- */
@@ -665,13 +773,13 @@ int policy_outputs(${macros.observation_parameter}int32_t outputs[POLICY_N_OUTPU
 
 //: elif indices
     for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        if (observation[i] < 0 || (uint32_t)observation[i] >= categories[i]) {
+        if (observation[i] < 0 || (uint32_t)observation[i] >= POLICY_READ_32(categories + i)) {
             return POLICY_NO_CATEGORY;
         }
     }
     for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        for (category = 0; category < categories[i]; category++, feature++) {
-            in[feature] = category == (uint32_t)observation[i] ? present[feature] : absent[feature];
+        for (category = 0; category < POLICY_READ_32(categories + i); category++, feature++) {
+            in[feature] = category == (uint32_t)observation[i] ? POLICY_READ_8(present + feature) : POLICY_READ_8(absent + feature);
         }
     }
     POLICY_TRACE(0, in, ${absent | length});
@@ -751,8 +859,8 @@ int policy_act(${macros.observation_parameter}int32_t *action)
 //: endif
 //: if not box
 /* exp(-d) in integers, for d in units of 1/256: one table for its quarters times one table for the rest. */
-static const uint32_t exp_high[64] = ${exp_high | integers | block};
-static const uint16_t exp_low[64] = ${exp_low | integers | block};
+static const uint32_t exp_high[64] POLICY_FLASH = ${exp_high | integers | block};
+static const uint16_t exp_low[64] POLICY_FLASH = ${exp_low | integers | block};
 //: endif
 //: if several
 static const uint8_t weight_shifts[POLICY_N_ACTIONS] = ${weight_shifts | integers | inline};
@@ -792,15 +900,16 @@ int policy_sample(${macros.observation_parameter}uint32_t random_bits, int32_t *
 //: endif
 //: if box
 //: if fixed
-static const int32_t lowest[POLICY_N_OUTPUTS] = ${lowest | integers | inline};
-static const int32_t highest[POLICY_N_OUTPUTS] = ${highest | integers | inline};
+static const int32_t lowest[POLICY_N_OUTPUTS] POLICY_FLASH = ${lowest | integers | inline};
+static const int32_t highest[POLICY_N_OUTPUTS] POLICY_FLASH = ${highest | integers | inline};
 
 int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_OUTPUTS])
 {
     int32_t outputs[POLICY_N_OUTPUTS], i;
     ${macros.compute_outputs() | indent}
     for (i = 0; i < POLICY_N_OUTPUTS; i++) {
-        action[i] = outputs[i] < lowest[i] ? lowest[i] : (outputs[i] > highest[i] ? highest[i] : outputs[i]);
+        const int32_t low = (int32_t)POLICY_READ_32(lowest + i), high = (int32_t)POLICY_READ_32(highest + i);
+        action[i] = outputs[i] < low ? low : (outputs[i] > high ? high : outputs[i]);
     }
     return POLICY_OK;
 }
@@ -808,9 +917,9 @@ int policy_act(${macros.observation_parameter}int32_t action[POLICY_N_OUTPUTS])
 #ifdef POLICY_FLOAT_HELPERS
 
 //: endif
-static const float action_scale[POLICY_N_OUTPUTS] = POLICY_ACTION_SCALE;
-static const float action_low[POLICY_N_OUTPUTS] = POLICY_ACTION_LOW;
-static const float action_high[POLICY_N_OUTPUTS] = POLICY_ACTION_HIGH;
+static const float action_scale[POLICY_N_OUTPUTS] POLICY_FLASH = POLICY_ACTION_SCALE;
+static const float action_low[POLICY_N_OUTPUTS] POLICY_FLASH = POLICY_ACTION_LOW;
+static const float action_high[POLICY_N_OUTPUTS] POLICY_FLASH = POLICY_ACTION_HIGH;
 
 //: if fixed
 int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS])
