@@ -52,4 +52,4 @@ emulators:
 	apt-get update -qq
 	apt-get install -qq -y --no-install-recommends clang gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
 		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user chromium \
-		gcc-avr avr-libc libsimavr-dev arduino-core-avr gcc-xtensa-lx106
+		gcc-avr avr-libc simavr libsimavr-dev arduino-core-avr gcc-xtensa-lx106

@@ -92,7 +92,10 @@ def add_compress(commands: Any) -> None:
         "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
     )
     parser.add_argument(
-        "--target", action="append", default=[], help="export it too, and verify that: onnx, c, tflite, numpy; several times"
+        "--target",
+        action="append",
+        default=[],
+        help="export it too, and verify that: onnx, c, tflite, numpy, arduino; several times",
     )
     parser.add_argument(
         "--require",

@@ -40,7 +40,9 @@ def add_export(commands: Any) -> None:
     )
     parser.set_defaults(run=export, device="cpu")
     parser.add_argument("student", help=f"a student's zip or .npz; {STUDENT_SOURCE}")
-    parser.add_argument("--target", action="append", required=True, help="onnx, c, tflite, numpy; may be given several times")
+    parser.add_argument(
+        "--target", action="append", required=True, help="onnx, c, tflite, numpy, arduino; may be given several times"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
     parser.add_argument(
         "--requantization", choices=("float32", "fixed"), default=None, help="fixed: no float at all, for C and numpy"
@@ -99,12 +101,17 @@ def export(args: argparse.Namespace) -> int:
             for target in dict.fromkeys(args.target):
                 write(model, target, staging.path, **_options(target, args))
             model.save(staging.path / INTEGER_MODEL)
-            sizes = {name: (staging.path / name).stat().st_size for name in sorted(p.name for p in staging.path.iterdir())}
+            sizes = {path.name: _size(path) for path in sorted(staging.path.iterdir())}
             staging.commit()
     print(f"the student is {model.nbytes} bytes of weights, biases and multipliers")
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
     return 0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def _check_options(args: argparse.Namespace) -> None:

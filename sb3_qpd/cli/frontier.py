@@ -72,7 +72,10 @@ def add_frontier(commands: Any) -> None:
     add_test_episodes(parser)
     add_environment(parser)
     parser.add_argument(
-        "--target", action="append", default=[], help="export the result's students too: onnx, c, tflite, numpy; several times"
+        "--target",
+        action="append",
+        default=[],
+        help="export the result's students too: onnx, c, tflite, numpy, arduino; several times",
     )
     add_progress(parser)
     add_cache(parser)

@@ -25,6 +25,7 @@ __all__ = [
     "check_model",
     "check_target",
     "export",
+    "export_arduino",
     "export_c",
     "export_numpy",
     "export_onnx",
@@ -75,12 +76,18 @@ def export_numpy(model: IntegerModel, out_dir: str | os.PathLike[str], **options
     return export(model, "numpy", out_dir, **options)
 
 
+def export_arduino(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write a library folder for Arduino and others. Options: :func:`sb3_qpd.export.arduino.export_arduino`."""
+    return export(model, "arduino", out_dir, **options)
+
+
 # name of a target -> the function that writes it
 EXPORTERS: dict[str, Callable[..., list[Path]]] = {
     "onnx": export_onnx,
     "c": export_c,
     "tflite": export_tflite,
     "numpy": export_numpy,
+    "arduino": export_arduino,
 }
 
 

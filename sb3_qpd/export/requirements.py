@@ -129,9 +129,10 @@ def _either(choices: tuple[object, ...]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+_C = Target(dicts=False, float_images=False, masks=False)
 TARGETS = {
     "onnx": Target(requantizations=("float32",)),
-    "c": Target(dicts=False, float_images=False, masks=False),
+    "c": _C,
     "tflite": Target(
         dicts=False,
         float_images=False,
@@ -144,6 +145,7 @@ TARGETS = {
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
+    "arduino": _C,
 }
 
 

@@ -407,7 +407,7 @@ def test_any_familys_network_in_onnx_runtime(algo: type[BaseAlgorithm], env_id: 
 def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     start = ["export", student_zip, "--env", "CartPole-v1", "--out", out, "--target"]
-    assert "Unknown target 'onyx'. Known: onnx, c, tflite, numpy. Did you mean" in mistake(
+    assert "Unknown target 'onyx'. Known: onnx, c, tflite, numpy, arduino. Did you mean" in mistake(
         capsys, *start, "numpy", "--target", "onyx"
     )
     assert "channels_last is for images" in mistake(capsys, *start, "onnx", "--channels-last")

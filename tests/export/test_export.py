@@ -94,7 +94,9 @@ def test_every_target_says_what_it_takes() -> None:
 
 def test_unknown_target(tmp_path: Path) -> None:
     model = make_student().to_integer()
-    with pytest.raises(ValueError, match="Unknown target 'onyx'. Known: onnx, c, tflite, numpy. Did you mean 'onnx'?"):
+    with pytest.raises(
+        ValueError, match="Unknown target 'onyx'. Known: onnx, c, tflite, numpy, arduino. Did you mean 'onnx'?"
+    ):
         export(model, "onyx", tmp_path)
 
 

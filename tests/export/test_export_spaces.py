@@ -215,5 +215,5 @@ def test_no_torch_for_what_is_known_beforehand() -> None:
         "assert not {'torch', 'gymnasium', 'onnx', 'ai_edge_litert', 'jinja2'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    with pytest.raises(ValueError, match="Unknown target 'onxx'. Known: onnx, c, tflite, numpy. Did you mean 'onnx'"):
+    with pytest.raises(ValueError, match="Unknown target 'onxx'. Known: onnx, c, tflite, numpy, arduino. Did you mean 'onnx'"):
         check_target("onxx", StudentFacts.of_model(make_student("vector", "Box", 8).to_integer()))
