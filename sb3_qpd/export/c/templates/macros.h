@@ -36,6 +36,19 @@ __asm__(${fours}
         : "r0", "r1", "r2", "r3", "memory");
 //:- endmacro
 
+//# Adds four or eight inputs times four rows of weights to the sums.
+//: macro add_rows(fours)
+__asm__(${fours}
+        : [sum_0] "+r"(sum_0), [sum_1] "+r"(sum_1), [sum_2] "+r"(sum_2), [sum_3] "+r"(sum_3), [weights] "+r"(weights), [in] "+r"(in)
+        : [n] "r"(n), [three_n] "r"(three_n)
+        : "r0", "r1", "r2", "r3", "memory");
+//:- endmacro
+
+//# Adds four inputs times one row of weights to the sum.
+//: macro add_row(fours)
+__asm__(${fours} : [sum_0] "+r"(sum_0), [weights] "+r"(weights), [in] "+r"(in) : : "r0", "r1", "r2", "r3", "memory");
+//:- endmacro
+
 //# A row of weights times inputs on AVR. ``read`` reads the weight that ``weights`` points to, in RAM or in flash.
 //: macro dot_of_bytes(name, read)
 static int32_t ${name}(const uint8_t *in, const int8_t *weights, uint16_t n, int32_t sum)

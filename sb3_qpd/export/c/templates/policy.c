@@ -70,14 +70,24 @@
 #define POLICY_READ_FLOAT(address) (*(address))
 #endif
 
+/* Small processors multiply bytes as fast as they multiply numbers of 16 bits. Others have SIMD instructions for the latter. */
+#if defined(__AVR__) || defined(__XTENSA__) || (defined(__riscv_xlen) && __riscv_xlen == 32) ||                              \
+    (defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M')
+typedef uint8_t dense_input;
+#define POLICY_WIDENS 0
+#else
+typedef int16_t dense_input;
+#define POLICY_WIDENS 1
+#endif
+
 /* ARM's instructions for pairs of 16-bit numbers. Without optimization the assembler finds too few free registers. */
-#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__)
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__) && !POLICY_WIDENS
 #define POLICY_DSP 1
 #else
 #define POLICY_DSP 0
 #endif
 
-//: if hidden and not fixed
+//: if hidden or vector
 /* ARM's FPU rounds half to even in one instruction. */
 #if defined(__arm__) && defined(__ARM_FP) && (__ARM_FP & 4) != 0
 #define POLICY_VFP 1
@@ -185,6 +195,19 @@ enum { N_COLUMNS = 4 };
 //#
 #if POLICY_DSP
 
+//: if ragged
+/* The last inputs of a layer in the lowest bytes, and zeros: they cancel the weights behind the end of a row. */
+static uint32_t last_inputs(const uint8_t *in, uint32_t n)
+{
+    uint32_t i, last = 0;
+    for (i = 0; i < n; i++) {
+        last |= (uint32_t)in[i] << 8 * i;
+    }
+    return last;
+}
+
+//: endif
+//: if conv
 /* Widen four bytes at %1 to 16 bits at %0, then advance %0 by %2 bytes. */
 #define WIDEN_FOUR                                                                                                           \
     "ldr r0, [%1], #4\n\t"                                                                                                   \
@@ -212,12 +235,8 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
 //: endif
 //: if ragged
         if ((run & 3) != 0) {
-            uint8_t last[4] = {0, 0, 0, 0};
-            uint32_t i;
-            for (i = 0; i < (run & 3); i++) {
-                last[i] = row[i];
-            }
-            row = last;
+            const uint32_t last = last_inputs(row, run & 3);
+            row = (const uint8_t *)&last;
             __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
         }
 //: endif
@@ -225,22 +244,69 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
     }
 }
 
-/* If a row of weights ends within a block of four, the weights read behind it are multiplied by zeros. */
-static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
+//: endif
+/* Widen four inputs to r2 and r3, and advance to the next ones. */
+#define FOUR_INPUTS                                                                                                          \
+    "ldr r0, [%[in]], #4\n\t"                                                                                                \
+    "uxtb16 r2, r0\n\t"                                                                                                      \
+    "uxtb16 r3, r0, ror #8\n\t"
+
+/* Add these inputs times four weights of a row. */
+#define FOUR_WEIGHTS(sum, address)                                                                                           \
+    "ldr r0, " address "\n\t"                                                                                                \
+    "sxtb16 r1, r0\n\t"                                                                                                      \
+    "sxtb16 r0, r0, ror #8\n\t"                                                                                              \
+    "smlad " sum ", r2, r1, " sum "\n\t"                                                                                     \
+    "smlad " sum ", r3, r0, " sum "\n\t"
+
+#define ONE_ROW FOUR_INPUTS FOUR_WEIGHTS("%[sum_0]", "[%[weights]], #4")
+#define FOUR_ROWS                                                                                                            \
+    FOUR_INPUTS FOUR_WEIGHTS("%[sum_1]", "[%[weights], %[n]]") FOUR_WEIGHTS("%[sum_2]", "[%[weights], %[n], lsl #1]")          \
+        FOUR_WEIGHTS("%[sum_3]", "[%[weights], %[three_n]]") FOUR_WEIGHTS("%[sum_0]", "[%[weights]], #4")
+
+/* The sums of as many rows as there are in whole fours. Four rows of weights share the inputs that are read. */
+static void dot_rows(
+    const uint8_t *inputs, const int8_t *rows, uint32_t n, uint32_t n_rows, const int32_t *bias, int32_t *sums)
 {
-    const int8_t *const end = weights + n;
-    while (weights < end) {
-        __asm__("ldr r0, [%1], #4\n\t"
-                "sxtb16 r1, r0\n\t"
-                "sxtb16 r0, r0, ror #8\n\t"
-                "ldrd r2, r3, [%2], #8\n\t"
-                "smlad %0, r2, r1, %0\n\t"
-                "smlad %0, r3, r0, %0"
-                : "+r"(sum), "+r"(weights), "+r"(column)
-                :
-                : "r0", "r1", "r2", "r3", "memory");
+    const int32_t *const last = bias + n_rows / 4 * 4;
+    const uint32_t three_n = 3 * n;
+    for (; bias != last; bias += 4, sums += 4, rows += 4 * n) {
+        int32_t sum_0 = bias[0], sum_1 = bias[1], sum_2 = bias[2], sum_3 = bias[3];
+        const uint8_t *in = inputs, *const end = in + n / 8 * 8;
+        const int8_t *weights = rows;
+        while (in != end) {
+            ${macros.add_rows("FOUR_ROWS FOUR_ROWS") | indent(12)}
+        }
+//: if half_eights
+        if ((n & 4) != 0) {
+            ${macros.add_rows("FOUR_ROWS") | indent(12)}
+        }
+//: endif
+//: if ragged
+        if ((n & 3) != 0) {
+            const uint32_t last_four = last_inputs(in, n & 3);
+            in = (const uint8_t *)&last_four;
+            ${macros.add_rows("FOUR_ROWS") | indent(12)}
+        }
+//: endif
+        ${macros.store_sums() | indent(8)}
     }
-    return sum;
+}
+
+static int32_t dot(const uint8_t *in, const int8_t *weights, uint32_t n, int32_t sum_0)
+{
+    const uint8_t *const end = in + n / 4 * 4;
+    while (in != end) {
+        ${macros.add_row("ONE_ROW") | indent(8)}
+    }
+//: if ragged
+    if ((n & 3) != 0) {
+        const uint32_t last = last_inputs(in, n & 3);
+        in = (const uint8_t *)&last;
+        ${macros.add_row("ONE_ROW") | indent(8)}
+    }
+//: endif
+    return sum_0;
 }
 
 //: if conv
@@ -292,6 +358,9 @@ ${macros.dot_of_bytes("dot_flash" if flash_rows else "dot", "pgm_read_byte(weigh
 #else
 
 /* Plain loops that compilers vectorize. */
+//: if not conv
+#if POLICY_WIDENS
+//: endif
 static void widen(
     int16_t *POLICY_RESTRICT to, const uint8_t *POLICY_RESTRICT from, uint32_t n_rows, uint32_t run, uint32_t pitch)
 {
@@ -306,8 +375,30 @@ static void widen(
         to += i;
     }
 }
+//: if not conv
+#endif
+//: endif
 
-static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
+static void dot_rows(
+    const dense_input *column, const int8_t *rows, uint32_t n, uint32_t n_rows, const int32_t *bias, int32_t *sums)
+{
+    const int32_t *const last = bias + n_rows / 4 * 4;
+    for (; bias != last; bias += 4, sums += 4, rows += 4 * n) {
+        int32_t sum_0 = bias[0], sum_1 = bias[1], sum_2 = bias[2], sum_3 = bias[3];
+        const int8_t *const row_1 = rows + n, *const row_2 = row_1 + n, *const row_3 = row_2 + n;
+        uint32_t i;
+        for (i = 0; i < n; i++) {
+            const int32_t input = column[i];
+            sum_0 += input * rows[i];
+            sum_1 += input * row_1[i];
+            sum_2 += input * row_2[i];
+            sum_3 += input * row_3[i];
+        }
+        ${macros.store_sums() | indent(8)}
+    }
+}
+
+static int32_t dot(const dense_input *column, const int8_t *weights, uint32_t n, int32_t sum)
 {
     uint32_t i;
     for (i = 0; i < n; i++) {
@@ -357,8 +448,9 @@ static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t n_bit
             }
             for (j = 0; j < 8; j++) {
                 int8_t weight = plane[bits - 1] & 1 ? -1 : 0;
-                for (bit = bits; bit-- > 0; plane[bit] >>= 1) {
+                for (bit = bits; bit-- > 0;) {
                     weight = (int8_t)(weight * 2 | (plane[bit] & 1));
+                    plane[bit] = (uint8_t)(plane[bit] >> 1);
                 }
                 to[4 * j + lane] = weight;
             }
@@ -397,36 +489,43 @@ static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unp
 
 //: endif
 /* The sums of a fully connected layer. */
-static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *column${unpacked_parameter})
+static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *room${unpacked_parameter})
 {
-    ${index_type} row;
-//: if packed
-    const int8_t *weights = NULL;
-//: else
-    const int8_t *weights = (const int8_t *)layer->weights;
-//: endif
-#if POLICY_DSP
-    widen(column, 4, in, 1, layer->n_in, 0);
-#elif !defined(__AVR__)
+    const ${index_type} n_in = layer->n_in, n_out = layer->n_out;
+    ${index_type} row = 0;
+#if POLICY_WIDENS
+    dense_input *const column = room;
     widen(column, in, 1, layer->n_in, 0);
-#endif
-    for (row = 0; row < layer->n_out; row++, weights += layer->n_in) {
-//: if packed
-        if (row % layer->chunk == 0) {
-            weights = rows(layer, row, unpacked);
-        }
-//: endif
-        sums[row] = (int32_t)POLICY_READ_32(layer->bias + row);
-#if defined(__AVR__)
-        (void)column;
-//: if flash_rows
-        sums[row] = (layer->bits == 8 ? dot_flash : dot)(in, weights, layer->n_in, sums[row]);
-//: else
-        sums[row] = dot(in, weights, layer->n_in, sums[row]);
-//: endif
 #else
-        sums[row] = dot(column, weights, layer->n_in, sums[row]);
+    const dense_input *const column = in;
+    (void)room;
 #endif
+    while (row < n_out) {
+//: if packed
+        const ${index_type} end = n_out - row < layer->chunk ? n_out : row + layer->chunk;
+        const int8_t *weights = rows(layer, (uint32_t)row, unpacked);
+//: else
+        const ${index_type} end = n_out;
+        const int8_t *weights = (const int8_t *)layer->weights;
+//: endif
+#if !defined(__AVR__)
+        const ${index_type} n_rows = (end - row) / 4 * 4;
+        dot_rows(column, weights, layer->n_in, (uint32_t)n_rows, layer->bias + row, sums + row);
+        weights += n_rows * n_in;
+        row += n_rows;
+#endif
+        for (; row < end; row++, weights += n_in) {
+            const int32_t bias = (int32_t)POLICY_READ_32(layer->bias + row);
+//: if flash_rows
+#if defined(__AVR__)
+            sums[row] = (layer->bits == 8 ? dot_flash : dot)(column, weights, layer->n_in, bias);
+#else
+            sums[row] = dot(column, weights, layer->n_in, bias);
+#endif
+//: else
+            sums[row] = dot(column, weights, layer->n_in, bias);
+//: endif
+        }
     }
 }
 
@@ -481,12 +580,21 @@ static int32_t requantize(int32_t sum, struct scale scale)
 #else
 static int32_t requantize(int32_t sum, struct scale scale)
 {
-    uint64_t product;
+    const uint64_t product = (uint64_t)(uint32_t)sum * scale.multiplier;
+    const uint32_t high = (uint32_t)(product >> 32), shift = scale.shift;
+    uint32_t bits; /* product 2^-shift: in two halves, since processors of 32 bits shift 64 slowly */
     if (sum <= 0) {
         return 0;
     }
-    product = (((uint64_t)(uint32_t)sum * scale.multiplier >> scale.shift) + 1) >> 1;
-    return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
+    if (shift >= 32) {
+        bits = high >> (shift - 32);
+    } else if (high >> shift != 0) {
+        return scale.top;
+    } else {
+        bits = (uint32_t)product >> shift | high << 1 << (31 - shift);
+    }
+    bits = (bits >> 1) + (bits & 1);
+    return bits < (uint32_t)scale.top ? (int32_t)bits : scale.top;
 }
 #endif
 
@@ -528,10 +636,62 @@ static int32_t requantize(int32_t sum, struct scale scale)
 //: endif
 //: endif
 //: if hidden_dense
+//: if not fixed
+#if POLICY_VFP
+/* Compilers make one instruction of it. */
+static uint8_t clamp(int32_t rounded, int32_t top)
+{
+    rounded = rounded > 0 ? rounded : 0;
+    return (uint8_t)(rounded < top ? rounded : top);
+}
+
+/* Four channels at a time. */
+__attribute__((always_inline)) static inline void requantize_4(const int32_t *sums, const float *multiplier, int32_t top, uint8_t *out)
+{
+    int32_t rounded_0, rounded_1, rounded_2, rounded_3;
+    __asm__("vldmia %[sums], {s0-s3}\n\t"
+            "vldmia %[multiplier], {s4-s7}\n\t"
+            "vcvt.f32.s32 s0, s0\n\t"
+            "vcvt.f32.s32 s1, s1\n\t"
+            "vcvt.f32.s32 s2, s2\n\t"
+            "vcvt.f32.s32 s3, s3\n\t"
+            "vmul.f32 s0, s0, s4\n\t"
+            "vmul.f32 s1, s1, s5\n\t"
+            "vmul.f32 s2, s2, s6\n\t"
+            "vmul.f32 s3, s3, s7\n\t"
+            "vcvtr.s32.f32 s0, s0\n\t"
+            "vcvtr.s32.f32 s1, s1\n\t"
+            "vcvtr.s32.f32 s2, s2\n\t"
+            "vcvtr.s32.f32 s3, s3\n\t"
+            "vmov %0, %1, s0, s1\n\t"
+            "vmov %2, %3, s2, s3"
+            : "=&r"(rounded_0), "=&r"(rounded_1), "=&r"(rounded_2), "=&r"(rounded_3)
+            : [sums] "r"(sums), [multiplier] "r"(multiplier)
+            : "s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "memory");
+    out[0] = clamp(rounded_0, top);
+    out[1] = clamp(rounded_1, top);
+    out[2] = clamp(rounded_2, top);
+    out[3] = clamp(rounded_3, top);
+}
+#endif
+
+//: endif
+//: if not fixed
+#if POLICY_VFP
+__attribute__((always_inline)) inline /* each layer's own copy knows its numbers */
+#endif
+//: endif
 static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT sums, uint8_t *POLICY_RESTRICT out)
 {
-    ${index_type} channel;
-    for (channel = 0; channel < layer->n_out; channel++) {
+    ${index_type} channel = 0;
+//: if not fixed
+#if POLICY_VFP
+    for (; channel + 4 <= layer->n_out; channel += 4) {
+        requantize_4(sums + channel, layer->multiplier + channel, layer->top, out + channel);
+    }
+#endif
+//: endif
+    for (; channel < layer->n_out; channel++) {
         out[channel] = (uint8_t)requantize(sums[channel], scale_of(layer, channel));
     }
 }
@@ -673,7 +833,7 @@ static int is_finite(const float *observation)
 }
 
 //: endif
-/* clamp(round(x m + a), -128, 127), half to even. `volatile` prevents a fused x m + a, which would round only once. */
+/* clamp(round(x m + a), -128, 127), half to even. `volatile`, or assembler, prevents a fused x m + a, which would round once. */
 //: if has_origin
 static int32_t to_grid(double observed, uint32_t feature)
 {
@@ -682,13 +842,25 @@ static int32_t to_grid(double observed, uint32_t feature)
 static int32_t to_grid(float x, uint32_t feature)
 {
 //: endif
-    const volatile float scaled = x * POLICY_READ_FLOAT(input_multiplier + feature);
-    const float shifted = scaled + POLICY_READ_FLOAT(input_offset + feature);
+    const float multiplier = POLICY_READ_FLOAT(input_multiplier + feature), offset = POLICY_READ_FLOAT(input_offset + feature);
+#if POLICY_VFP
+    float scaled, shifted;
+    int32_t rounded;
+    __asm__("vmul.f32 %0, %1, %2" : "=t"(scaled) : "t"(x), "t"(multiplier));
+    shifted = scaled + offset;
+    __asm__("vcvtr.s32.f32 %0, %1" : "=t"(shifted) : "t"(shifted));
+    memcpy(&rounded, &shifted, 4);
+    __asm__("ssat %0, #8, %1" : "=r"(rounded) : "r"(rounded));
+    return rounded;
+#else
+    const volatile float scaled = x * multiplier;
+    const float shifted = scaled + offset;
     const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
     const float rounded = clamped + 12582912.0f; /* 1.5 2^23: the last bit of the mantissa counts 1 */
     int32_t bits;
     memcpy(&bits, &rounded, 4);
     return bits - 0x4b400000;
+#endif
 }
 
 //: if fixed
