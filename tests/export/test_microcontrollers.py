@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -71,6 +74,20 @@ def test_other_cores(microcontroller, requantization, space, tmp_path):
     seen = emulate(tmp_path, model, observations, microcontroller)
     np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
     np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(("space", "requantization"), [(VECTOR, "float32"), (VECTOR, "fixed"), (IMAGE, "fixed")])
+def test_compiles_for_xtensa(space, requantization, tmp_path):
+    """The ESP8266's core. Debian has no compiler for the ESP32's, which takes the same branches of the C."""
+    if shutil.which("xtensa-lx106-elf-gcc") is None:
+        pytest.skip("needs xtensa-lx106-elf-gcc: make emulators")
+    model = make_student(space, BOX, (4, 8)).to_integer()
+    model.requantization = requantization
+    export_c(model, tmp_path)
+    warnings = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
+    command = ["xtensa-lx106-elf-gcc", "-std=c99", "-O2", "-mlongcalls", *warnings, "-c", "policy.c", "-o", "policy.o"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode and not done.stderr, done.stderr
 
 
 STUDENTS = {"LunarLander-v3": "tiny", "BipedalWalker-v3": "nano", "HalfCheetah-v5": "small", "PongNoFrameskip-v4": "tiny"}
