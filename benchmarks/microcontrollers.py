@@ -3,12 +3,15 @@ What a student costs on a microcontroller, and whether it computes the same bits
 
     python benchmarks/microcontrollers.py STUDENT.npz [STUDENT.npz ...] --observations 100 --mhz 100
 
-Plays each student's environment, exports its C in both requantization modes, and runs it on emulated Cortex-M4 (with FPU),
-Cortex-M3 and rv32imc. Prints a Markdown table: outputs that differ from `IntegerModel`; bytes of flash, of RAM (beside the
-frames of an image) and of call stack; least, median and most instructions for an action; those for a multiply-accumulate; and
-milliseconds at `--mhz` if every instruction took one cycle.
+Plays each student's environment, exports its C in both requantization modes, and runs it on emulated processors: Cortex-M4 and
+M33 (with FPU), M3 and M0+, two of RISC-V, and the AVR of an Arduino Uno. Prints the Markdown table of docs/boards.md: outputs
+that differ from `IntegerModel`; bytes of flash, of RAM (beside the frames of an image) and of call stack; least, median and
+most instructions (AVR: cycles) for an action; those for a multiply-accumulate; and milliseconds at `--mhz`, if every
+instruction took one cycle (AVR: at 16 MHz). For Xtensa, which is only compiled, the bytes of flash are those of the policy.
 """
 
+import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -18,14 +21,15 @@ from tables import table_head
 
 from sb3_qpd import IntegerModel
 from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.export.c.emulator import MICROCONTROLLERS, emulate, missing_tools
+from sb3_qpd.export.c.emulator import MICROCONTROLLERS, MisfitError, emulate, missing_tools
 from sb3_qpd.export.c.exporter import export_c
 from sb3_qpd.integer import REQUANTIZATIONS
 
 COLUMNS = (
     *("student", "processor", "requantization", "outputs that differ", "flash", "over its numbers", "RAM", "call stack"),
-    *("instructions: least", "median", "most", "per MAC", "ms"),
+    *("instructions (AVR: cycles): least", "median", "most", "per MAC", "ms"),
 )
+XTENSA = "xtensa-lx106-elf-"
 
 
 def real_observations(model: IntegerModel, n: int) -> np.ndarray:
@@ -43,13 +47,34 @@ def row(path: Path, model: IntegerModel, observations: np.ndarray, microcontroll
     frames = int(np.prod(model.observation_shape)) if model.is_image else 0
     with tempfile.TemporaryDirectory() as folder:
         export_c(model, Path(folder))
-        seen = emulate(folder, model, observations, microcontroller)
+        try:
+            seen = emulate(folder, model, observations, microcontroller)
+        except MisfitError as error:
+            return [*_start(path, model, microcontroller), str(error), *["-"] * 9]
     n, differ = seen.instructions, int((seen.outputs != model.accumulators(observations)).sum())
     numbers = (differ, seen.flash, seen.flash - model.nbytes, seen.ram - frames, seen.call_stack)
     numbers += (int(n.min()), int(np.median(n)), int(n.max()))
-    name = path.parent.name if path.stem == "student" else path.stem
-    texts = [name, microcontroller, model.requantization, *(f"{x:,}" for x in numbers)]
-    return [*texts, f"{np.median(n) / model.macs:.2f}", f"{seen.milliseconds(mhz):.3g}"]
+    texts = [*_start(path, model, microcontroller), *(f"{x:,}" for x in numbers)]
+    milliseconds = seen.milliseconds(16 if MICROCONTROLLERS[microcontroller].counts_cycles else mhz)
+    return [*texts, f"{np.median(n) / model.macs:.2f}", f"{milliseconds:.3g}"]
+
+
+def _start(path: Path, model: IntegerModel, processor: str) -> list[str]:
+    """The first cells of a row."""
+    return [path.parent.name if path.stem == "student" else path.stem, processor, model.requantization]
+
+
+def row_of_xtensa(path: Path, model: IntegerModel) -> list[str]:
+    """The ESP8266's processor, for which Debian has a compiler: code, constants and the layers' RAM."""
+    with tempfile.TemporaryDirectory() as folder:
+        export_c(model, Path(folder))
+        command = [f"{XTENSA}gcc", "-std=c99", "-O2", "-mlongcalls", "-c", "policy.c", "-o", "policy.o"]
+        subprocess.run(command, cwd=folder, check=True)
+        done = subprocess.run([f"{XTENSA}size", "policy.o"], cwd=folder, capture_output=True, text=True, check=True)
+    text, data, bss = map(int, done.stdout.splitlines()[1].split()[:3])
+    frames = int(np.prod(model.observation_shape)) if model.is_image else 0
+    sizes = [f"{text + data:,}", f"{text + data - model.nbytes:,}", f"{data + bss - frames:,}"]
+    return [*_start(path, model, "xtensa lx106"), "compiled only", *sizes, *["-"] * 6]
 
 
 def main() -> None:
@@ -67,6 +92,9 @@ def main() -> None:
                 raise SystemExit(problem)
             for model.requantization in REQUANTIZATIONS:
                 print("| " + " | ".join(row(path, model, observations, microcontroller, args.mhz)) + " |", flush=True)
+        if shutil.which(f"{XTENSA}gcc"):
+            for model.requantization in REQUANTIZATIONS:
+                print("| " + " | ".join(row_of_xtensa(path, model)) + " |", flush=True)
 
 
 if __name__ == "__main__":

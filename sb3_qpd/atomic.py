@@ -315,7 +315,7 @@ class AtomicFolder:
 
         :return: whether that was possible
         """
-        if others and len(names) == 1 and not removed:
+        if others and len(names) == 1 and not removed and not _is_folder(self._new / names[0]):
             os.replace(self._new / names[0], self._place / names[0])
             sync_folder(self._place)
             return True

@@ -65,7 +65,7 @@ TARGET_FILES = {
     "js": JS_FILE,
     "micropython": MICROPYTHON_FILE,
 }
-TARGET_NAMES = ", ".join(TARGET_FILES)
+TARGET_NAMES = ", ".join((*TARGET_FILES, "arduino"))
 
 
 def c_files(folder: Path) -> list[str]:

@@ -134,7 +134,7 @@ def export(args: argparse.Namespace) -> int:
             for target in dict.fromkeys(args.target):
                 write(model, target, staging.path, **_options(target, args))
             model.save(staging.path / INTEGER_MODEL)
-            sizes = {name: (staging.path / name).stat().st_size for name in sorted(p.name for p in staging.path.iterdir())}
+            sizes = {path.name: _size(path) for path in sorted(staging.path.iterdir())}
             staging.commit()
     print(f"the student is {model.nbytes} bytes of weights, biases and multipliers")
     if args.with_value:
@@ -145,6 +145,11 @@ def export(args: argparse.Namespace) -> int:
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
     return 0
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ from sb3_qpd.evaluation.implementations import Folder, NoCompiler, compile_c
 from sb3_qpd.evaluation.own_episodes import Jitter, replay
 from sb3_qpd.evaluation.own_exports import not_run
 from sb3_qpd.evaluation.verify import load_model
-from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, emulate, missing_tools
+from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, MisfitError, emulate, missing_tools
 from sb3_qpd.export.c.runtime import CPolicy
 from sb3_qpd.export.interpreters import InterpretedPolicy, NoInterpreter
 from sb3_qpd.integer import IntegerModel
@@ -230,7 +230,7 @@ def microcontrollers(
     folder: str | Path, recipe: EnvSource, *, trust_code: bool = False, progress_bar: bool = False
 ) -> dict[str, Emulation | str]:
     """
-    The C of a folder on each emulated microcontroller, or what is missing for that.
+    The C of a folder on each emulated microcontroller, or what is missing for that, or why it does not fit.
 
     :param folder: folder with ``student.npz``, or a file in it; without C in it the result is empty
     :param recipe: environment that the student plays in
@@ -249,7 +249,15 @@ def microcontrollers(
         found = Folder(folder, model, Path(scratch), trust_code, [], []).file_to_run(C_FILE)
         if found is None:
             return dict.fromkeys(missing, not_run(C_FILE))
-        return {name: problem or emulate(found[0].parent, model, observations, name) for name, problem in bar}
+        return {name: problem or _emulate(found[0].parent, model, observations, name) for name, problem in bar}
+
+
+def _emulate(folder: Path, model: IntegerModel, observations: np.ndarray, microcontroller: str) -> Emulation | str:
+    """The emulation, or why the student does not fit the microcontroller."""
+    try:
+        return emulate(folder, model, observations, microcontroller)
+    except MisfitError as error:
+        return str(error).removeprefix(f"{microcontroller}: ")
 
 
 def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:

@@ -26,6 +26,7 @@ __all__ = [
     "check_model",
     "check_target",
     "export",
+    "export_arduino",
     "export_c",
     "export_js",
     "export_micropython",
@@ -116,6 +117,11 @@ def export_micropython(model: IntegerModel, out_dir: str | os.PathLike[str], **o
     return export(model, "micropython", out_dir, **options)
 
 
+def export_arduino(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
+    """Write a library folder for Arduino and others. Options: :func:`sb3_qpd.export.arduino.export_arduino`."""
+    return export(model, "arduino", out_dir, **options)
+
+
 # name of a target -> the function that writes it
 EXPORTERS: dict[str, Callable[..., list[Path]]] = {
     "onnx": export_onnx,
@@ -124,6 +130,7 @@ EXPORTERS: dict[str, Callable[..., list[Path]]] = {
     "numpy": export_numpy,
     "js": export_js,
     "micropython": export_micropython,
+    "arduino": export_arduino,
 }
 
 

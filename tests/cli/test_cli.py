@@ -248,7 +248,7 @@ BAD_COMPRESS = [
     (["TEACHER", "--env", "CartPole-v1", "--learning-rate", "1e30"], "learning_rate must be a number between 0 and 1"),
     (["TEACHER", "--env", "CartPole-v1", "--episodes", "1", "--buffer-size", "1" + 15 * "0"], "take a buffer_size of at most"),
     (["TEACHER", "--env", "CartPole-v1", "--no-such-option"], "--no-such-option"),
-    (["TEACHER", "--env", "CartPole-v1", "--target", "onyx"], "Unknown target 'onyx'. Known: onnx, c, tflite, numpy"),
+    (["TEACHER", "--env", "CartPole-v1", "--target", "onyx"], "Unknown target 'onyx'. Known: onnx, c, tflite, numpy, arduino"),
 ]
 
 

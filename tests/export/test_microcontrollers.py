@@ -1,3 +1,6 @@
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -9,6 +12,9 @@ from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, Microcontroll
 from sb3_qpd.export.c.exporter import export_c
 from sb3_qpd.integer import REQUANTIZATIONS
 
+# one of each kind; the others take the same branches of the C
+DIFFERENT = ("cortex-m4f", "cortex-m3", "rv32imc")
+ALIKE = [name for name in MICROCONTROLLERS if name not in (*DIFFERENT, "atmega328p")]  # which tests/export/test_avr.py has
 FRAMES = spaces.Box(0, 255, (4, 84, 84), np.uint8)
 
 
@@ -18,7 +24,7 @@ def needs(microcontroller: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
+@pytest.mark.parametrize("microcontroller", DIFFERENT)
 @pytest.mark.parametrize("requantization", REQUANTIZATIONS)
 @pytest.mark.parametrize(
     ("space", "action_space", "bits"),
@@ -41,7 +47,7 @@ def test_twins(microcontroller, requantization, space, action_space, bits, tmp_p
     assert seen.instructions.min() > model.macs / 2 and seen.call_stack < 1024 and seen.ram < 16_384
 
 
-@pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
+@pytest.mark.parametrize("microcontroller", DIFFERENT)
 @pytest.mark.parametrize("requantization", REQUANTIZATIONS)
 def test_an_origin_is_taken_off_in_double(microcontroller, requantization, tmp_path):
     """None of these processors has doubles: a routine of the compiler subtracts."""
@@ -55,6 +61,33 @@ def test_an_origin_is_taken_off_in_double(microcontroller, requantization, tmp_p
     seen = emulate(tmp_path, model, observations, microcontroller)
     np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
     np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("microcontroller", ALIKE)
+@pytest.mark.parametrize(("requantization", "space"), [("float32", VECTOR), ("fixed", VECTOR), ("fixed", IMAGE)])
+def test_other_cores(microcontroller, requantization, space, tmp_path):
+    needs(microcontroller)
+    model = make_student(space, DISCRETE, (4, 8)).to_integer()
+    model.requantization = requantization
+    export_c(model, tmp_path)
+    observations = some_observations(space, 5 if model.is_image else 100)
+    seen = emulate(tmp_path, model, observations, microcontroller)
+    np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
+    np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
+
+
+@pytest.mark.parametrize(("space", "requantization"), [(VECTOR, "float32"), (VECTOR, "fixed"), (IMAGE, "fixed")])
+def test_compiles_for_xtensa(space, requantization, tmp_path):
+    """The ESP8266's core. Debian has no compiler for the ESP32's, which takes the same branches of the C."""
+    if shutil.which("xtensa-lx106-elf-gcc") is None:
+        pytest.skip("needs xtensa-lx106-elf-gcc: make emulators")
+    model = make_student(space, BOX, (4, 8)).to_integer()
+    model.requantization = requantization
+    export_c(model, tmp_path)
+    warnings = ["-Wall", "-Wextra", "-Wconversion", "-pedantic", "-Werror"]
+    command = ["xtensa-lx106-elf-gcc", "-std=c99", "-O2", "-mlongcalls", *warnings, "-c", "policy.c", "-o", "policy.o"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert not done.returncode and not done.stderr, done.stderr
 
 
 STUDENTS = {"LunarLander-v3": "tiny", "BipedalWalker-v3": "nano", "HalfCheetah-v5": "small", "PongNoFrameskip-v4": "tiny"}
@@ -72,7 +105,7 @@ def recorded(env_id: str, n: int) -> tuple[VecEnv, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
+@pytest.mark.parametrize("microcontroller", DIFFERENT)
 @pytest.mark.parametrize(("env_id", "arch"), STUDENTS.items())
 def test_students_of_real_environments(microcontroller, env_id, arch, tmp_path):
     """The networks that play them, on what is seen there."""

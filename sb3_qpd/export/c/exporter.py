@@ -153,6 +153,7 @@ def _values(model: IntegerModel, layout: Layout, n_frames: int | None, observati
         "chains": _chains(fields_of(model), layout, places),
         "dimensions": dimensions(layers),
         "size_type": _size_type(layers),
+        "index_type": "uint_fast16_t" if _size_type(layers) == "uint16_t" else "uint32_t",
         "arena_bytes": arena_bytes,
         "constant_bytes": _constant_bytes(model, layers),
         "n_frames": n_frames,

@@ -1,7 +1,7 @@
 /*
  * Runs the policy on recorded observations on an emulated microcontroller without operating system. It reads and writes
- * files of the host by semihosting. For each observation it writes outputs, action and the number of instructions that the
- * action took; at the end it writes the bytes of call stack.
+ * files of the host by semihosting. For each observation it writes outputs, action and the ticks of the clock that the action
+ * took; at the end it writes the bytes of call stack.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -53,12 +53,17 @@ typedef float action_element;
 typedef int32_t action_element;
 #endif
 
+#ifdef __AVR__
+extern uint8_t _end[]; /* of the static memory; RAMEND is the top of the call stack */
+#define stack_low ((uint32_t *)(((uintptr_t)_end + 3) & ~(uintptr_t)3))
+#else
 extern uint32_t stack_low[], stack_top[];
+#endif
 static element observation[OBSERVATION_SIZE];
 static struct {
     int32_t outputs[POLICY_N_OUTPUTS];
     action_element action[ACTION_SIZE];
-    uint32_t instructions;
+    uint32_t ticks;
 } result;
 
 int main(void);
@@ -75,12 +80,13 @@ static int semihost(int operation, const void *argument)
     return r0;
 }
 
-/* Timer 0 of the MPS2 boards counts down at 25 MHz. In the emulator an instruction takes one nanosecond. */
-static volatile uint32_t *const timer = (volatile uint32_t *)0x40000000;
+/* The SysTick timer counts 24 bits down. */
+static volatile uint32_t *const timer = (volatile uint32_t *)0xe000e010;
+enum { TICKS = 0xffffff };
 
-static uint32_t instructions(void)
+static uint32_t ticks(void)
 {
-    return (0xffffffffu - timer[1]) * 40;
+    return TICKS - timer[2];
 }
 
 void reset(void)
@@ -89,12 +95,41 @@ void reset(void)
     *(volatile uint32_t *)0xe000ed88 |= 0xfu << 20; /* enable the FPU */
     __asm__ volatile("dsb\n\tisb");
 #endif
-    timer[2] = timer[1] = 0xffffffffu;
-    timer[0] = 1;
+#if defined(__ARM_ARCH_6M__)
+    *(volatile uint32_t *)0xe000ed14 |= 1u << 3; /* refuse addresses that are not aligned, as an M0+ does */
+#endif
+    timer[1] = TICKS;
+    timer[2] = 0;
+    timer[0] = 5; /* the processor's clock, no interrupt */
     (void)main();
 }
 
 __attribute__((section(".start"), used)) static const void *const vectors[2] = {stack_top, (const void *)reset};
+
+#elif defined(__AVR__)
+
+#include <avr/io.h>
+
+/* The emulator takes the call when GPIOR0 is written. */
+static int semihost(int operation, const void *argument)
+{
+    GPIOR1 = (uint8_t)(uintptr_t)argument;
+    GPIOR2 = (uint8_t)((uintptr_t)argument >> 8);
+    __asm__ volatile("" : : "r"(argument) : "memory"); /* the arguments are in memory now */
+    GPIOR0 = (uint8_t)operation;
+    __asm__ volatile("" : : : "memory");
+    return GPIOR1 | GPIOR2 << 8;
+}
+
+#define TICKS 0xffffffffu
+
+static uint32_t ticks(void)
+{
+    enum { SYS_CYCLES = 0x10 };
+    volatile uint32_t count;
+    (void)semihost(SYS_CYCLES, (const void *)&count);
+    return count;
+}
 
 #else
 
@@ -110,7 +145,9 @@ static int semihost(int operation, const void *argument)
     return a0;
 }
 
-static uint32_t instructions(void)
+#define TICKS 0xffffffffu
+
+static uint32_t ticks(void)
 {
     uint32_t count;
     __asm__ volatile(".option push\n\t.option arch, +zicsr\n\tcsrr %0, minstret\n\t.option pop" : "=r"(count));
@@ -154,20 +191,21 @@ static void observe(void)
 #endif
 }
 
-/* The instructions of this function are counted: push the newest frame (images only), then act. */
+/* The time of this function is measured: push the newest frame (images only), then act. */
 static void act(void)
 {
-    const uint32_t start = instructions();
+    const uint32_t start = ticks();
 #ifdef POLICY_FRAME_SIZE
     (void)policy_push_frame(observation + (POLICY_N_FRAMES - 1) * POLICY_FRAME_SIZE);
 #endif
     (void)policy_act(OBSERVED MASKED result.action);
-    result.instructions = instructions() - start;
+    result.ticks = (ticks() - start) & TICKS;
 }
 
 int main(void)
 {
-    const int in = open_file("observations.bin", 16, MODE_RB), out = open_file("results.bin", 11, MODE_WB);
+    static char observations[] = "observations.bin", results[] = "results.bin";
+    const int in = open_file(observations, 16, MODE_RB), out = open_file(results, 11, MODE_WB);
     uint32_t *const frame = (uint32_t *)__builtin_frame_address(0) - 32, *deepest;
     for (deepest = stack_low; deepest < frame; deepest++) {
         *deepest = 0xa5a5a5a5u;
@@ -180,8 +218,8 @@ int main(void)
     }
     for (deepest = stack_low; *deepest == 0xa5a5a5a5u; deepest++) {
     }
-    result.instructions = (uint32_t)((uint8_t *)__builtin_frame_address(0) - (uint8_t *)deepest);
-    (void)transfer(SYS_WRITE, out, &result.instructions, 4);
-    (void)semihost(SYS_EXIT, (const void *)0x20026);
+    result.ticks = (uint32_t)((uint8_t *)__builtin_frame_address(0) - (uint8_t *)deepest);
+    (void)transfer(SYS_WRITE, out, &result.ticks, 4);
+    (void)semihost(SYS_EXIT, (const void *)(uintptr_t)0x20026u);
     return 0;
 }

@@ -47,12 +47,43 @@ ${"%-6s" | format(layer.name)} ${shapes} ${kernel}${integers.weight_bits}-bit we
 static const ${type} ${name}[${texts | shape | join("][")}] = ${texts | block};
 //:- endmacro
 
+//# The same in flash, where the processor reads it with other instructions than RAM.
+//: macro flash_array(type, name, texts)
+static const ${type} ${name}[${texts | length}] POLICY_FLASH = ${texts | block};
+//:- endmacro
+
 //# Adds four or eight weights times four columns to the sums.
 //: macro multiply_and_add(fours)
 __asm__(${fours}
         : "+r"(sum_0), "+r"(sum_1), "+r"(sum_2), "+r"(sum_3), "+r"(weights), "+r"(columns)
         :
         : "r0", "r1", "r2", "r3", "memory");
+//:- endmacro
+
+//# Adds four or eight inputs times four rows of weights to the sums.
+//: macro add_rows(fours)
+__asm__(${fours}
+        : [sum_0] "+r"(sum_0), [sum_1] "+r"(sum_1), [sum_2] "+r"(sum_2), [sum_3] "+r"(sum_3), [weights] "+r"(weights), [in] "+r"(in)
+        : [n] "r"(n), [three_n] "r"(three_n)
+        : "r0", "r1", "r2", "r3", "memory");
+//:- endmacro
+
+//# Adds four inputs times one row of weights to the sum.
+//: macro add_row(fours)
+__asm__(${fours} : [sum_0] "+r"(sum_0), [weights] "+r"(weights), [in] "+r"(in) : : "r0", "r1", "r2", "r3", "memory");
+//:- endmacro
+
+//# A row of weights times inputs on AVR. ``read`` reads the weight that ``weights`` points to, in RAM or in flash.
+//: macro dot_of_bytes(name, read)
+static int32_t ${name}(const uint8_t *in, const int8_t *weights, uint16_t n, int32_t sum)
+{
+    const uint8_t *const end = in + n;
+    for (; in != end; in++, weights++) {
+        const int8_t weight = (int8_t)${read};
+        sum += (int16_t)(*in * weight);
+    }
+    return sum;
+}
 //:- endmacro
 
 //: macro store_sums()
@@ -80,7 +111,7 @@ for (i = 0; i < ${n}; i++) {
     const uint32_t below = (uint32_t)largest - (uint32_t)${scores}[i];
     const uint64_t units =${line_break}((uint64_t)below * ${multiplier}u + ((uint64_t)1 << ${shift - 1})) >> ${shift};
     if (units < 4096) { /* from 16 nats on the weight is zero */
-        total += (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> ${weight_shift});
+        total += (uint32_t)(((uint64_t)POLICY_READ_32(exp_high + (units >> 6)) * POLICY_READ_16(exp_low + (units & 63))) >> ${weight_shift});
     }
     running[i] = total;
 }
@@ -92,8 +123,9 @@ for (i = 0; running[i] <= threshold; i++) {
 //# Converts outputs to a Box action in units of the environment, clipped to its bounds.
 //: macro clip_mean(outputs, result)
 for (i = 0; i < POLICY_N_OUTPUTS; i++) {
-    const float mean = (float)${outputs}[i] * action_scale[i];
-    const float raised = mean > action_low[i] ? mean : action_low[i]; /* of -0 and 0 the bound, as numpy has it */
-    ${result}[i] = raised < action_high[i] ? raised : action_high[i];
+    const float mean = (float)${outputs}[i] * POLICY_READ_FLOAT(action_scale + i);
+    const float low = POLICY_READ_FLOAT(action_low + i), high = POLICY_READ_FLOAT(action_high + i);
+    const float raised = mean > low ? mean : low; /* of -0 and 0 the bound, as numpy has it */
+    ${result}[i] = raised < high ? raised : high;
 }
 //:- endmacro

@@ -3,6 +3,7 @@
 //: set hidden_dense = hidden | rejectattr("is_conv") | list
 //: set conv = layers | selectattr("is_conv") | list
 //: set packed = layers | selectattr("is_packed") | list
+//: set unpacked = layers | rejectattr("is_packed") | list
 //: set ragged = layers | rejectattr("run", "divisibleby", 4) | list
 //: set half_eights = layers | rejectattr("run", "divisibleby", 8) | list
 //: set half_eights = half_eights or layers | rejectattr("n_in", "divisibleby", 8) | list
@@ -10,6 +11,7 @@
 //: set self = "state->" if reentrant else ""
 //: set at = "at(state, %d)" if reentrant else "at(%d)"
 //: set unpacked_parameter = ", int8_t *unpacked" if packed else ""
+//: set flash_rows = packed and unpacked
 /*
  * ${macros.title()}
  *
@@ -45,14 +47,49 @@
 #error "Little-endian processors only"
 #endif
 
+#if defined(__AVR__)
+//: if conv
+#error "Convolutions are not for AVR: their images and sums need more memory than it has"
+//: elif has_origin and not fixed
+#error "AVR has no double of 64 bits for the observation's origin: export with requantization='fixed'"
+//: endif
+#if POLICY_ARENA_BYTES > 16384
+#error "The layers need more memory than an AVR has"
+#endif
+
+/* Constants stay in flash, which has instructions of its own to be read. */
+#include <avr/pgmspace.h>
+#define POLICY_FLASH PROGMEM
+#define POLICY_READ_8(address) pgm_read_byte(address)
+#define POLICY_READ_16(address) pgm_read_word(address)
+#define POLICY_READ_32(address) pgm_read_dword(address)
+#define POLICY_READ_FLOAT(address) pgm_read_float(address)
+#else
+#define POLICY_FLASH
+#define POLICY_READ_8(address) (*(address))
+#define POLICY_READ_16(address) (*(address))
+#define POLICY_READ_32(address) (*(address))
+#define POLICY_READ_FLOAT(address) (*(address))
+#endif
+
+/* Small processors multiply bytes as fast as they multiply numbers of 16 bits. Others have SIMD instructions for the latter. */
+#if defined(__AVR__) || defined(__XTENSA__) || (defined(__riscv_xlen) && __riscv_xlen == 32) ||                              \
+    (defined(__ARM_ARCH_PROFILE) && __ARM_ARCH_PROFILE == 'M')
+typedef uint8_t dense_input;
+#define POLICY_WIDENS 0
+#else
+typedef int16_t dense_input;
+#define POLICY_WIDENS 1
+#endif
+
 /* ARM's instructions for pairs of 16-bit numbers. Without optimization the assembler finds too few free registers. */
-#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__)
+#if defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__) && !POLICY_WIDENS
 #define POLICY_DSP 1
 #else
 #define POLICY_DSP 0
 #endif
 
-//: if hidden and not fixed
+//: if hidden or vector
 /* ARM's FPU rounds half to even in one instruction. */
 #if defined(__arm__) && defined(__ARM_FP) && (__ARM_FP & 4) != 0
 #define POLICY_VFP 1
@@ -105,17 +142,17 @@ struct layer {
 
 //: for layer in layers
 //: if layer.is_packed
-${macros.array("uint32_t", layer.name ~ "_weights", layer.stored | hex)}
+${macros.flash_array("uint32_t", layer.name ~ "_weights", layer.stored | hex)}
 //: else
-${macros.array("int8_t", layer.name ~ "_weights", layer.stored | integers)}
+${macros.flash_array("int8_t", layer.name ~ "_weights", layer.stored | integers)}
 //: endif
-${macros.array("int32_t", layer.name ~ "_bias", layer.bias | integers)}
+${macros.flash_array("int32_t", layer.name ~ "_bias", layer.bias | integers)}
 //: if fixed and not layer.is_head
 //: set multiplier, shift = layer.fixed()
-${macros.array("uint32_t", layer.name ~ "_multiplier", multiplier | unsigned)}
-${macros.array("uint8_t", layer.name ~ "_shift", (shift - 1) | integers)}
+${macros.flash_array("uint32_t", layer.name ~ "_multiplier", multiplier | unsigned)}
+${macros.flash_array("uint8_t", layer.name ~ "_shift", (shift - 1) | integers)}
 //: elif not layer.is_head
-${macros.array("float", layer.name ~ "_multiplier", layer.layer.multiplier | floats)}
+${macros.flash_array("float", layer.name ~ "_multiplier", layer.layer.multiplier | floats)}
 //: endif
 //#
 //: endfor
@@ -155,341 +192,8 @@ static uint8_t *at(struct policy_state *state, uint32_t offset)
 }
 
 //: endif
-/* -- sums ----------------------------------------------------------------------------------------------------------- */
-
-/*
- * The inputs under each position of a kernel are widened to a column of 16-bit numbers. Four columns share each weight that
- * is read. The DSP extension multiplies and adds two pairs of 16-bit numbers at once. For it, elements are in blocks of four,
- * in the order 0 2 1 3 that the widening instructions produce, and the blocks of four columns alternate.
- */
-//: if conv
-enum { N_COLUMNS = 4 };
-//: endif
-//#
-#if POLICY_DSP
-
-/* Widen four bytes at %1 to 16 bits at %0, then advance %0 by %2 bytes. */
-#define WIDEN_FOUR                                                                                                           \
-    "ldr r0, [%1], #4\n\t"                                                                                                   \
-    "uxtb16 r2, r0\n\t"                                                                                                      \
-    "uxtb16 r3, r0, ror #8\n\t"                                                                                              \
-    "strd r2, r3, [%0]\n\t"                                                                                                  \
-    "add %0, %2\n\t"
-
-static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t n_rows, uint32_t run, uint32_t pitch)
-{
-    const uint32_t distance_in_bytes = 2 * distance, eights = run / 8 * 8;
-    for (; n_rows > 0; n_rows--) {
-        const uint8_t *row = from;
-        const uint8_t *const end = row + eights;
-        while (row != end) {
-            __asm__ volatile(WIDEN_FOUR WIDEN_FOUR
-                             : "+r"(to), "+r"(row)
-                             : "r"(distance_in_bytes)
-                             : "r0", "r2", "r3", "memory", "cc");
-        }
-//: if half_eights
-        if ((run & 4) != 0) {
-            __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
-        }
-//: endif
-//: if ragged
-        if ((run & 3) != 0) {
-            uint8_t last[4] = {0, 0, 0, 0};
-            uint32_t i;
-            for (i = 0; i < (run & 3); i++) {
-                last[i] = row[i];
-            }
-            row = last;
-            __asm__ volatile(WIDEN_FOUR : "+r"(to), "+r"(row) : "r"(distance_in_bytes) : "r0", "r2", "r3", "memory", "cc");
-        }
-//: endif
-        from += pitch;
-    }
-}
-
-/* If a row of weights ends within a block of four, the weights read behind it are multiplied by zeros. */
-static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
-{
-    const int8_t *const end = weights + n;
-    while (weights < end) {
-        __asm__("ldr r0, [%1], #4\n\t"
-                "sxtb16 r1, r0\n\t"
-                "sxtb16 r0, r0, ror #8\n\t"
-                "ldrd r2, r3, [%2], #8\n\t"
-                "smlad %0, r2, r1, %0\n\t"
-                "smlad %0, r3, r0, %0"
-                : "+r"(sum), "+r"(weights), "+r"(column)
-                :
-                : "r0", "r1", "r2", "r3", "memory");
-    }
-    return sum;
-}
-
-//: if conv
-/* Add four weights times four columns. %0 to %3: sums; %4: weights; %5: columns. */
-#define FOUR_BY_FOUR                                                                                                         \
-    "ldr r0, [%4], #4\n\t"                                                                                                   \
-    "sxtb16 r1, r0\n\t"                                                                                                      \
-    "sxtb16 r0, r0, ror #8\n\t"                                                                                              \
-    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
-    "smlad %0, r2, r1, %0\n\t"                                                                                               \
-    "smlad %0, r3, r0, %0\n\t"                                                                                               \
-    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
-    "smlad %1, r2, r1, %1\n\t"                                                                                               \
-    "smlad %1, r3, r0, %1\n\t"                                                                                               \
-    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
-    "smlad %2, r2, r1, %2\n\t"                                                                                               \
-    "smlad %2, r3, r0, %2\n\t"                                                                                               \
-    "ldrd r2, r3, [%5], #8\n\t"                                                                                              \
-    "smlad %3, r2, r1, %3\n\t"                                                                                               \
-    "smlad %3, r3, r0, %3\n\t"
-
-static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int32_t sum, int32_t sums[N_COLUMNS])
-{
-    int32_t sum_0 = sum, sum_1 = sum, sum_2 = sum, sum_3 = sum;
-    const int8_t *const end = weights + n / 8 * 8;
-    while (weights != end) {
-        ${macros.multiply_and_add("FOUR_BY_FOUR FOUR_BY_FOUR") | indent(8)}
-    }
-//: if half_eights
-    if (n % 8 != 0) {
-        ${macros.multiply_and_add("FOUR_BY_FOUR") | indent(8)}
-    }
-//: endif
-    ${macros.store_sums() | indent}
-}
-
-//: endif
-#else
-
-/* Plain loops that compilers vectorize. */
-static void widen(
-    int16_t *POLICY_RESTRICT to, const uint8_t *POLICY_RESTRICT from, uint32_t n_rows, uint32_t run, uint32_t pitch)
-{
-    uint32_t i;
-    for (; n_rows > 0; n_rows--, from += pitch) {
-        for (i = 0; i < run; i++) {
-            to[i] = from[i];
-        }
-        for (; i % 4 != 0; i++) {
-            to[i] = 0;
-        }
-        to += i;
-    }
-}
-
-static int32_t dot(const int16_t *column, const int8_t *weights, uint32_t n, int32_t sum)
-{
-    uint32_t i;
-    for (i = 0; i < n; i++) {
-        const int16_t weight = weights[i];
-        sum += (int32_t)column[i] * weight;
-    }
-    return sum;
-}
-
-//: if conv
-static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int32_t sum, int32_t sums[N_COLUMNS])
-{
-    int32_t sum_0 = sum, sum_1 = sum, sum_2 = sum, sum_3 = sum;
-    const int16_t *const column_1 = columns + n, *const column_2 = column_1 + n, *const column_3 = column_2 + n;
-    uint32_t i;
-    for (i = 0; i < n; i++) {
-        const int16_t weight = weights[i];
-        sum_0 += (int32_t)columns[i] * weight;
-        sum_1 += (int32_t)column_1[i] * weight;
-        sum_2 += (int32_t)column_2[i] * weight;
-        sum_3 += (int32_t)column_3[i] * weight;
-    }
-    ${macros.store_sums() | indent}
-}
-
-//: endif
-#endif
-
-//: if packed
-/*
- * Unpack weights of fewer than 8 bits. A group of 32 weights has one word for each bit of a weight, the sign last. Bit
- * 8 i + j of a word belongs to weight 4 j + i.
- */
-static void unpack(int8_t *to, const uint32_t *words, uint32_t n, uint32_t bits)
-{
-    const uint32_t sign = 256u - (1u << (bits - 1));
-    uint32_t i, j, bit;
-    for (i = 0; i < n; i += 32, words += bits) {
-        for (j = 0; j < 8; j++, to += 4) {
-            uint32_t four = ((words[bits - 1] >> j) & 0x01010101u) * sign;
-            for (bit = 0; bit < bits - 1; bit++) {
-                four |= ((words[bit] >> j) & 0x01010101u) << bit;
-            }
-            memcpy(to, &four, 4);
-        }
-    }
-}
-
-/* The weights of a layer from row `first` on. With fewer than 8 bits these are the rows of one chunk, unpacked. */
-static const int8_t *rows(const struct layer *layer, uint32_t first, int8_t *unpacked)
-{
-    const uint32_t n_in = layer->n_in, chunk = layer->chunk, bits = layer->bits, rest = layer->n_out - first;
-    const uint32_t words_per_chunk = (chunk * n_in + 31) / 32 * bits;
-    if (bits == 8) {
-        return (const int8_t *)layer->weights + first * n_in;
-    }
-    unpack(unpacked, (const uint32_t *)layer->weights + first / chunk * words_per_chunk,
-           (rest < chunk ? rest : chunk) * n_in, bits);
-    return unpacked;
-}
-
-//: endif
-/* The sums of a fully connected layer. */
-static void connect(const struct layer *layer, const uint8_t *in, int32_t *sums, int16_t *column${unpacked_parameter})
-{
-    uint32_t row;
-//: if packed
-    const int8_t *weights = NULL;
-//: else
-    const int8_t *weights = (const int8_t *)layer->weights;
-//: endif
-#if POLICY_DSP
-    widen(column, 4, in, 1, layer->n_in, 0);
-#else
-    widen(column, in, 1, layer->n_in, 0);
-#endif
-    for (row = 0; row < layer->n_out; row++, weights += layer->n_in) {
-//: if packed
-        if (row % layer->chunk == 0) {
-            weights = rows(layer, row, unpacked);
-        }
-//: endif
-        sums[row] = dot(column, weights, layer->n_in, layer->bias[row]);
-    }
-}
-
-//: if hidden
-/* -- requantization ------------------------------------------------------------------------------------------------- */
-
-struct scale {
-//: if fixed
-    uint32_t multiplier;
-    uint32_t shift;
-//: else
-    float multiplier;
-//: endif
-    int32_t top;
-};
-
-static struct scale scale_of(const struct layer *layer, uint32_t channel)
-{
-    struct scale scale;
-    scale.multiplier = layer->multiplier[channel];
-//: if fixed
-    scale.shift = layer->shift[channel];
-//: endif
-    scale.top = layer->top;
-    return scale;
-}
-
-//: if fixed
-/* round(sum multiplier 2^-(shift + 1)), half up, clamped to 0 .. top. */
-static int32_t requantize(int32_t sum, struct scale scale)
-{
-    uint64_t product;
-    if (sum <= 0) {
-        return 0;
-    }
-    product = (((uint64_t)(uint32_t)sum * scale.multiplier >> scale.shift) + 1) >> 1;
-    return product < (uint32_t)scale.top ? (int32_t)product : scale.top;
-}
-
-//: else
-/* round(sum multiplier), half to even, clamped to 0 .. top. */
-static int32_t requantize(int32_t sum, struct scale scale)
-{
-    const float product = (float)sum * scale.multiplier;
-    int32_t rounded;
-#if POLICY_VFP
-    float register_of_fpu;
-    __asm__("vcvtr.s32.f32 %0, %1" : "=t"(register_of_fpu) : "t"(product));
-    memcpy(&rounded, &register_of_fpu, 4);
-    rounded = rounded > 0 ? rounded : 0;
-#else
-    /* Round the bits of the product as integers. A float addition here could be fused with the multiplication. */
-    int32_t bits, shift, mantissa;
-    memcpy(&bits, &product, 4);
-    bits = bits > 0 ? bits : 0; /* floats are ordered as their bits are; negative ones have the highest bit set */
-    bits = bits < 0x437f0000 ? bits : 0x437f0000; /* 255.0 */
-    shift = 150 - (bits >> 23); /* product = mantissa 2^-shift, below 1/2 for shifts from 25 on */
-    shift = shift < 25 ? shift : 25;
-    mantissa = (bits & 0x7fffff) | 0x800000;
-    rounded = (mantissa + ((int32_t)1 << (shift - 1)) - 1 + ((mantissa >> shift) & 1)) >> shift;
-#endif
-    return rounded < scale.top ? rounded : scale.top;
-}
-
-//: endif
-//: endif
-//: if hidden_dense
-static void activate(const struct layer *layer, const int32_t *POLICY_RESTRICT sums, uint8_t *POLICY_RESTRICT out)
-{
-    uint32_t channel;
-    for (channel = 0; channel < layer->n_out; channel++) {
-        out[channel] = (uint8_t)requantize(sums[channel], scale_of(layer, channel));
-    }
-}
-
-//: endif
-//: if conv
-/* -- convolutions --------------------------------------------------------------------------------------------------- */
-
-/* Widen the inputs under the kernel at one position to the given column. */
-static void gather(const struct layer *layer, const uint8_t *in, uint32_t position, int16_t *columns, uint32_t column)
-{
-    const uint8_t *const window =
-        in + position / layer->n_across * layer->step_down + position % layer->n_across * layer->step_across;
-#if POLICY_DSP
-    widen(columns + column * 4, 4 * N_COLUMNS, window, layer->window_rows, layer->window_run, layer->pitch);
-#else
-    widen(columns + column * layer->n_in, window, layer->window_rows, layer->window_run, layer->pitch);
-#endif
-}
-
-/* Four positions at a time. If their number is no multiple of four, the last one is computed again. */
-static void convolve(const struct layer *layer, const uint8_t *in, uint8_t *out, int16_t *columns${unpacked_parameter})
-{
-    const uint32_t n_in = layer->n_in, n_out = layer->n_out, last_position = layer->n_positions - 1u;
-//: if packed
-    uint32_t first, position, channel, i;
-    for (first = 0; first < n_out; first += layer->chunk) {
-        const int8_t *const all = rows(layer, first, unpacked);
-        const uint32_t end = n_out - first < layer->chunk ? n_out : first + layer->chunk;
-//: else
-    uint32_t position, channel, i;
-    {
-        const uint32_t first = 0, end = n_out;
-        const int8_t *const all = (const int8_t *)layer->weights;
-//: endif
-        for (position = 0; position <= last_position; position += N_COLUMNS) {
-            const int8_t *weights = all;
-            uint8_t *to[N_COLUMNS];
-            for (i = 0; i < N_COLUMNS; i++) {
-                const uint32_t each = position + i < last_position ? position + i : last_position;
-                gather(layer, in, each, columns, i);
-                to[i] = out + each * n_out;
-            }
-            for (channel = first; channel < end; channel++, weights += n_in) {
-                const struct scale scale = scale_of(layer, channel);
-                int32_t sums[N_COLUMNS];
-                dot_4(columns, weights, n_in, layer->bias[channel], sums);
-                for (i = 0; i < N_COLUMNS; i++) {
-                    to[i][channel] = (uint8_t)requantize(sums[i], scale);
-                }
-            }
-        }
-    }
-}
-
-//: endif
+//: include "sums.c"
+//: include "rescaling.c"
 //: if image
 /* -- frames --------------------------------------------------------------------------------------------------------- */
 
@@ -552,8 +256,8 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
 #ifdef POLICY_FLOAT_HELPERS
 
 //: endif
-static const float input_multiplier[POLICY_OBSERVATION_SIZE] = ${model.input_multiplier | floats | inline};
-static const float input_offset[POLICY_OBSERVATION_SIZE] = ${model.input_offset | floats | inline};
+static const float input_multiplier[POLICY_OBSERVATION_SIZE] POLICY_FLASH = ${model.input_multiplier | floats | inline};
+static const float input_offset[POLICY_OBSERVATION_SIZE] POLICY_FLASH = ${model.input_offset | floats | inline};
 
 //: if has_origin
 static const double input_origin[POLICY_OBSERVATION_SIZE] = POLICY_OBSERVATION_ORIGIN;
@@ -588,7 +292,7 @@ static int is_finite(const float *observation)
 }
 
 //: endif
-/* clamp(round(x m + a), -128, 127), half to even. `volatile` prevents a fused x m + a, which would round only once. */
+/* clamp(round(x m + a), -128, 127), half to even. `volatile`, or assembler, prevents a fused x m + a, which would round once. */
 //: if has_origin
 static int32_t to_grid(double observed, uint32_t feature)
 {
@@ -597,13 +301,25 @@ static int32_t to_grid(double observed, uint32_t feature)
 static int32_t to_grid(float x, uint32_t feature)
 {
 //: endif
-    const volatile float scaled = x * input_multiplier[feature];
-    const float shifted = scaled + input_offset[feature];
+    const float multiplier = POLICY_READ_FLOAT(input_multiplier + feature), offset = POLICY_READ_FLOAT(input_offset + feature);
+#if POLICY_VFP
+    float scaled, shifted;
+    int32_t rounded;
+    __asm__("vmul.f32 %0, %1, %2" : "=t"(scaled) : "t"(x), "t"(multiplier));
+    shifted = scaled + offset;
+    __asm__("vcvtr.s32.f32 %0, %1" : "=t"(shifted) : "t"(shifted));
+    memcpy(&rounded, &shifted, 4);
+    __asm__("ssat %0, #8, %1" : "=r"(rounded) : "r"(rounded));
+    return rounded;
+#else
+    const volatile float scaled = x * multiplier;
+    const float shifted = scaled + offset;
     const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
     const float rounded = clamped + 12582912.0f; /* 1.5 2^23: the last bit of the mantissa counts 1 */
     int32_t bits;
     memcpy(&bits, &rounded, 4);
     return bits - 0x4b400000;
+#endif
 }
 
 //: if fixed
@@ -642,9 +358,9 @@ int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], in
 /* -- observations ---------------------------------------------------------------------------------------------------- */
 
 /* A category on the input grid plus 128: where it is not the index, and where it is. */
-static const uint8_t absent[${absent | length}] = ${absent | integers | inline};
-static const uint8_t present[${present | length}] = ${present | integers | inline};
-static const uint32_t categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
+static const uint8_t absent[${absent | length}] POLICY_FLASH = ${absent | integers | inline};
+static const uint8_t present[${present | length}] POLICY_FLASH = ${present | integers | inline};
+static const uint32_t categories[POLICY_OBSERVATION_SIZE] POLICY_FLASH = POLICY_CATEGORIES;
 
 //: elif several_fields
 //: include "observation.c"
@@ -709,13 +425,13 @@ ${"int policy_outputs%s(%s)" | format(macros.r, parameters) | signature}
 
 //: elif indices
     for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        if (observation[i] < 0 || (uint32_t)observation[i] >= categories[i]) {
+        if (observation[i] < 0 || (uint32_t)observation[i] >= POLICY_READ_32(categories + i)) {
             return POLICY_NO_CATEGORY;
         }
     }
     for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        for (category = 0; category < categories[i]; category++, feature++) {
-            in[feature] = category == (uint32_t)observation[i] ? present[feature] : absent[feature];
+        for (category = 0; category < POLICY_READ_32(categories + i); category++, feature++) {
+            in[feature] = category == (uint32_t)observation[i] ? POLICY_READ_8(present + feature) : POLICY_READ_8(absent + feature);
         }
     }
     POLICY_TRACE(0, in, ${absent | length});
@@ -833,8 +549,8 @@ int policy_act${macros.r}(${macros.observation_parameter}int32_t *action)
 //: endif
 //: if not box
 /* exp(-d) in integers, for d in units of 1/256: one table for its quarters times one table for the rest. */
-static const uint32_t exp_high[64] = ${exp_high | integers | block};
-static const uint16_t exp_low[64] = ${exp_low | integers | block};
+static const uint32_t exp_high[64] POLICY_FLASH = ${exp_high | integers | block};
+static const uint16_t exp_low[64] POLICY_FLASH = ${exp_low | integers | block};
 //: endif
 //: if several
 static const uint8_t weight_shifts[POLICY_N_ACTIONS] = ${weight_shifts | integers | inline};
@@ -875,15 +591,16 @@ int policy_sample${macros.r}(${macros.observation_parameter}uint32_t random_bits
 //: endif
 //: if box
 //: if fixed
-static const int32_t lowest[POLICY_N_OUTPUTS] = ${lowest | integers | inline};
-static const int32_t highest[POLICY_N_OUTPUTS] = ${highest | integers | inline};
+static const int32_t lowest[POLICY_N_OUTPUTS] POLICY_FLASH = ${lowest | integers | inline};
+static const int32_t highest[POLICY_N_OUTPUTS] POLICY_FLASH = ${highest | integers | inline};
 
 int policy_act${macros.r}(${macros.observation_parameter}int32_t action[POLICY_N_OUTPUTS])
 {
     int32_t outputs[POLICY_N_OUTPUTS], i;
     ${macros.compute_outputs() | indent}
     for (i = 0; i < POLICY_N_OUTPUTS; i++) {
-        action[i] = outputs[i] < lowest[i] ? lowest[i] : (outputs[i] > highest[i] ? highest[i] : outputs[i]);
+        const int32_t low = (int32_t)POLICY_READ_32(lowest + i), high = (int32_t)POLICY_READ_32(highest + i);
+        action[i] = outputs[i] < low ? low : (outputs[i] > high ? high : outputs[i]);
     }
     return POLICY_OK;
 }
@@ -891,9 +608,9 @@ int policy_act${macros.r}(${macros.observation_parameter}int32_t action[POLICY_N
 #ifdef POLICY_FLOAT_HELPERS
 
 //: endif
-static const float action_scale[POLICY_N_OUTPUTS] = POLICY_ACTION_SCALE;
-static const float action_low[POLICY_N_OUTPUTS] = POLICY_ACTION_LOW;
-static const float action_high[POLICY_N_OUTPUTS] = POLICY_ACTION_HIGH;
+static const float action_scale[POLICY_N_OUTPUTS] POLICY_FLASH = POLICY_ACTION_SCALE;
+static const float action_low[POLICY_N_OUTPUTS] POLICY_FLASH = POLICY_ACTION_LOW;
+static const float action_high[POLICY_N_OUTPUTS] POLICY_FLASH = POLICY_ACTION_HIGH;
 
 //: if fixed
 int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS])
