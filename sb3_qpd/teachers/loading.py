@@ -26,8 +26,8 @@ from sb3_qpd.devices import check_device
 from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, build_env, check_env_type, make_recipe
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.families import TEACHERS
+from sb3_qpd.teachers.files.agent_file import read_agent
 from sb3_qpd.teachers.files.archive import TeacherError
-from sb3_qpd.teachers.files.sb3_zip import read_zip
 from sb3_qpd.teachers.files.weights import check_weights
 from sb3_qpd.teachers.hub import download, parse_source
 from sb3_qpd.teachers.normalization import (
@@ -125,7 +125,7 @@ def _complete(teacher: Teacher, vecnormalize: str | Path | None, env: EnvSource 
 
 def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any, needs_env: bool) -> Teacher:
     run, name = _find(source)
-    file = read_zip(run.zip_path, TEACHERS)
+    file = read_agent(run.zip_path, TEACHERS)
     policy = build_policy(file)
     return TEACHERS[file.algo](
         policy,

@@ -19,12 +19,13 @@ import numpy as np
 from bounds import bounded
 from fuzz import JUNK, MEMORY, SECONDS, Files, Format
 from fuzz import _bytes as changed_bytes
+from fuzz import _opcodes as changed_opcodes
 from fuzz import mutate as mutate_run
 from gymnasium import spaces
 from hub_server import HubServer, etag, running_hub
 from huggingface_hub import constants
 from random_students import draw
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from student_files import student_files
 from students import BOX, IMAGE, VECTOR, make_student
 
@@ -424,7 +425,48 @@ def _hub() -> Format:
     )
 
 
+# --- a policy by itself ---
+def honest_policies() -> list[Files]:
+    """Files of ``policy.save()`` of three families."""
+    models = [
+        PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0),
+        PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, use_sde=True, device="cpu", seed=0),
+        SAC("MlpPolicy", "Pendulum-v1", buffer_size=9, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0),
+    ]
+    return [{"policy.pth": _saved(model)} for model in models]
+
+
+def _saved(model: Any) -> bytes:
+    buffer = io.BytesIO()
+    model.policy.save(buffer)
+    return buffer.getvalue()
+
+
+def mutate_policy(files: Files, rng: random.Random) -> Files:
+    with zipfile.ZipFile(io.BytesIO(files["policy.pth"])) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        name = next((one for one in members if one.endswith("data.pkl")), "")
+        if name and rng.random() < 0.7:
+            members[name] = changed_opcodes(members[name], rng)
+            continue
+        name = rng.choice(list(members))
+        if rng.random() < 0.2:
+            del members[name]
+        else:
+            members[name] = changed_bytes(members[name], rng) if rng.random() < 0.5 else members[rng.choice(list(members))]
+    return {"policy.pth": _zipped(members, rng)}
+
+
+def open_policy(folder: Path) -> None:
+    teacher = load_teacher(folder / "policy.pth", device="cpu")
+    space = teacher.observation_space
+    space.seed(0)
+    teacher(space.sample()[None])
+
+
 FORMATS = {
+    "policy": Format(honest_policies, mutate_policy, judged(open_policy)),
     "npz": Format(honest_npz, mutate_npz, judged(open_npz)),
     "student": Format(honest_folder, mutate_student, judged(open_student)),
     "report": Format(honest_folder, mutate_report, judged(open_report)),

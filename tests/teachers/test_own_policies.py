@@ -216,14 +216,10 @@ def test_teachers_print_in_a_line():
     )
 
 
-def test_a_live_policy(tmp_path: Path):
+def test_a_live_policy():
     model = SAC("MlpPolicy", "Pendulum-v1", policy_kwargs={"net_arch": [8]}, buffer_size=10, device="cpu")
     teacher = load_teacher(model.policy, env="Pendulum-v1", device="cpu")
     assert teacher.algo == "sac" and teacher.recipe.env_id == "Pendulum-v1"
-    PPO("MlpPolicy", "CartPole-v1", device="cpu").policy.save(tmp_path / "bc.zip")
-    with pytest.raises(TeacherError, match=r"a policy by itself \(policy.save\(\)\). Load that policy yourself"):
-        load_teacher(tmp_path / "bc.zip")
-    assert load_teacher(ActorCriticPolicy.load(tmp_path / "bc.zip"), device="cpu").algo == "ppo"
 
 
 def assert_same(teacher: Teacher, model) -> None:
