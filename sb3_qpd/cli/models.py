@@ -270,6 +270,8 @@ def _with_env(args: argparse.Namespace, env_id: str = "ID") -> str:
 
 
 def _size(nbytes: int, actor: Any) -> str:
+    if not nbytes:
+        return "its size is not known"
     return f"{nbytes} bytes, {actor.n_parameters} parameters, {actor.macs} multiply-accumulates"
 
 

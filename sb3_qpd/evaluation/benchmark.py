@@ -323,7 +323,7 @@ def _forms(
     takes_indices = folder.model.parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
     if teacher is not None:
         yield "teacher", partial(_in_sb3, "teacher", teacher, teacher.nbytes)
-    if teacher is not None and not takes_indices:
+    if teacher is not None and not takes_indices and not getattr(teacher.policy, "is_function", False):
         inputs = teacher.normalize(observations)
         yield "teacher in ONNX Runtime", partial(_in_onnx_runtime, "teacher", teacher.policy, inputs, scratch)
     if given.float_policy is not None and not takes_indices:

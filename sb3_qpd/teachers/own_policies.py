@@ -65,6 +65,8 @@ def plays_differently(player: Any) -> bool:
 
     :param player: live policy or model
     """
+    if getattr(player, "is_function", False):  # a function's answer is its label
+        return False
     is_own_policy = isinstance(player, BasePolicy) and is_own_class(player)
     return is_own_policy or overrides(player, *METHODS)
 
