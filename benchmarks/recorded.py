@@ -4,8 +4,8 @@ Students from recorded observations, beside those of DAgger: who should play whi
     python benchmarks/recorded.py TEACHER [TEACHER ...] --out benchmarks/results/recorded.jsonl
 
 A recording is of the teacher, of the teacher with noise, or of a mixture: episodes with noise from none to all. All students
-learn for the same number of samples and play the same episodes. Each finished student is one line of the result; a line that is
-there already is not computed again. ``--table FILE`` prints the lines as Markdown.
+learn for the same number of samples and play the same episodes. Each finished student is one line of the result. A line that
+is there already is not computed again. ``--table FILE`` prints the lines as Markdown.
 """
 
 import argparse

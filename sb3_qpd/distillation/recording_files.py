@@ -8,7 +8,10 @@ under one of the usual names, whole episodes are held out.
 from __future__ import annotations
 
 import io
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -26,7 +29,11 @@ ENDS = (("episode_ends",), ("dones",), ("terminations", "truncations"), ("termin
 STARTS = "episode_starts"
 # other arrays that recordings hold beside their observations
 NOT_OBSERVED = ("actions", "acts", "rewards", "rews", "infos", "next_observations", "next_obs", "episode_returns", "logprobs")
-_ERRORS = (zipfile.BadZipFile, OSError, ValueError, EOFError, KeyError, NotImplementedError, RuntimeError, MemoryError)
+# exceptions of zipfile and of numpy's reader of headers on damaged files
+_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, OSError, ValueError, TypeError),
+    *(EOFError, LookupError, NotImplementedError, RuntimeError, MemoryError),
+)
 
 
 @dataclass(frozen=True)

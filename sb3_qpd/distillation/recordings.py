@@ -12,6 +12,7 @@ from sb3_qpd.checks import is_finite
 from sb3_qpd.distillation.recording_files import Recording, read_recording
 from sb3_qpd.integer import ObservationPart
 from sb3_qpd.observations import check_finite, join, take_rows
+from sb3_qpd.spaces import action_head
 from sb3_qpd.teachers.own_policies import N_COMPARED, check_labels, plays_differently
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -134,9 +135,7 @@ def _array(value: Any, key: str) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"The recording{key} is no array ({error}). Expected {EXPECTED}") from error
     if array.dtype.kind not in "fiub" or array.ndim < 1:
-        raise ValueError(
-            f"The recording{key} must be an array of numbers with one row a sample, got {array.dtype} {array.shape}"
-        )
+        raise ValueError(f"The recording{key} must be rows of numbers, got an array of {array.dtype} and shape {array.shape}")
     return array
 
 
@@ -188,12 +187,6 @@ def _fitted(part: ObservationPart, values: np.ndarray, name: str) -> np.ndarray:
 
 def _check_actions(teacher: Teacher, actions: Any, name: str) -> None:
     """A recording of another environment may have observations of the same shape, and other actions."""
-    ours = teacher.action_space
-    if (
-        type(actions) is not type(ours)
-        or actions.shape != ours.shape
-        or getattr(actions, "n", None) != getattr(ours, "n", None)
-    ):
-        raise ValueError(
-            f"{name} was recorded with actions of {actions}, the teacher's are {ours}: it is of another environment"
-        )
+    if action_head(actions) != teacher.head:
+        ours = teacher.action_space
+        raise ValueError(f"{name} was recorded with actions of {actions}, the teacher's are {ours}: of another environment")

@@ -327,6 +327,7 @@ def _identity(distiller: QPDDistiller, plan: EvaluationPlan) -> dict[str, Any]:
         "activation_bits": distiller.policy.arch.activation_bits,
         "transition": distiller.transition,
         "timesteps": distiller.num_timesteps,
+        "recording": None if distiller.recording is None else repr(distiller.recording).strip("<>"),
         "seconds": distiller.seconds_learning,
         "seed": distiller.seed,
         "input_findings": distiller.input_findings,

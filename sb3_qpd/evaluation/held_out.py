@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,7 @@ def measure_held_out(distiller: QPDDistiller) -> dict[str, Any]:
     if recording is None or not isinstance(teacher, Teacher):
         raise ValueError("Only a student that learns from recorded observations has held-out episodes: give observations=")
     parts = {"held_out": recording.held_out, "learned": recording.learned}
+    env = distiller.to_integer().metadata.get("env")
     measured = {name: _measure(distiller.policy, teacher, recording, part) if part else None for name, part in parts.items()}
     return to_json(
         {
@@ -52,11 +52,12 @@ def measure_held_out(distiller: QPDDistiller) -> dict[str, Any]:
             "bytes": distiller.to_integer().nbytes,
             "samples_learned": distiller.num_timesteps,
             "seed": distiller.seed,
+            "env": env,
             "observations": len(recording),
             "episodes": len(recording.episodes),
             "marks_episodes": recording.has_episodes,
             **measured,
-            "returns": None,  # not measured
+            "returns": "see report.json" if env else "not measured",
         }
     )
 
@@ -110,8 +111,8 @@ def to_text(measured: dict[str, Any]) -> str:
     lines = [
         f"# Student of {markdown(measured['teacher_name'] or 'a teacher without a name')}, from recorded observations",
         "",
-        "**Returns were not measured: there was no environment.** An agreement says nothing about states that the recording "
-        "does not hold.",
+        "**These figures are no returns.** They say nothing about states that the recording does not hold. Returns were "
+        f"{'measured apart: see report.md' if measured['env'] else 'not measured: there was no environment'}.",
         "",
         f"{measured['observations']} observations in {measured['episodes']} {unit}; {measured['samples_learned']} samples "
         f"learned, seed {measured['seed']}; {measured['bytes']} bytes.",
@@ -128,12 +129,11 @@ def to_text(measured: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_measurement(measured: dict[str, Any], folder: Path) -> None:
+def measurement_files(measured: dict[str, Any]) -> dict[str, bytes]:
     """
-    Write ``recorded.json`` and ``recorded.md``.
+    ``recorded.json`` and ``recorded.md``, the content of each by its name.
 
     :param measured: from :func:`measure_held_out`
-    :param folder: existing folder
     """
-    (folder / RECORDED).write_text(json.dumps(measured, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    (folder / RECORDED_TEXT).write_text(to_text(measured), encoding="utf-8")
+    text = json.dumps(measured, indent=2, allow_nan=False) + "\n"
+    return {RECORDED: text.encode(), RECORDED_TEXT: to_text(measured).encode()}

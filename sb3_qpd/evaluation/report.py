@@ -356,6 +356,8 @@ def notes_of(report: Mapping[str, Any]) -> list[str]:
     ]
     if inputs := describe_findings(report["input_findings"]):
         notes.append(inputs)
+    if report["recording"]:
+        notes.append(f"The student learned from {report['recording']}, not in this environment: see recorded.md.")
     cached = [name for name in ("random", "teacher") if report[name]["is_cached"]]
     if cached:
         kept = " and ".join({"random": "the random policy", "teacher": "the teacher"}[name] for name in cached)

@@ -224,8 +224,8 @@ class FunctionTeacher(Teacher):
 
     @property
     def n_parameters(self) -> int:
-        """Number of parameters of the actor, 0 where the function is no torch module, so that it is not known."""
-        return super().n_parameters if self.policy.is_module else 0
+        """Number of parameters of a torch module's actor, or of an ONNX file; 0 where it is not known."""
+        return super().n_parameters if self.policy.is_module else getattr(self.policy.function, "n_parameters", 0)
 
     @property
     def macs(self) -> int:
@@ -276,7 +276,7 @@ def teacher_from_function(
         raise error if isinstance(error, TeacherError) else TeacherError(str(error)) from error
     _check_kind(teacher)
     for n in TRIED:
-        check_finite(teacher(_samples(observation_space, n)))
+        check_finite(teacher(sample_batch(observation_space, n)))
     return teacher
 
 
@@ -288,7 +288,13 @@ def _check_kind(teacher: FunctionTeacher) -> None:
         raise TeacherError(f"kind={teacher.kind!r} is for {takes}, the teacher's actions are {teacher.action_space}")
 
 
-def _samples(space: spaces.Space, n: int) -> Any:
+def sample_batch(space: spaces.Space, n: int) -> Any:
+    """
+    Random observations, the same in each call.
+
+    :param space: space of one observation
+    :param n: their number
+    """
     own = copy.deepcopy(space)
     own.seed(0)
     return stack([own.sample() for _ in range(n)])
