@@ -160,7 +160,7 @@ def compress(args: argparse.Namespace) -> int:
         if plan is None:
             return compress_recorded(distiller, staging, args)
         report = _compress(distiller, baseline, plan, staging, args)
-    code = _deploy(distiller, recipe, args) if args.target else 0
+    code = _deploy(distiller, plan.env, args) if args.target else 0
     return code or _check_verdict(report, args.require)
 
 
@@ -232,12 +232,12 @@ def _teacher_words(args: argparse.Namespace) -> str:
     return shlex.join([args.teacher, *words, *(["--env-kwargs", *settings] if settings else [])])
 
 
-def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
+def _deploy(distiller: "QPDDistiller", env: "EnvSource", args: argparse.Namespace) -> int:
     """Export and verify. The student is saved by then, whatever comes of it."""
     with user_errors("compress"):
         from sb3_qpd.evaluation.student_files import export_student
 
-        names, result = export_student(distiller, recipe, args.out, args.target)
+        names, result = export_student(distiller, env, args.out, args.target)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
 

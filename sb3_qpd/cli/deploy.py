@@ -17,6 +17,7 @@ from sb3_qpd.cli.models import (
     student_recipe,
 )
 from sb3_qpd.cli.sources import find_student
+from sb3_qpd.cli.undistilled import add_undistilled, check_undistilled, export_undistilled
 from sb3_qpd.student_folder import INTEGER_MODEL
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--channels-last", action="store_true", default=False, help="ONNX and TFLite that take images channels last"
     )
+    add_undistilled(parser)
     add_environment(parser)
 
 
@@ -83,6 +85,10 @@ def export(args: argparse.Namespace) -> int:
     :return: exit code
     """
     with user_errors("export"):
+        if args.undistilled:
+            check_undistilled(args)
+            check_environment(args)
+            return _print_sizes(export_undistilled(args), args)
         _check_options(args)
         check_environment(args)
         path = find_student(args.student, for_export=True)
@@ -102,6 +108,10 @@ def export(args: argparse.Namespace) -> int:
             sizes = {name: (staging.path / name).stat().st_size for name in sorted(p.name for p in staging.path.iterdir())}
             staging.commit()
     print(f"the student is {model.nbytes} bytes of weights, biases and multipliers")
+    return _print_sizes(sizes, args)
+
+
+def _print_sizes(sizes: dict[str, int], args: argparse.Namespace) -> int:
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
     return 0

@@ -43,8 +43,8 @@ def load_teacher(source: str, args: argparse.Namespace, needs_env: bool = True) 
     from sb3_qpd.teachers import loading
 
     recipe = None if args.env is None else _chosen_recipe(args)
-    options = {"vecnormalize": args.vecnormalize, "env": recipe, "needs_env": needs_env}
-    named = {name: getattr(args, f"teacher_{name}", None) for name in ("kind", "inputs", "outputs")}
+    options: dict[str, Any] = {"vecnormalize": args.vecnormalize, "env": recipe, "needs_env": needs_env}
+    named: dict[str, Any] = {name: getattr(args, f"teacher_{name}", None) for name in ("kind", "inputs", "outputs")}
     teacher = loading.load_teacher(source, device=check_device(args.device), **options, **named)
     if teacher.recipe is None and not needs_env:
         return teacher, None

@@ -1,7 +1,7 @@
 """``sb3-qpd compress --observations``: a student of recorded observations, with or without an environment."""
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sb3_qpd.atomic import AtomicFolder, uninterrupted
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, is_user_error, one_line, user_errors
@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
 
 # options that play episodes, and their values where they are not given
-_PLAYING = {"episodes": None, "baselines": False, "target": [], "require": None, "stop_when": None, "film": False}
+_PLAYING: dict[str, Any] = {
+    "episodes": None,
+    "baselines": False,
+    "target": [],
+    "require": None,
+    "stop_when": None,
+    "film": False,
+}
 
 
 def add_observations(parser: argparse.ArgumentParser) -> None:

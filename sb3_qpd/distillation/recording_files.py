@@ -129,7 +129,7 @@ def _read_array(file: Any, size: int, what: str) -> np.ndarray:
     if len(shape) < 1 or head.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize != size:
         raise _Refused(f"{what} has the shape {shape}, which does not fit its {size} bytes. Write it again")
     content = bytearray(size - head.tell())
-    used = head.readinto(content)  # type: ignore[arg-type]
+    used = head.readinto(content)
     view = memoryview(content)
     while used < len(content):
         piece = file.read(min(2**24, len(content) - used))

@@ -13,7 +13,7 @@ from sb3_qpd.distillation.recording_files import Recording, read_recording
 from sb3_qpd.integer import ObservationPart
 from sb3_qpd.observations import check_finite, join, take_rows
 from sb3_qpd.spaces import action_head
-from sb3_qpd.teachers.own_policies import N_COMPARED, check_labels, plays_differently
+from sb3_qpd.teachers.own_policies import N_COMPARED, plays_differently, settle_labels
 from sb3_qpd.teachers.teacher import Teacher
 
 HELD_OUT = 0.1  # share of the samples, in whole episodes
@@ -97,7 +97,7 @@ class RecordedObservations:
         fitted = {key: _fitted(part, given[key], self.name) for key, part in parts.items()}
         self.observations = fitted[None] if None in fitted else fitted
         if plays_differently(teacher.policy):
-            check_labels(teacher, take_rows(self.observations, slice(N_COMPARED)))
+            settle_labels(teacher, take_rows(self.observations, slice(N_COMPARED)))
         self._is_checked = True
 
 

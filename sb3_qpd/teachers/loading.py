@@ -39,10 +39,10 @@ from sb3_qpd.teachers.normalization import (
 )
 from sb3_qpd.teachers.onnx_teacher import load_onnx
 from sb3_qpd.teachers.own_policies import (
-    check_labels,
     copy_policy,
     plays_differently,
     sample_observations,
+    settle_labels,
     without_compilation,
 )
 from sb3_qpd.teachers.policy_builder import build_policy
@@ -114,7 +114,7 @@ def load_teacher(
         teacher.policy.reset_noise()  # drawn for the weights and the device that it has now
     for one in (player, source):
         if isinstance(one, BasePolicy | BaseAlgorithm) and plays_differently(one):
-            check_labels(teacher, sample_observations(teacher), one)
+            settle_labels(teacher, sample_observations(teacher), one)
     return teacher
 
 

@@ -245,7 +245,7 @@ def _check_memoryless(network: OnnxNetwork, space: spaces.Space) -> None:
     batch, answers = sample_batch(space, 3), []
     for network.states in (1.0, 0.0):
         answers.append(np.concatenate([np.ravel(one) for one in np.atleast_1d(network(batch))]))
-    if not np.array_equal(*answers):
+    if not np.array_equal(answers[0], answers[1]):
         raise TeacherError(
             f"{network.file.path} has a memory: its answer depends on its state. Such teachers are not supported"
         )

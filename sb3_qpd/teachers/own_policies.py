@@ -170,6 +170,24 @@ def check_labels(teacher: Teacher, observations: Any, player: BasePolicy | BaseA
         )
 
 
+def settle_labels(teacher: Teacher, observations: Any, player: BasePolicy | BaseAlgorithm | None = None) -> None:
+    """
+    Compare labels and actions. Where they differ, the teacher takes its labels from the policy's own ``get_distribution``.
+
+    :param teacher: the teacher
+    :param observations: see :func:`check_labels`
+    :param player: see :func:`check_labels`
+    :raises TeacherError: those labels differ from the actions too
+    """
+    try:
+        check_labels(teacher, observations, player)
+    except TeacherError:
+        if teacher.asks_policy or not hasattr(teacher.policy, "get_distribution"):
+            raise
+        teacher.asks_policy = True
+        check_labels(teacher, observations, player)
+
+
 def sample_observations(teacher: Teacher, n: int = N_COMPARED) -> Any:
     """
     Random raw observations, of the size that a teacher's statistics tell where it has some.

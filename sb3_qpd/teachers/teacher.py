@@ -99,6 +99,7 @@ class Teacher:
         if isinstance(policy, RecurrentActorCriticPolicy):
             raise TypeError(f"{type(policy).__name__} has a memory, a student has none: recurrent teachers are not supported")
         self.policy: Any = policy
+        self.asks_policy = False  # whether labels come from get_distribution although SB3's own layers could give them
         self.policy.set_training_mode(False)
         self.policy.requires_grad_(False)
         self.head = action_head(policy.action_space)
@@ -276,7 +277,7 @@ class Teacher:
 
     @property
     def _has_own_distribution(self) -> bool:
-        return overrides(self.policy, "get_distribution", "_get_action_dist_from_latent")
+        return self.asks_policy or overrides(self.policy, "get_distribution", "_get_action_dist_from_latent")
 
     def _label_from_distribution(self, observations: Any) -> TeacherOutput:
         """The labels of a policy whose class changes SB3's distribution, for instance to mask actions by the observation."""

@@ -55,6 +55,14 @@ class Squashed(ActorCriticPolicy):
         return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std)
 
 
+class Mirrored(ActorCriticPolicy):
+    """Mirrors its features where SB3's get_distribution asks for them with an extractor, and nowhere else."""
+
+    def extract_features(self, obs, features_extractor=None):
+        features = super().extract_features(obs, features_extractor or self.features_extractor)
+        return features if features_extractor is None else -features
+
+
 class Contrary(ActorCriticPolicy):
     """Plays another action than its distribution says."""
 
@@ -116,6 +124,13 @@ def test_an_own_distribution_is_what_is_taught(algo):
     assert (labels.actor[x[:, 0] < 0, 0] < -1e7).all()
     with th.no_grad():
         th.testing.assert_close(labels.value, model.policy.predict_values(th.as_tensor(x)).flatten())
+
+
+def test_where_layers_and_actions_differ_the_own_distribution_is_asked():
+    model = loud(PPO(Mirrored, Anything(VECTOR, spaces.Discrete(3)), device="cpu", seed=0))
+    teacher, x = load_teacher(model, device="cpu"), observations()
+    assert teacher.asks_policy
+    np.testing.assert_array_equal(teacher(x).actor.argmax(1).numpy(), model.predict(x, deterministic=True)[0])
 
 
 def test_an_own_distribution_with_masks():
