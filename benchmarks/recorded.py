@@ -1,5 +1,5 @@
 """
-Students from recorded observations, beside those of DAgger: who should play while observations are recorded, and how many?
+Students from recorded observations, beside those of DAgger: which policy should be recorded, and for how long?
 
     python benchmarks/recorded.py TEACHER [TEACHER ...] --out benchmarks/results/recorded.jsonl
 

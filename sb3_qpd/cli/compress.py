@@ -227,7 +227,10 @@ def _check_verdict(report: dict[str, Any], required: str | None) -> int:
 def _teacher_words(args: argparse.Namespace) -> str:
     """The teacher and its options, as they stood on the command line."""
     given = [("--env", args.env), ("--vecnormalize", args.vecnormalize), ("--max-episode-steps", args.max_episode_steps)]
+    given.append(("--teacher-kind", args.teacher_kind))
     words = [word for option, value in given if value is not None for word in (option, str(value))]
+    for option, names in (("--teacher-inputs", args.teacher_inputs), ("--teacher-outputs", args.teacher_outputs)):
+        words += [option, *names] if names else []
     settings = [f"{key}={value!r}" for key, value in args.env_kwargs]
     return shlex.join([args.teacher, *words, *(["--env-kwargs", *settings] if settings else [])])
 

@@ -28,7 +28,8 @@ class RecordedObservations:
     """
     Observations of whole episodes that were recorded, of which a share is held out.
 
-    Where the source does not say where episodes end, blocks of consecutive observations take their place.
+    Where the source does not say where episodes end, or holds a single one, blocks of consecutive observations take their
+    place.
 
     :param source: an array of shape (n, *observation_shape), or a dict of such arrays; an iterable of episodes, each of such a
         form; the path of an ``.npz``; a Minari dataset, its id or its folder
@@ -41,13 +42,13 @@ class RecordedObservations:
             raise ValueError(f"held_out must be a share from 0 to below 1, got {held_out!r}")
         recording = _recording(source)
         self.name, self.spaces = recording.name, recording.spaces
-        self.observations, self.has_episodes = recording.observations, recording.ends is not None
+        self.observations = recording.observations
         n = _length(self.observations)
         if n < 2:
             raise ValueError(f"{self.name} holds {n} observations: nothing can be learned and held out. Expected {EXPECTED}")
-        ends = _blocks(n) if recording.ends is None else recording.ends
+        self.has_episodes = recording.ends is not None and len(recording.ends) > 1  # of one episode, blocks are held out
+        ends = recording.ends if self.has_episodes and recording.ends is not None else _blocks(n)
         self.episodes = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        self._is_checked = False
         self._split(held_out)
 
     def __len__(self) -> int:
@@ -66,7 +67,8 @@ class RecordedObservations:
             held.append(int(order[len(held)]))
             wanted -= episode.stop - episode.start
         self.held_out = [self.episodes[i] for i in sorted(held)]
-        self.learned = [episode for i, episode in enumerate(self.episodes) if i not in set(held)]
+        known = set(held)
+        self.learned = [episode for i, episode in enumerate(self.episodes) if i not in known]
 
     def rows(self, episodes: list[slice]) -> Any:
         """
@@ -83,8 +85,6 @@ class RecordedObservations:
         :param teacher: the teacher
         :raises ValueError: other keys, shapes or numbers than the teacher's observations have
         """
-        if self._is_checked:
-            return
         if self.spaces is not None:
             _check_actions(teacher, self.spaces[1], self.name)
         parts = {part.key: part for part in teacher.parts}
@@ -98,7 +98,6 @@ class RecordedObservations:
         self.observations = fitted[None] if None in fitted else fitted
         if plays_differently(teacher.policy):
             settle_labels(teacher, take_rows(self.observations, slice(N_COMPARED)))
-        self._is_checked = True
 
 
 def _recording(source: RecordingSource) -> Recording:

@@ -88,10 +88,11 @@ def _actor_figures(
     head = policy.head
     if head.is_box:
         low, high, unit = (one.cpu() for one in (policy.action_low, policy.action_high, policy.action_unit))
-        error = (actor.clamp(low, high) - targets.actor.clamp(low, high)).abs() / unit
+        mean, target = actor.clamp(low, high), targets.actor.clamp(low, high)  # as the environment executes them
+        error = (mean - target).abs() / unit
         figures = {"action_error": float(error.mean()), "largest_action_error": float(error.max())}
         if targets.log_std is not None:
-            kl = losses.gaussian_kl(actor, policy.log_std.cpu(), targets.actor, targets.log_std, unit=unit)
+            kl = losses.gaussian_kl(mean, policy.log_std.cpu(), target, targets.log_std, unit=unit)
             figures["kl"] = float(kl.mean())
         return figures
     logits = head.logits(actor)

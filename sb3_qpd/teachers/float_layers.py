@@ -94,7 +94,7 @@ def _network(teacher: Teacher) -> tuple[Any, list[nn.Module], bool]:
 
 
 def _part(part: ObservationPart, teacher: Teacher, extractor: nn.Module) -> InputPart:
-    own = extractor.extractors[part.key] if isinstance(extractor, CombinedExtractor) else extractor
+    own = extractor.extractors[str(part.key)] if isinstance(extractor, CombinedExtractor) else extractor
     layers = tuple(_layers(own))
     if part.is_image and not isinstance(own, NatureCNN):
         raise TeacherError(f"The images of {teacher.name} go through a {type(own).__name__}, expected SB3's NatureCNN")

@@ -89,7 +89,7 @@ class FunctionTeacher(Teacher):
 
     def to(self, device: th.device | str) -> Teacher:
         """
-        Give labels on a device. A torch module computes there; any other function computes where it likes.
+        Give labels on a device. A torch module computes there; any other function chooses its device itself.
 
         :param device: torch device
         """

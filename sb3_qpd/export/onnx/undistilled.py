@@ -123,7 +123,7 @@ class _Graph:
         if layer.kind == "gelu":
             erf = self.node("Erf", [self.node("Mul", [x, self.constant(1 / math.sqrt(2))])])
             return self.node("Mul", [self.node("Mul", [x, self.constant(0.5)]), self.node("Add", [erf, self.constant(1.0)])])
-        attributes = dict(zip(_ATTRIBUTES.get(layer.kind, ()), layer.parameters, strict=True))
+        attributes: dict[str, Any] = dict(zip(_ATTRIBUTES.get(layer.kind, ()), layer.parameters, strict=True))
         return self.node(_OPERATORS[layer.kind], [x], **attributes)
 
     def action(self) -> None:
