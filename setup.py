@@ -38,6 +38,7 @@ EXTRAS = {
     "frontier": ["optuna>=4.0"],  # the search for the smallest student
     "ray": ["ray>=2.40,<3"],  # frontier --ray, vec_env="ray"
     "docs": ["sphinx>=8.0", "myst-parser>=4.0", "furo>=2024.8", "sphinx-copybutton>=0.5"],  # make docs
+    "minari": ["minari[hdf5]>=0.5"],  # recorded observations
     "film": ["imageio[ffmpeg]>=2.31"],  # `sb3-qpd push` shows the student as a video; without it a GIF
     "tests": [
         "pytest>=8.0",
@@ -57,7 +58,7 @@ EXTRAS = {
         "wandb>=0.17",  # RL Zoo's --track, offline
     ],
 }
-EXTRAS["tests"] += EXTRAS["film"] + EXTRAS["ray"]
+EXTRAS["tests"] += EXTRAS["film"] + EXTRAS["ray"] + EXTRAS["minari"]
 EXTRAS["all"] = sorted({requirement for extra in EXTRAS.values() for requirement in extra})
 
 setup(

@@ -14,6 +14,7 @@ from sb3_qpd.version import __version__
 if TYPE_CHECKING:
     from sb3_qpd.distillation.checkpoints import Checkpoint
     from sb3_qpd.distillation.distiller import QPDDistiller
+    from sb3_qpd.distillation.recordings import RecordedObservations
     from sb3_qpd.distillation.schedules import CosineSchedule
     from sb3_qpd.distillation.student_zip import load_student
     from sb3_qpd.envs.atari import AtariVecEnv
@@ -52,6 +53,7 @@ __all__ = [
     "QuantActorCriticCnnPolicy",
     "QuantActorCriticPolicy",
     "QuantMultiInputActorCriticPolicy",
+    "RecordedObservations",
     "StudentArch",
     "Teacher",
     "TeacherError",
@@ -76,6 +78,7 @@ __all__ = [
 _MODULE_OF = {
     "Checkpoint": "distillation.checkpoints",
     "QPDDistiller": "distillation.distiller",
+    "RecordedObservations": "distillation.recordings",
     "CosineSchedule": "distillation.schedules",
     "load_student": "distillation.student_zip",
     "AtariVecEnv": "envs.atari",

@@ -21,6 +21,8 @@ JS_FILE = "policy.mjs"
 MICROPYTHON_FILE = "policy_micropython.py"
 REPORT = "report.json"
 REPORT_TEXT = "report.md"
+RECORDED = "recorded.json"  # how well a student of recorded observations does on those that were held out
+RECORDED_TEXT = "recorded.md"
 CONFIG = "config.yml"
 PAGE = "report.html"
 COMMAND = "command.txt"  # the command line that made the folder, as RL Zoo names it; it may hold paths, and stays here
@@ -47,7 +49,17 @@ FILES = {
 }
 
 # Files that compress and its exports write. A new run replaces all of them, so that no file of an earlier student remains.
-OUTPUTS = (*(name for name in FILES if name != CONFIG), FLOAT_ZIP, REPORT_TEXT, PAGE, COMMAND, FILM, BENCHMARK)
+OUTPUTS = (
+    *(name for name in FILES if name != CONFIG),
+    FLOAT_ZIP,
+    REPORT_TEXT,
+    PAGE,
+    COMMAND,
+    FILM,
+    BENCHMARK,
+    RECORDED,
+    RECORDED_TEXT,
+)
 
 # Zips of a repository that are not the model that it publishes; the first is RL Zoo's.
 NO_MODELS = ("train_eval_metrics.zip", FLOAT_ZIP)

@@ -17,7 +17,8 @@ from sb3_qpd.students.budgets import check_arch
 
 STUDENT_SOURCE = "a folder that compress or zoo train wrote, a file in it, or its name on the Hub: owner/name[@revision]"
 TEACHER_SOURCE = (
-    "a zip saved by SB3 or sb3-contrib, a run folder of RL Zoo, a file in it, or a model on the Hub: owner/name[@revision]"
+    "a zip saved by SB3 or sb3-contrib, a file of policy.save(), an ONNX file with --teacher-kind, a run folder of RL Zoo, a "
+    "file in it, or a model on the Hub: owner/name[@revision]"
 )
 
 
@@ -101,7 +102,7 @@ def add_teacher(parser: argparse.ArgumentParser, purpose: str) -> None:
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
     """
-    Add ``--env``, ``--env-kwargs`` and ``--vecnormalize``.
+    Add ``--env``, ``--env-kwargs``, ``--vecnormalize`` and the options of a teacher in an ONNX file.
 
     :param parser: parser of the command
     """
@@ -118,6 +119,20 @@ def add_environment(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vecnormalize", type=existing_file, default=None, metavar="PATH", help="the teacher's vecnormalize.pkl"
     )
+    add_onnx(parser)
+
+
+def add_onnx(parser: argparse.ArgumentParser) -> None:
+    """
+    Add ``--teacher-kind``, ``--teacher-inputs`` and ``--teacher-outputs``.
+
+    :param parser: parser of a command that takes a teacher
+    """
+    kinds = ("logits", "q_values", "gaussian", "action")
+    parser.add_argument("--teacher-kind", choices=kinds, default=None, help="of a teacher in an ONNX file: what it outputs")
+    for name, what in (("inputs", "its inputs, in the order of the observation's keys"), ("outputs", "its outputs")):
+        text = f"of a teacher in an ONNX file: names of {what} (default: found)"
+        parser.add_argument(f"--teacher-{name}", nargs="+", metavar="NAME", default=None, help=text)
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

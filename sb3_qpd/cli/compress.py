@@ -30,6 +30,7 @@ from sb3_qpd.cli.hyperparameters import (
     take_entry,
 )
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
+from sb3_qpd.cli.recorded import add_observations, check_recorded_options, compress_recorded, recorded_files
 from sb3_qpd.cli.sources import check_teacher_source
 from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
 from sb3_qpd.student_folder import OUTPUTS, PAGE, TARGET_NAMES
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from sb3_qpd.distillation.checkpoints import Checkpoint
     from sb3_qpd.distillation.distiller import QPDDistiller
-    from sb3_qpd.envs.recipe import EnvRecipe
+    from sb3_qpd.envs.recipe import EnvRecipe, EnvSource
     from sb3_qpd.evaluation.comparison import EvaluationPlan
     from sb3_qpd.teachers.teacher import Teacher
 
@@ -91,6 +92,7 @@ def add_compress(commands: Any) -> None:
     )
     add_test_episodes(parser)
     add_environment(parser)
+    add_observations(parser)
     parser.add_argument(
         "--baselines", action="store_true", default=False, help="also a float student and its post-training quantization"
     )
@@ -147,18 +149,21 @@ def compress(args: argparse.Namespace) -> int:
             from sb3_qpd.evaluation.comparison import plan_evaluation
 
             check_device(args.device)
-            teacher, recipe = load_teacher(args.teacher, args)
+            # a recording may have no simulator: an environment is built where --env asks for one
+            teacher, recipe = load_teacher(args.teacher, args, needs_env=args.observations is None)
             take_entry(args, recipe)
             distiller = _make_distiller(teacher, recipe, args)
             check_integer(distiller.policy.arch)
             check_targets(distiller, args.target)
             same_size = {**FLOAT_BASELINE, "student_arch": distiller.policy.arch}
             baseline = _make_distiller(teacher, recipe, args, **same_size) if args.baselines else None
-            options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
-            plan = plan_evaluation(teacher, recipe, args.episodes, **options)
             staging.check_room(_bytes_of_files(distiller))
+            options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
+            plan = None if recipe is None else plan_evaluation(teacher, recipe, args.episodes, **options)
+        if plan is None:
+            return compress_recorded(distiller, staging, args)
         report = _compress(distiller, baseline, plan, staging, args)
-    code = _deploy(distiller, recipe, args) if args.target else 0
+    code = _deploy(distiller, plan.env, args) if args.target else 0
     return code or _check_verdict(report, args.require)
 
 
@@ -171,6 +176,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     check_hyperparameter_flags(args)
     check_teacher_source(args.teacher, "TEACHER")
     check_environment(args)
+    check_recorded_options(args)
 
 
 def _open_out(args: argparse.Namespace) -> AtomicFolder:
@@ -193,7 +199,14 @@ def _open_out(args: argparse.Namespace) -> AtomicFolder:
     return staging
 
 
-def _checkpoint(args: argparse.Namespace, staging: AtomicFolder, name: str) -> "Checkpoint | None":
+def run_checkpoint(args: argparse.Namespace, staging: AtomicFolder, name: str = STUDENT) -> "Checkpoint | None":
+    """
+    The checkpoint of a student, ``None`` where the command asks for none.
+
+    :param args: arguments of the command
+    :param staging: the result folder
+    :param name: folder in the checkpoint's
+    """
     if args.checkpoint_every == 0:
         return None
     from sb3_qpd.distillation.checkpoints import Checkpoint
@@ -217,27 +230,33 @@ def _check_verdict(report: dict[str, Any], required: str | None) -> int:
 def _teacher_words(args: argparse.Namespace) -> str:
     """The teacher and its options, as they stood on the command line."""
     given = [("--env", args.env), ("--vecnormalize", args.vecnormalize), ("--max-episode-steps", args.max_episode_steps)]
+    given.append(("--teacher-kind", args.teacher_kind))
     words = [word for option, value in given if value is not None for word in (option, str(value))]
+    for option, names in (("--teacher-inputs", args.teacher_inputs), ("--teacher-outputs", args.teacher_outputs)):
+        words += [option, *names] if names else []
     settings = [f"{key}={value!r}" for key, value in args.env_kwargs]
     return shlex.join([args.teacher, *words, *(["--env-kwargs", *settings] if settings else [])])
 
 
-def _deploy(distiller: "QPDDistiller", recipe: "EnvRecipe", args: argparse.Namespace) -> int:
+def _deploy(distiller: "QPDDistiller", env: "EnvSource", args: argparse.Namespace) -> int:
     """Export and verify. The student is saved by then, whatever comes of it."""
     with user_errors("compress"):
         from sb3_qpd.evaluation.student_files import export_student
 
-        names, result = export_student(distiller, recipe, args.out, args.target)
+        names, result = export_student(distiller, env, args.out, args.target)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
 
 
-def _make_distiller(teacher: "Teacher", recipe: "EnvRecipe", args: argparse.Namespace, **changes: Any) -> "QPDDistiller":
+def _make_distiller(
+    teacher: "Teacher", recipe: "EnvRecipe | None", args: argparse.Namespace, **changes: Any
+) -> "QPDDistiller":
     from stable_baselines3.common.utils import configure_logger
 
     from sb3_qpd.distillation.distiller import QPDDistiller
 
     given = given_hyperparameters(args)
+    given["observations"] = args.observations
     distiller = QPDDistiller(teacher, recipe, verbose=1, **{**given, **changes})  # verbose: the check of the teacher is shown
     if args.tensorboard_log is not None:  # for TensorBoard alone: nothing of it on stdout
         distiller.set_logger(configure_logger(verbose=0, tensorboard_log=args.tensorboard_log, tb_log_name="QPD"))
@@ -264,10 +283,10 @@ def _compress(
             callbacks = [check, *_callbacks(plan, args)]
             if record is not None:
                 callbacks.append(record)
-            distiller.learn(args.timesteps, callback=callbacks, checkpoint=_checkpoint(args, staging, STUDENT), **options)
+            distiller.learn(args.timesteps, callback=callbacks, checkpoint=run_checkpoint(args, staging, STUDENT), **options)
         baselines = {}
         if baseline is not None:
-            baseline.learn(args.timesteps, checkpoint=_checkpoint(args, staging, BASELINE), **options)
+            baseline.learn(args.timesteps, checkpoint=run_checkpoint(args, staging, BASELINE), **options)
             arch = distiller.policy.arch.asdict()
             bits = {name: arch[name] for name in ("weight_bits", "activation_bits")}
             baselines = {"full float": baseline, "post-training": baseline.post_training_quantize(**bits)}
@@ -277,13 +296,14 @@ def _compress(
         if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
             raise  # an error of the user, which was reported already
         # hours of learning are not thrown away because the rest was interrupted or failed
-        _rescue(distiller, plan, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
+        rescue(distiller, plan.env, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
         if is_user_error(error):
             raise SystemExit(EXIT_DIFFERENCE) from error
         raise
     more = page_files(distiller, report, args.command_line, with_page=args.page, with_film=args.film)
+    more = {**more, **recorded_files(distiller)}
     with uninterrupted():
-        files, out = _publish(distiller, plan, staging, report, step, more)
+        files, out = publish(distiller, plan.env, staging, report, step, more)
     page = f"\nThe page: {out / PAGE}" if PAGE in files else ""
     print(f"\n{console_summary(report, step(out))}\n\nWrote {', '.join(files)} into {out}{page}")
     if out != staging.out:
@@ -305,32 +325,35 @@ def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCa
     return [StopWhenNonInferior(plan)]
 
 
-def _publish(
+def publish(
     distiller: "QPDDistiller",
-    plan: "EvaluationPlan",
+    env: "EnvSource | None",
     staging: AtomicFolder,
     report: dict[str, Any] | None = None,
     step: Callable[[Path], str] | None = None,
     more: Mapping[str, bytes] = MappingProxyType({}),
+    *,
+    is_finished: bool = False,
 ) -> tuple[list[str], Path]:
     """
-    Save all files, or an unfinished student where there is no report. Then the checkpoint stays, to go on from.
+    Save all files. Those of an unfinished student have no report, and its checkpoint stays, to go on from.
 
     :param distiller: the student
-    :param plan: how it was evaluated
+    :param env: environment that the integer model names, ``None`` where the distiller knows it
     :param staging: the result folder
     :param report: the report, if there is one
     :param step: from the folder of the files to the line that says what to do next
     :param more: other files by their names
+    :param is_finished: a student without a report is finished all the same
     :return: names of the files, and their folder: another one where ``--out`` cannot be written
     """
-    replaced = OUTPUTS if report is None else (*OUTPUTS, CHECKPOINT)
+    replaced = (*OUTPUTS, CHECKPOINT) if is_finished or report is not None else OUTPUTS
     try:
-        _write_files(distiller, plan, staging.path, report, step and step(staging.out), more)
+        _write_files(distiller, env, staging.path, report, step and step(staging.out), more)
         return staging.commit(replacing=replaced), staging.out
     except OSError as error:
         other = save_elsewhere(
-            lambda folder: _write_files(distiller, plan, folder, report, step and step(folder), more),
+            lambda folder: _write_files(distiller, env, folder, report, step and step(folder), more),
             staging.out.resolve().name or "student",
         )
         if other is None:
@@ -347,7 +370,7 @@ def _publish(
 
 def _write_files(
     distiller: "QPDDistiller",
-    plan: "EvaluationPlan",
+    env: "EnvSource | None",
     folder: Path,
     report: dict[str, Any] | None,
     step: str | None,
@@ -355,22 +378,29 @@ def _write_files(
 ) -> None:
     from sb3_qpd.evaluation.student_files import write_student
 
-    problem = write_student(distiller, plan.env, folder, report, step or "")
+    problem = write_student(distiller, env, folder, report, step or "")
     if problem is not None:
         print(f"sb3-qpd compress: no student.npz: {one_line(problem)}", file=sys.stderr)
     for name, content in more.items():
         (folder / name).write_bytes(content)
 
 
-def _rescue(distiller: "QPDDistiller", plan: "EvaluationPlan", staging: AtomicFolder, reason: str) -> None:
-    """Save an unfinished student, and say where."""
+def rescue(distiller: "QPDDistiller", env: "EnvSource | None", staging: AtomicFolder, reason: str) -> None:
+    """
+    Save an unfinished student, and say where.
+
+    :param distiller: the student
+    :param env: see :func:`publish`
+    :param staging: the result folder
+    :param reason: why the run stopped
+    """
     if distiller.num_timesteps == 0:
         print(f"sb3-qpd compress: {reason}stopped before anything was learned, nothing was written", file=sys.stderr)
         return
     from sb3_qpd.distillation.checkpoint_files import newest_steps
 
     with uninterrupted():
-        files, out = _publish(distiller, plan, staging)
+        files, out = publish(distiller, env, staging)
     steps = newest_steps(staging.place / CHECKPOINT / STUDENT)
     more = "" if steps is None else f". The same command with --resume goes on after {steps} steps"
     print(

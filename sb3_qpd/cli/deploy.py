@@ -18,6 +18,7 @@ from sb3_qpd.cli.models import (
     student_recipe,
 )
 from sb3_qpd.cli.sources import find_student
+from sb3_qpd.cli.undistilled import add_undistilled, check_undistilled, export_undistilled
 from sb3_qpd.student_folder import INTEGER_MODEL, TARGET_NAMES
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ def add_export(commands: Any) -> None:
     parser.add_argument(
         "--with-value", action="store_true", default=False, help="C with the value head in 8 bits, of a student's zip"
     )
+    add_undistilled(parser)
     add_environment(parser)
 
 
@@ -118,6 +120,10 @@ def export(args: argparse.Namespace) -> int:
     :return: exit code
     """
     with user_errors("export"):
+        if args.undistilled:
+            check_undistilled(args)
+            check_environment(args)
+            return _print_sizes(export_undistilled(args), args)
         _check_options(args)
         check_environment(args)
         path = find_student(args.student, for_export=True)
@@ -142,6 +148,10 @@ def export(args: argparse.Namespace) -> int:
 
         value = find_value_head(model)
         print(f"its value head is {0 if value is None else value.nbytes} bytes more")
+    return _print_sizes(sizes, args)
+
+
+def _print_sizes(sizes: dict[str, int], args: argparse.Namespace) -> int:
     for name, size in sizes.items():
         print(f"{size:10}  {args.out / name}")
     return 0

@@ -30,6 +30,7 @@ SOURCE = Path(__file__).parents[1] / "distillation" / "distiller.py"
 LEFT_OUT = {
     "teacher": "the command's own argument",
     "env": "--env and --env-kwargs",
+    "observations": "the command's own --observations",
     "policy": "follows from the observations",
     "policy_kwargs": "--student-arch, --weight-bits and --activation-bits describe the network",
     "stats_window_size": "of a log that compress does not print",
@@ -139,7 +140,7 @@ def given_hyperparameters(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in flag_names() if (value := getattr(args, name, None)) is not None}
 
 
-def take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
+def take_entry(args: argparse.Namespace, recipe: "EnvRecipe | None") -> None:
     """
     Take what the user did not give from the environment's entry in ``qpd.yml``: steps, size, bits and the other settings.
 
@@ -147,8 +148,11 @@ def take_entry(args: argparse.Namespace, recipe: "EnvRecipe") -> None:
     flag for count.
 
     :param args: arguments of the command
-    :param recipe: environment of the student
+    :param recipe: environment of the student, ``None`` where there is none
     """
+    if recipe is None:
+        args.timesteps = args.timesteps or DEFAULT_TIMESTEPS
+        return
     from sb3_qpd.zoo.entries import read_entries
 
     name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]

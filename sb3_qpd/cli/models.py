@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from sb3_qpd.cli.remembered import recall, remember
 from sb3_qpd.cli.sources import check_teacher_source, find_folder, find_teacher
@@ -22,19 +22,32 @@ if TYPE_CHECKING:
     from sb3_qpd.teachers.teacher import Teacher
 
 
-def load_teacher(source: str, args: argparse.Namespace) -> "tuple[Teacher, EnvRecipe]":
+@overload
+def load_teacher(source: str, args: argparse.Namespace) -> "tuple[Teacher, EnvRecipe]": ...
+
+
+@overload
+def load_teacher(source: str, args: argparse.Namespace, needs_env: bool) -> "tuple[Teacher, EnvRecipe | None]": ...
+
+
+def load_teacher(source: str, args: argparse.Namespace, needs_env: bool = True) -> "tuple[Teacher, EnvRecipe | None]":
     """
     Load a teacher, and find the environment that its folder or ``--env`` names.
 
     :param source: path, or name on the Hub
     :param args: arguments of the command, with ``--env``, ``--env-kwargs``, ``--vecnormalize`` and ``--device``
+    :param needs_env: ``False`` takes only an environment of ``--env``, and none where it is not given
     """
     source = find_teacher(source)
     from sb3_qpd.envs.recipe import make_recipe
     from sb3_qpd.teachers import loading
 
     recipe = None if args.env is None else _chosen_recipe(args)
-    teacher = loading.load_teacher(source, vecnormalize=args.vecnormalize, env=recipe, device=check_device(args.device))
+    options: dict[str, Any] = {"vecnormalize": args.vecnormalize, "env": recipe, "needs_env": needs_env}
+    named: dict[str, Any] = {name: getattr(args, f"teacher_{name}", None) for name in ("kind", "inputs", "outputs")}
+    teacher = loading.load_teacher(source, device=check_device(args.device), **options, **named)
+    if teacher.recipe is None and not needs_env:
+        return teacher, None
     if teacher.recipe is None:
         raise ValueError(f"{source} does not say which environment it was trained on. {_with_env(args)}")
     teacher.recipe = make_recipe(teacher.recipe, dict(args.env_kwargs))
@@ -270,6 +283,8 @@ def _with_env(args: argparse.Namespace, env_id: str = "ID") -> str:
 
 
 def _size(nbytes: int, actor: Any) -> str:
+    if not nbytes:
+        return "its size is not known"
     return f"{nbytes} bytes, {actor.n_parameters} parameters, {actor.macs} multiply-accumulates"
 
 

@@ -134,7 +134,7 @@ def film(teacher: "Teacher", model: "IntegerModel", recipe: "EnvRecipe") -> byte
     from sb3_qpd.publishing.film import side_by_side
 
     players: dict[str, Player] = {
-        f"teacher, {teacher.nbytes:,} bytes": teacher,
+        f"teacher, {teacher.nbytes:,} bytes" if teacher.nbytes else "teacher": teacher,
         f"integer student, {model.nbytes:,} bytes": model,
     }
     try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from sb3_qpd.cli.arguments import TEACHER_SOURCE
 from sb3_qpd.student_folder import DEVICE_FILES, INTEGER_MODEL, STUDENT_ZIP, folder_of
 
+AGENT_SUFFIXES = (".zip", ".pth", ".pt", ".onnx")  # of files that are an agent by themselves
 _ADDRESS = re.compile(r"https?://[^/]+/(?P<repo>[^/]+/[^/?]+)(/(blob|resolve)/[^/]+/(?P<file>[^?]+))?")
 _HUB_NAME = re.compile(r"(?P<owner>[A-Za-z0-9][\w.-]*)/[A-Za-z0-9][\w.-]*(@.+)?")
 
@@ -24,7 +25,7 @@ def check_source(text: str) -> None:
         name = address["repo"] if address["file"] is None else f"hub:{address['repo']}/{address['file']}"
         raise ValueError(f"Expected a path, or a model on the Hub as owner/name, got the address {text}: write {name}")
     on_hub = _HUB_NAME.fullmatch(text)
-    if on_hub and path.suffix not in (".zip", ".npz") and not Path(on_hub["owner"]).is_dir():
+    if on_hub and path.suffix not in (*AGENT_SUFFIXES, ".npz") and not Path(on_hub["owner"]).is_dir():
         return
     hint = f". A model of this name on the Hub is hub:{text}" if on_hub else ""
     raise ValueError(f"{_no_such_file(text)}{hint}")
@@ -80,11 +81,11 @@ def find_teacher(text: str) -> str:
     The teacher that an argument names, as :func:`~sb3_qpd.load_teacher` takes it.
 
     :param text: a zip, a run folder of RL Zoo, a file in it, or a model on the Hub
-    :return: the argument, or the run folder of a file that is no zip
+    :return: the argument, or the run folder of a file that is no agent
     """
     check_source(text)
     path = Path(text).expanduser()
-    if not path.is_file() or path.suffix == ".zip":
+    if not path.is_file() or path.suffix in AGENT_SUFFIXES:
         return text
     folders = [folder for folder in path.absolute().parents[:2] if any(folder.glob("*.zip"))]
     return str(folders[0]) if folders else text

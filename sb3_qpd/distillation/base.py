@@ -31,6 +31,8 @@ from sb3_qpd.distillation.arguments import check_arguments, check_base_arguments
 from sb3_qpd.distillation.callbacks import evaluate_raw
 from sb3_qpd.distillation.environment import EnvSource, env_of_teacher, has_float_images, raw_env
 from sb3_qpd.distillation.hyperparameters import check_n_envs, check_timesteps, check_workers
+from sb3_qpd.distillation.recorded_env import RecordedEnv, recorded_env
+from sb3_qpd.distillation.recordings import RecordedObservations, RecordingSource
 from sb3_qpd.envs.inspection import pipeline_of, warn_of_moving_statistics
 from sb3_qpd.envs.recipe import EnvRecipe, check_env_type, describe_env, make_recipe
 from sb3_qpd.failures import environment_failures
@@ -76,6 +78,7 @@ class DistillationAlgorithm(BaseAlgorithm):
     :param teacher: see :class:`~sb3_qpd.QPDDistiller`, as for all other parameters
     :param env: id, environment or vectorized environment; ``None`` takes the teacher's own where that is known
     :param policy: name in ``policy_aliases`` or a policy class; ``None`` chooses by the observations
+    :param observations: recorded observations in the place of the environment's
     :param student_arch: name, budget, ``StudentArch`` or a dict of its fields
     :param weight_bits: bits of the inner weights, ``None`` for the architecture's own
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
@@ -104,6 +107,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         env: EnvSource | None,
         policy: str | type[QuantActorCriticPolicy] | None,
         *,
+        observations: RecordingSource | None,
         student_arch: str | StudentArch | Mapping[str, Any],
         weight_bits: int | tuple[int, ...] | None,
         activation_bits: int | None,
@@ -121,18 +125,20 @@ class DistillationAlgorithm(BaseAlgorithm):
         n_envs = check_n_envs(n_envs)
         workers = check_workers(vec_env, env_timeout, restart_envs)
         loaded = None if teacher is None else load_teacher(teacher, device=device, needs_env=env is None)
-        if env is None and _init_setup_model:
+        if observations is None and env is None and _init_setup_model:
             env = env_of_teacher(loaded)
         recipe = make_recipe(env) if isinstance(env, str | EnvRecipe) else None
+        recorded = None if observations is None else recorded_env(observations, loaded, env)
         super().__init__(
             policy=QuantActorCriticPolicy if policy is None else policy,
-            env=None if env is None else raw_env(env, loaded, n_envs, vec_env, seed, workers),
+            env=recorded if env is None or recorded else raw_env(env, loaded, n_envs, vec_env, seed, workers),
             device=device,
             support_multi_env=True,
             seed=seed,
             **kwargs,
         )
         self.teacher, self._recipe = loaded, recipe
+        self._named_env = None if recorded is None or env is None else describe_env(env)  # the recording names none
         self.env_timeout, self.restart_envs = env_timeout, restart_envs
         self.teacher_name, self.teacher_checksum = "", ""
         self.pipeline: list[str] = []
@@ -194,7 +200,7 @@ class DistillationAlgorithm(BaseAlgorithm):
 
     @property
     def _teacher_nbytes(self) -> int | None:
-        return self.teacher.nbytes if isinstance(self.teacher, Teacher) else None
+        return self.teacher.nbytes or None if isinstance(self.teacher, Teacher) else None
 
     def __repr__(self) -> str:
         if not hasattr(self, "policy"):
@@ -260,6 +266,11 @@ class DistillationAlgorithm(BaseAlgorithm):
     def _has_images(self) -> bool:
         normalized_image = self.policy_kwargs.get("normalized_image", False)
         return any(part.is_image for part in observation_parts(self.observation_space, normalized_image))
+
+    @property
+    def recording(self) -> RecordedObservations | None:
+        """The recorded observations that the student learns from, ``None`` where it learns in an environment."""
+        return self.env.recording if isinstance(self.env, RecordedEnv) else None
 
     @property
     def _masking(self) -> bool:
@@ -353,7 +364,7 @@ class DistillationAlgorithm(BaseAlgorithm):
 
         :param env: environment to name, or its description in JSON values; ``None`` names the one that the student learned in
         """
-        env = (self._recipe or self.env) if env is None else env
+        env = (self._recipe or (self._named_env if self.recording else self.env)) if env is None else env
         described = {} if env is None else {"env": describe_env(env)}
         return self.policy.to_integer(**described, teacher=self.teacher_name, teacher_checksum=self.teacher_checksum)
 
@@ -404,7 +415,7 @@ class DistillationAlgorithm(BaseAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         # tensorboard_log is a path on the machine that trained
-        return [*super()._excluded_save_params(), "teacher", "_recipe", "_last_obs", "tensorboard_log"]
+        return [*super()._excluded_save_params(), "teacher", "_recipe", "_named_env", "_last_obs", "tensorboard_log"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer"], []

@@ -86,12 +86,14 @@ class CollectingAlgorithm(DistillationAlgorithm):
                 "were always allowed"
             )
         check_finite(self._ask_teacher())
-        if self.check_teacher and self.num_timesteps == 0 and not goes_on:
+        has_env = self.recording is None or self._recipe is not None
+        if self.check_teacher and has_env and self.num_timesteps == 0 and not goes_on:
             self._tell("checking the teacher")
             self._compare_teacher_with_random()
         if self._buffer is None:
             self._buffer = self._make_buffer(self.env)
-        self._turns = RollIn(self.env.num_envs, self.beta, self.roll_in, self._rng)
+        beta = self.beta if self.recording is None else 1.0  # a student's actions would change nothing in a recording
+        self._turns = RollIn(self.env.num_envs, beta, self.roll_in, self._rng)
         self._students = StudentEpisodes(self.env.num_envs, self._stats_window_size)
         self._tell("collecting")
 

@@ -26,6 +26,7 @@ from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_me
 from sb3_qpd.distillation.initialization import initialize_from_data
 from sb3_qpd.distillation.objective import distillation_loss, measure_student
 from sb3_qpd.distillation.precision import FallingPrecision
+from sb3_qpd.distillation.recordings import RecordingSource
 from sb3_qpd.distillation.schedules import (
     DEFAULT_LEARNING_RATE,
     CosineSchedule,
@@ -56,6 +57,8 @@ class QPDDistiller(FallingPrecision):
         teacher's own where that is known
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class; ``None`` chooses by the
         observations
+    :param observations: recorded observations that the student learns from, see :class:`~sb3_qpd.RecordedObservations`. No
+        environment is stepped then; ``env`` only names where returns can be measured afterwards
     :param student_arch: name in ``STUDENT_ARCHS``, a budget such as ``"2kB"`` or ``"0.5%"`` of the teacher's float32 actor, a
         :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
@@ -108,6 +111,7 @@ class QPDDistiller(FallingPrecision):
         env: EnvSource | None = None,
         policy: str | type[QuantActorCriticPolicy] | None = None,
         *,
+        observations: RecordingSource | None = None,
         student_arch: str | StudentArch | Mapping[str, Any] = "tiny",
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
@@ -144,6 +148,7 @@ class QPDDistiller(FallingPrecision):
             teacher,
             env,
             policy,
+            observations=observations,
             student_arch=student_arch,
             weight_bits=weight_bits,
             activation_bits=activation_bits,

@@ -345,7 +345,7 @@ def _forms(folder: Folder, given: Networks, observations: Any) -> Iterator[tuple
     takes_others = folder.model.is_dict or folder.model.parts[0].kind == "one_hot"
     if teacher is not None:
         yield "teacher", partial(_in_sb3, "teacher", teacher, teacher.nbytes)
-    if teacher is not None and not takes_others:
+    if teacher is not None and not takes_others and not getattr(teacher.policy, "is_function", False):
         inputs = teacher.normalize(observations)
         yield "teacher in ONNX Runtime", partial(_in_onnx_runtime, "teacher", teacher.policy, inputs, scratch)
     if given.float_policy is not None and not takes_others:

@@ -273,7 +273,8 @@ def integer_player(policy: QuantActorCriticPolicy) -> Player:
 
 
 def _size(nbytes: int, actor: Any) -> dict[str, int]:
-    return {"bytes": nbytes, "params": actor.n_parameters, "macs": actor.macs}
+    sizes = {"bytes": nbytes, "params": actor.n_parameters, "macs": actor.macs}
+    return {name: size for name, size in sizes.items() if size}  # those of a function are not known
 
 
 @th.no_grad()
@@ -308,14 +309,16 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _percentages(model: IntegerModel, teacher: Teacher) -> dict[str, float]:
-    return {
-        "size_percent": 100 * model.nbytes / teacher.nbytes,
+def _percentages(model: IntegerModel, teacher: Teacher) -> dict[str, float | None]:
+    """The student's sizes in percent of the teacher's, ``None`` where those are not known."""
+    pairs = {
+        "size_percent": (model.nbytes, teacher.nbytes),
         # one byte for each parameter, biases too: a real int8 teacher is a little larger
-        "size_percent_of_int8_teacher": 100 * model.nbytes / teacher.n_parameters,
-        "params_percent": 100 * model.n_parameters / teacher.n_parameters,
-        "macs_percent": 100 * model.macs / teacher.macs,
+        "size_percent_of_int8_teacher": (model.nbytes, teacher.n_parameters),
+        "params_percent": (model.n_parameters, teacher.n_parameters),
+        "macs_percent": (model.macs, teacher.macs),
     }
+    return {name: 100 * ours / theirs if theirs else None for name, (ours, theirs) in pairs.items()}
 
 
 def _identity(distiller: QPDDistiller, plan: EvaluationPlan) -> dict[str, Any]:
@@ -329,6 +332,7 @@ def _identity(distiller: QPDDistiller, plan: EvaluationPlan) -> dict[str, Any]:
         "activation_bits": distiller.policy.arch.activation_bits,
         "transition": distiller.transition,
         "timesteps": distiller.num_timesteps,
+        "recording": None if distiller.recording is None else repr(distiller.recording).strip("<>"),
         "seconds": distiller.seconds_learning,
         "seed": distiller.seed,
         "input_findings": distiller.input_findings,

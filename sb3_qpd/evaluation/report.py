@@ -182,7 +182,10 @@ def size_phrase(report: Mapping[str, Any]) -> str:
 
     :param report: contents of ``report.json``
     """
-    return f"{report['integer']['bytes']} bytes = {report['size_percent']:.2f} % of the teacher's float32 actor"
+    size = f"{report['integer']['bytes']} bytes"
+    if report["size_percent"] is None:
+        return f"{size} (the teacher's size is not known)"
+    return f"{size} = {report['size_percent']:.2f} % of the teacher's float32 actor"
 
 
 def with_options(command: str, options: str, dropped: set[str]) -> str:
@@ -346,19 +349,28 @@ def notes_of(report: Mapping[str, Any]) -> list[str]:
         f"The policy in eval mode and the integer model gave {100 * report['parity']:.2f} % bit-equal outputs on"
         f" {report['parity_observations']} observations of the student's own games."
         f" Its row was played by {report['integer_played_by']}.",
-        f"{report['size_percent_of_int8_teacher']:.2f} % of the teacher at one byte a parameter,"
-        f" {report['params_percent']:.2f} % of its parameters, {report['macs_percent']:.2f} % of its multiply-accumulates.",
+        *_size_notes(report),
         _agreement_note(report),
         *_power_notes(report),
         *_distinct_notes(report),
     ]
     if inputs := describe_findings(report["input_findings"]):
         notes.append(inputs)
+    if report["recording"]:
+        notes.append(f"The student learned from {report['recording']}, not in this environment: see recorded.md.")
     cached = [name for name in ("random", "teacher") if report[name]["is_cached"]]
     if cached:
         kept = " and ".join({"random": "the random policy", "teacher": "the teacher"}[name] for name in cached)
         notes.append(f"The episodes of {kept} were played by an earlier run and kept: the same seeds give the same episodes.")
     return notes
+
+
+def _size_notes(report: Mapping[str, Any]) -> list[str]:
+    names = ("size_percent_of_int8_teacher", "params_percent", "macs_percent")
+    if any(report[name] is None for name in names):
+        return []
+    size, params, macs = (f"{report[name]:.2f} %" for name in names)
+    return [f"{size} of the teacher at one byte a parameter, {params} of its parameters, {macs} of its multiply-accumulates."]
 
 
 def _agreement_note(report: Mapping[str, Any]) -> str:

@@ -16,13 +16,13 @@ from sb3_qpd.student_folder import FLOAT_ZIP, INTEGER_MODEL, STUDENT_ZIP
 
 
 def write_student(
-    distiller: QPDDistiller, env: EnvSource, folder: Path, report: Mapping[str, Any] | None = None, step: str = ""
+    distiller: QPDDistiller, env: EnvSource | None, folder: Path, report: Mapping[str, Any] | None = None, step: str = ""
 ) -> str | None:
     """
     Write the models of a student, and its report.
 
     :param distiller: the student
-    :param env: environment that the integer model names
+    :param env: environment that the integer model names, ``None`` where the distiller knows it
     :param folder: existing folder
     :param report: see :func:`~sb3_qpd.evaluation.comparison.make_report`; ``None`` writes none
     :param step: the line of the report that says what to do next, see :func:`~sb3_qpd.evaluation.report.write_report`

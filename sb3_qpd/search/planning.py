@@ -56,7 +56,7 @@ def plan_trials(job: Job, settings: SearchSettings, check: Callable[[QPDDistille
     configurations = sorted(_configurations(job, settings, check), key=lambda one: one.nbytes)
     fitting = configurations
     if settings.max_bytes is not None:
-        limit = parse_max_bytes(settings.max_bytes, job.teacher.nbytes)
+        limit = parse_max_bytes(settings.max_bytes, job.teacher.nbytes or None)
         fitting = [one for one in configurations if one.nbytes <= limit]
         if not fitting:
             smallest = configurations[0]

@@ -126,12 +126,12 @@ def parse_bits(value: Any) -> Bits:
     return (pair[0], pair[1])
 
 
-def parse_max_bytes(value: Any, teacher_bytes: int = 1) -> int:
+def parse_max_bytes(value: Any, teacher_bytes: int | None = 1) -> int:
     """
     The largest number of bytes that a student may have.
 
     :param value: bytes, or a budget as in :func:`~sb3_qpd.students.budgets.budget_nbytes`
-    :param teacher_bytes: bytes of the teacher's float32 actor
+    :param teacher_bytes: bytes of the teacher's float32 actor, ``None`` where they are not known
     :raises ValueError: the value is anything else
     """
     if isinstance(value, str):

@@ -20,7 +20,7 @@ from sb3_qpd.players import RandomPolicy, actor, seed_if_possible
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.normalization import ObsNormalization
-from sb3_qpd.teachers.own_policies import N_COMPARED, check_labels, plays_differently
+from sb3_qpd.teachers.own_policies import N_COMPARED, plays_differently, settle_labels
 from sb3_qpd.teachers.teacher import Teacher
 
 MIN_EPISODES, MAX_EPISODES = 5, 80
@@ -184,7 +184,7 @@ def check_teacher(teacher: Teacher, env: VecEnv | EnvRecipe, deterministic: bool
         seed_if_possible(env, seed)
         episodes.play(wanted)
     if taught.kept:
-        check_labels(teacher, join(taught.kept))
+        settle_labels(teacher, join(taught.kept))
     check = TeacherCheck(taught.result, random.result)
     limit = -(-MAX_EPISODES // env.num_envs)
     while wanted < limit and not (check.above_random or taught.is_exhausted or random.is_exhausted):

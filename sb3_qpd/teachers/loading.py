@@ -10,6 +10,7 @@ to execute anything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ from sb3_qpd.devices import check_device
 from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, build_env, check_env_type, make_recipe
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.families import TEACHERS
+from sb3_qpd.teachers.files.agent_file import read_agent
 from sb3_qpd.teachers.files.archive import TeacherError
-from sb3_qpd.teachers.files.sb3_zip import read_zip
+from sb3_qpd.teachers.files.onnx_file import SUFFIX as ONNX
 from sb3_qpd.teachers.files.weights import check_weights
 from sb3_qpd.teachers.hub import download, parse_source
 from sb3_qpd.teachers.normalization import (
@@ -35,11 +37,12 @@ from sb3_qpd.teachers.normalization import (
     read_normalization,
     remove_vec_normalize,
 )
+from sb3_qpd.teachers.onnx_teacher import load_onnx
 from sb3_qpd.teachers.own_policies import (
-    check_labels,
     copy_policy,
     plays_differently,
     sample_observations,
+    settle_labels,
     without_compilation,
 )
 from sb3_qpd.teachers.policy_builder import build_policy
@@ -56,13 +59,18 @@ def load_teacher(
     env: EnvSource | None = None,
     device: th.device | str = "auto",
     needs_env: bool = True,
+    kind: str | None = None,
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Teacher:
     """
-    Load a pretrained agent of any algorithm in ``TEACHERS`` without executing any pickle.
+    Load a pretrained agent of any algorithm in ``TEACHERS``, or of another framework, without executing any pickle.
 
     These are sources:
 
     - the path of a zip saved by SB3 (0.10 or later), or of a run folder of RL Zoo
+    - the path of a file of SB3's ``policy.save()``
+    - the path of an ONNX file, with ``env`` and ``kind``
     - a model on the Hub: ``"owner/name"``, ``"owner/name@revision"`` or ``"hub:owner/name/file.zip"``. A name that exists here
       as a file or folder is a path, and so is a ``pathlib.Path``
     - a live model. Its policy is copied, its environment comes along, and its ``VecNormalize`` becomes the teacher's
@@ -75,6 +83,10 @@ def load_teacher(
         or function that builds one
     :param device: device of the teacher's network
     :param needs_env: ``False`` ignores the environment that the folder names, because the caller has another one
+    :param kind: what the outputs of an ONNX file are, see :meth:`Teacher.from_function`
+    :param inputs: names of its inputs in the order of the observation's keys, ``None`` to find them
+    :param outputs: names of its outputs: the actor's, or mean and log_std of a Gaussian; then the value's, if any. ``None``
+        finds those of the actor
     :return: the frozen teacher
     :raises TeacherError: the files or the model cannot be used; the message says why
     """
@@ -83,9 +95,13 @@ def load_teacher(
         if vecnormalize is not None or env is not None:
             raise ValueError("vecnormalize= and env= are for a teacher that is loaded here: this one is there already")
         return source
+    named = {"kind": kind, "inputs": inputs, "outputs": outputs}
+    is_onnx = _is_onnx(source, **named)
     player = without_compilation(source.policy if isinstance(source, BaseAlgorithm) else source)
     if isinstance(source, BaseAlgorithm):
         teacher = _from_model(source)
+    elif is_onnx:
+        teacher = load_onnx_teacher(Path(source).expanduser(), env, **named)  # type: ignore[arg-type]
     elif isinstance(player, BasePolicy):
         teacher = _from_policy(player, type(player).__name__, _algo_of(player))
     elif isinstance(source, str | Path):
@@ -98,8 +114,39 @@ def load_teacher(
         teacher.policy.reset_noise()  # drawn for the weights and the device that it has now
     for one in (player, source):
         if isinstance(one, BasePolicy | BaseAlgorithm) and plays_differently(one):
-            check_labels(teacher, sample_observations(teacher), one)
+            settle_labels(teacher, sample_observations(teacher), one)
     return teacher
+
+
+def _is_onnx(source: Any, **named: Any) -> bool:
+    """Whether a source is an ONNX file. For other sources nothing may be said of its outputs."""
+    if isinstance(source, str | Path) and Path(source).suffix == ONNX and not str(source).startswith("hub:"):
+        return True
+    if given := [name for name, value in named.items() if value is not None]:
+        raise ValueError(f"{', '.join(given)} is for an ONNX file, got {source!r}, which needs none. Leave it out")
+    return False
+
+
+def load_onnx_teacher(path: Path, env: EnvSource | None, **named: Any) -> Teacher:
+    """
+    A teacher from an ONNX file, with the spaces of its environment.
+
+    :param path: the file
+    :param env: its environment
+    :param named: ``kind``, ``inputs`` and ``outputs`` of :func:`load_teacher`
+    """
+    if env is None:
+        raise TeacherError(f"{path} does not name its environment, whose spaces are needed: give env= (--env)")
+    if isinstance(env, str | EnvRecipe):
+        built: Any = make_recipe(env).make_vec_env(1)
+    else:
+        built = env if isinstance(env, gym.Env | VecEnv) else build_env(env)
+    first = BaseAlgorithm._wrap_env(built)
+    try:
+        return load_onnx(path, first.observation_space, first.action_space, **named)
+    finally:
+        if built is not env:
+            first.close()
 
 
 def _check_arguments(vecnormalize: Any, env: Any, device: Any, needs_env: Any) -> None:
@@ -125,7 +172,7 @@ def _complete(teacher: Teacher, vecnormalize: str | Path | None, env: EnvSource 
 
 def _from_file(source: str | Path, vecnormalize: str | Path | None, env: Any, needs_env: bool) -> Teacher:
     run, name = _find(source)
-    file = read_zip(run.zip_path, TEACHERS)
+    file = read_agent(run.zip_path, TEACHERS)
     policy = build_policy(file)
     return TEACHERS[file.algo](
         policy,

@@ -65,6 +65,8 @@ def plays_differently(player: Any) -> bool:
 
     :param player: live policy or model
     """
+    if getattr(player, "is_function", False):  # a function's answer is its label
+        return False
     is_own_policy = isinstance(player, BasePolicy) and is_own_class(player)
     return is_own_policy or overrides(player, *METHODS)
 
@@ -166,6 +168,24 @@ def check_labels(teacher: Teacher, observations: Any, player: BasePolicy | BaseA
             "probable action (the mean of a Box action) of get_distribution(). Put the change of actions into "
             "get_distribution(), or into a wrapper around the environment"
         )
+
+
+def settle_labels(teacher: Teacher, observations: Any, player: BasePolicy | BaseAlgorithm | None = None) -> None:
+    """
+    Compare labels and actions. Where they differ, the teacher takes its labels from the policy's own ``get_distribution``.
+
+    :param teacher: the teacher
+    :param observations: see :func:`check_labels`
+    :param player: see :func:`check_labels`
+    :raises TeacherError: those labels differ from the actions too
+    """
+    try:
+        check_labels(teacher, observations, player)
+    except TeacherError:
+        if teacher.asks_policy or not hasattr(teacher.policy, "get_distribution"):
+            raise
+        teacher.asks_policy = True
+        check_labels(teacher, observations, player)
 
 
 def sample_observations(teacher: Teacher, n: int = N_COMPARED) -> Any:

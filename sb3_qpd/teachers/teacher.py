@@ -7,6 +7,7 @@ Here is the adapter for actor-critic policies. Those for other families, and the
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -98,6 +99,7 @@ class Teacher:
         if isinstance(policy, RecurrentActorCriticPolicy):
             raise TypeError(f"{type(policy).__name__} has a memory, a student has none: recurrent teachers are not supported")
         self.policy: Any = policy
+        self.asks_policy = False  # whether labels come from get_distribution although SB3's own layers could give them
         self.policy.set_training_mode(False)
         self.policy.requires_grad_(False)
         self.head = action_head(policy.action_space)
@@ -110,6 +112,44 @@ class Teacher:
         return (
             f"<{type(self).__name__} {self.name}: {type(self.policy).__name__}, {statistics} normalization, on {self.device}>"
         )
+
+    @staticmethod
+    def from_function(
+        function: Callable[[Any], Any],
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        kind: str,
+        *,
+        value: Callable[[Any], Any] | None = None,
+        name: str = "",
+        checksum: str = "",
+        algo: str = "function",
+    ) -> Teacher:
+        """
+        A teacher from a function that answers a batch of raw observations: a network of another package, a controller, a rule.
+
+        ``kind`` says what the function returns for n observations:
+
+        - ``"logits"``: shape (n, n_actions), of every category of every dimension
+        - ``"q_values"``: shape (n, n_actions), for Discrete actions
+        - ``"gaussian"``: a tuple of mean and log_std of a Box action in environment units, each of shape (n, action_dim)
+        - ``"action"``: the actions themselves, shape (n, *action_shape)
+
+        :param function: gets arrays of shape (n, *observation_shape), images channels first, or a dict of such arrays. It
+            returns an array, a tensor, or what ``numpy.asarray`` takes. A torch module is copied, and gets tensors
+        :param observation_space: space of one observation
+        :param action_space: space of one action
+        :param kind: what the function returns
+        :param value: a function that returns the values of the same observations, shape (n,); ``None`` teaches none
+        :param name: name that a student remembers; by default the function's own
+        :param checksum: SHA-256 that a student remembers, such as that of the weights' file
+        :param algo: name of the algorithm
+        :raises TeacherError: the function fails on a small batch, or answers in another shape
+        """
+        from sb3_qpd.teachers.functions import teacher_from_function  # which needs this module
+
+        options: dict[str, Any] = {"value": value, "name": name, "checksum": checksum, "algo": algo}
+        return teacher_from_function(function, observation_space, action_space, kind, **options)
 
     @property
     def observation_space(self) -> spaces.Space:
@@ -237,7 +277,7 @@ class Teacher:
 
     @property
     def _has_own_distribution(self) -> bool:
-        return overrides(self.policy, "get_distribution", "_get_action_dist_from_latent")
+        return self.asks_policy or overrides(self.policy, "get_distribution", "_get_action_dist_from_latent")
 
     def _label_from_distribution(self, observations: Any) -> TeacherOutput:
         """The labels of a policy whose class changes SB3's distribution, for instance to mask actions by the observation."""

@@ -21,11 +21,10 @@ from teacher_files import edit_zip, serialized
 from sb3_qpd import IntegerModel, QPDDistiller
 from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.cli import main
-from sb3_qpd.cli.compress import _publish
+from sb3_qpd.cli.compress import publish
 from sb3_qpd.cli.hyperparameters import flag_names, take_entry
 from sb3_qpd.cli.models import open_student
 from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.evaluation.comparison import EvaluationPlan
 from sb3_qpd.export import EXPORTERS, export
 from sb3_qpd.student_folder import OUTPUTS
 
@@ -376,7 +375,7 @@ def test_out_is_checked_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
-def test_staging_publishes_together_and_keeps_what_is_not_in_the_way(tmp_path: Path) -> None:
+def test_stagingpublishes_together_and_keeps_what_is_not_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     (tmp_path / "report.json").write_text("old")
     with AtomicFolder(tmp_path, force=True) as staging:
@@ -472,5 +471,5 @@ def test_a_student_without_an_integer_form_is_saved(teacher: str, tmp_path: Path
     with th.no_grad():
         student.policy.action_net.bias[0] = th.nan
     with AtomicFolder(tmp_path / "out", force=False) as staging:
-        assert _publish(student, EvaluationPlan("CartPole-v1", 1, 1), staging, None)[0] == ["student.zip"]
+        assert publish(student, "CartPole-v1", staging, None)[0] == ["student.zip"]
     assert "no student.npz: The student's parameters hold NaN" in capsys.readouterr().err

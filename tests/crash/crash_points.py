@@ -30,7 +30,7 @@ from stable_baselines3 import PPO
 import sb3_qpd.distillation.distiller as distilling
 from sb3_qpd import Checkpoint, IntegerModel, QPDDistiller
 from sb3_qpd.atomic import AtomicFolder, write_atomically
-from sb3_qpd.cli.compress import _publish
+from sb3_qpd.cli.compress import publish
 from sb3_qpd.distillation.checkpoint_files import ACTIONS, STATE_FILES, CheckpointError, read_archive
 from sb3_qpd.distillation.checkpoints import Recording
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
@@ -127,7 +127,7 @@ def replaced_folder(run: Run) -> Stage:
         tempfile.tempdir = str(elsewhere(folder))
         with AtomicFolder(folder / "out", force=True) as staging:
             ARM()
-            _, out = _publish(run.student, run.plan, staging, run.report)
+            _, out = publish(run.student, run.plan.env, staging, run.report)
         if out.parent == elsewhere(folder):
             check_new(out)
 
@@ -338,7 +338,7 @@ def main() -> None:
 def saved_files(run: Run, folder: Path) -> dict[str, bytes]:
     """The files of a run, for stages that are not about how each is written."""
     with AtomicFolder(folder / "saved", force=False) as staging:
-        _publish(run.student, run.plan, staging, run.report)
+        publish(run.student, run.plan.env, staging, run.report)
     return {path.name: path.read_bytes() for path in (folder / "saved").iterdir()}
 
 

@@ -19,17 +19,19 @@ import numpy as np
 from bounds import bounded
 from fuzz import JUNK, MEMORY, SECONDS, Files, Format
 from fuzz import _bytes as changed_bytes
+from fuzz import _opcodes as changed_opcodes
 from fuzz import mutate as mutate_run
 from gymnasium import spaces
 from hub_server import HubServer, etag, running_hub
 from huggingface_hub import constants
+from onnx import helper, numpy_helper
 from random_students import draw
-from stable_baselines3 import PPO
+from stable_baselines3 import PPO, SAC
 from student_files import student_files
 from students import BOX, IMAGE, VECTOR, make_student
 
 import sb3_qpd
-from sb3_qpd import IntegerModel, load_student, load_teacher
+from sb3_qpd import IntegerModel, RecordedObservations, load_student, load_teacher
 from sb3_qpd.evaluation.own_exports import own_copy
 from sb3_qpd.export import export
 from sb3_qpd.export.c.layout import lay_out, plan_arena
@@ -424,7 +426,106 @@ def _hub() -> Format:
     )
 
 
+# --- a policy by itself ---
+def honest_policies() -> list[Files]:
+    """Files of ``policy.save()`` of three families."""
+    models = [
+        PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0),
+        PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, use_sde=True, device="cpu", seed=0),
+        SAC("MlpPolicy", "Pendulum-v1", buffer_size=9, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0),
+    ]
+    return [{"policy.pth": _saved(model)} for model in models]
+
+
+def _saved(model: Any) -> bytes:
+    buffer = io.BytesIO()
+    model.policy.save(buffer)
+    return buffer.getvalue()
+
+
+def mutate_policy(files: Files, rng: random.Random) -> Files:
+    with zipfile.ZipFile(io.BytesIO(files["policy.pth"])) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        name = next((one for one in members if one.endswith("data.pkl")), "")
+        if name and rng.random() < 0.7:
+            members[name] = changed_opcodes(members[name], rng)
+            continue
+        name = rng.choice(list(members))
+        if rng.random() < 0.2:
+            del members[name]
+        else:
+            members[name] = changed_bytes(members[name], rng) if rng.random() < 0.5 else members[rng.choice(list(members))]
+    return {"policy.pth": _zipped(members, rng)}
+
+
+def open_policy(folder: Path) -> None:
+    teacher = load_teacher(folder / "policy.pth", device="cpu")
+    space = teacher.observation_space
+    space.seed(0)
+    teacher(space.sample()[None])
+
+
+# --- ONNX ---
+def honest_onnx() -> list[Files]:
+    """A small network with the operators of several exporters."""
+    weights = {"w": np.ones((4, 2), np.float32), "b": np.zeros(2, np.float32), "shape": np.array([-1, 2], np.int64)}
+    nodes = [
+        helper.make_node("Gemm", ["obs", "w", "b"], ["h"], alpha=1.0),
+        helper.make_node("Tanh", ["h"], ["t"], name="tanh"),
+        helper.make_node("Reshape", ["t", "shape"], ["logits"]),
+    ]
+    return [{"policy.onnx": onnx_bytes(nodes, weights, ["n", 4], ["n", 2])}]
+
+
+def onnx_bytes(nodes: Sequence[Any], weights: dict[str, np.ndarray], taken: list[Any], given: list[Any]) -> bytes:
+    """A file with one input ``obs`` and one output ``logits``."""
+    ends = [helper.make_tensor_value_info(name, 1, shape) for name, shape in (("obs", taken), ("logits", given))]
+    initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "policy", ends[:1], ends[1:], initializers)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+
+
+def mutate_onnx(files: Files, rng: random.Random) -> Files:
+    content = files["policy.onnx"]
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        content = changed_bytes(content, rng) if content else content
+    return {"policy.onnx": content}
+
+
+def open_onnx(folder: Path) -> None:
+    teacher = load_teacher(folder / "policy.onnx", env="CartPole-v1", kind="logits", device="cpu")
+    teacher(np.zeros((2, 4), np.float32))
+
+
+# --- recorded observations ---
+def honest_recordings() -> list[Files]:
+    rows = np.arange(80, dtype=np.float32).reshape(20, 4)
+    buffers = [io.BytesIO() for _ in range(2)]
+    np.savez(buffers[0], observations=rows, dones=np.arange(20) % 5 == 4)
+    np.savez_compressed(buffers[1], a=rows, b=np.arange(20), episode_starts=np.arange(20) % 5 == 0)
+    return [{"rows.npz": buffer.getvalue()} for buffer in buffers]
+
+
+def mutate_recording(files: Files, rng: random.Random) -> Files:
+    with zipfile.ZipFile(io.BytesIO(files["rows.npz"])) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        name = rng.choice(list(members))
+        members[name] = changed_bytes(members[name], rng) if members[name] else b""
+    packed = _zipped(members, rng)
+    return {"rows.npz": changed_bytes(packed, rng) if rng.random() < 0.2 else packed}
+
+
+def open_recording(folder: Path) -> None:
+    recording = RecordedObservations(folder / "rows.npz")
+    recording.rows(recording.held_out)
+
+
 FORMATS = {
+    "onnx": Format(honest_onnx, mutate_onnx, judged(open_onnx)),
+    "recording": Format(honest_recordings, mutate_recording, judged(open_recording)),
+    "policy": Format(honest_policies, mutate_policy, judged(open_policy)),
     "npz": Format(honest_npz, mutate_npz, judged(open_npz)),
     "student": Format(honest_folder, mutate_student, judged(open_student)),
     "report": Format(honest_folder, mutate_report, judged(open_report)),

@@ -168,6 +168,16 @@ def _hidden_in_weights(command: str) -> bytes:
     return torch_archive(b"\x80\x02" + pickle.dumps(Payload(command), protocol=2)[2:-1] + b"0" + honest[2:])
 
 
+def policy_with(key: str, command: str) -> bytes:
+    """A file of ``policy.save()`` in which one value runs a command."""
+    buffer = io.BytesIO()
+    data: dict[str, Any] = {"observation_space": spaces.Discrete(2), "action_space": spaces.Discrete(2)}
+    saved: dict[str, Any] = {"data": data, "state_dict": {"action_net.weight": th.zeros(2)}}
+    (saved if key in saved else data)[key] = Payload(command)
+    th.save(saved, buffer)
+    return buffer.getvalue()
+
+
 Writer = Callable[[Path, str, Path], Path]
 
 
@@ -188,6 +198,14 @@ def _reduce(command: str) -> bytes:
 RUNNING: dict[str, Attack] = {
     **{f"zip, {name}": Attack("sb3", _with_data("policy_kwargs", build)) for name, build in PICKLES.items()},
     **{f"statistics, {name}": Attack("pickle", _file("vecnormalize.pkl", build)) for name, build in PICKLES.items()},
+    **{
+        f"policy, {name}": Attack("policy", _file("policy.pth", lambda command, build=build: torch_archive(build(command))))
+        for name, build in PICKLES.items()
+    },
+    **{
+        f"policy, in {key}": Attack("policy", _file("policy.pth", lambda command, key=key: policy_with(key, command)))
+        for key in ("data", "state_dict", "lr_schedule", "observation_space", "optimizer_class")
+    },
     **{
         f"zip, in {key}": Attack("sb3", _with_data(key, _reduce))
         for key in ("observation_space", "action_space", "policy_class", "lr_schedule", "ep_info_buffer", "unknown")
@@ -241,6 +259,12 @@ def _load_torch(path: Path) -> None:
     th.load(weights, weights_only=False)
 
 
+def _load_policy(path: Path) -> None:
+    from stable_baselines3.common.policies import ActorCriticPolicy
+
+    ActorCriticPolicy.load(path)
+
+
 def _load_yaml(path: Path) -> None:
     import yaml
 
@@ -273,6 +297,7 @@ def _load_wrapper(run: Path) -> None:
 VICTIMS: dict[str, Callable[[Path], Any]] = {
     "sb3": _load_sb3,
     "torch": _load_torch,
+    "policy": _load_policy,
     "pickle": lambda path: pickle.loads(path.read_bytes()),
     "pickle member": lambda path: pickle.loads(_member(path)),
     "yaml": _load_yaml,
@@ -412,7 +437,7 @@ _PICKLED_BOMBS: dict[str, bytes] = {
     + b"\x85cnumpy\ndtype\nU\x02f8K\x00K\x01\x87R\x89U\x04abcdtb.",
     "a memo of 2^31 places": b"\x80\x02K\x01r\xff\xff\xff\x7f.",
 }
-_WEIGHT_BOMBS: dict[str, bytes] = {
+WEIGHT_BOMBS: dict[str, bytes] = {
     "that calls UntypedStorage(2^40)": torch_archive(b"\x80\x02ctorch.storage\nUntypedStorage\n\x8a\x06\0\0\0\0\0\1\x85R."),
     "that calls FloatTensor(2^40)": torch_archive(b"\x80\x02ctorch\nFloatTensor\n\x8a\x06\0\0\0\0\0\1\x85R."),
     "that calls bytearray(2^40)": torch_archive(b"\x80\x02cbuiltins\nbytearray\n\x8a\x06\0\0\0\0\0\1\x85R."),
@@ -471,7 +496,7 @@ REFUSED: dict[str, Callable[[bytes], bytes]] = {
     "an extractor of 2^62 features": _data(policy_kwargs={"features_extractor_kwargs": {"features_dim": 2**62}}),
     "a deviation of 10^4000": _data(policy_kwargs={"use_sde": True, "log_std_init": 10**4_000}),
     **{f"a pickle {name}": _data(observation_space=serialized(bomb)) for name, bomb in _PICKLED_BOMBS.items()},
-    **{f"weights {name}": _weights(bomb) for name, bomb in _WEIGHT_BOMBS.items()},
+    **{f"weights {name}": _weights(bomb) for name, bomb in WEIGHT_BOMBS.items()},
 }
 
 YAML_BOMBS: dict[str, str] = {

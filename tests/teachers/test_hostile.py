@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from bounds import bounded
-from hostile import REFUSED, RUNNING, SETTINGS, YAML_BOMBS, statistics_of
+from hostile import REFUSED, RUNNING, SETTINGS, WEIGHT_BOMBS, YAML_BOMBS, statistics_of
 from stable_baselines3 import PPO
 
 from sb3_qpd import EnvRecipe, QPDDistiller, TeacherError, TeacherLabels, load_teacher
@@ -62,7 +62,7 @@ def test_runs_elsewhere_and_not_here(corpus: dict[str, tuple[Path, Path]], name:
 
 
 def test_there_are_enough_of_them() -> None:
-    ways = {name.split(", ", 1)[1] if name.startswith(("zip, ", "statistics, ")) else name for name in RUNNING}
+    ways = {name.split(", ", 1)[1] if name.startswith(("zip, ", "statistics, ", "policy, ")) else name for name in RUNNING}
     assert len(ways) >= 30 and len(ways) + len(REFUSED) + len(YAML_BOMBS) + len(SETTINGS) >= 100
 
 
@@ -71,6 +71,14 @@ def test_there_are_enough_of_them() -> None:
 def test_refused_within_bounds(honest: Path, tmp_path: Path, name: str) -> None:
     path = tmp_path / "model.zip"
     path.write_bytes(REFUSED[name](honest.read_bytes()))
+    with bounded(60, 2**30), pytest.raises(TeacherError, match="."):
+        load_teacher(path, device="cpu")
+
+
+@pytest.mark.parametrize("name", WEIGHT_BOMBS)
+def test_the_same_bombs_as_a_policy_by_itself(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "policy.pth"
+    path.write_bytes(WEIGHT_BOMBS[name])
     with bounded(60, 2**30), pytest.raises(TeacherError, match="."):
         load_teacher(path, device="cpu")
 

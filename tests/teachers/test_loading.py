@@ -28,8 +28,8 @@ from sb3_qpd import QPDDistiller, evaluate
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.families import TEACHERS
+from sb3_qpd.teachers.files.agent_file import read_agent
 from sb3_qpd.teachers.files.archive import TeacherError
-from sb3_qpd.teachers.files.sb3_zip import read_zip
 from sb3_qpd.teachers.loading import load_teacher
 from sb3_qpd.teachers.normalization import remove_vec_normalize
 from sb3_qpd.teachers.policy_builder import policy_arguments
@@ -139,7 +139,7 @@ def test_a_zip_acts_as_its_model(pair):
     teacher = load_teacher(path, device="cpu")
     assert teacher.algo == type(model).__name__.lower() and teacher.name == f"{teacher.algo}/model"
     assert teacher.recipe is None and teacher.vec_env is None and teacher.normalization is None
-    assert teacher.checksum == read_zip(path, TEACHERS).checksum
+    assert teacher.checksum == read_agent(path, TEACHERS).checksum
     assert_same_actions(teacher, model)
 
 
@@ -155,7 +155,7 @@ def test_a_live_model_acts_as_itself(pair):
 
 def load_with_sb3(path: Path) -> Any:
     """SB3's own class, which decodes nothing: every pickled value is replaced by a checked one or a dummy."""
-    file = read_zip(path, TEACHERS)
+    file = read_agent(path, TEACHERS)
     kwargs = policy_arguments(file)
     if file.algo in ("a2c", "ppo", "trpo"):
         kwargs.pop("use_sde", None)  # an argument of its own there
@@ -251,7 +251,7 @@ def test_shared_layers_of_zips_before_1_8(saved, tmp_path, net_arch):
     model.save(tmp_path / "new.zip")
     kwargs = serialized(pickle.dumps({"net_arch": net_arch}))
     old = edit_zip(tmp_path / "new.zip", tmp_path / "old.zip", {"policy_kwargs": kwargs}, state_dict=share)
-    assert any("shared_net" in key for key in read_zip(old, TEACHERS).state_dict)
+    assert any("shared_net" in key for key in read_agent(old, TEACHERS).state_dict)
     teacher = load_teacher(old, device="cpu")
     assert_same_actions(teacher, model)
     observations = random_observations(teacher.observation_space)

@@ -22,9 +22,10 @@ from teacher_files import ATTACKS, Payload, edit_zip, gym_era, serialized
 
 from sb3_qpd.teachers.families import TEACHERS
 from sb3_qpd.teachers.files import weights
+from sb3_qpd.teachers.files.agent_file import read_agent
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.files.pickle_reader import GlobalName
-from sb3_qpd.teachers.files.sb3_zip import TeacherFile, read_zip
+from sb3_qpd.teachers.files.sb3_zip import TeacherFile
 from sb3_qpd.teachers.files.vecnormalize import is_vecnormalize, read_vecnormalize
 from sb3_qpd.teachers.files.zoo_yaml import read_yaml
 
@@ -48,7 +49,7 @@ class OwnPolicy(ActorCriticPolicy):
 
 
 def read(path: Path) -> TeacherFile:
-    return read_zip(path, TEACHERS)
+    return read_agent(path, TEACHERS)
 
 
 def test_reads_what_sb3_saved(model, saved):

@@ -8,7 +8,6 @@ class are read, by :mod:`~sb3_qpd.teachers.files.pickle_reader`. The weights go 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 from collections.abc import Callable, Collection
@@ -19,7 +18,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 
-from sb3_qpd.teachers.files.archive import WAY_OUT, Archive, TeacherError, read_file
+from sb3_qpd.teachers.files.archive import WAY_OUT, Archive, TeacherError
 from sb3_qpd.teachers.files.known_names import is_known
 from sb3_qpd.teachers.files.pickle_reader import MAX_VALUES, GlobalName, UnsafePickle, check_extent, read_pickle
 from sb3_qpd.teachers.files.space_records import refusal, to_space
@@ -57,18 +56,17 @@ class TeacherFile:
     checksum: str
 
 
-def read_zip(path: str | Path, supported: Collection[str]) -> TeacherFile:
+def read_model(archive: Archive, path: Path, checksum: str, supported: Collection[str]) -> TeacherFile:
     """
-    Read a model saved by Stable-Baselines3 (0.10 or later) without executing anything in it.
+    Read a model that ``model.save()`` of Stable-Baselines3 (0.10 or later) wrote, without executing anything in it.
 
-    :param path: path of the zip
+    :param archive: the zip
+    :param path: path of the zip, for messages
+    :param checksum: SHA-256 of the zip
     :param supported: names of the algorithms that may have written it
     :return: its spaces, policy and weights
     :raises TeacherError: another file, another algorithm, or values that are refused
     """
-    path = Path(path)
-    content = read_file(path, "a zip saved by Stable-Baselines3")
-    archive = Archive(content, str(path), "Expected a model saved by Stable-Baselines3's model.save()")
     data = read_json(archive, path)
     algo, family, policy_class_name = _identify(data, path, supported)
     observation_space, action_space = read_spaces(data, path)
@@ -81,7 +79,7 @@ def read_zip(path: str | Path, supported: Collection[str]) -> TeacherFile:
         policy_kwargs=_policy_kwargs(data, path),
         state_dict=_read_weights(archive, path),
         sb3_version=_read_version(archive, path),
-        checksum=hashlib.sha256(content).hexdigest(),
+        checksum=checksum,
     )
 
 
@@ -114,11 +112,6 @@ def read_json(archive: Archive, path: Path) -> dict[str, Any]:
 # names of members that tell which other kind of zip a file is
 _OTHERS = (
     (r"[^/]+/constants\.pkl", "a TorchScript module"),
-    (
-        r"[^/]+/data\.pkl",
-        "a file of torch.save: weights alone, or a policy by itself (policy.save()). Load that policy yourself, for instance "
-        "ActorCriticPolicy.load(path), and pass the live policy instead of the path",
-    ),
     (r"[^/]+\.npy", "an .npz of numpy; a student is played by sb3-qpd evaluate"),
     (r"parameters|parameter_list", "a model of Stable-Baselines 2 (TensorFlow), which has other networks"),
     (r"[^/]+\.zip", "a folder of models in a zip: unpack it"),

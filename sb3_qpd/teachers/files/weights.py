@@ -9,10 +9,12 @@ file has. An archive is then written anew from members that were read within lim
 from __future__ import annotations
 
 import io
+import math
 import re
 import struct
+import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch as th
@@ -26,6 +28,11 @@ MAX_AXES = 8  # torch itself computes with up to 64
 STORAGES = {
     **{"DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2},
     **{"LongStorage": 8, "IntStorage": 4, "ShortStorage": 2, "CharStorage": 1, "ByteStorage": 1, "BoolStorage": 1},
+}
+_DTYPES = {
+    **{"DoubleStorage": th.float64, "FloatStorage": th.float32, "HalfStorage": th.float16, "BFloat16Storage": th.bfloat16},
+    **{"LongStorage": th.int64, "IntStorage": th.int32, "ShortStorage": th.int16, "CharStorage": th.int8},
+    **{"ByteStorage": th.uint8, "BoolStorage": th.bool},
 }
 _REBUILDERS = (GlobalName("torch._utils", "_rebuild_tensor_v2"), GlobalName("torch._utils", "_rebuild_parameter"))
 _ORDERED_DICT = GlobalName("collections", "OrderedDict")
@@ -63,22 +70,37 @@ def _follow_archive(content: bytes, what: str) -> bytes:
     archive = Archive(content, what, "Expected weights that torch saved; load and save the model again")
     if archive.nbytes > MAX_MEMBER_BYTES:
         raise TeacherError(f"{what} holds more than {MAX_MEMBER_BYTES} bytes: refused. {WAY_OUT}")
-    members = _members(archive)
+    members = archive_members(archive)
+    _requests(read_pickle(members["data.pkl"], is_of_weights, open_storage(members)))
+    return _written_anew(members)
+
+
+def open_storage(members: Mapping[str, bytes]) -> Callable[[Any], ObjectRecord]:
+    """
+    The reader of a pickle's references to storages, for :func:`~sb3_qpd.teachers.files.pickle_reader.read_pickle`.
+
+    :param members: members of the archive, from :func:`archive_members`
+    :return: a function that returns a record of class and member, and refuses a storage that the archive does not have
+    """
 
     def storage(request: Any) -> ObjectRecord:
         match request:
             case ("storage", GlobalName("torch", kind), str() as key, str(), int() as size) if kind in STORAGES:
                 if size * STORAGES[kind] != len(members.get(f"data/{key}", b"")):
                     raise UnsafePickle(f"A storage of {size} elements ({kind}) that the file does not have")
-                return ObjectRecord(GlobalName("torch", kind), ())
+                return ObjectRecord(GlobalName("torch", kind), (f"data/{key}",))
         raise UnsafePickle("A storage of another form than torch writes")
 
-    _check_requests(read_pickle(members["data.pkl"], _is_of_weights, storage))
-    return _written_anew(members)
+    return storage
 
 
-def _members(archive: Archive) -> dict[str, bytes]:
-    """The members by name, without the folder that torch puts them in."""
+def archive_members(archive: Archive) -> dict[str, bytes]:
+    """
+    The members of a file of ``torch.save`` by name, without the folder that torch puts them in.
+
+    :param archive: the file
+    :raises UnsafePickle: a member that such files never have
+    """
     folder = archive.names[0].split("/")[0] if archive.names else ""
     members = {}
     for name in archive.names:
@@ -105,7 +127,7 @@ def _follow_legacy(content: bytes) -> None:
 
     for _ in range(3):  # magic number, version, sizes of C's types
         read_pickle(stream, lambda name: False)
-    _check_requests(read_pickle(stream, _is_of_weights, storage))
+    _requests(read_pickle(stream, is_of_weights, storage))
     keys = read_pickle(stream, lambda name: False)
     if not isinstance(keys, list) or len(keys) != len(sizes) or not all(isinstance(key, str) for key in keys):
         raise UnsafePickle("Its list of storages is not that of its tensors")
@@ -115,11 +137,17 @@ def _follow_legacy(content: bytes) -> None:
             raise UnsafePickle(f"A storage of {size} elements that the file does not have")
 
 
-def _is_of_weights(name: GlobalName) -> bool:
+def is_of_weights(name: GlobalName) -> bool:
+    """
+    Whether files of weights have a reason to name a class or function.
+
+    :param name: name from a pickle
+    """
     return name == _ORDERED_DICT or name in _REBUILDERS or (name.module == "torch" and name.name in STORAGES)
 
 
-def _check_requests(value: Any) -> None:
+def _requests(value: Any) -> list[tuple[str, ObjectRecord]]:
+    """The names of a state dict, each with the record of its tensor."""
     pairs = value.items if isinstance(value, ObjectRecord) and value.target == _ORDERED_DICT else None
     if isinstance(value, dict):
         pairs = list(value.items())
@@ -127,6 +155,53 @@ def _check_requests(value: Any) -> None:
         isinstance(key, str) and isinstance(one, ObjectRecord) and one.target in _REBUILDERS for key, one in pairs
     ):
         raise UnsafePickle("It is not a dict of named tensors")
+    return pairs
+
+
+def to_tensors(value: Any, members: Mapping[str, bytes]) -> dict[str, th.Tensor]:
+    """
+    The tensors of a state dict that was followed as data.
+
+    :param value: the state dict, from a pickle that was read with :func:`open_storage`
+    :param members: members of the archive, from :func:`archive_members`
+    :raises UnsafePickle: a tensor that does not fit its storage
+    """
+    if members.get("byteorder", b"little") != sys.byteorder.encode():
+        raise UnsafePickle("Its numbers have the byte order of another kind of processor")
+    storages: dict[str, th.Tensor] = {}
+    return {key: _to_tensor(record, members, storages) for key, record in _requests(value)}
+
+
+def _to_tensor(record: ObjectRecord, members: Mapping[str, bytes], storages: dict[str, th.Tensor]) -> th.Tensor:
+    """A view of the storage that a record names. Tensors that share a storage share its memory, as torch has it."""
+    match record.target.name, record.args:
+        case "_rebuild_parameter", (ObjectRecord() as inner, *_) if inner.target == _REBUILDERS[0]:
+            return _to_tensor(inner, members, storages)
+        case "_rebuild_tensor_v2", (ObjectRecord() as storage, start, tuple() as size, tuple() as strides, *_):
+            numbers = (start, *size, *strides)
+            if (
+                len(size) != len(strides)
+                or len(size) > MAX_AXES
+                or not all(type(n) is int and 0 <= n < 2**40 for n in numbers)
+            ):
+                raise UnsafePickle("A tensor of an impossible shape")
+            flat = _open_storage(storage, members, storages)
+            last = start + sum((n - 1) * step for n, step in zip(size, strides, strict=True))
+            if math.prod(size) > flat.numel() or (0 not in size and last >= flat.numel()):
+                raise UnsafePickle("A tensor that goes beyond its storage")
+            return flat.as_strided(size, strides, start)
+    raise UnsafePickle("A tensor of another form than torch writes")
+
+
+def _open_storage(record: ObjectRecord, members: Mapping[str, bytes], storages: dict[str, th.Tensor]) -> th.Tensor:
+    match record.target, record.args:
+        case GlobalName("torch", kind), (str() as member,) if kind in _DTYPES and member in members:
+            key = f"{kind} {member}"
+            if key not in storages:
+                content, dtype = bytearray(members[member]), _DTYPES[kind]
+                storages[key] = th.frombuffer(content, dtype=dtype) if content else th.empty(0, dtype=dtype)
+            return storages[key]
+    raise UnsafePickle("A tensor without a storage")
 
 
 def _written_anew(members: Mapping[str, bytes]) -> bytes:

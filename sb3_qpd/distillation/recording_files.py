@@ -1,0 +1,224 @@
+"""
+Files of recorded observations: ``.npz`` and Minari datasets. Nothing in them is executed.
+
+An ``.npz`` holds ``observations`` (or ``obs``), or one array for each key of a Dict. Where it also marks ends of episodes
+under one of the usual names, whole episodes are held out.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import tokenize
+import zipfile
+import zlib
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_qpd.text import plain
+
+MAX_BYTES = 2**34  # of all arrays together
+MAX_MEMBERS = 200
+NAMES = ("observations", "obs")
+ENDS = (("episode_ends",), ("dones",), ("terminations", "truncations"), ("terminals", "timeouts"), ("terminals",))
+STARTS = "episode_starts"
+# other arrays that recordings hold beside their observations
+NOT_OBSERVED = ("actions", "acts", "rewards", "rews", "infos", "next_observations", "next_obs", "episode_returns", "logprobs")
+# exceptions of zipfile and of numpy's reader of headers on damaged files
+_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, OSError, ValueError, TypeError),
+    *(EOFError, LookupError, NotImplementedError, RuntimeError, MemoryError),
+)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """
+    Observations in the order in which they were made.
+
+    :param name: name of the source, for messages
+    :param observations: array of shape (n, *observation_shape), or a dict of such arrays
+    :param ends: number of observations up to the end of each episode, ``None`` where ends are not known
+    :param spaces: observation and action space, where the source names them
+    """
+
+    name: str
+    observations: Any
+    ends: np.ndarray | None
+    spaces: tuple[spaces.Space, spaces.Space] | None = None
+
+
+def read_recording(source: Any) -> Recording:
+    """
+    Read a file, a folder or a dataset.
+
+    :param source: path of an ``.npz``, a Minari dataset, its id or its folder
+    :raises ValueError: there is nothing, or it cannot be read
+    """
+    if hasattr(source, "iterate_episodes"):
+        return _from_minari(source, f"the Minari dataset {getattr(source, 'id', '')}".rstrip())
+    path = Path(source).expanduser()
+    if path.is_file():
+        return read_npz(path)
+    if path.is_dir():
+        return _from_minari(_open_folder(path), f"the Minari dataset in {path}")
+    if path.suffix in (".npz", ".npy", ".hdf5", ".h5") or not isinstance(source, str):
+        raise ValueError(f"No such file: {path}. Expected an .npz of recorded observations, or a Minari dataset")
+    return _from_minari(_open_id(source), f"the Minari dataset {source}")
+
+
+# --- npz ---
+def read_npz(path: Path) -> Recording:
+    """
+    Read an ``.npz``. Each array is measured before it is unpacked, and no object in it is unpickled.
+
+    :param path: path of the file
+    :raises ValueError: another file, or arrays that contradict each other
+    """
+    name = plain(str(path), 300)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = _read_arrays(archive, name)
+    except _ERRORS as error:
+        if isinstance(error, _Refused):
+            raise
+        raise ValueError(f"{name} cannot be read as an .npz ({plain(str(error), 200)}). Write it with numpy.savez") from error
+    ends = _pop_ends(arrays, name)
+    for key in NOT_OBSERVED:
+        arrays.pop(key, None)
+    observations: Any = next((arrays[key] for key in NAMES if key in arrays and len(arrays) == 1), arrays)
+    if not arrays:
+        raise ValueError(f"{name} holds no observations: expected an array named observations, or one for each key of a Dict")
+    lengths = {len(one) for one in arrays.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"{name} holds arrays of unequal lengths: { ({key: len(one) for key, one in arrays.items()}) }")
+    n = lengths.pop()
+    if ends is not None and (len(ends) == 0 or ends[-1] != n):
+        raise ValueError(f"{name} says where episodes end for {ends[-1] if len(ends) else 0} observations, and holds {n}")
+    return Recording(name, observations, ends)
+
+
+class _Refused(ValueError):
+    """A file that is refused with a message of its own."""
+
+
+def _read_arrays(archive: zipfile.ZipFile, name: str) -> dict[str, np.ndarray]:
+    members = archive.infolist()
+    if len(members) > MAX_MEMBERS or sum(one.file_size for one in members) > MAX_BYTES:
+        raise _Refused(f"{name} holds more than {MAX_MEMBERS} arrays or {MAX_BYTES} bytes: refused. Split it")
+    arrays = {}
+    for member in members:
+        key = plain(member.filename.removesuffix(".npy"), 100)
+        with archive.open(member) as file:
+            arrays[key] = _read_array(file, member.file_size, f"{key} in {name}")
+    return arrays
+
+
+def _read_array(file: Any, size: int, what: str) -> np.ndarray:
+    head = io.BytesIO(file.read(min(size, 2**16)))
+    version = np.lib.format.read_magic(head)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(head)
+    if dtype.kind not in "fiub":
+        raise _Refused(f"{what} is an array of {plain(str(dtype), 40)}: only numbers are read, and nothing is unpickled")
+    if len(shape) < 1 or head.tell() + int(np.prod(shape, dtype=object)) * dtype.itemsize != size:
+        raise _Refused(f"{what} has the shape {shape}, which does not fit its {size} bytes. Write it again")
+    content = bytearray(size - head.tell())
+    used = head.readinto(content)
+    view = memoryview(content)
+    while used < len(content):
+        piece = file.read(min(2**24, len(content) - used))
+        if not piece:
+            raise _Refused(f"{what} is cut off")
+        view[used : used + len(piece)] = piece
+        used += len(piece)
+    array = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    return array.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _pop_ends(arrays: dict[str, np.ndarray], name: str) -> np.ndarray | None:
+    """Where episodes end, from the first pair of names that the file has. The last observation ends one in any case."""
+    starts = arrays.pop(STARTS, None)
+    found = next(([arrays[key] for key in keys] for keys in ENDS if all(key in arrays for key in keys)), None)
+    for keys in ENDS:
+        for key in keys:
+            arrays.pop(key, None)
+    if found is None and starts is None:
+        return None
+    flags = np.any([_flags(one, name) for one in found], axis=0) if found is not None else np.roll(_flags(starts, name), -1)
+    if not len(flags):
+        return np.zeros(0, int)
+    flags = flags.copy()
+    flags[-1] = True
+    return np.flatnonzero(flags) + 1
+
+
+def _flags(array: Any, name: str) -> np.ndarray:
+    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{name} marks ends of episodes by an array of shape {array.shape}: expected 0 or 1 each")
+    return array.astype(bool)
+
+
+# --- Minari ---
+def _minari() -> Any:
+    try:
+        return import_module("minari")
+    except ImportError as error:
+        raise ImportError("Minari datasets need a package: pip install 'sb3_qpd[minari]'") from error
+
+
+def _open_id(name: str) -> Any:
+    """A dataset by its id: the one that is here, else it is downloaded."""
+    try:
+        return _minari().load_dataset(name, download=True)
+    except ImportError:
+        raise
+    except Exception as error:  # the network, the server and the file formats raise their own
+        raise ValueError(
+            f"There is no file or folder {plain(name, 100)}, and no Minari dataset of this id could be opened or downloaded "
+            f"({plain(' '.join(str(error).split()), 200)}). minari list local shows the datasets that are here"
+        ) from error
+
+
+def _open_folder(path: Path) -> Any:
+    folder = path / "data" if (path / "data").is_dir() else path
+    try:
+        return _minari().MinariDataset(folder)
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} is not the folder of a Minari dataset ({plain(' '.join(str(error).split()), 200)}). Expected a folder "
+            "with data/metadata.json"
+        ) from error
+
+
+def _from_minari(dataset: Any, name: str) -> Recording:
+    """All observations but each episode's last, which no action follows."""
+    try:
+        episodes = [_without_last(episode.observations) for episode in dataset.iterate_episodes()]
+        known = dataset.observation_space, dataset.action_space
+    except Exception as error:  # of h5py, pyarrow and Minari, on damaged files
+        raise ValueError(f"{name} cannot be read ({plain(' '.join(str(error).split()), 200)})") from error
+    lengths = [len(next(iter(one.values())) if isinstance(one, dict) else one) for one in episodes]
+    episodes = [one for one, length in zip(episodes, lengths, strict=True) if length]
+    if not episodes:
+        raise ValueError(f"{name} holds no episode with an observation")
+    if isinstance(episodes[0], dict):
+        observations: Any = {key: np.concatenate([one[key] for one in episodes]) for key in episodes[0]}
+    else:
+        observations = np.concatenate(episodes)
+    return Recording(name, observations, np.cumsum([length for length in lengths if length]), known)
+
+
+def _without_last(observations: Any) -> Any:
+    if isinstance(observations, dict):
+        return {str(key): _without_last(one) for key, one in observations.items()}
+    if not isinstance(observations, np.ndarray):
+        raise ValueError(f"observations are {type(observations).__name__}, expected arrays or one Dict of arrays")
+    return observations[:-1]

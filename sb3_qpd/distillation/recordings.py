@@ -1,0 +1,191 @@
+"""Recorded observations: what a student learns from where there is no simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_qpd.checks import is_finite
+from sb3_qpd.distillation.recording_files import Recording, read_recording
+from sb3_qpd.integer import ObservationPart
+from sb3_qpd.observations import check_finite, join, take_rows
+from sb3_qpd.spaces import action_head
+from sb3_qpd.teachers.own_policies import N_COMPARED, plays_differently, settle_labels
+from sb3_qpd.teachers.teacher import Teacher
+
+HELD_OUT = 0.1  # share of the samples, in whole episodes
+BLOCK = 500  # samples of a block, where a recording does not say where its episodes end
+MIN_BLOCKS = 20
+EXPECTED = "an array, a dict of arrays, a list of episodes, the path of an .npz, or a Minari dataset (object, id or folder)"
+
+RecordingSource = Any  # what EXPECTED names
+
+
+class RecordedObservations:
+    """
+    Observations of whole episodes that were recorded, of which a share is held out.
+
+    Where the source does not say where episodes end, or holds a single one, blocks of consecutive observations take their
+    place.
+
+    :param source: an array of shape (n, *observation_shape), or a dict of such arrays; an iterable of episodes, each of such a
+        form; the path of an ``.npz``; a Minari dataset, its id or its folder
+    :param held_out: share of the observations that the student never learns from
+    :raises ValueError: there are too few observations, or they contradict themselves
+    """
+
+    def __init__(self, source: RecordingSource, held_out: float = HELD_OUT) -> None:
+        if not is_finite(held_out) or not 0 <= held_out < 1:
+            raise ValueError(f"held_out must be a share from 0 to below 1, got {held_out!r}")
+        recording = _recording(source)
+        self.name, self.spaces = recording.name, recording.spaces
+        self.observations = recording.observations
+        n = _length(self.observations)
+        if n < 2:
+            raise ValueError(f"{self.name} holds {n} observations: nothing can be learned and held out. Expected {EXPECTED}")
+        self.has_episodes = recording.ends is not None and len(recording.ends) > 1  # of one episode, blocks are held out
+        ends = recording.ends if self.has_episodes and recording.ends is not None else _blocks(n)
+        self.episodes = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        self._split(held_out)
+
+    def __len__(self) -> int:
+        return _length(self.observations)
+
+    def __repr__(self) -> str:
+        kind = "episodes" if self.has_episodes else "blocks"
+        return f"<RecordedObservations {self.name}: {len(self)} in {len(self.episodes)} {kind}, {len(self.held_out)} held out>"
+
+    def _split(self, share: float) -> None:
+        """Draw episodes until the share is reached. At least one is learned from."""
+        order, wanted = np.random.default_rng(0).permutation(len(self.episodes)), share * len(self)
+        held: list[int] = []
+        while wanted > 0 and len(held) < len(order) - 1:
+            episode = self.episodes[order[len(held)]]
+            held.append(int(order[len(held)]))
+            wanted -= episode.stop - episode.start
+        self.held_out = [self.episodes[i] for i in sorted(held)]
+        known = set(held)
+        self.learned = [episode for i, episode in enumerate(self.episodes) if i not in known]
+
+    def rows(self, episodes: list[slice]) -> Any:
+        """
+        The observations of some episodes as one batch.
+
+        :param episodes: from ``held_out`` or ``learned``
+        """
+        return join([take_rows(self.observations, episode) for episode in episodes])
+
+    def fit(self, teacher: Teacher) -> None:
+        """
+        Give the observations the form that a teacher takes, and refuse those of another task. Images get channels first.
+
+        :param teacher: the teacher
+        :raises ValueError: other keys, shapes or numbers than the teacher's observations have
+        """
+        if self.spaces is not None:
+            _check_actions(teacher, self.spaces[1], self.name)
+        parts = {part.key: part for part in teacher.parts}
+        given = self.observations if isinstance(self.observations, dict) else {None: self.observations}
+        if parts.keys() != given.keys():
+            raise ValueError(
+                f"{self.name} holds {_keys(given)}, the teacher's observations are {_keys(parts)}: it is a recording of "
+                "another environment, or without its wrappers"
+            )
+        fitted = {key: _fitted(part, given[key], self.name) for key, part in parts.items()}
+        self.observations = fitted[None] if None in fitted else fitted
+        if plays_differently(teacher.policy):
+            settle_labels(teacher, take_rows(self.observations, slice(N_COMPARED)))
+
+
+def _recording(source: RecordingSource) -> Recording:
+    if isinstance(source, str | Path) or hasattr(source, "iterate_episodes"):
+        return read_recording(source)
+    if isinstance(source, Mapping | np.ndarray):
+        return Recording("the recording", _arrays(source), None)
+    if not isinstance(source, Iterable):
+        raise TypeError(f"observations must be {EXPECTED}, got {source!r} ({type(source).__name__})")
+    episodes = [_arrays(episode) for episode in source]
+    episodes = [episode for episode in episodes if _length(episode)]
+    if not episodes:
+        raise ValueError(f"The recording holds no episode with an observation. Expected {EXPECTED}")
+    kinds = {_form(episode) for episode in episodes}
+    if len(kinds) > 1:
+        first, second = sorted(kinds, key=str)[:2]
+        raise ValueError(f"The episodes of the recording differ in form: {first} and {second}. All must have one shape")
+    return Recording("the recording", join(episodes), np.cumsum([_length(episode) for episode in episodes]))
+
+
+def _arrays(value: Any) -> Any:
+    """An array, or a dict of arrays of one length."""
+    if not isinstance(value, Mapping):
+        return _array(value, "")
+    arrays = {str(key): _array(one, f" {key!r}") for key, one in value.items()}
+    if len({len(one) for one in arrays.values()}) != 1:
+        raise ValueError(f"The recording's arrays have unequal lengths: { ({key: len(one) for key, one in arrays.items()}) }")
+    return arrays
+
+
+def _array(value: Any, key: str) -> np.ndarray:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"The recording{key} is no array ({error}). Expected {EXPECTED}") from error
+    if array.dtype.kind not in "fiub" or array.ndim < 1:
+        raise ValueError(f"The recording{key} must be rows of numbers, got an array of {array.dtype} and shape {array.shape}")
+    return array
+
+
+def _length(observations: Any) -> int:
+    if isinstance(observations, dict):
+        return len(next(iter(observations.values()))) if observations else 0
+    return len(observations)
+
+
+def _form(observations: Any) -> tuple[Any, ...]:
+    if isinstance(observations, dict):
+        return tuple((key, one.shape[1:]) for key, one in observations.items())
+    return observations.shape[1:]
+
+
+def _blocks(n: int) -> np.ndarray:
+    """Ends of blocks of consecutive samples."""
+    n_blocks = min(n, max(MIN_BLOCKS, -(-n // BLOCK)))
+    return np.linspace(0, n, n_blocks + 1).astype(int)[1:]
+
+
+def _keys(given: Mapping[str | None, Any]) -> str:
+    return "one array" if set(given) == {None} else f"a dict of {', '.join(sorted(map(str, given)))}"
+
+
+def _fitted(part: ObservationPart, values: np.ndarray, name: str) -> np.ndarray:
+    where = name if part.key is None else f"{name}, key {part.key!r},"
+    shape = values.shape[1:]
+    if shape != part.shape and part.is_image and len(shape) == 3 and (shape[2], *shape[:2]) == part.shape:
+        values = np.moveaxis(values, 3, 1)
+    elif shape != part.shape:
+        raise ValueError(
+            f"{where} holds observations of shape {shape}, the teacher takes {part.shape}: it is a recording of another "
+            "environment, or without its wrappers"
+        )
+    try:
+        check_finite(values, len(part.shape), part.key)
+    except ValueError as error:
+        raise ValueError(f"{where} cannot be learned from: {error}") from error
+    if part.kind == "image" and values.dtype != np.uint8:
+        raise ValueError(f"{where} holds images of {values.dtype}, the teacher takes uint8. Record raw observations")
+    if part.kind == "one_hot":
+        whole = values.astype(np.int64)
+        if (whole != values).any() or (whole < 0).any() or (whole >= np.asarray(part.nvec).reshape(part.shape or ())).any():
+            raise ValueError(f"{where} holds other numbers than whole ones from 0 to below {part.nvec}")
+        return whole
+    return values
+
+
+def _check_actions(teacher: Teacher, actions: Any, name: str) -> None:
+    """A recording of another environment may have observations of the same shape, and other actions."""
+    if action_head(actions) != teacher.head:
+        ours = teacher.action_space
+        raise ValueError(f"{name} was recorded with actions of {actions}, the teacher's are {ours}: of another environment")
