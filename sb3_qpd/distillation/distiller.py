@@ -191,6 +191,7 @@ class QPDDistiller(FallingPrecision):
         self._set_precision()
         self._rng = np.random.default_rng(self.seed)
         self._buffer = None
+        self._teacher_state = None
         self._float_state = None
         self._float_pixels = FloatPixels()
         self._writer: CheckpointWriter | None = None
@@ -343,14 +344,15 @@ class QPDDistiller(FallingPrecision):
                 self._train()
             except BaseException:  # after an interrupt, fetch the step that the environments have begun
                 with suppress(Exception), no_restarts(env):  # a terminal sends Ctrl-C to subprocesses too: they are gone
-                    self._last_obs, _, self._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
+                    new_obs, _, dones, _ = env.step_wait()
+                    self._take_step(new_obs, dones)
                 raise
             with self._named_failures():
                 new_obs, rewards, dones, infos = env.step_wait()
                 check_rewards(rewards)
             if self._writer is not None:
                 self._writer.recording.add(actions, rewards, dones)
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self._take_step(new_obs, dones)
             n_steps += 1
             self.num_timesteps += env.num_envs
             self._update_info_buffer(infos, dones)

@@ -18,7 +18,7 @@ from sb3_qpd.evaluation.fitting import check_batch
 from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, take_rows
-from sb3_qpd.players import Player, act, masks_for, seed_if_possible
+from sb3_qpd.players import Actor, Player, masks_for, seed_if_possible
 
 N_ENVS = 8
 
@@ -84,7 +84,8 @@ def replay_masked(
     :return: observations, and action masks where the player takes them, else ``None``
     """
     with _opened(env, n_observations, seed) as (vec_env, deterministic):
-        ask_masks = masks_for(player, vec_env)
+        ask_masks, act = masks_for(player, vec_env), Actor(player, deterministic=deterministic)
+        dones = np.ones(vec_env.num_envs, bool)
         with environment_failures(vec_env, "reset()"):
             observations: Any = vec_env.reset()
         if isinstance(player, IntegerModel):
@@ -94,7 +95,7 @@ def replay_masked(
             masks = ask_masks()
             yield take_rows((observations, masks), slice(n_observations))
             n_observations -= batch_size(observations)
-            actions = act(player, observations, deterministic, masks)
+            actions = act(observations, dones, masks)
             observations, _, dones, _ = vec_env.step(actions)
             jitter.add(actions, dones)
 

@@ -12,7 +12,7 @@ from sb3_qpd.envs.limits import check_untrusted_recipe
 from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.integer import IntegerModel
-from sb3_qpd.players import Player, actor
+from sb3_qpd.players import Actor, Player
 
 N_FRAMES = 400
 MAX_GIF_BYTES = 3_000_000
@@ -82,9 +82,9 @@ def film_frames(player: Player, recipe: EnvRecipe) -> tuple[np.ndarray, float]:
     try:
         observation: Any = env.reset()
         pictures: list[Any] = []
-        act = actor(player, env, recipe.deterministic)
+        act, dones = Actor(player, env, recipe.deterministic), np.ones(1, bool)
         for _ in range(N_FRAMES):
-            observation, *_ = env.step(act(observation))
+            observation, _, dones, _ = env.step(act(observation, dones))
             if (picture := env.get_images()[0]) is None:
                 raise ValueError(f"{recipe.env_id} renders nothing")
             pictures.append(picture)
