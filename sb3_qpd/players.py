@@ -227,3 +227,33 @@ class ObservationRecorder:
     def observations(self) -> Observation:
         """The kept observations as one batch."""
         return stack(self._kept)
+
+
+class EpisodeRecorder(ObservationRecorder):
+    """
+    Plays as ``policy`` and keeps the first observations of one environment in their order, as players with a memory need them.
+
+    :param policy: the player
+    :param n_observations: number of observations to keep
+    """
+
+    def __init__(self, policy: Player, n_observations: int = 1_000) -> None:
+        super().__init__(policy, n_observations)
+        self._starts: list[bool] = []
+
+    def predict(
+        self, observation: Observation, state: Any = None, episode_start: np.ndarray | None = None, **kwargs: Any
+    ) -> tuple[np.ndarray, Any]:
+        """See SB3's ``predict``; the observations are batched. The state is a tuple around the player's own."""
+        if len(self._kept) < self.n_observations:
+            self._kept.append(copy_row(observation, 0))
+            self._starts.append(state is None or bool(np.asarray(episode_start)[0]))
+        if state is not None and state[0] is not None:
+            kwargs |= {"state": state[0], "episode_start": episode_start}
+        actions, after = self.policy.predict(observation, **kwargs)
+        return actions, (after,)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """Whether each of the kept observations is the first one of an episode."""
+        return np.array(self._starts)

@@ -101,7 +101,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
 
     def _make_buffer(self, env: VecEnv) -> DistillationBuffer:
         options: dict[str, Any] = {"device": self.device, "seed": self.seed, "stacked": stacks_frames(env)}
-        options["exact_keys"] = exact_keys(self.policy, self._is_fitted)
+        options |= {"exact_keys": exact_keys(self.policy, self._is_fitted), "history": self.policy.arch.history}
         try:
             return DistillationBuffer(int(self.buffer_size), self.observation_space, env.num_envs, **options)
         except MemoryError as error:
@@ -161,7 +161,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
         self._students.acted(by_teacher)
         if not by_teacher.all():
             self._set_training_mode()
-            targets = mix_in_student(targets, self.policy, self._last_obs, by_teacher)
+            targets = mix_in_student(targets, self.policy, self._seen_by_student(), by_teacher)
         self._measure_exploration(targets)
         actions = self.teacher.sample(targets)
         if not isinstance(self.action_space, spaces.Box):
@@ -169,6 +169,13 @@ class CollectingAlgorithm(DistillationAlgorithm):
         # SB3 gives an environment with a Box of integers floats, while learning and from predict()
         dtype = self.action_space.dtype if np.issubdtype(self.action_space.dtype, np.floating) else np.float32
         return actions.reshape(-1, *self.action_space.shape).astype(dtype)
+
+    def _seen_by_student(self) -> Any:
+        """The newest observations as a batch of tensors, with those before them where the student has a memory."""
+        if self.policy.arch.history == 1:
+            return self.policy.obs_to_tensor(self._last_obs)[0]  # type: ignore[arg-type]
+        assert self._buffer is not None and self._last_episode_starts is not None
+        return th.as_tensor(self._buffer.window_of(self._last_obs, self._last_episode_starts), device=self.device)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """

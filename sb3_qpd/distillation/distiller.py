@@ -60,6 +60,8 @@ class QPDDistiller(FallingPrecision):
         :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
+    :param history: number of observations that the student sees: the newest one, and those before it in the episode. ``None``
+        is the architecture's own (1 where it has a name), and 8 where the teacher is recurrent
     :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 to zero. The first 200 updates (a
         twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
@@ -109,6 +111,7 @@ class QPDDistiller(FallingPrecision):
         student_arch: str | StudentArch | Mapping[str, Any] = "tiny",
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
+        history: int | None = None,
         learning_rate: float | Schedule | None = None,
         batch_size: int | None = None,
         buffer_size: int = 100_000,
@@ -144,6 +147,7 @@ class QPDDistiller(FallingPrecision):
             student_arch=student_arch,
             weight_bits=weight_bits,
             activation_bits=activation_bits,
+            history=history,
             n_envs=n_envs,
             vec_env=vec_env,
             env_timeout=env_timeout,
@@ -336,7 +340,7 @@ class QPDDistiller(FallingPrecision):
             targets = self._ask_teacher()
             check_finite(targets)
             actions = self._act(targets)
-            buffer.add(self._last_obs, targets)
+            buffer.add(self._last_obs, targets, self._last_episode_starts)
             with self._named_failures():
                 env.step_async(actions)
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]

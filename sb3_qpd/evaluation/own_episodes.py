@@ -66,13 +66,13 @@ def replay(player: Player, env: EnvSource, n_observations: int, seed: int, jitte
     :param seed: see :func:`replay_masked`
     :param jitter: see :func:`replay_masked`
     """
-    for observations, _ in replay_masked(player, env, n_observations, seed, jitter):
+    for observations, *_ in replay_masked(player, env, n_observations, seed, jitter):
         yield observations
 
 
 def replay_masked(
     player: Player, env: EnvSource, n_observations: int, seed: int, jitter: Jitter
-) -> Iterator[tuple[Any, np.ndarray | None]]:
+) -> Iterator[tuple[Any, np.ndarray | None, np.ndarray | None]]:
     """
     Raw observations from a player's own episodes, batch after batch, with the actions that were allowed.
 
@@ -81,7 +81,8 @@ def replay_masked(
     :param n_observations: number of observations in all
     :param seed: seed of the environment, where it takes one
     :param jitter: counts the changes of the actions
-    :return: observations, and action masks where the player takes them, else ``None``
+    :return: observations; action masks where the player takes them, else ``None``; what an integer model with a memory
+        remembers then, see :meth:`~sb3_qpd.IntegerModel.trace`, else ``None``
     """
     with _opened(env, n_observations, seed) as (vec_env, deterministic):
         ask_masks, act = masks_for(player, vec_env), Actor(player, deterministic=deterministic)
@@ -92,8 +93,10 @@ def replay_masked(
             check_batch(player, observations)
             player.set_random_seed(seed)
         while n_observations > 0:
-            masks = ask_masks()
-            yield take_rows((observations, masks), slice(n_observations))
+            masks, state = ask_masks(), None
+            if isinstance(player, IntegerModel) and player.history > 1:
+                state, _ = player.remember(observations, act.state, dones)
+            yield take_rows((observations, masks, state), slice(n_observations))
             n_observations -= batch_size(observations)
             actions = act(observations, dones, masks)
             observations, _, dones, _ = vec_env.step(actions)

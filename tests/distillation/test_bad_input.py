@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from toys import BOX, QUICK, Pointer, Quadrant, pointers, untrained
 
-from sb3_qpd import QPDDistiller, TeacherError, load_teacher
+from sb3_qpd import QPDDistiller, load_teacher
 
 
 @pytest.fixture(scope="module")

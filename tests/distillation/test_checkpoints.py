@@ -105,6 +105,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "dict": (lambda: untrained(anything(Anything, DICT, spaces.Discrete(3)), policy="MultiInputPolicy"), {"buffer_size": 100}),
     "masks": (maskable, {}),
     "recurrent": (recurrent, {}),
+    "memory": (lambda: untrained(pointers()), {"history": 3, "buffer_size": 160}),
     "origin": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {}),
     "origin, small ring": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {"buffer_size": 160}),
     "origin in a dict": (lambda: untrained(robots(), policy="MultiInputPolicy"), {}),
