@@ -364,10 +364,17 @@ def _in_tflite(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
 
 
 def _in_c(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
+    from sb3_qpd.export.c.memory import raw_windows
+
+    def actor_of(c_policy: Any) -> Callable[[np.ndarray], Any]:
+        if model.history == 1:
+            return c_policy.actions
+        return lambda observations: c_policy.actions(raw_windows(model, observations, None))
+
     nbytes = model.nbytes
     for name, flags in (("student, C", ("-O3",)), ("student, C, -march=native", ("-O3", "-march=native"))):
         c_policy = compile_c(path.parent, flags)
-        yield BenchmarkCase(name, lambda act=c_policy.actions: act, nbytes, c_policy.ram)  # type: ignore[misc]
+        yield BenchmarkCase(name, partial(actor_of, c_policy), nbytes, c_policy.ram)
 
 
 def _in_onnx_runtime(name: str, policy: BasePolicy, observations: np.ndarray, scratch: Path) -> Iterator[BenchmarkCase]:

@@ -264,8 +264,11 @@ def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> 
 
 
 def _c_steps(policy: Any, model: IntegerModel) -> Callable[..., Steps]:
+    from sb3_qpd.export.c.memory import raw_windows, window_model
+
     def steps(observations: Any, masks: np.ndarray | None, state: np.ndarray | None) -> Steps:
-        values, actions = policy.trace(observations, model)
+        seen = observations if model.history == 1 else raw_windows(model, observations, state)
+        values, actions = policy.trace(seen, window_model(model))
         return {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
 
     return steps

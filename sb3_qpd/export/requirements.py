@@ -138,7 +138,7 @@ def _either(choices: tuple[object, ...]) -> str:
 
 TARGETS = {
     "onnx": Target(requantizations=("float32",)),
-    "c": Target(dicts=False, float_images=False, masks=False, memories=False),
+    "c": Target(dicts=False, float_images=False, masks=False),
     "tflite": Target(
         dicts=False,
         float_images=False,

@@ -24,6 +24,7 @@ import jinja2
 import numpy as np
 
 from sb3_qpd.export.c.layout import CLayer, dimensions, lay_out, plan_arena
+from sb3_qpd.export.c.memory import before_episode, episode_windows, window_model
 from sb3_qpd.export.c.proof import prove_sizes
 from sb3_qpd.export.c.text import (
     block_initializer,
@@ -81,7 +82,8 @@ def export_c(
     Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` and ``policy_README.md``.
 
     The C computes what ``model`` computes, with the model's requantization. ``main.c`` is an example that checks the test
-    vectors.
+    vectors. The functions of a student with a memory take a whole window, which ``policy_memory.h`` and ``policy_memory.c``
+    keep.
 
     :param model: the student
     :param out_dir: a folder that exists
@@ -97,8 +99,14 @@ def export_c(
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
     check_target("c", StudentFacts.of_model(model))
-    values = _values(model, lay_out(model), n_frames, observations) | {"name": name}
+    if model.history > 1 and observations is not None:
+        observations = episode_windows(model, observations)
+    whole = window_model(model)
+    values = _values(whole, lay_out(whole), n_frames, observations) | {"name": name, "history": model.history}
     files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"} | {f: f for f in ("test_vectors.h", "main.c")}
+    if model.history > 1:
+        files |= {f"{name}_memory.{end}": f"memory.{end}" for end in "hc"}
+        values["before"] = _before(model)
     files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
     texts = {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
     return write_files(out_dir, {file: text.encode() for file, text in texts.items()})
@@ -128,6 +136,13 @@ def _values(
         **_action(model),
         "fixed": model.requantization == "fixed",
     }
+
+
+def _before(model: IntegerModel) -> np.ndarray:
+    """The observation that stands before an episode, in the type that C takes."""
+    if model.requantization == "fixed":
+        return np.zeros(model.parts[0].n_features, int)  # on the input grid already
+    return before_episode(model)
 
 
 def _plain(text: Any) -> str:
