@@ -138,7 +138,11 @@ class Actor:
         return self.state is not None
 
     def __call__(
-        self, observations: Any, episode_starts: np.ndarray, action_masks: np.ndarray | None = None, playing: Any = ()
+        self,
+        observations: Any,
+        episode_starts: np.ndarray,
+        action_masks: np.ndarray | None = None,
+        playing: Sequence[int] = (),
     ) -> np.ndarray:
         """
         A batch of actions.

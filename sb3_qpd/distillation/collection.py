@@ -56,8 +56,16 @@ class CollectingAlgorithm(DistillationAlgorithm):
         :param force_reset: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
         """
         super().set_env(env, force_reset)
-        self._teacher_state = None
         self._buffer = None  # another environment may stack its frames or mask its actions differently
+
+    def set_teacher(self, teacher: Any) -> None:
+        """
+        Take a teacher, see :meth:`DistillationAlgorithm.set_teacher`. It has no memory of the running episodes.
+
+        :param teacher: anything that :func:`~sb3_qpd.load_teacher` takes
+        """
+        super().set_teacher(teacher)
+        self._teacher_state = None
 
     def _excluded_save_params(self) -> list[str]:
         own = ("_buffer", "_rng", "_ask_masks", "_turns", "_students", "_bar", "_env_name")

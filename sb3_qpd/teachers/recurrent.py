@@ -11,7 +11,6 @@ from stable_baselines3.common.policies import BasePolicy
 from torch import nn
 
 from sb3_qpd.observations import batch_size
-from sb3_qpd.spaces import masked
 from sb3_qpd.teachers.own_policies import overrides
 from sb3_qpd.teachers.teacher import Teacher, TeacherOutput, TeacherState
 
@@ -62,10 +61,7 @@ class RecurrentTeacher(Teacher):
         starts = np.zeros(n) if episode_start is None else episode_start
         before = self._zero_state(n) if state is None else state
         output, after = self._label_step(tensor, before, th.as_tensor(starts, dtype=th.float32, device=self.device))
-        if action_masks is not None:
-            masks = self.head.check_masks(action_masks, n, output.actor.device)
-            output = output._replace(actor=masked(output.actor, masks), masks=masks)
-        return output, after
+        return self._masked(output, action_masks), after
 
     def _zero_state(self, n: int) -> TeacherState:
         n_layers, _, size = self.policy.lstm_hidden_state_shape
@@ -111,25 +107,6 @@ class RecurrentTeacher(Teacher):
     @property
     def _has_own_distribution(self) -> bool:
         return overrides(self.policy, "get_distribution", "_get_action_dist_from_latent", "_process_sequence")
-
-    def predict(
-        self,
-        observation: Any,
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-        action_masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """
-        SB3's ``predict`` on raw observations. The state is the actor's alone, as arrays.
-
-        :param observation: see :meth:`Teacher.predict`
-        :param state: state after the previous step; ``None`` begins an episode
-        :param episode_start: whether an observation is the first one of an episode
-        :param deterministic: see :meth:`Teacher.predict`
-        :param action_masks: RecurrentPPO takes none
-        """
-        return super().predict(observation, state, episode_start, deterministic, action_masks)
 
     @property
     def macs(self) -> int:

@@ -218,7 +218,10 @@ class Teacher:
         :return: labels as float32 on the teacher's device
         """
         tensor, _ = self.policy.obs_to_tensor(self.normalize(observations))
-        output = self._label(tensor)
+        return self._masked(self._label(tensor), action_masks)
+
+    def _masked(self, output: TeacherOutput, action_masks: np.ndarray | None) -> TeacherOutput:
+        """Labels in which actions that are not allowed have very negative logits."""
         if action_masks is None:
             return output
         masks = self.head.check_masks(action_masks, len(output.actor), output.actor.device)
