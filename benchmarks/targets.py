@@ -89,9 +89,7 @@ def make_student(kind: Kind) -> IntegerModel:
     th.manual_seed(0)
     activation_bits = 8 if kind.bits == 4 else kind.bits
     options: Any = {"weight_bits": kind.bits, "activation_bits": activation_bits, "uses_masks": kind.uses_masks}
-    policy = QuantActorCriticPolicy(
-        kind.observations, kind.actions, lambda _: 0.0, "nano", normalized_image=True, **options
-    )
+    policy = QuantActorCriticPolicy(kind.observations, kind.actions, lambda _: 0.0, "nano", normalized_image=True, **options)
     if kind.origin is not None:
         policy.features_extractor.set_origin(kind.origin)
     with th.no_grad():

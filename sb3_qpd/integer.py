@@ -51,6 +51,11 @@ __all__ = [
     "weight_shift",
 ]
 
+# fields of a model that its file's header holds as they are
+_HEADER = (
+    *("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks"),
+    "history",
+)
 _PIECE = 256  # observations that go through the network at once
 _HUB_NAME = re.compile(r"hub:.+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.npz)(?<!\.zip)(@.+)?")
 _UNFOLDED = 2**20  # numbers of an unfolded convolution's input: what stays in a processor's cache
@@ -338,6 +343,8 @@ class IntegerModel:
     :param input_origin: float64, as many numbers as ``input_multiplier`` has: offsets of vectors that float32 cannot carry,
         zero for all other features. They are taken off in float64, and x of the above is the rest in float32. ``None``: no
         feature has one
+    :param history: number of observations that the network sees: the newest one and those before it in the episode, which
+        ``predict`` keeps in its ``state``. Before an episode's first observation the window holds zeros of the input grid
     """
 
     layers: list[IntegerLayer]
@@ -355,12 +362,14 @@ class IntegerModel:
     action_nvec: tuple[int, ...] = ()
     uses_masks: bool = False
     input_origin: np.ndarray | None = None
+    history: int = 1
     takes_raw_observations: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         bits = "/".join(dict.fromkeys(str(layer.weight_bits) for layer in self.layers))
         outputs = "Box" if self.is_box else f"discrete {self.action_nvec}"
         inputs = ", ".join(f"{part.kind} {part.shape}" for part in self.parts)
+        inputs += f", {self.history} of them" if self.history > 1 else ""
         return (
             f"<IntegerModel: {inputs} to a {outputs} action, {len(self.layers)} layers of {bits}-bit weights, "
             f"{self.n_parameters:,} parameters, {self.nbytes:,} bytes>"
@@ -387,13 +396,12 @@ class IntegerModel:
             for layer in self.layers
         ]
         parts = [[part.kind, part.shape, part.nvec, part.key] for part in self.parts]
-        names = ("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks")
-        return {"layers": layers, "parts": parts, **{name: getattr(self, name) for name in names}}
+        return {"layers": layers, "parts": parts, **{name: getattr(self, name) for name in _HEADER}}
 
     @property
     def _format(self) -> int:
         """The lowest format that holds the model."""
-        return 3 if self.input_origin is not None else 1 if self.is_plain else 2
+        return 4 if self.history > 1 else 3 if self.input_origin is not None else 1 if self.is_plain else 2
 
     def _sizes(self) -> dict[str, int]:
         """Number of elements of each array in the file; of the weights their packed bytes."""
@@ -462,8 +470,8 @@ class IntegerModel:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is a model of one vector or uint8 image and of one Box or Discrete action."""
-        is_single = len(self.action_nvec) < 2 and not self.n_bits
+        """Whether it is a model of one vector or uint8 image and of one Box or Discrete action, without a memory."""
+        is_single = len(self.action_nvec) < 2 and not self.n_bits and self.history == 1
         return is_single and not self.uses_masks and self.input_origin is None and self.parts == (self._default_part(),)
 
     @property
@@ -531,14 +539,23 @@ class IntegerModel:
         :param observations: shape (batch_size, *observation_shape); a dict of such arrays
         :return: integers in float64: 0 to 255 for uint8 images, else -128 to 127
         """
-        return next(self.input_grids(observations))
+        return next(self._grids(observations))
 
-    def input_grids(self, observations: Any) -> Iterator[np.ndarray]:
+    def input_grids(self, observations: Any, state: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """
-        Raw observations to the input grid of each trunk.
+        What goes into each trunk: raw observations on its input grid, see :meth:`quantize_input`, after those before them.
 
         :param observations: see :meth:`quantize_input`
+        :param state: see :meth:`trace`
         """
+        for grid in self._grids(observations):
+            if self.history > 1:
+                before = np.zeros(self._state_shape(len(grid)), np.int8) if state is None else state
+                grid = np.concatenate([before.reshape(len(grid), math.prod(before.shape[1:])), grid], axis=1)
+            yield grid
+
+    def _grids(self, observations: Any) -> Iterator[np.ndarray]:
+        """Raw observations to the input grid of each trunk, see :meth:`quantize_input`."""
         used = 0
         for parts in self.trunks:
             values = [observations if part.key is None else observations[part.key] for part in parts]
@@ -561,14 +578,16 @@ class IntegerModel:
         """
         return self._batch(observations)[0]
 
-    def trace(self, observations: Any) -> Iterator[np.ndarray]:
+    def trace(self, observations: Any, state: np.ndarray | None = None) -> Iterator[np.ndarray]:
         """
         The integers after each step: of each trunk the input grid and each layer's output, at last the head's accumulators.
 
         :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
+        :param state: observations before these on the input grid, the oldest one first: int8, shape (batch_size, history - 1,
+            n_features). ``None``: each observation begins an episode
         """
         features = []
-        for x, (_, layers) in zip(self.input_grids(observations), self._branches()):
+        for x, (_, layers) in zip(self.input_grids(observations, state), self._branches()):
             yield x
             for layer in layers:
                 x = layer.requantize(layer.accumulate(x), self.requantization)
@@ -588,30 +607,54 @@ class IntegerModel:
             start += n_layers
         return [*names, "accumulators"]
 
-    def accumulators(self, observations: Any) -> np.ndarray:
-        """
-        The sums of the head.
+    def accumulators(self, observations: Any, state: np.ndarray | None = None) -> np.ndarray:
+        """The head's accumulators: int64 within int32's range, shape (batch_size, n_out). For ``state`` see :meth:`trace`."""
+        return self._accumulators(self._batch(observations)[0], state)
 
-        :param observations: raw, single or batched
-        :return: int64 within the range of int32, shape (batch_size, n_out)
-        """
-        return self._accumulators(self._batch(observations)[0])
-
-    def _accumulators(self, batch: Any) -> np.ndarray:
+    def _accumulators(self, batch: Any, state: np.ndarray | None = None) -> np.ndarray:
         """In pieces, for the memory that all layers take."""
         size = len(batch[self.parts[0].key] if self.is_dict else batch)
         rows = [slice(i, i + _PIECE) for i in range(0, max(size, 1), _PIECE)]
         pieces = ({key: x[part] for key, x in batch.items()} if self.is_dict else batch[part] for part in rows)
-        return np.concatenate([list(self.trace(piece))[-1] for piece in pieces])
+        states = [None if state is None else state[part] for part in rows]
+        return np.concatenate([list(self.trace(*piece))[-1] for piece in zip(pieces, states)])
 
-    def logits(self, observations: Any) -> np.ndarray:
+    def _state_shape(self, batch_size: int) -> tuple[int, ...]:
+        return (batch_size, self.history - 1, self.parts[0].n_features)
+
+    def remember(
+        self,
+        observations: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The states of a model with a memory around one step, see :meth:`trace`.
+
+        :param observations: see :meth:`predict`
+        :param state: see :meth:`predict`
+        :param episode_start: see :meth:`predict`
+        :return: the state that this step's action depends on, and the state of the next step
+        """
+        batch = self._batch(observations)[0]
+        shape = self._state_shape(len(batch))
+        before = np.zeros(shape, np.int8) if state is None else np.array(state[0])
+        if before.dtype != np.int8 or before.shape != shape:
+            raise ValueError(f"Expected a state of int8 and shape {shape}, got {before.dtype} and {before.shape}")
+        if episode_start is not None:
+            before[np.broadcast_to(np.asarray(episode_start, bool), len(batch))] = 0
+        newest = next(self._grids(batch)).astype(np.int8)
+        return before, np.concatenate([before[:, 1:], newest[:, None]], axis=1)
+
+    def logits(self, observations: Any, state: np.ndarray | None = None) -> np.ndarray:
         """
         Logits, or the mean action before it is clipped, in float32.
 
         :param observations: raw, single or batched
+        :param state: see :meth:`trace`
         :return: shape (batch_size, n_out): of all dimensions of a discrete action, one after the other
         """
-        return self.accumulators(observations).astype(np.float32) * self.layers[-1].multiplier
+        return self.accumulators(observations, state).astype(np.float32) * self.layers[-1].multiplier
 
     def predict(
         self,
@@ -626,14 +669,19 @@ class IntegerModel:
 
         :param observation: one observation or a batch, a dict of them for Dict observations; uint8 images in either channel
             order
-        :param state: returned as it came, there is no memory
-        :param episode_start: not used
+        :param state: what the previous call returned, or ``None``: all episodes begin. A model without a memory returns it
+            as it came
+        :param episode_start: whether an observation is the first one of an episode, shape (batch_size,)
         :param deterministic: the most probable action, or one drawn from the distribution
         :param action_masks: which discrete actions are allowed, shape (batch_size, sum(action_nvec))
         :return: actions in environment units, and ``state``
         """
         batch, is_batch = self._batch(observation)
-        actions = self.actions(self._accumulators(batch), deterministic, action_masks)
+        before = None
+        if self.history > 1:
+            before, after = self.remember(batch, state, episode_start)
+            state = (after,)
+        actions = self.actions(self._accumulators(batch, before), deterministic, action_masks)
         return (actions if is_batch else actions.squeeze(axis=0)), state
 
     def actions(
@@ -790,7 +838,8 @@ class IntegerModel:
         header = self._header()
         check_header(header, self._sizes())  # a model may have been changed since it was built
         later = () if self.is_plain else ("parts", "branches", "action_nvec", "uses_masks")
-        names = ("observation_shape", "action_shape", "requantization", "layers", "metadata", *later)
+        of_memory = ("history",) if self.history > 1 else ()
+        names = ("observation_shape", "action_shape", "requantization", "layers", "metadata", *later, *of_memory)
         arrays = {name: getattr(self, name) for name in OPTIONAL_FIELDS if getattr(self, name) is not None}
         write_npz(
             target if target.endswith(".npz") else target + ".npz",
@@ -845,8 +894,7 @@ class IntegerModel:
             )
             used, channels, units = used + n_bytes, channels + n_out, units + n_multipliers
         fields: dict[str, Any] = {name: arrays[name] for name in OPTIONAL_FIELDS if name in arrays}
-        names = ("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks")
-        fields.update({name: header[name] for name in names})
+        fields.update({name: header[name] for name in _HEADER})
         parts = [ObservationPart(kind, tuple(shape), tuple(nvec), key) for kind, shape, nvec, key in header["parts"]]
         return cls(layers=layers, parts=tuple(parts), **fields)
 

@@ -26,9 +26,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-# 1: one vector or uint8 image, one Box or Discrete action; 2: all others; 3: with an input origin. Each model is written in
-# the lowest format that holds it
-FORMAT_VERSION = 3
+# 1: one vector or uint8 image, one Box or Discrete action; 2: all others; 3: with an input origin; 4: with a memory.
+# Each model is written in the lowest format that holds it
+FORMAT_VERSION = 4
 REQUANTIZATIONS = ("float32", "fixed")
 KINDS = ("vector", "one_hot", "image", "float_image")  # of the parts of an observation
 FLOAT_FIELDS = ("input_multiplier", "input_offset", "action_low", "action_high", "action_std")
@@ -44,6 +44,7 @@ ARRAYS = {
 MAX_BYTES = 64 * 2**20  # of a file, and of its arrays together
 MAX_JSON_BYTES = 2**20  # of the header, and of a report
 MAX_LAYERS = 256
+MAX_HISTORY = 256  # observations that a student sees at once
 MAX_PARTS = 64
 MAX_AXES = 8
 MAX_WEIGHTS = 2**24
@@ -59,7 +60,7 @@ _ARRAY_HEADER = re.compile(rb"\{'descr': '(.{3})', 'fortran_order': False, 'shap
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, IndexError)
 _KEYS = ("format", "observation_shape", "action_shape", "requantization", "layers", "metadata")
-_LATER_KEYS = ("parts", "branches", "action_nvec", "uses_masks")  # of formats 2 and 3
+_LATER_KEYS = ("parts", "branches", "action_nvec", "uses_masks")  # of formats 2 and higher
 
 
 class StudentError(ValueError):
@@ -268,16 +269,16 @@ def _refuse_number(text: str) -> NoReturn:
 
 def _complete(header: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any]:
     """The header with what format 1 leaves out: it has one part, one trunk and one dimension of a discrete action."""
-    if (header["format"] > 2) != ("input_origin" in sizes):
+    if header["format"] < 4 and (header["format"] > 2) != ("input_origin" in sizes):
         raise StudentError(
             f"a file of format {header['format']} {'needs an' if header['format'] > 2 else 'has no'} input_origin"
         )
-    expected = (*_KEYS, *(_LATER_KEYS if header["format"] > 1 else ()))
+    expected = (*_KEYS, *(_LATER_KEYS if header["format"] > 1 else ()), *(("history",) if header["format"] > 3 else ()))
     for key in (*expected, *header):
         if key not in header or key not in expected:
             raise StudentError(f"header {'has no' if key in expected else 'has an unknown'} {str(key)[:40]!r}")
     if header["format"] > 1:
-        return header
+        return {"history": 1, **header}
     kind = "vector" if "input_multiplier" in sizes else "image"
     _check_layer_list(header["layers"])
     return {
@@ -286,6 +287,7 @@ def _complete(header: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
         "branches": [len(header["layers"]) - 1],
         "action_nvec": [] if "action_low" in sizes else header["layers"][-1][0][:1],
         "uses_masks": False,
+        "history": 1,
     }
 
 
@@ -299,7 +301,7 @@ def check_header(header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     :param header: JSON values. ``observation_shape`` is ``[]`` for a Dict; ``action_shape``; ``requantization``;
         ``layers``: ``[shape of the weights, weight_bits, activation_bits, stride, number of multipliers]`` each;
         ``metadata``; ``parts``: ``[kind, shape, nvec, key]`` each; ``branches``; ``action_nvec``: ``[]`` for a Box;
-        ``uses_masks``
+        ``uses_masks``; ``history``
     :param sizes: number of elements of each array that there is, see ``ARRAYS``; of ``weights`` the packed bytes
     :raises StudentError: names the field
     """
@@ -307,6 +309,7 @@ def check_header(header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     _check_metadata(header["metadata"])
     _check_layers(header["layers"])
     _check_parts(header["parts"], header["observation_shape"])
+    _check_history(header["history"], header["parts"])
     _check_trunks(header)
     _check_action(header, sizes)
     _check_sizes(header, sizes)
@@ -370,6 +373,16 @@ def _check_parts(parts: Any, observation_shape: Any) -> None:
         raise StudentError(f"observation_shape must be {expected}, as parts say, got {_kind(observation_shape)}")
 
 
+def _check_history(history: Any, parts: Any) -> None:
+    """A memory is one of vectors."""
+    _check_integer("history", history, 1, MAX_HISTORY)
+    kind, _, _, key = parts[0]
+    if history > 1 and (len(parts) > 1 or kind != "vector" or key is not None):
+        raise StudentError(f"history must be 1 for observations that are no vectors, got {history}")
+    if history * sum(map(_n_features, parts)) > MAX_FEATURES:
+        raise StudentError(f"history of {history} observations has more than {MAX_FEATURES} numbers")
+
+
 def _check_part(kind: Any, shape: Any, nvec: Any) -> None:
     _check_choice("kind of a part", kind, KINDS)
     _check_integers("shape of a part", shape, 1, MAX_FEATURES)
@@ -385,16 +398,16 @@ def _n_features(part: Any) -> int:
     return sum(nvec) if kind == "one_hot" else math.prod(shape)
 
 
-def _trunk_inputs(parts: Any) -> list[tuple[int, ...]]:
+def _trunk_inputs(parts: Any, history: int) -> list[tuple[int, ...]]:
     """Shape of the input of each trunk: of all vectors and indices together, then of each image."""
     flat = [part for part in parts if part[0] in ("vector", "one_hot")]
     images = [tuple(part[1]) for part in parts if part[0] in ("image", "float_image")]
-    return [*([(sum(map(_n_features, flat)),)] if flat else []), *images]
+    return [*([(history * sum(map(_n_features, flat)),)] if flat else []), *images]
 
 
 def _check_trunks(header: Mapping[str, Any]) -> None:
     """The layers of each trunk fit one to the next, and the head takes what comes out of all trunks."""
-    branches, layers, inputs = header["branches"], header["layers"], _trunk_inputs(header["parts"])
+    branches, layers, inputs = header["branches"], header["layers"], _trunk_inputs(header["parts"], header["history"])
     _check_integers("branches", branches, 0, MAX_LAYERS, MAX_PARTS)
     if len(branches) != len(inputs) or sum(branches) != len(layers) - 1:
         raise StudentError(

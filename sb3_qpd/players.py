@@ -114,29 +114,51 @@ def masks_for(player: Any, env: gym.Env | VecEnv | Sequence[gym.Env]) -> Callabl
     return ask
 
 
-def act(player: Any, observations: Any, deterministic: bool, action_masks: np.ndarray | None = None) -> np.ndarray:
+class Actor:
     """
-    A batch of a player's actions.
+    A player that takes one step after the other in environments. Its state, where it has one, is carried along their episodes
+    as SB3's ``predict(observation, state, episode_start)`` wants it.
 
     :param player: anything with SB3's ``predict``
-    :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
-    :param deterministic: most probable actions, else sampled ones
-    :param action_masks: masks that :func:`masks_for` gave for these observations
-    """
-    masks = {} if action_masks is None else {"action_masks": action_masks}
-    return player.predict(observations, deterministic=deterministic, **masks)[0]
-
-
-def actor(player: Any, env: gym.Env | VecEnv, deterministic: bool) -> Callable[[Any], np.ndarray]:
-    """
-    A player in an environment, as a function from observations to actions. It asks the environment for action masks.
-
-    :param player: anything with SB3's ``predict``
-    :param env: the environment that gives the observations
+    :param env: the environment that gives the observations, environments that are played side by side, or ``None`` where the
+        caller asks for action masks
     :param deterministic: most probable actions, else sampled ones
     """
-    ask = masks_for(player, env)
-    return lambda observations: act(player, observations, deterministic, ask())
+
+    def __init__(
+        self, player: Any, env: gym.Env | VecEnv | Sequence[gym.Env] | None = None, deterministic: bool = True
+    ) -> None:
+        self.player, self.deterministic = player, deterministic
+        self._ask = None if env is None else masks_for(player, env)
+        self.state: tuple[np.ndarray, ...] | None = None
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the player has returned a state. Its batches must keep their size then."""
+        return self.state is not None
+
+    def __call__(
+        self,
+        observations: Any,
+        episode_starts: np.ndarray,
+        action_masks: np.ndarray | None = None,
+        playing: Sequence[int] = (),
+    ) -> np.ndarray:
+        """
+        A batch of actions.
+
+        :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param episode_starts: whether an observation is the first one of an episode, shape (batch_size,)
+        :param action_masks: allowed actions; ``None`` asks the environment
+        :param playing: indices of the environments side by side that play
+        """
+        if action_masks is None and self._ask is not None:
+            action_masks = self._ask(playing) if len(playing) else self._ask()
+        given: dict[str, Any] = {} if action_masks is None else {"action_masks": action_masks}
+        if self.state is not None:
+            given |= {"state": self.state, "episode_start": episode_starts}
+        actions, self.state = self.player.predict(observations, deterministic=self.deterministic, **given)
+        return actions
 
 
 class RandomPolicy:
@@ -209,3 +231,33 @@ class ObservationRecorder:
     def observations(self) -> Observation:
         """The kept observations as one batch."""
         return stack(self._kept)
+
+
+class EpisodeRecorder(ObservationRecorder):
+    """
+    Plays as ``policy`` and keeps the first observations of one environment in their order, as players with a memory need them.
+
+    :param policy: the player
+    :param n_observations: number of observations to keep
+    """
+
+    def __init__(self, policy: Player, n_observations: int = 1_000) -> None:
+        super().__init__(policy, n_observations)
+        self._starts: list[bool] = []
+
+    def predict(
+        self, observation: Observation, state: Any = None, episode_start: np.ndarray | None = None, **kwargs: Any
+    ) -> tuple[np.ndarray, Any]:
+        """See SB3's ``predict``; the observations are batched. The state is a tuple around the player's own."""
+        if len(self._kept) < self.n_observations:
+            self._kept.append(copy_row(observation, 0))
+            self._starts.append(state is None or bool(np.asarray(episode_start)[0]))
+        if state is not None and state[0] is not None:
+            kwargs |= {"state": state[0], "episode_start": episode_start}
+        actions, after = self.policy.predict(observation, **kwargs)
+        return actions, (after,)
+
+    @property
+    def episode_starts(self) -> np.ndarray:
+        """Whether each of the kept observations is the first one of an episode."""
+        return np.array(self._starts)

@@ -889,8 +889,8 @@ def test_only_vectors_have_an_origin():
 
 def test_a_later_format_says_what_to_do(tmp_path):
     discrete_model().save(tmp_path / "student.npz")
-    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 4})
-    with pytest.raises(ValueError, match="has format 4, this version reads up to 3: update sb3_qpd"):
+    edit_npz(tmp_path / "student.npz", tmp_path / "later.npz", header={"format": 5})
+    with pytest.raises(ValueError, match="has format 5, this version reads up to 4: update sb3_qpd"):
         IntegerModel.load(tmp_path / "later.npz")
 
 

@@ -142,7 +142,7 @@ HEADERS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "format 1.0": (put(format=1.0), "format"),
     "format true": (put(format=True), "format"),
     "format 3 without an origin": (put(format=3), "input_origin"),
-    "format 4": (put(format=4), "update sb3_qpd"),
+    "format 5": (put(format=5), "update sb3_qpd"),
     "an unknown key": (put(unknown=1), "unknown"),
     "a missing key": (lambda header: header.pop("metadata"), "metadata"),
     "keys of format 2": (put(branches=[2]), "branches"),

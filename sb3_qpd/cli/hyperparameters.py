@@ -189,7 +189,8 @@ def check_hyperparameter_flags(args: argparse.Namespace) -> None:
     check_hyperparameters(values)
     check_vec_env(values["vec_env"])
     check_workers(values["vec_env"], values["env_timeout"], values["restart_envs"])
-    check_integer(check_arch(values["student_arch"], values["weight_bits"], values["activation_bits"]))
+    arch = check_arch(values["student_arch"], values["weight_bits"], values["activation_bits"])
+    check_integer(arch.with_history(values["history"]))
 
 
 def check_integer(arch: StudentArch) -> None:

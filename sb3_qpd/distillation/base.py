@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -52,6 +53,8 @@ from sb3_qpd.teachers.teacher import Teacher
 # of a student's policy in a distiller; stock algorithms keep Adam, for which their usual learning rates were chosen
 POLICY_DEFAULTS: dict[str, Any] = {"optimizer_class": MuonAdam}
 
+RECURRENT_HISTORY = 8  # observations that the student of a recurrent teacher sees
+
 SelfDistillationAlgorithm = TypeVar("SelfDistillationAlgorithm", bound="DistillationAlgorithm")
 
 
@@ -82,6 +85,7 @@ class DistillationAlgorithm(BaseAlgorithm):
     :param student_arch: name, budget, ``StudentArch`` or a dict of its fields
     :param weight_bits: bits of the inner weights, ``None`` for the architecture's own
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
+    :param history: number of observations that the student sees, ``None`` for the architecture's own or the teacher's default
     :param n_envs: number of environments to build where ``env`` is an id or ``None``
     :param vec_env: ``"dummy"``, ``"subproc"`` or ``"ray"``, the kind of these environments
     :param env_timeout: seconds that an environment may take to answer, for ``"subproc"`` and ``"ray"``
@@ -111,6 +115,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         student_arch: str | StudentArch | Mapping[str, Any],
         weight_bits: int | tuple[int, ...] | None,
         activation_bits: int | None,
+        history: int | None,
         n_envs: int | None,
         vec_env: str,
         env_timeout: float | None,
@@ -143,6 +148,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         self.teacher_name, self.teacher_checksum = "", ""
         self.pipeline: list[str] = []
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
+        self.history = history
         self._met_budget = ""  # the budget that policy_kwargs names the architecture of
 
     def _setup_model(self) -> None:
@@ -163,7 +169,10 @@ class DistillationAlgorithm(BaseAlgorithm):
         known = self.policy_kwargs.get("student_arch")
         # a student that is loaded has no teacher to compute its budget from
         wanted = known if known is not None and self._met_budget == self.student_arch else self.student_arch
-        arch = self.find_arch(wanted, self.weight_bits, self.activation_bits)
+        arch = self.find_arch(wanted, self.weight_bits, self.activation_bits, self.history)
+        if known is None and self.history is None and isinstance(self.teacher, Teacher) and self.teacher.has_memory:
+            self.history = arch.history if arch.history > 1 else RECURRENT_HISTORY
+            arch = self.find_arch(wanted, self.weight_bits, self.activation_bits, self.history)
         if known is not None and (built := self.find_arch(known)) != arch:
             raise ValueError(
                 f"This student was built with student_arch={built}, and the arguments ask for {arch}: size and bits cannot "
@@ -180,6 +189,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         student_arch: str | StudentArch | Mapping[str, Any],
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
+        history: int | None = None,
     ) -> StudentArch:
         """
         The architecture that a size means for this student's spaces and teacher.
@@ -187,9 +197,11 @@ class DistillationAlgorithm(BaseAlgorithm):
         :param student_arch: see :class:`~sb3_qpd.QPDDistiller`
         :param weight_bits: see there
         :param activation_bits: see there
+        :param history: number of observations that the student sees, ``None`` for the architecture's own
         """
         teacher_nbytes = self._teacher_nbytes if is_budget(student_arch) else None
-        return choose_arch(student_arch, weight_bits, activation_bits, self._task, teacher_nbytes)
+        task = replace(self._task, history=history)
+        return choose_arch(student_arch, weight_bits, activation_bits, task, teacher_nbytes)
 
     @property
     def _task(self) -> StudentTask:

@@ -122,6 +122,109 @@ class VectorStore(_WholeObservations):
         return self._data.nbytes
 
 
+class HistoryStore(VectorStore):
+    """
+    Vectors that come back as windows of an episode's last observations. Each is stored once, in the order of the steps.
+
+    :param capacity: number of observations, a multiple of ``n_envs``
+    :param shape: shape of one observation
+    :param dtype: dtype of the environment's observations
+    :param is_exact: whether observations are kept in float64
+    :param history: number of observations in a window
+    :param n_envs: number of environments; each adds one observation at a time
+    :raises ValueError: the ring is too small for a window of each environment
+    """
+
+    def __init__(
+        self, capacity: int, shape: tuple[int, ...], dtype: np.dtype, is_exact: bool, history: int, n_envs: int
+    ) -> None:
+        if capacity < 2 * history * n_envs:
+            raise ValueError(
+                f"buffer_size must be at least {2 * history * n_envs} for history={history} and {n_envs} environments, got "
+                f"{capacity}"
+            )
+        super().__init__(capacity, shape, dtype, is_exact)
+        self._history, self._n_envs, self._capacity = history, n_envs, capacity
+        # observations of the same episode before each one, as far as a window reaches; -1: there was none in any episode
+        self._ages = np.zeros(capacity, np.int8)
+        self._newest_ages = np.full(n_envs, -1, np.int8)
+        self._n_added = 0
+
+    def _ages_of(self, episode_starts: np.ndarray) -> np.ndarray:
+        older = np.minimum(self._newest_ages + 1, self._history - 1)
+        return np.where(episode_starts, 0, older).astype(np.int8)
+
+    def start(self, episode_starts: np.ndarray) -> None:
+        """
+        Say which of the observations that are added next begin an episode.
+
+        :param episode_starts: shape (n_envs,)
+        """
+        self._newest_ages = self._ages_of(episode_starts)
+
+    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
+        super().add(slots, observations)
+        self._ages[slots] = self._newest_ages
+        self._n_added += len(slots)
+
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        """
+        Windows, the newest observation last. What lies before the episode is NaN.
+
+        :param slots: places in the ring, shape (n,)
+        :return: float32 or float64, shape (n, history, *observation_shape)
+        """
+        return self._windows(slots, self._ages[slots])
+
+    def _windows(self, slots: np.ndarray, ages: np.ndarray) -> np.ndarray:
+        lags = np.arange(self._history - 1, -1, -1)
+        windows = self._data[(slots[:, None] - lags * self._n_envs) % self._capacity]
+        if windows.dtype == np.uint8:
+            windows = windows.astype(np.float32)
+        windows[lags > ages[:, None]] = np.nan
+        return windows
+
+    def window_of(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
+        """
+        The windows that end in the next observations, before these are added.
+
+        :param observations: shape (n_envs, *observation_shape)
+        :param episode_starts: as for :meth:`start`
+        :return: see :meth:`get`
+        """
+        slots = (self._n_added + np.arange(self._n_envs)) % self._capacity
+        windows = self._windows(slots, self._ages_of(episode_starts))
+        windows[:, -1] = observations
+        return windows
+
+    def plain(self, slots: np.ndarray) -> np.ndarray:
+        """
+        Single observations without those before them.
+
+        :param slots: places in the ring
+        """
+        return super().get(slots)
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        """Whether a window is whole: the oldest rows of the ring have lost what was before them."""
+        n_newer = (self._n_added - 1 - slots) % self._capacity
+        return n_newer + self._ages[slots].astype(np.int64) * self._n_envs < min(self._n_added, self._capacity)
+
+    def rows(self, start: int, stop: int, position: int) -> Rows:
+        return {**super().rows(start, stop, position), "ages": ring_parts(self._ages, start, stop)}
+
+    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
+        super().put_back(start, rows)
+        put_into_ring(self._ages, start, rows["ages"])
+        self._n_added = start + len(rows["ages"])
+        if len(rows["ages"]) >= self._n_envs:
+            self._newest_ages = rows["ages"][-self._n_envs :].copy()
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._ages.nbytes
+
+
 class DictStore(_WholeObservations):
     """
     Dict observations, with one :class:`VectorStore` for each key.
@@ -251,6 +354,7 @@ class DistillationBuffer:
     :param seed: seed of the sampling
     :param stacked: whether observations are stacked frames, channels first, of which each frame is stored once
     :param exact_keys: keys of the values of a Dict that are kept in float64; ``None`` stands for any other observation
+    :param history: number of observations in a window that :meth:`sample` draws; 1 draws observations without windows
     """
 
     def __init__(
@@ -263,10 +367,11 @@ class DistillationBuffer:
         seed: int | None = None,
         stacked: bool = False,
         exact_keys: Collection[str | None] = (),
+        history: int = 1,
     ) -> None:
         self.capacity = -(-buffer_size // n_envs) * n_envs
         self.n_envs, self.device = n_envs, th.device(device)
-        self._store = _make_store(self.capacity, observation_space, n_envs, stacked, exact_keys)
+        self._store = _make_store(self.capacity, observation_space, n_envs, stacked, exact_keys, history)
         self._targets: dict[str, np.ndarray] = {}  # a ring for each field of TeacherOutput that the teacher has
         self._added = 0
         self._rng = np.random.default_rng(seed)
@@ -279,13 +384,17 @@ class DistillationBuffer:
         """Bytes of observations and targets of a full ring."""
         return self._store.nbytes + sum(ring.nbytes for ring in self._targets.values())
 
-    def add(self, observations: Any, targets: TeacherOutput) -> None:
+    def add(self, observations: Any, targets: TeacherOutput, episode_starts: np.ndarray | None = None) -> None:
         """
         Store one step of every environment.
 
         :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
         :param targets: the teacher's labels of these observations
+        :param episode_starts: whether an observation is the first one of an episode. Only windows need it
         """
+        if isinstance(self._store, HistoryStore):
+            assert episode_starts is not None
+            self._store.start(episode_starts)
         arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
         self._make_rings(arrays)
         slots = (self._added + np.arange(self.n_envs)) % self.capacity
@@ -304,6 +413,16 @@ class DistillationBuffer:
             self._store.to_float32(but)
         elif isinstance(self._store, VectorStore) and None not in but:
             self._store.to_float32()
+
+    def window_of(self, observations: Any, episode_starts: np.ndarray) -> Any:
+        """
+        What the student sees at the next step, before it is added: windows, or the observations themselves.
+
+        :param observations: see :meth:`add`
+        :param episode_starts: see :meth:`add`
+        """
+        store = self._store
+        return store.window_of(observations, episode_starts) if isinstance(store, HistoryStore) else observations
 
     @property
     def position(self) -> BufferPosition:
@@ -387,7 +506,7 @@ class DistillationBuffer:
 
     def newest(self, n: int) -> DistillationSamples:
         """
-        The observations stored last, for statistics. Where episodes are very short, some are missing.
+        The observations stored last, for statistics, without windows. Where episodes are very short, some are missing.
 
         They stay on the CPU: a GPU need not hold thousands of images, and every device computes the same statistics.
 
@@ -395,11 +514,13 @@ class DistillationBuffer:
         """
         n = min(n, len(self))
         slots = (self._added - n + np.arange(n)) % self.capacity
+        if isinstance(self._store, HistoryStore):
+            return self._samples(slots, th.device("cpu"), self._store.plain(slots))
         return self._samples(slots[self._store.is_valid(slots)], th.device("cpu"))
 
-    def _samples(self, slots: np.ndarray, device: th.device) -> DistillationSamples:
+    def _samples(self, slots: np.ndarray, device: th.device, stored: Any = None) -> DistillationSamples:
         targets = {name: _sent(ring[slots], device) for name, ring in self._targets.items()}
-        stored = self._store.get(slots)
+        stored = self._store.get(slots) if stored is None else stored
         if isinstance(stored, dict):
             observations: Any = {key: _sent(value, device) for key, value in stored.items()}
         else:
@@ -441,7 +562,12 @@ def observation_bytes(capacity: int, space: spaces.Space, stacked: bool) -> int:
     return capacity * math.prod(shape) * (1 if space.dtype == np.uint8 else 4)
 
 
-def _make_store(capacity: int, space: spaces.Space, n_envs: int, stacked: bool, exact_keys: Collection[str | None]) -> Any:
+def _make_store(
+    capacity: int, space: spaces.Space, n_envs: int, stacked: bool, exact_keys: Collection[str | None], history: int
+) -> Any:
+    if history > 1:
+        is_exact = None in exact_keys
+        return HistoryStore(capacity, space.shape, np.dtype(space.dtype), is_exact, history, n_envs)  # type: ignore[arg-type]
     if isinstance(space, spaces.Dict):
         return DictStore(capacity, space, exact_keys)
     if stacked:

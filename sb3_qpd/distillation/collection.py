@@ -26,7 +26,7 @@ from sb3_qpd.failures import env_name, environment_failures
 from sb3_qpd.players import masks_for, seed_if_possible
 from sb3_qpd.teachers.check import check_teacher
 from sb3_qpd.teachers.families import DeterministicTeacher
-from sb3_qpd.teachers.teacher import TeacherOutput, check_finite
+from sb3_qpd.teachers.teacher import TeacherOutput, TeacherState, check_finite
 
 
 class CollectingAlgorithm(DistillationAlgorithm):
@@ -44,6 +44,8 @@ class CollectingAlgorithm(DistillationAlgorithm):
     check_teacher: bool
     _rng: np.random.Generator
     _buffer: DistillationBuffer | None
+    _teacher_state: TeacherState | None  # before the newest observations, where the teacher has a memory
+    _next_teacher_state: TeacherState | None = None  # after them
     _is_fitted: bool  # whether normalization, value scale and the teacher's temperature are frozen
 
     def set_env(self, env: EnvSource, force_reset: bool = True) -> None:
@@ -56,8 +58,18 @@ class CollectingAlgorithm(DistillationAlgorithm):
         super().set_env(env, force_reset)
         self._buffer = None  # another environment may stack its frames or mask its actions differently
 
+    def set_teacher(self, teacher: Any) -> None:
+        """
+        Take a teacher, see :meth:`DistillationAlgorithm.set_teacher`. It has no memory of the running episodes.
+
+        :param teacher: anything that :func:`~sb3_qpd.load_teacher` takes
+        """
+        super().set_teacher(teacher)
+        self._teacher_state = None
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_buffer", "_rng", "_ask_masks", "_turns", "_students", "_bar", "_env_name"]
+        own = ("_buffer", "_rng", "_ask_masks", "_turns", "_students", "_bar", "_env_name")
+        return [*super()._excluded_save_params(), *own, "_teacher_state", "_next_teacher_state"]
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         self._bar = StageBar() if progress_bar else None
@@ -99,7 +111,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
 
     def _make_buffer(self, env: VecEnv) -> DistillationBuffer:
         options: dict[str, Any] = {"device": self.device, "seed": self.seed, "stacked": stacks_frames(env)}
-        options["exact_keys"] = exact_keys(self.policy, self._is_fitted)
+        options |= {"exact_keys": exact_keys(self.policy, self._is_fitted), "history": self.policy.arch.history}
         try:
             return DistillationBuffer(int(self.buffer_size), self.observation_space, env.num_envs, **options)
         except MemoryError as error:
@@ -113,6 +125,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
             seed_if_possible(self.env, self.seed)
             with environment_failures(self.env, "reset()"):
                 self._last_obs = self.env.reset()  # type: ignore[assignment]
+            self._last_episode_starts = np.ones(self.env.num_envs, bool)
         self.logger.record("teacher/ep_rew_mean", check.teacher.returns.mean())
         self.logger.record("teacher/random_ep_rew_mean", check.random.returns.mean())
         if self.verbose >= 1:
@@ -120,12 +133,24 @@ class CollectingAlgorithm(DistillationAlgorithm):
         check.warn()
 
     def _ask_teacher(self) -> TeacherOutput:
-        """The teacher's labels of the newest observations."""
+        """The teacher's labels of the newest observations. Its memory goes on in :meth:`_take_step` only."""
         assert self.env is not None and self.teacher is not None
         with self._named_failures():
             check_observations(self._last_obs)
             masks = self._ask_masks()
-        return self.teacher(self._last_obs, masks)
+        starts = self._last_episode_starts
+        targets, self._next_teacher_state = self.teacher.label(self._last_obs, self._teacher_state, starts, masks)
+        return targets
+
+    def _take_step(self, observations: Any, dones: np.ndarray) -> None:
+        """
+        Go on to the next observations of all environments.
+
+        :param observations: raw observations after the step, the first ones of new episodes among them
+        :param dones: whether an episode has ended
+        """
+        self._last_obs, self._last_episode_starts = observations, dones
+        self._teacher_state = self._next_teacher_state
 
     def _named_failures(self) -> AbstractContextManager[None]:
         """What goes wrong in the environment is an error that names the environment, the step and the sub-environment."""
@@ -146,7 +171,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
         self._students.acted(by_teacher)
         if not by_teacher.all():
             self._set_training_mode()
-            targets = mix_in_student(targets, self.policy, self._last_obs, by_teacher)
+            targets = mix_in_student(targets, self.policy, self._seen_by_student(), by_teacher)
         self._measure_exploration(targets)
         actions = self.teacher.sample(targets)
         if not isinstance(self.action_space, spaces.Box):
@@ -154,6 +179,13 @@ class CollectingAlgorithm(DistillationAlgorithm):
         # SB3 gives an environment with a Box of integers floats, while learning and from predict()
         dtype = self.action_space.dtype if np.issubdtype(self.action_space.dtype, np.floating) else np.float32
         return actions.reshape(-1, *self.action_space.shape).astype(dtype)
+
+    def _seen_by_student(self) -> Any:
+        """The newest observations as a batch of tensors, with those before them where the student has a memory."""
+        if self.policy.arch.history == 1:
+            return self.policy.obs_to_tensor(self._last_obs)[0]  # type: ignore[arg-type]
+        assert self._buffer is not None and self._last_episode_starts is not None
+        return th.as_tensor(self._buffer.window_of(self._last_obs, self._last_episode_starts), device=self.device)
 
     def dump_logs(self, iteration: int = 0) -> None:
         """

@@ -63,6 +63,8 @@ class QPDDistiller(FallingPrecision):
         :class:`~sb3_qpd.StudentArch` or a dict of its fields
     :param weight_bits: bits of the student's inner weights, ``None`` for the architecture's own; 32 is float
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
+    :param history: number of observations that the student sees: the newest one, and those before it in the episode. ``None``
+        is the architecture's own (1 where it has a name), and 8 where the teacher is recurrent
     :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 to zero. The first 200 updates (a
         twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
@@ -115,6 +117,7 @@ class QPDDistiller(FallingPrecision):
         student_arch: str | StudentArch | Mapping[str, Any] = "tiny",
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
+        history: int | None = None,
         learning_rate: float | Schedule | None = None,
         batch_size: int | None = None,
         buffer_size: int = 100_000,
@@ -152,6 +155,7 @@ class QPDDistiller(FallingPrecision):
             student_arch=student_arch,
             weight_bits=weight_bits,
             activation_bits=activation_bits,
+            history=history,
             n_envs=n_envs,
             vec_env=vec_env,
             env_timeout=env_timeout,
@@ -200,6 +204,7 @@ class QPDDistiller(FallingPrecision):
         self._set_precision()
         self._rng = np.random.default_rng(self.seed)
         self._buffer = None
+        self._teacher_state = None
         self._float_state = None
         self._float_pixels = FloatPixels()
         self._writer: CheckpointWriter | None = None
@@ -344,7 +349,7 @@ class QPDDistiller(FallingPrecision):
             targets = self._ask_teacher()
             check_finite(targets)
             actions = self._act(targets)
-            buffer.add(self._last_obs, targets)
+            buffer.add(self._last_obs, targets, self._last_episode_starts)
             with self._named_failures():
                 env.step_async(actions)
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
@@ -352,14 +357,15 @@ class QPDDistiller(FallingPrecision):
                 self._train()
             except BaseException:  # after an interrupt, fetch the step that the environments have begun
                 with suppress(Exception), no_restarts(env):  # a terminal sends Ctrl-C to subprocesses too: they are gone
-                    self._last_obs, _, self._last_episode_starts, _ = env.step_wait()  # type: ignore[assignment]
+                    new_obs, _, dones, _ = env.step_wait()
+                    self._take_step(new_obs, dones)
                 raise
             with self._named_failures():
                 new_obs, rewards, dones, infos = env.step_wait()
                 check_rewards(rewards)
             if self._writer is not None:
                 self._writer.recording.add(actions, rewards, dones)
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+            self._take_step(new_obs, dones)
             n_steps += 1
             self.num_timesteps += env.num_envs
             self._update_info_buffer(infos, dones)

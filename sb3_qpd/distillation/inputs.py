@@ -199,19 +199,20 @@ def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples:
     return changed
 
 
-def clip_outliers(observations: Any, findings: list[dict[str, Any]]) -> Any:
+def clip_outliers(observations: Any, findings: list[dict[str, Any]], first_axis: int = 1) -> Any:
     """
     Observations with the features that saturate clipped to their range, for a calibration.
 
     :param observations: raw observations as tensors, shape (n, *observation_shape), or a dict of such tensors
     :param findings: from :func:`saturate_outliers`
+    :param first_axis: first axis of one observation; 2 in windows of observations
     :return: the observations; a copy where a feature saturates
     """
     for one in findings:
         if one["kind"] != "saturates":
             continue
         values = (observations if one["key"] is None else observations[one["key"]]).clone()
-        values.flatten(1)[:, one["index"]].clamp_(one["low"], one["high"])
+        values.flatten(first_axis)[..., one["index"]].clamp_(one["low"], one["high"])
         observations = values if one["key"] is None else {**observations, one["key"]: values}
     return observations
 

@@ -95,6 +95,7 @@ def learning_state(distiller: QPDDistiller, callback: BaseCallback, before: list
         "ep_info_buffer": [_episode(info) for info in distiller.ep_info_buffer or ()],
         "ep_success_buffer": [float(success) for success in distiller.ep_success_buffer or ()],
         "action_unit": teacher.action_unit if isinstance(teacher, DeterministicTeacher) else None,
+        "teacher_state": distiller._teacher_state,
         "generators": _generators(distiller),
         "callbacks": _changed(numbers_of(callback), before),
     }
@@ -125,6 +126,8 @@ def restore_learning(distiller: QPDDistiller, callback: BaseCallback, state: dic
     distiller.ep_success_buffer = deque(state["ep_success_buffer"], maxlen=distiller._stats_window_size)
     if isinstance(distiller.teacher, DeterministicTeacher) and state["action_unit"] is not None:
         distiller.teacher.action_unit = state["action_unit"].to(distiller.teacher.device)
+    memory = state.get("teacher_state")  # older checkpoints have none
+    distiller._teacher_state = None if memory is None else tuple(one.to(distiller.device) for one in memory)
     for one, (name, numbers) in zip(_all_callbacks(callback), state["callbacks"], strict=False):
         if type(one).__name__ == name:
             vars(one).update({key: value for key, value in numbers.items() if key in _numbers(one)})

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch as th
 
+from sb3_qpd.distillation.buffers import DistillationSamples
 from sb3_qpd.distillation.collection import CollectingAlgorithm
 from sb3_qpd.distillation.hyperparameters import check_memory
 from sb3_qpd.distillation.inputs import (
@@ -55,8 +56,11 @@ class FallingPrecision(CollectingAlgorithm):
     def _calibrate(self) -> None:
         assert self._buffer is not None
         self._tell("calibrating")
-        self.policy.calibrate(clip_outliers(self._buffer.sample(CALIBRATION_SIZE).observations, self.input_findings))
+        self.policy.calibrate(self._without_outliers(self._buffer.sample(CALIBRATION_SIZE)))
         self._last_calibration = self._progress
+
+    def _without_outliers(self, samples: DistillationSamples) -> Any:
+        return clip_outliers(samples.observations, self.input_findings, 2 if self.policy.arch.history > 1 else 1)
 
     def _take_off_offsets(self) -> None:
         """Freeze the origin of the student's input. From then on the ring keeps in float64 only what has one."""
@@ -77,7 +81,7 @@ class FallingPrecision(CollectingAlgorithm):
         model, budget = self.policy.to_integer(), budget_nbytes(str(self.student_arch), self._teacher_nbytes)
         if model.nbytes > budget:
             origin = model.input_origin.nbytes  # type: ignore[union-attr]
-            fitting = self.find_arch(f"{budget - origin}B", self.weight_bits, self.activation_bits)
+            fitting = self.find_arch(f"{budget - origin}B", self.weight_bits, self.activation_bits, self.history)
             raise ValueError(
                 f"The observations have offsets that float32 cannot carry. Their input origin of {origin:,} bytes makes the "
                 f"student {model.nbytes:,} bytes, and student_arch={self.student_arch!r} is {budget:,}. Give "
@@ -139,6 +143,5 @@ class FallingPrecision(CollectingAlgorithm):
             raise ValueError("Post-training quantization needs observations to calibrate on: call learn() first")
         student = self._with_bits(weight_bits, activation_bits, self.policy.state_dict())
         own_rng = np.random.default_rng(self.seed)  # learning must go on as if this had not been called
-        observations = self._buffer.sample(CALIBRATION_SIZE, own_rng).observations
-        student.policy.calibrate(clip_outliers(observations, self.input_findings))
+        student.policy.calibrate(self._without_outliers(self._buffer.sample(CALIBRATION_SIZE, own_rng)))
         return student

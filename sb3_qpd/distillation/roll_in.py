@@ -145,11 +145,10 @@ def mix_in_student(
 
     :param targets: the teacher's labels of the observations
     :param policy: the student, in the mode in which it acts
-    :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
+    :param observations: what the student sees, as tensors
     :param by_teacher: whether the teacher acts, shape (n_envs,)
     :return: the labels, with the student's logits or mean where the student acts
     """
-    tensor, _ = policy.obs_to_tensor(observations)
-    student, _ = policy.actor_and_value(tensor)
+    student, _ = policy.actor_and_value(observations)
     student = masked(policy.head.logits(student), targets.masks)
     return targets._replace(actor=th.where(th.as_tensor(by_teacher, device=student.device)[:, None], targets.actor, student))

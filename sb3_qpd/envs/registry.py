@@ -39,6 +39,7 @@ PACKAGES: tuple[tuple[str, str, str], ...] = (
     (r"Panda\w+-v\d+", "panda_gym", "panda-gym"),
     (r"\w+BulletEnv-v\d+", "pybullet_envs_gymnasium", "pybullet_envs_gymnasium"),
     (r"(MiniGrid|BabyAI)-.+", "minigrid", "minigrid"),
+    (r"(CartPole|MountainCar(Continuous)?|Pendulum|LunarLander(Continuous)?)NoVel-v\d+", "rl_zoo3.import_envs", "rl_zoo3"),
     (r"(highway|merge|roundabout|parking|intersection|racetrack)(-\w+)*-v\d+", "highway_env", "highway-env"),
 )
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_qpd.observations import pieces
-from sb3_qpd.players import Player
+from sb3_qpd.observations import pieces, take_rows
+from sb3_qpd.players import Actor, Player
 from sb3_qpd.spaces import action_head
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -16,14 +16,18 @@ MAX_CATEGORIES, MAX_DIMENSIONS = 32, 32  # of the table
 QUANTILES = (5, 25, 50, 75, 95)  # of a dimension's errors, in percent
 
 
-def actions_of(player: Player, observations: Any) -> np.ndarray:
+def actions_of(player: Player, observations: Any, episode_starts: np.ndarray | None = None) -> np.ndarray:
     """
     A player's most probable actions, without action masks.
 
     :param player: anything with SB3's ``predict``
     :param observations: raw observations, shape (n_observations, *observation_shape)
+    :param episode_starts: the observations follow each other, and these begin episodes; ``None``: they do not follow
     :return: shape (n_observations, *action_shape)
     """
+    if episode_starts is not None:
+        act, rows = Actor(player), [slice(i, i + 1) for i in range(len(episode_starts))]
+        return np.concatenate([act(take_rows(observations, row), episode_starts[row]) for row in rows])
     return np.concatenate([player.predict(part, deterministic=True)[0] for part in pieces([observations])])
 
 

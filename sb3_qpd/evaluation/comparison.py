@@ -23,7 +23,7 @@ from sb3_qpd.evaluation.report import mode_name, notes_of, to_json
 from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, episodes_needed, plan_episodes
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, pieces
-from sb3_qpd.players import ObservationRecorder, Player
+from sb3_qpd.players import EpisodeRecorder, ObservationRecorder, Player
 from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher
@@ -165,11 +165,13 @@ class Evidence(NamedTuple):
     :param parity: share of bit-equal outputs of the policy in eval mode and the integer model
     :param observations: observations of the student's own games, on which the share was counted
     :param played_by: which of the two played
+    :param episode_starts: the observations follow each other, and these begin episodes; ``None``: they are a sample
     """
 
     parity: float
     observations: Any
     played_by: str
+    episode_starts: np.ndarray | None = None
 
 
 def make_report(
@@ -205,10 +207,10 @@ def make_report(
     }
     if float_student is not None:
         scores["float"] = _play(plan, float_student.policy, "float", float_size)
-    integer, evidence = _play_integer(plan, distiller.policy, "integer")
+    integer, evidence = _play_integer(plan, distiller.policy, "integer", in_order=teacher.has_memory)
     scores["integer"] = integer
     others = {name: _play_baseline(plan, student.policy, name, float_size) for name, student in (baselines or {}).items()}
-    theirs, ours = (actions_of(player, evidence.observations) for player in (teacher, model))
+    theirs, ours = (actions_of(player, evidence.observations, evidence.episode_starts) for player in (teacher, model))
     judge = partial(compare, teacher=scores["teacher"].main, random=random_play, planned=plan.needed)
     report = {
         **_identity(distiller, plan),
@@ -222,7 +224,7 @@ def make_report(
         "teacher_agreement": agreement_of(theirs, ours, teacher.action_space),
         "teacher_agreement_unit": "teacher_spread" if model.is_box else "share",
         "actions": agreement_table(theirs, ours, teacher.action_space),
-        "layers": layer_costs(model, evidence.observations),
+        "layers": layer_costs(model, evidence.observations, states_of(model, evidence)),
         "learning": learning,
         "baselines": {name: {**one.section(evidence.observations), **asdict(judge(one.main))} for name, one in others.items()},
         "evaluation_seconds": time.perf_counter() - start,
@@ -241,7 +243,9 @@ def _play_baseline(
     return _play(plan, policy, name, float_size) if is_float else _play_integer(plan, policy, name)[0]
 
 
-def _play_integer(plan: EvaluationPlan, policy: QuantActorCriticPolicy, name: str) -> tuple[PolicyScores, Evidence]:
+def _play_integer(
+    plan: EvaluationPlan, policy: QuantActorCriticPolicy, name: str, in_order: bool = False
+) -> tuple[PolicyScores, Evidence]:
     """
     The integer model plays. For images the policy in eval mode plays in its place, which is faster and gives the same bits.
 
@@ -249,16 +253,37 @@ def _play_integer(plan: EvaluationPlan, policy: QuantActorCriticPolicy, name: st
     """
     model = policy.to_integer()
     has_images = any(part.is_image for part in model.parts)
-    recorder = ObservationRecorder(policy if has_images else model, N_OBSERVATIONS)
+    make_recorder = EpisodeRecorder if in_order or model.history > 1 else ObservationRecorder
+    recorder = make_recorder(policy if has_images else model, N_OBSERVATIONS)
     main = plan.play(recorder, name)
-    observations: Any = recorder.observations
-    parity = parity_of(policy, model, observations)
+    starts = recorder.episode_starts if isinstance(recorder, EpisodeRecorder) else None
+    evidence = Evidence(0.0, recorder.observations, "", starts)
+    parity = parity_of(policy, model, evidence.observations, states_of(model, evidence))
     player: Player = policy if has_images and parity == 1.0 else model
     if player is not recorder.policy:
         main = plan.play(player, name)
     played_by = "the integer model" if player is model else "the policy in eval mode, which gives the same bits"
     scores = PolicyScores(model, main, plan.play(player, name, other_mode=True), _size(model.nbytes, model))
-    return scores, Evidence(parity, observations, played_by)
+    return scores, evidence._replace(parity=parity, played_by=played_by)
+
+
+def states_of(model: IntegerModel, evidence: Evidence) -> np.ndarray | None:
+    """
+    What a model with a memory remembered at each of the kept observations.
+
+    :param model: the model
+    :param evidence: observations in their order
+    :return: see :meth:`~sb3_qpd.IntegerModel.trace`; ``None`` for a model without a memory
+    """
+    if model.history == 1 or evidence.episode_starts is None:
+        return None
+    states: list[np.ndarray] = []
+    after: np.ndarray | None = None
+    for row, start in enumerate(evidence.episode_starts):
+        given = None if after is None else (after,)
+        before, after = model.remember(evidence.observations[row : row + 1], given, np.array([start]))
+        states.append(before)
+    return np.concatenate(states)
 
 
 def integer_player(policy: QuantActorCriticPolicy) -> Player:
@@ -278,19 +303,23 @@ def _size(nbytes: int, actor: Any) -> dict[str, int]:
 
 
 @th.no_grad()
-def parity_of(policy: QuantActorCriticPolicy, model: IntegerModel, observations: Any) -> float:
+def parity_of(
+    policy: QuantActorCriticPolicy, model: IntegerModel, observations: Any, states: np.ndarray | None = None
+) -> float:
     """
     Share of outputs (logits, or mean actions) that are bit for bit the same in the policy and in the integer model.
 
     :param policy: the policy, which is put in eval mode
     :param model: its integer form
     :param observations: raw observations, shape (n_observations, *observation_shape)
+    :param states: what a model with a memory remembered at each observation, see :meth:`~sb3_qpd.IntegerModel.trace`
     """
     policy.set_training_mode(False)
     equal = []
-    for part in pieces([observations]):
-        ours = policy.actor_and_value(policy.obs_to_tensor(part)[0])[0].cpu().numpy()
-        equal.append(ours.astype(np.float32).view(np.uint32) == model.logits(part).view(np.uint32))
+    for part, before in pieces([(observations, states)]):
+        ours = policy.actor_and_value(policy.window_of(part, before))[0].cpu().numpy()
+        theirs = model.logits(part, before)
+        equal.append(ours.astype(np.float32).view(np.uint32) == theirs.view(np.uint32))
     return float(np.concatenate(equal).mean())
 
 

@@ -24,13 +24,11 @@ from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import Observation, batch_size, copy_row, stack
 from sb3_qpd.players import (
     MISSING,
+    Actor,
     ObservationRecorder,
     Player,
     RandomPolicy,
-    act,
-    actor,
     is_monitored,
-    masks_for,
     seed_if_possible,
 )
 
@@ -59,7 +57,7 @@ def evaluate(
     progress_bar: bool = False,
 ) -> Evaluation:
     """
-    Play whole episodes and keep every raw return. The policy takes raw observations and has no memory.
+    Play whole episodes and keep every raw return. The policy takes raw observations. A policy's state is carried along.
 
     How the episodes start:
 
@@ -319,15 +317,17 @@ def _play_seeded(policy: Player, envs: list[gym.Env], seed: int, deterministic: 
     episode: dict[int, int] = {}  # environment -> the episode that it plays
     total, steps = np.zeros(len(envs)), np.zeros(len(envs), int)
     observations: dict[int, Any] = {}
-    ask_masks = masks_for(policy, envs)
+    player = Actor(policy, envs, deterministic)
     indices = list(range(len(envs))) if len(envs) > 1 else [None]  # in the messages of environments that fail
     for j in range(min(len(envs), n_episodes)):
         episode[j] = next(waiting)
         observations[j] = _reset(envs[j], seed + episode[j], indices[j], score)
     while episode:
         playing = list(episode)
-        actions = act(policy, stack([observations[j] for j in playing]), deterministic, ask_masks(playing))
-        for j, action in zip(playing, actions, strict=True):
+        # a state has a row for each environment: one that has ended gets the observations of another
+        rows = [j if j in episode else playing[0] for j in observations] if player.has_memory else playing
+        actions = player(stack([observations[j] for j in rows]), steps[rows] == 0, playing=rows)
+        for j, action in zip(playing, actions[playing] if player.has_memory else actions, strict=True):
             try:
                 observations[j], reward, terminated, truncated, info = envs[j].step(action)
             except Exception as error:
@@ -352,12 +352,12 @@ def _play_vec_env(policy: Player, env: VecEnv, seed: int, deterministic: bool, s
     quotas = np.array([len(range(i, n_episodes, n_envs)) for i in range(n_envs)])
     played, total, steps = np.zeros((3, n_envs))
     monitored = is_monitored(env)
-    act_in_env = actor(policy, env, deterministic)
+    player, dones = Actor(policy, env, deterministic), np.ones(n_envs, bool)
     seed_if_possible(env, seed)
     with environment_failures(env, "reset()", name=score.where):
         observations = env.reset()
     while (playing := played < quotas).any():
-        actions = act_in_env(observations)
+        actions = player(observations, dones)
         with environment_failures(env, step=int(steps[playing].max()), name=score.where):
             observations, rewards, dones, infos = env.step(actions)
         total += rewards

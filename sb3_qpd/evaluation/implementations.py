@@ -32,6 +32,7 @@ from sb3_qpd.students.policies import QuantActorCriticPolicy
 # the values that a policy computes, in order: input_grid, layer0, ..., accumulators, logits or mean, action
 Steps = dict[str, np.ndarray]
 Starter = Callable[[Callable[[], Any]], Any]  # makes a policy in this process or in one of its own
+NEXT_STATE = "next_state"  # one more of them, where the student has a memory
 MASKED_ACTION = "masked_action"  # one more of them, where the environment says which actions are allowed
 
 
@@ -41,14 +42,15 @@ class Implementation(NamedTuple):
 
     :param name: name for the table
     :param file: file that it was made from
-    :param steps: function from raw observations and action masks (or ``None``) to the values that can be seen from outside;
-        ``MASKED_ACTION`` is among them where there are masks and the form takes them
+    :param steps: function from raw observations, action masks (or ``None``) and the state of a student with a memory (else
+        ``None``) to the values that can be seen from outside. ``MASKED_ACTION`` is among them where there are masks and the
+        form takes them
     :param is_exact: equality is promised
     """
 
     name: str
     file: str
-    steps: Callable[[Any, np.ndarray | None], Steps]
+    steps: Callable[[Any, np.ndarray | None, np.ndarray | None], Steps]
     is_exact: bool = True
 
 
@@ -199,40 +201,51 @@ def compile_c(path: Path, cflags: Sequence[str] = ("-O3",), model: IntegerModel 
         raise ValueError(str(error)) from error
 
 
-def integer_steps(model: IntegerModel, observations: Any, masks: np.ndarray | None = None) -> Steps:
+def integer_steps(
+    model: IntegerModel, observations: Any, masks: np.ndarray | None = None, state: np.ndarray | None = None
+) -> Steps:
     """
     Every step of the integer model.
 
     :param model: the integer model
     :param observations: batch of raw observations
     :param masks: action masks, or ``None``
+    :param state: see :meth:`~sb3_qpd.IntegerModel.trace`
     """
-    *grids, acc = model.trace(observations)
+    *grids, acc = model.trace(observations, state)
     grids = [grid.astype(np.int16) for grid in grids]  # 0 to 255, or int8
     steps = dict(zip(model.step_names(), [*grids, acc], strict=True))
     steps |= {_output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
+    if state is not None:
+        steps[NEXT_STATE] = model.remember(observations, (state,))[1]
     return steps if masks is None else {**steps, MASKED_ACTION: model.actions(acc, action_masks=masks)}
 
 
 @th.no_grad()
-def policy_steps(policy: QuantActorCriticPolicy, observations: Any, masks: np.ndarray | None = None) -> Steps:
+def policy_steps(
+    policy: QuantActorCriticPolicy, observations: Any, masks: np.ndarray | None = None, state: np.ndarray | None = None
+) -> Steps:
     """
     Every step of the SB3 policy in evaluation mode, recorded while it computes in torch.
 
     :param policy: the policy, which is put in eval mode
     :param observations: batch of raw observations
     :param masks: action masks, or ``None``
+    :param state: see :meth:`~sb3_qpd.IntegerModel.trace`
     """
     policy.set_training_mode(False)
     with recorded_intermediates(policy) as steps:
-        policy.extract_features(policy.obs_to_tensor(observations)[0])
+        policy.extract_features(policy.window_of(observations, state))
     features, head = steps.pop("features"), policy.action_net
     name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
     outputs = {"accumulators": head.accumulators(features), name: head(features)}
     steps |= {**{name: values.cpu().numpy() for name, values in outputs.items()}}
-    steps["action"] = policy.predict(observations, deterministic=True)[0]
+    before = None if state is None else (state,)
+    steps["action"], after = policy.predict(observations, before, deterministic=True)
+    if after is not None:
+        steps[NEXT_STATE] = after[0]
     if masks is not None:
-        steps[MASKED_ACTION] = policy.predict(observations, deterministic=True, action_masks=masks)[0]
+        steps[MASKED_ACTION] = policy.predict(observations, before, deterministic=True, action_masks=masks)[0]
     return steps
 
 
@@ -268,21 +281,28 @@ def _output_name(model: IntegerModel) -> str:
     return "mean" if model.is_box else "logits"
 
 
-def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> Callable[[Any, np.ndarray | None], Steps]:
-    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
-        actions, outputs = policy.run(observations)
-        values = {**policy.trace(observations), _output_name(model): outputs, "action": actions}
-        return {**values, MASKED_ACTION: policy.run(observations, masks)[0]} if takes_masks and masks is not None else values
+def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> Callable[..., Steps]:
+    def steps(observations: Any, masks: np.ndarray | None, state: np.ndarray | None) -> Steps:
+        before = () if state is None else (state,)
+        actions, outputs, *after = policy.run(observations, *([None, *before] if before else []))
+        values = {**policy.trace(observations, *before), _output_name(model): outputs, "action": actions}
+        values |= dict(zip([NEXT_STATE], after, strict=False))
+        if takes_masks and masks is not None:
+            values[MASKED_ACTION] = policy.run(observations, masks, *before)[0]
+        return values
 
     return steps
 
 
-def _c_steps(policy: Any, model: IntegerModel) -> Callable[[Any, np.ndarray | None], Steps]:
-    def steps(observations: Any, masks: np.ndarray | None = None) -> Steps:
-        values, actions = policy.trace(observations, model)
+def _c_steps(policy: Any, model: IntegerModel) -> Callable[..., Steps]:
+    from sb3_qpd.export.c.memory import raw_windows, window_model
+
+    def steps(observations: Any, masks: np.ndarray | None, state: np.ndarray | None) -> Steps:
+        seen = observations if model.history == 1 else raw_windows(model, observations, state)
+        values, actions = policy.trace(seen, window_model(model))
         found = {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
         if masks is not None and model.uses_masks:
-            found[MASKED_ACTION] = policy.run(observations, masks)[0]
+            found[MASKED_ACTION] = policy.run(seen, masks)[0]
         return found
 
     return steps

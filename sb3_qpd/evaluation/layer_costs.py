@@ -15,19 +15,20 @@ from sb3_qpd.observations import batch_size, take_rows
 N_OBSERVATIONS = 256  # on which the ranges are measured
 
 
-def layer_costs(model: IntegerModel, observations: Any) -> list[dict[str, Any]]:
+def layer_costs(model: IntegerModel, observations: Any, states: np.ndarray | None = None) -> list[dict[str, Any]]:
     """
     The cost of each layer, in the order of computation. The bytes add up to those of the model.
 
     :param model: the integer model
     :param observations: raw observations of its own episodes, of which the first 256 are taken
+    :param states: what a model with a memory remembered at each observation, see :meth:`~sb3_qpd.IntegerModel.trace`
     :return: a dict for each input grid and layer. ``weight_range`` is the share of the weights' grid that a channel's largest
         weight reaches, the median over channels. ``range`` is the share of the output's grid between its least and largest
         value, ``saturated`` the share of outputs at either end of an input grid or at the upper end of a layer's, and ``idle``
         the share of outputs that never change. The head has ``accumulator_bits`` instead, of 32
     """
-    rows = take_rows(observations, slice(min(batch_size(observations), N_OBSERVATIONS)))
-    steps = dict(zip(model.step_names(), model.trace(model.batch_of(rows)), strict=True))
+    rows, before = take_rows((observations, states), slice(min(batch_size(observations), N_OBSERVATIONS)))
+    steps = dict(zip(model.step_names(), model.trace(model.batch_of(rows), before), strict=True))
     costs = list(_costs(model, steps))
     sizes = {name: np.asarray(value).nbytes for name in OPTIONAL_FIELDS if (value := getattr(model, name)) is not None}
     of_input = sum(size for name, size in sizes.items() if name.startswith("input"))

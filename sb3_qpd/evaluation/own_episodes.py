@@ -18,7 +18,7 @@ from sb3_qpd.evaluation.fitting import check_batch
 from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.observations import batch_size, take_rows
-from sb3_qpd.players import Player, act, masks_for, seed_if_possible
+from sb3_qpd.players import Actor, Player, masks_for, seed_if_possible
 
 N_ENVS = 8
 
@@ -66,13 +66,13 @@ def replay(player: Player, env: EnvSource, n_observations: int, seed: int, jitte
     :param seed: see :func:`replay_masked`
     :param jitter: see :func:`replay_masked`
     """
-    for observations, _ in replay_masked(player, env, n_observations, seed, jitter):
+    for observations, *_ in replay_masked(player, env, n_observations, seed, jitter):
         yield observations
 
 
 def replay_masked(
     player: Player, env: EnvSource, n_observations: int, seed: int, jitter: Jitter
-) -> Iterator[tuple[Any, np.ndarray | None]]:
+) -> Iterator[tuple[Any, np.ndarray | None, np.ndarray | None]]:
     """
     Raw observations from a player's own episodes, batch after batch, with the actions that were allowed.
 
@@ -81,20 +81,24 @@ def replay_masked(
     :param n_observations: number of observations in all
     :param seed: seed of the environment, where it takes one
     :param jitter: counts the changes of the actions
-    :return: observations, and action masks where the player takes them, else ``None``
+    :return: observations; action masks where the player takes them, else ``None``; what an integer model with a memory
+        remembers then, see :meth:`~sb3_qpd.IntegerModel.trace`, else ``None``
     """
     with _opened(env, n_observations, seed) as (vec_env, deterministic):
-        ask_masks = masks_for(player, vec_env)
+        ask_masks, act = masks_for(player, vec_env), Actor(player, deterministic=deterministic)
+        dones = np.ones(vec_env.num_envs, bool)
         with environment_failures(vec_env, "reset()"):
             observations: Any = vec_env.reset()
         if isinstance(player, IntegerModel):
             check_batch(player, observations)
             player.set_random_seed(seed)
         while n_observations > 0:
-            masks = ask_masks()
-            yield take_rows((observations, masks), slice(n_observations))
+            masks, state = ask_masks(), None
+            if isinstance(player, IntegerModel) and player.history > 1:
+                state, _ = player.remember(observations, act.state, dones)
+            yield take_rows((observations, masks, state), slice(n_observations))
             n_observations -= batch_size(observations)
-            actions = act(player, observations, deterministic, masks)
+            actions = act(observations, dones, masks)
             observations, _, dones, _ = vec_env.step(actions)
             jitter.add(actions, dones)
 

@@ -135,6 +135,7 @@ class Verification:
         implementations: Iterable[Implementation],
         observations: Any,
         masks: np.ndarray | None = None,
+        state: np.ndarray | None = None,
     ) -> Steps:
         """
         Send a batch through every implementation.
@@ -143,16 +144,17 @@ class Verification:
         :param implementations: the others
         :param observations: batch of raw observations
         :param masks: the actions that the environment allowed then
+        :param state: the observations before these, see :meth:`~sb3_qpd.IntegerModel.trace`
         :return: every step of the model
         """
         check_batch(model, observations)
-        expected = integer_steps(model, observations, masks)
+        expected = integer_steps(model, observations, masks, state)
         self.n_observations += batch_size(observations)
         if model.uses_masks:
             self.n_masked = (self.n_masked or 0) + (0 if masks is None else len(masks))
         for implementation in implementations:
             self.files[implementation.name] = implementation.file
-            got = implementation.steps(observations, masks)
+            got = implementation.steps(observations, masks, state)
             for step in (name for name in expected if name in got):
                 row = self.rows.setdefault(
                     (implementation.name, step), Difference(implementation.name, step, implementation.is_exact)
@@ -272,11 +274,11 @@ def verify(
         raise ValueError(f"{folder} holds nothing to compare with {INTEGER_MODEL}: {found}")
     if teacher is not None:
         check_teacher_of(model, teacher)
-    seen = replay_masked(model, source, n_observations, seed, jitter) if is_env else _batch(source, n_observations)  # type: ignore[arg-type]
+    seen = replay_masked(model, source, n_observations, seed, jitter) if is_env else _batch(model, source, n_observations)  # type: ignore[arg-type]
     total = n_observations if is_env else min(n_observations, batch_size(source))
     with tqdm(total=total, desc="verify", unit="observation", disable=not progress_bar) as bar:
-        for observations, masks in pieces(seen):
-            result.add(model, implementations, observations, masks)
+        for observations, masks, state in pieces(seen):
+            result.add(model, implementations, observations, masks, state)
             bar.update(batch_size(observations))
     if model.is_box and is_env:
         result.jitter["the student"] = jitter.mean
@@ -293,8 +295,18 @@ def _is_another_interpreter(path: Path) -> bool:
         return True
 
 
-def _batch(source: Any, n_observations: int) -> Iterator[tuple[Any, None]]:
-    yield take_rows(source if isinstance(source, np.ndarray) else dict(source), slice(n_observations)), None
+def _batch(model: IntegerModel, source: Any, n_observations: int) -> Iterator[tuple[Any, None, np.ndarray | None]]:
+    """The given observations. For a student with a memory they are those of one episode."""
+    observations = take_rows(source if isinstance(source, np.ndarray) else dict(source), slice(n_observations))
+    if model.history == 1:
+        yield observations, None, None
+        return
+    check_batch(model, observations)
+    state: np.ndarray | None = None
+    for row in range(len(observations)):
+        one = observations[row : row + 1]
+        before, state = model.remember(one, None if state is None else (state,))
+        yield one, None, before
 
 
 def _jitter_of(player: Player, env: EnvSource, n_observations: int, seed: int) -> float:

@@ -32,6 +32,7 @@ class StudentFacts:
     :param activation_bits: bits of the outputs, one number for each hidden layer
     :param requantization: ``"float32"`` or ``"fixed"``, see :class:`~sb3_qpd.integer.IntegerLayer`
     :param has_origin: the student takes offsets off in float64, see :class:`~sb3_qpd.integer.IntegerModel`
+    :param history: number of observations that the student sees
     """
 
     parts: tuple[ObservationPart, ...]
@@ -42,6 +43,7 @@ class StudentFacts:
     activation_bits: tuple[int, ...] = (8,)
     requantization: str = "float32"
     has_origin: bool = False
+    history: int = 1
 
     @classmethod
     def of_model(cls, model: IntegerModel) -> StudentFacts:
@@ -59,6 +61,7 @@ class StudentFacts:
             activation_bits=tuple(layer.activation_bits for layer in model.layers[:-1]),
             requantization=model.requantization,
             has_origin=model.input_origin is not None,
+            history=model.history,
         )
 
 
@@ -76,6 +79,7 @@ class Target:
     :param activation_bits: bits that outputs of hidden layers may have
     :param requantizations: modes of requantization
     :param origins: observations in float64, whose offset is taken off before they are rounded
+    :param memories: students that see several observations
     """
 
     dicts: bool = True
@@ -87,6 +91,7 @@ class Target:
     activation_bits: tuple[int, ...] = ALL_BITS
     requantizations: tuple[str, ...] = REQUANTIZATIONS
     origins: bool = True
+    memories: bool = True
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -105,6 +110,8 @@ class Target:
             yield "MultiDiscrete and MultiBinary actions"
         if student.uses_masks and not self.masks:
             yield "action masks"
+        if student.history > 1 and not self.memories:
+            yield f"a memory (history={student.history})"
         if student.has_origin and not self.origins:
             yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
         yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
@@ -141,12 +148,13 @@ TARGETS = {
         weight_bits=(4, 8),
         activation_bits=(8,),
         requantizations=("float32",),
+        memories=False,
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
-    "js": Target(),
-    "micropython": Target(),
-    "arduino": Target(dicts=False, float_images=False, masks=False),
+    "js": Target(memories=False),
+    "micropython": Target(memories=False),
+    "arduino": Target(dicts=False, float_images=False, masks=False, memories=False),
 }
 
 

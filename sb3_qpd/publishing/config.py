@@ -54,6 +54,8 @@ def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes |
         comments.append("env_wrapper, frame_stack: unknown, as the environment was not built from a recipe")
     entry |= {"transition": report["transition"], **{k: told[k] for k in SETTINGS if k in told and not is_pickled(told[k])}}
     entry |= {"student_arch": report["student"]}  # with its bits
+    if isinstance(history := told.get("history"), int):
+        entry["history"] = history
     rate, remarks = _learning_rate(told.get("learning_rate"))
     entry |= rate
     comments += remarks

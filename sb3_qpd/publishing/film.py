@@ -12,7 +12,7 @@ from sb3_qpd.envs.limits import check_untrusted_recipe
 from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.integer import IntegerModel
-from sb3_qpd.players import Player, actor
+from sb3_qpd.players import Actor, Player
 
 N_FRAMES = 400
 MAX_GIF_BYTES = 3_000_000
@@ -103,14 +103,14 @@ def take_film(player: Player, recipe: EnvRecipe) -> Film:
         observation: Any = env.reset()
         pictures: list[Any] = []
         returns: list[float] = []
-        act, is_new = actor(player, env, recipe.deterministic), True
+        act, dones = Actor(player, env, recipe.deterministic), np.ones(1, bool)
         for _ in range(N_FRAMES):
-            observation, rewards, dones, _ = env.step(act(observation))
+            is_new = bool(dones[0])
+            observation, rewards, dones, _ = env.step(act(observation, dones))
             if (picture := env.get_images()[0]) is None:
                 raise ValueError(f"{recipe.env_id} renders nothing")
             pictures.append(picture)
             returns.append(float(rewards[0]) + (0.0 if is_new else returns[-1]))
-            is_new = bool(dones[0])
         fps: Any = env.metadata.get("render_fps", 30)
         return Film(np.stack(pictures), np.array(returns), 15.0 if recipe.is_atari else float(fps))
     finally:

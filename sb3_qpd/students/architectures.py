@@ -11,6 +11,7 @@ from sb3_qpd.checks import check_choice
 
 FLOAT_BITS = 32  # not quantized: the float student, and the first stage of a transition
 BITS = (2, 3, 4, 5, 6, 7, 8)
+MAX_HISTORY = 64  # observations that a student sees at once
 
 
 def _is_bits(value: Any) -> bool:
@@ -38,6 +39,7 @@ class StudentArch:
     :param weight_bits: bits of the inner layers' weights, or one number for each layer, head included; 32 is float. With one
         number, first layer and head have at least 8 bits (LSQ, Esser et al. 2020)
     :param activation_bits: bits of every hidden activation; 32 is float
+    :param history: number of observations that the student sees: the newest one, and those before it in the episode
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
@@ -47,6 +49,7 @@ class StudentArch:
     conv_hidden: tuple[int, ...] = ()
     weight_bits: int | tuple[int, ...] = 8
     activation_bits: int = 8
+    history: int = 1
 
     def __post_init__(self) -> None:
         for name in ("hidden", "conv", "conv_hidden", "weight_bits"):
@@ -64,6 +67,12 @@ class StudentArch:
             raise ValueError(
                 f"A student is float ({FLOAT_BITS} bits) in both its weights and its activations, or in neither, {got}"
             )
+
+        if type(self.history) is not int or not 1 <= self.history <= MAX_HISTORY:
+            raise ValueError(f"StudentArch.history takes an integer of 1 to {MAX_HISTORY} observations, got {self.history!r}")
+
+    def __repr__(self) -> str:
+        return f"StudentArch({', '.join(f'{name}={value!r}' for name, value in self.asdict().items())})"
 
     @property
     def image_hidden(self) -> tuple[int, ...]:
@@ -104,7 +113,8 @@ class StudentArch:
         """
         names = ("hidden", "conv", "conv_hidden") if has_images else ("hidden",)
         sizes = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        return f"{sizes}, weight_bits={self.weight_bits}, activation_bits={self.activation_bits}"
+        memory = f", history={self.history}" if self.history > 1 else ""
+        return f"{sizes}, weight_bits={self.weight_bits}, activation_bits={self.activation_bits}{memory}"
 
     def with_bits(self, weight_bits: int | tuple[int, ...] | None, activation_bits: int | None) -> StudentArch:
         """
@@ -116,9 +126,17 @@ class StudentArch:
         changes: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
+    def with_history(self, history: int | None) -> StudentArch:
+        """
+        The same student with another memory.
+
+        :param history: number of observations that it sees; ``None`` keeps it
+        """
+        return self if history is None else replace(self, history=history)
+
     def asdict(self) -> dict[str, Any]:
-        """The fields as plain values."""
-        return asdict(self)
+        """The fields as plain values. A student without a memory has no ``history``: older versions read it too."""
+        return {name: value for name, value in asdict(self).items() if name != "history" or value > 1}
 
     def to_json(self) -> str:
         """The fields that are not the default, as JSON, which ``student_arch`` takes in Python and on the command line."""

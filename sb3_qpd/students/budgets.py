@@ -171,7 +171,7 @@ def choose_arch(
     :raises TypeError: any other type
     """
     if not is_budget(student_arch):
-        return make_arch(student_arch, weight_bits, activation_bits, task.image_shapes)
+        return make_arch(student_arch, weight_bits, activation_bits, task.image_shapes).with_history(task.history)
     n_bytes = budget_nbytes(str(student_arch), teacher_nbytes)
     if FLOAT_BITS in (weight_bits, activation_bits):
         raise ValueError(
@@ -240,7 +240,7 @@ def _arch_of(rule: SizeRule, width: int, task: StudentTask, units: int | None = 
     :param task: what it sees and answers
     :param units: units of the layer after the convolutions, ``None`` for the fewest
     """
-    bits = rule.weight_bits, rule.activation_bits
+    bits = rule.weight_bits, rule.activation_bits, task.history or 1
     if not task.image_shapes:
         return StudentArch((width,) * rule.n_layers, (), (), *bits)
     conv = tuple((n * width, *kernel) for n, kernel in zip(CHANNELS, _kernels_for(task), strict=True))

@@ -49,11 +49,13 @@ class QuantExtractor(BaseFeaturesExtractor):
         conv, hidden = (arch.conv, arch.image_hidden) if self.is_image else ((), arch.hidden)
         if self.is_image and not (conv or hidden):
             raise ValueError("A student of images needs a layer: give conv, conv_hidden or hidden in student_arch, or a name")
-        flat = sum(part.n_features for part in self.parts)
+        self.history, n_features = arch.history, sum(part.n_features for part in self.parts)
+        check_history(self.history, self.parts)
+        flat = self.history * n_features
         super().__init__(observation_space, _features_dim(shape, conv, hidden, flat))
         bits = arch.layer_bits(len(conv) + len(hidden) + 1) if weight_bits is None else [*weight_bits, 0]
         self.head_bits = bits[-1]
-        self.input_grid = self._make_input_grid(flat, FLOAT_BITS if arch.activation_bits == FLOAT_BITS else 8)
+        self.input_grid = self._make_input_grid(n_features, FLOAT_BITS if arch.activation_bits == FLOAT_BITS else 8)
         outputs = [_activation_grid(arch.activation_bits) for _ in bits[:-1]]
         if output_grid is not None:
             if not outputs:
@@ -164,8 +166,29 @@ class QuantExtractor(BaseFeaturesExtractor):
         values = [observations if part.key is None else observations[part.key] for part in self.parts]  # type: ignore[index]
         if self.is_image:
             return values[0].contiguous(memory_format=th.channels_last)  # type: ignore[union-attr]
+        if self.history > 1:
+            return self._windows(values[0])  # type: ignore[arg-type]
         flat = [value.flatten(1) for value in values]  # type: ignore[union-attr]
         return flat[0] if len(flat) == 1 else th.cat(flat, dim=1)
+
+    def _windows(self, windows: th.Tensor) -> th.Tensor:
+        """
+        Windows of observations for the input grid, which is the same for each observation.
+
+        What lies before an episode is NaN. It becomes the mean of the normalization, which is zero in integers.
+
+        :param windows: shape (batch_size, history, *observation_shape), the newest observation last
+        :return: shape (batch_size, history, n_features)
+        """
+        shape = (self.history, *self.parts[0].shape)
+        if windows.shape[1:] != shape:
+            raise ValueError(
+                f"A student with a memory (history={self.history}) takes windows of shape {shape}, got "
+                f"{tuple(windows.shape[1:])}. It learns with QPDDistiller alone, and predict() carries its window as state"
+            )
+        grid, flat = self.input_grid, windows.flatten(2)
+        assert isinstance(grid, VectorGrid)
+        return th.where(flat.isnan(), grid.mean.to(flat.dtype), flat)
 
     def set_normalization(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
         """
@@ -196,6 +219,7 @@ class QuantCombinedExtractor(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Dict, arch: StudentArch, normalized_image: bool = False) -> None:
         super().__init__(observation_space, 1)  # the size is not known yet, as in SB3's CombinedExtractor
         self.parts = observation_parts(observation_space, normalized_image)
+        check_history(arch.history, self.parts)
         groups = group_parts(self.parts)
         sizes = [len(arch.conv) + len(arch.image_hidden) if group[0].is_image else len(arch.hidden) for group in groups]
         bits = arch.trunk_bits(sizes)
@@ -214,6 +238,22 @@ class QuantCombinedExtractor(BaseFeaturesExtractor):
         if not (self.output_grid.ready or self.output_grid.is_float):  # the grid has to fit the features of all trunks
             self.output_grid.calibrate(th.cat([trunk.real_output(observations) for trunk in self.trunks], dim=1))
         return th.cat([trunk(observations) for trunk in self.trunks], dim=1)
+
+
+def check_history(history: int, parts: tuple[ObservationPart, ...]) -> None:
+    """
+    Refuse a memory for observations that it does not support.
+
+    :param history: number of observations that a student sees
+    :param parts: what an observation consists of
+    :raises ValueError: it sees several, and they are no vectors
+    """
+    if history > 1 and (len(parts) > 1 or parts[0].kind != "vector" or parts[0].key is not None):
+        kinds = ", ".join(dict.fromkeys(part.kind if part.key is None else f"a Dict with a {part.kind}" for part in parts))
+        raise ValueError(
+            f"history={history}: a student with a memory takes vectors (a Box or MultiBinary), and these observations are of "
+            f"the kind {kinds}. Give history=1, or stack observations in the environment"
+        )
 
 
 def _activation_grid(bits: int) -> Quantizer:

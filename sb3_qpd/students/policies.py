@@ -322,8 +322,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         SB3's ``predict``, with sb3-contrib's action masks.
 
         :param observation: one raw observation or a batch
-        :param state: returned unchanged
-        :param episode_start: not used
+        :param state: what the previous call returned, or ``None``: all episodes begin. A student without a memory returns it
+            unchanged
+        :param episode_start: whether an observation is the first one of an episode, shape (batch_size,)
         :param deterministic: most probable actions, else sampled ones
         :param action_masks: whether a discrete action is allowed, shape (batch_size, sum of all categories)
         :return: actions, and ``state``
@@ -331,11 +332,14 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         """
         if (model := self._integer_model()) is not None:
             with suppress(ValueError):  # an input that it refuses: SB3 takes it another way, or says what is wrong
-                actions = self._predict_in_integers(model, observation, deterministic, action_masks)
+                before, after = self._remember(model, observation, state, episode_start)
+                actions = self._predict_in_integers(model, observation, deterministic, action_masks, before)
                 if self.training:  # a walk through all modules
                     self.set_training_mode(False)
-                return actions, state
+                return actions, after
         self._check_finite(observation)
+        if self.arch.history > 1:
+            return self._predict_window(observation, state, episode_start, deterministic, action_masks)
         if action_masks is None:
             actions, state = super().predict(observation, state, episode_start, deterministic)
             if self._action_bounds is not None:
@@ -346,6 +350,63 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         with th.no_grad():
             actions = self._predict(tensor, deterministic, action_masks).cpu().numpy()
         return (actions if is_batch else actions.squeeze(axis=0)), state
+
+    def window_of(self, observations: Any, state: np.ndarray | None) -> Any:
+        """
+        What the network takes in place of observations and an integer model's state, which it rounds to the same integers.
+
+        :param observations: batch of raw observations
+        :param state: see :meth:`~sb3_qpd.IntegerModel.trace`; ``None``: there is no memory, or all episodes begin
+        :return: the observations as tensors, or windows of them
+        """
+        newest: Any = self.obs_to_tensor(observations)[0]
+        if self.arch.history == 1:
+            return newest
+        grid: Any = self.features_extractor.trunks[0].input_grid
+        shape = (len(newest), self.arch.history - 1, *newest.shape[1:])
+        if state is None:
+            before = th.full(shape, th.nan, dtype=th.float64, device=newest.device)
+        else:
+            before = th.as_tensor(state, device=newest.device) * (grid.std * grid.scale()) + grid.mean
+            before = (before if grid.origin is None else before + grid.origin).reshape(shape)
+        return th.cat([before, newest.double()[:, None]], dim=1)
+
+    def _remember(
+        self, model: IntegerModel, observation: Any, state: Any, episode_start: np.ndarray | None
+    ) -> tuple[np.ndarray | None, Any]:
+        """The window that an action depends on, and the state to return."""
+        if model.history == 1:
+            return None, state
+        before, after = model.remember(observation, state, episode_start)
+        return before, (after,)
+
+    def _predict_window(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None,
+        episode_start: np.ndarray | None,
+        deterministic: bool,
+        action_masks: np.ndarray | None,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """:meth:`predict` in torch with a memory: the state is a window of raw observations, NaN before an episode."""
+        self.set_training_mode(False)
+        tensor, is_batch = self.obs_to_tensor(observation)
+        newest: th.Tensor = tensor.double()  # type: ignore[union-attr]
+        shape = (len(newest), self.arch.history - 1, *newest.shape[1:])
+        before = np.full(shape, np.nan) if state is None else np.array(state[0])
+        if before.dtype != np.float64 or before.shape != shape:
+            raise ValueError(
+                f"Expected a state of float64 and shape {shape}, got {before.dtype} and {before.shape}. Begin with state=None "
+                "where the student has changed"
+            )
+        if episode_start is not None:
+            before[np.broadcast_to(np.asarray(episode_start, bool), len(before))] = np.nan
+        windows = th.cat([th.as_tensor(before, device=newest.device), newest[:, None]], dim=1)
+        with th.no_grad():
+            actions = self._predict(windows, deterministic, action_masks).cpu().numpy().reshape(-1, *self.head.shape)
+        if self._action_bounds is not None:
+            actions = np.clip(actions.astype(np.float32), *self._action_bounds)
+        return (actions if is_batch else actions.squeeze(axis=0)), (windows[:, 1:].cpu().numpy(),)
 
     def _check_finite(self, observation: Any) -> None:
         space = self.observation_space
@@ -372,11 +433,17 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         return self._kept[1]
 
     def _predict_in_integers(
-        self, model: IntegerModel, observation: Any, deterministic: bool, action_masks: np.ndarray | None
+        self,
+        model: IntegerModel,
+        observation: Any,
+        deterministic: bool,
+        action_masks: np.ndarray | None,
+        before: np.ndarray | None,
     ) -> np.ndarray:
         if deterministic:
-            return model.predict(observation, deterministic=True, action_masks=action_masks)[0]
-        accumulators, part = model.accumulators(observation), model.parts[0]
+            state = None if before is None else (before,)
+            return model.predict(observation, state, deterministic=True, action_masks=action_masks)[0]
+        accumulators, part = model.accumulators(observation, before), model.parts[0]
         outputs = th.from_numpy(accumulators.astype(np.float32) * model.layers[-1].multiplier)
         with th.no_grad():
             actions = self._sample(outputs, action_masks).numpy().reshape(-1, *self.head.shape)
@@ -452,6 +519,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         grids = [trunk.input_grid for trunk in extractor.trunks if isinstance(trunk.input_grid, VectorGrid)]
         affine = [grid.affine() for grid in grids]
         m, a = (th.cat(values).cpu().numpy() for values in zip(*affine, strict=True)) if grids else (None, None)
+        if self.arch.history > 1:
+            _check_zero_is_mean(grids[0], affine[0])
         origins = [th.zeros_like(grid.mean) if grid.origin is None else grid.origin for grid in grids]
         has_origin = any(grid.origin is not None for grid in grids)
         box: dict[str, Any] = {}
@@ -471,6 +540,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             branches=tuple(len(trunk.layers) for trunk in extractor.trunks),
             action_nvec=self.head.nvec,
             uses_masks=self.uses_masks,
+            history=self.arch.history,
             input_origin=th.cat(origins).cpu().numpy() if has_origin else None,
             **box,
         )
@@ -499,6 +569,17 @@ class QuantMultiInputActorCriticPolicy(QuantActorCriticPolicy):
         if not isinstance(observation_space, spaces.Dict):
             raise ValueError(f"MultiInputPolicy needs Dict observations, got {observation_space}: use 'MlpPolicy'")
         super().__init__(observation_space, *args, **kwargs)
+
+
+def _check_zero_is_mean(grid: VectorGrid, affine: tuple[th.Tensor, th.Tensor]) -> None:
+    """Before an episode begins, torch sees the mean of each feature, and integers see zero. Both have to be the same."""
+    m, a = affine
+    if bool((grid.mean.float() * m + a).round().any()):
+        raise ValueError(
+            "A feature of the observation lies too far from zero for its deviation: its mean is not zero on the input grid, "
+            "which a student with a memory needs. Declare the observation space float64, or subtract the offset in the "
+            "environment"
+        )
 
 
 def _refuse_without_integer_form(kwargs: dict[str, Any]) -> None:

@@ -29,11 +29,13 @@ class StudentTask:
     :param parts: what an observation consists of, see :func:`sb3_qpd.spaces.observation_parts`
     :param n_outputs: number of the head's outputs
     :param is_box: whether the action is a Box
+    :param history: number of observations that a student of a budget sees, ``None`` for the architecture's own
     """
 
     parts: tuple[ObservationPart, ...]
     n_outputs: int
     is_box: bool = False
+    history: int | None = None
 
     @property
     def image_shapes(self) -> list[tuple[int, ...]]:
@@ -112,7 +114,7 @@ def _layers(arch: StudentArch, task: StudentTask) -> tuple[list[list[_Layer]], _
 
 def _trunk(arch: StudentArch, group: tuple[ObservationPart, ...]) -> tuple[list[_Layer], int]:
     """The layers of a trunk, and the number of its outputs."""
-    size, shape = sum(part.n_features for part in group), group[0].shape
+    size, shape = arch.history * sum(part.n_features for part in group), group[0].shape
     is_image = group[0].is_image
     layers = list(_convolutions(arch, shape)) if is_image else []
     if layers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.failures import environment_failures
 from sb3_qpd.integer import ObservationPart
 from sb3_qpd.observations import batch_size, join, take_rows
-from sb3_qpd.players import RandomPolicy, actor, seed_if_possible
+from sb3_qpd.players import Actor, RandomPolicy, seed_if_possible
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.teachers.files.archive import TeacherError
 from sb3_qpd.teachers.normalization import ObsNormalization
@@ -177,8 +176,8 @@ def check_teacher(teacher: Teacher, env: VecEnv | EnvRecipe, deterministic: bool
         check = check_teacher(teacher, own, deterministic, seed)
         own.close()
         return check
-    taught = _Episodes(actor(teacher, env, deterministic), env, teacher)
-    random = _Episodes(actor(RandomPolicy(env.action_space, seed), env, deterministic), env, teacher)
+    taught = _Episodes(Actor(teacher, env, deterministic), env, teacher)
+    random = _Episodes(Actor(RandomPolicy(env.action_space, seed), env, deterministic), env, teacher)
     wanted = -(-MIN_EPISODES // env.num_envs)
     for episodes in (taught, random):
         seed_if_possible(env, seed)
@@ -204,7 +203,7 @@ class _Episodes:
     :param teacher: the teacher, whose normalization is watched
     """
 
-    def __init__(self, act: Callable[[Any], np.ndarray], env: VecEnv, teacher: Teacher) -> None:
+    def __init__(self, act: Actor, env: VecEnv, teacher: Teacher) -> None:
         self.act, self.env, self.teacher = act, env, teacher
         self.steps_left = MAX_STEPS // env.num_envs
         self.counts = np.zeros(env.num_envs, int)
@@ -234,11 +233,11 @@ class _Episodes:
         env = self.env
         with environment_failures(env, "reset()"):
             observations: Any = env.reset()
-        returns = np.zeros(env.num_envs)
+        returns, dones = np.zeros(env.num_envs), np.ones(env.num_envs, bool)
         while self.steps_left > 0 and (self.counts < wanted).any():
             self.steps_left -= 1
             self._watch(observations)
-            observations, rewards, dones, _ = env.step(self.act(observations))
+            observations, rewards, dones, _ = env.step(self.act(observations, dones))
             returns += rewards
             counted = dones & (self.counts < wanted)
             self.complete.extend(returns[counted])

@@ -17,6 +17,7 @@ from stable_baselines3.sac.policies import SACPolicy
 from stable_baselines3.td3.policies import TD3Policy
 from torch import nn
 
+from sb3_qpd.teachers.recurrent import RecurrentTeacher
 from sb3_qpd.teachers.teacher import Teacher, TeacherOutput, gaussian_log_std
 
 
@@ -140,6 +141,7 @@ TEACHERS: dict[str, type[Teacher]] = {
     "dqn": QValueTeacher,
     "maskableppo": Teacher,
     "ppo": Teacher,
+    "ppo_lstm": RecurrentTeacher,
     "qrdqn": QValueTeacher,
     "sac": SquashedGaussianTeacher,
     "td3": DeterministicTeacher,

@@ -18,7 +18,7 @@ from sb3_qpd.envs.recipe import build_env
 from sb3_qpd.players import masks_for
 from sb3_qpd.teachers.check import check_spaces
 from sb3_qpd.teachers.loading import load_teacher
-from sb3_qpd.teachers.teacher import Teacher
+from sb3_qpd.teachers.teacher import Teacher, TeacherState
 
 
 class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
@@ -52,10 +52,12 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
         gym.Wrapper.__init__(self, built)
         check_spaces(self.teacher, channels_first(built.observation_space), built.action_space)
         self._ask_masks = masks_for(self.teacher, built)
+        self._state: TeacherState | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See :class:`gymnasium.Env`."""
         observation, info = self.env.reset(seed=seed, options=options)
+        self._state = None
         return observation, {**info, **self._labels(observation)}
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
@@ -68,7 +70,7 @@ class TeacherLabels(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructor
             batch: Any = {key: np.asarray(value)[None] for key, value in observation.items()}
         else:
             batch = np.asarray(observation)[None]
-        output = self.teacher(batch, self._ask_masks())
+        output, self._state = self.teacher.label(batch, self._state, action_masks=self._ask_masks())
         actor = output.actor[0].cpu().numpy()
         is_box = isinstance(self.action_space, spaces.Box)
         labels: dict[str, Any] = {"teacher_mean": actor} if is_box else {"teacher_logits": actor / self.temperature}

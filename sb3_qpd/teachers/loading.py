@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch as th
+from sb3_contrib import RecurrentPPO
 from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -224,7 +225,7 @@ def _give_env(teacher: Teacher, env: EnvSource) -> None:
 def _from_model(model: BaseAlgorithm) -> Teacher:
     kind = type(model).__name__
     vec_env, normalization = (None, None) if model.env is None else remove_vec_normalize(model.env)
-    algo = kind.lower()
+    algo = "ppo_lstm" if isinstance(model, RecurrentPPO) else kind.lower()
     teacher = _from_policy(without_compilation(model.policy), kind, algo)
     teacher.name = f"{algo}/{_env_name(vec_env)}".rstrip("/")
     teacher.normalization, teacher.vec_env = normalization, vec_env
@@ -233,9 +234,9 @@ def _from_model(model: BaseAlgorithm) -> Teacher:
 
 def _from_policy(policy: BasePolicy, kind: str, algo: str) -> Teacher:
     supported = f"Supported: {', '.join(TEACHERS)}"
-    if isinstance(policy, RecurrentActorCriticPolicy):
-        raise TeacherError(f"{kind} is recurrent: students have no memory. {supported}")
-    family = next((one for one in TEACHERS.values() if isinstance(policy, one.policies)), None)
+    is_recurrent = isinstance(policy, RecurrentActorCriticPolicy)
+    families = [one for one in TEACHERS.values() if one.has_memory == is_recurrent]
+    family = next((one for one in families if isinstance(policy, one.policies)), None)
     if family is None:
         raise TeacherError(f"{kind} with a {type(policy).__name__} is not supported. {supported}")
     try:
@@ -251,7 +252,9 @@ def _from_policy(policy: BasePolicy, kind: str, algo: str) -> Teacher:
 def _algo_of(policy: BasePolicy) -> str:
     """The algorithm of a policy by itself, as far as the module of its class tells; actor-critic policies count as PPO's."""
     modules = [part for cls in type(policy).__mro__ for part in cls.__module__.split(".")]
-    return next((part for part in modules if part in TEACHERS), "maskableppo" if "maskable" in modules else "ppo")
+    others = {"maskable": "maskableppo", "recurrent": "ppo_lstm"}
+    named = (part if part in TEACHERS else others.get(part) for part in modules)
+    return next((algo for algo in named if algo is not None), "ppo")
 
 
 def _env_name(vec_env: VecEnv | None) -> str:

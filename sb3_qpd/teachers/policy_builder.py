@@ -18,6 +18,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib.ars.policies import ARSLinearPolicy, ARSPolicy
 from sb3_contrib.common.maskable import policies as maskable
+from sb3_contrib.common.recurrent import policies as recurrent
 from sb3_contrib.crossq.policies import CrossQPolicy
 from sb3_contrib.qrdqn import policies as qrdqn
 from sb3_contrib.tqc import policies as tqc
@@ -206,10 +207,11 @@ def _unchecked_distributions() -> Iterator[None]:
 
 def _n_layers(kwargs: dict[str, Any]) -> int:
     """Layers of all networks whose number the arguments give. Networks of a default size have a few."""
-    net_arch = kwargs.get("net_arch", [])
+    net_arch, n_lstm = kwargs.get("net_arch", []), kwargs.get("n_lstm_layers", 0)
     if isinstance(net_arch, list):
-        return max(len(net_arch), kwargs.get("n_critics", 0))
-    return len(net_arch["pi"]) + kwargs.get("n_critics", 1) * max(1, *(len(net_arch.get(key, ())) for key in ("vf", "qf")))
+        return max(len(net_arch), kwargs.get("n_critics", 0), n_lstm)
+    of_critic = max(1, *(len(net_arch.get(key, ())) for key in ("vf", "qf")))
+    return n_lstm + len(net_arch["pi"]) + kwargs.get("n_critics", 1) * of_critic
 
 
 def _without_wrappers(state_dict: dict[str, th.Tensor]) -> dict[str, th.Tensor]:
@@ -282,6 +284,13 @@ def _extractor_kwargs(value: Any) -> dict[str, Any]:
     return {key: checks[key](one) for key, one in (value or {}).items()}
 
 
+def _lstm_kwargs(value: Any) -> dict[str, Any] | None:
+    checks: dict[str, Callable[[Any], Any]] = {"bias": _flag, "dropout": _number}
+    if value is not None and (not isinstance(value, dict) or not set(value) <= set(checks)):
+        raise ValueError(f"Expected a dict of {', '.join(checks)}")
+    return None if value is None else {key: checks[key](one) for key, one in value.items()}
+
+
 def _only_none(value: Any) -> None:
     if value is not None:
         raise ValueError("A separate network for gSDE's exploration is not supported")
@@ -302,6 +311,11 @@ _MASKABLE: _Checks = {
     **dict.fromkeys(("ortho_init", "share_features_extractor"), _flag),
 }
 _ACTOR_CRITIC: _Checks = {**_MASKABLE, **_SDE, **dict.fromkeys(("full_std", "squash_output"), _flag)}
+_RECURRENT: _Checks = {
+    **_ACTOR_CRITIC,
+    **{"lstm_hidden_size": _size, "n_lstm_layers": _count, "lstm_kwargs": _lstm_kwargs},
+    **dict.fromkeys(("shared_lstm", "enable_critic_lstm"), _flag),
+}
 _DQN: _Checks = {**_COMMON, "net_arch": _layers}
 _TD3: _Checks = {
     **_COMMON,
@@ -368,6 +382,16 @@ BLUEPRINTS: dict[str, Blueprint] = {
             maskable.MaskableMultiInputActorCriticPolicy,
         ),
         _MASKABLE,
+        _current_actor_critic_keys,
+        multi_action=True,
+    ),
+    "recurrent": Blueprint(
+        _by_name(
+            recurrent.RecurrentActorCriticPolicy,
+            recurrent.RecurrentActorCriticCnnPolicy,
+            recurrent.RecurrentMultiInputActorCriticPolicy,
+        ),
+        _RECURRENT,
         _current_actor_critic_keys,
         multi_action=True,
     ),

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from sb3_qpd.teachers.run_folder import RunFolder
 
 
+TeacherState = tuple[th.Tensor, ...]  # what a teacher with a memory keeps from step to step
+
+
 class TeacherOutput(NamedTuple):
     """
     The labels of a batch of observations: all values that a distillation loss may use.
@@ -79,6 +82,7 @@ class Teacher:
     """
 
     takes_raw_observations: ClassVar[bool] = True
+    has_memory: ClassVar[bool] = False  # whether labels depend on earlier observations of the episode
     policies: ClassVar[tuple[type[BasePolicy], ...]] = (ActorCriticPolicy, MaskableActorCriticPolicy)
 
     def __init__(
@@ -96,8 +100,8 @@ class Teacher:
         if not isinstance(policy, self.policies):
             expected = " or ".join(kind.__name__ for kind in self.policies)
             raise TypeError(f"A {type(self).__name__} needs a policy of the kind {expected}, got {type(policy).__name__}")
-        if isinstance(policy, RecurrentActorCriticPolicy):
-            raise TypeError(f"{type(policy).__name__} has a memory, a student has none: recurrent teachers are not supported")
+        if isinstance(policy, RecurrentActorCriticPolicy) and not self.has_memory:
+            raise TypeError(f"{type(policy).__name__} has a memory, which a {type(self).__name__} would pass over")
         self.policy: Any = policy
         self.asks_policy = False  # whether labels come from get_distribution although SB3's own layers could give them
         self.policy.set_training_mode(False)
@@ -176,7 +180,8 @@ class Teacher:
 
     def to(self, device: th.device | str) -> Teacher:
         """
-        Move the network to a device. Images go through it channels-last, which is faster on every device.
+        Move the network to a device. Images go through it channels-last, which is faster on every device. A teacher with a
+        memory keeps SB3's order, whose last bits differ: they would add up in its state.
 
         :param device: torch device
         """
@@ -184,7 +189,7 @@ class Teacher:
         self.policy.to(device)
         if self.use_sde and self.device != before:
             self.policy.reset_noise()  # the noise is no parameter, so policy.to() leaves it behind
-        if any(part.is_image for part in self.parts):
+        if not self.has_memory and any(part.is_image for part in self.parts):
             self.policy.to(memory_format=th.channels_last)
         return self
 
@@ -253,11 +258,32 @@ class Teacher:
         :return: labels as float32 on the teacher's device
         """
         tensor, _ = self.policy.obs_to_tensor(self.normalize(observations))
-        output = self._label(tensor)
+        return self._masked(self._label(tensor), action_masks)
+
+    def _masked(self, output: TeacherOutput, action_masks: np.ndarray | None) -> TeacherOutput:
+        """Labels in which actions that are not allowed have very negative logits."""
         if action_masks is None:
             return output
         masks = self.head.check_masks(action_masks, len(output.actor), output.actor.device)
         return output._replace(actor=masked(output.actor, masks), masks=masks)
+
+    def label(
+        self,
+        observations: Any,
+        state: TeacherState | None = None,
+        episode_start: np.ndarray | None = None,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[TeacherOutput, TeacherState | None]:
+        """
+        Label one step of several environments, with the memory of a teacher that has one.
+
+        :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
+        :param state: what this method returned at the previous step; ``None`` begins all episodes
+        :param episode_start: whether an observation is the first one of an episode, shape (n_envs,); ``None``: none is
+        :param action_masks: allowed discrete actions, bool, shape (n_envs, sum of all categories)
+        :return: labels, and the state for the next step; ``None`` for a teacher without a memory
+        """
+        return self(observations, action_masks), None
 
     def _label(self, observations: th.Tensor) -> TeacherOutput:
         policy = self.policy
@@ -267,6 +293,11 @@ class Teacher:
         pi_features, vf_features = features if isinstance(features, tuple) else (features, features)
         latent_pi = policy.mlp_extractor.forward_actor(pi_features)
         value = policy.value_net(policy.mlp_extractor.forward_critic(vf_features)).flatten().float()
+        return self._output(latent_pi, value)
+
+    def _output(self, latent_pi: th.Tensor, value: th.Tensor) -> TeacherOutput:
+        """The labels from the input of SB3's ``action_net``."""
+        policy = self.policy
         actor = policy.action_net(latent_pi)
         if not self.head.is_box:
             return TeacherOutput(self.head.logits(actor.float()), value)
@@ -281,8 +312,11 @@ class Teacher:
 
     def _label_from_distribution(self, observations: Any) -> TeacherOutput:
         """The labels of a policy whose class changes SB3's distribution, for instance to mask actions by the observation."""
-        distribution = self.policy.get_distribution(observations)
         value = self.policy.predict_values(observations).flatten().float()
+        return self._output_of(self.policy.get_distribution(observations), value)
+
+    def _output_of(self, distribution: Any, value: th.Tensor) -> TeacherOutput:
+        """The labels from one of SB3's distributions."""
         actor, log_std = distribution_parameters(distribution)
         if log_std is None:
             return TeacherOutput(self.head.logits(actor.float()), value)
@@ -390,8 +424,7 @@ class Teacher:
         handles = [layer.register_forward_hook(hook) for layer in layers]
         try:
             with th.no_grad():
-                observations, _ = self.policy.obs_to_tensor(_zeros(self.observation_space))
-                self.policy._predict(observations, deterministic=True)
+                self.policy.predict(_zeros(self.observation_space), deterministic=True)
         finally:
             for handle in handles:
                 handle.remove()

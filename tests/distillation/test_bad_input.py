@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_util import make_vec_env
 from toys import BOX, QUICK, Pointer, Quadrant, pointers, untrained
 
-from sb3_qpd import QPDDistiller, TeacherError, load_teacher
+from sb3_qpd import QPDDistiller, load_teacher
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +152,6 @@ def test_teachers_that_cannot_teach(cartpole_zip):
         QPDDistiller()
     with pytest.raises(TypeError, match="Expected a path, a live SB3 model or a Teacher, got int"):
         QPDDistiller(5)
-    with pytest.raises(TeacherError, match="recurrent"):
-        QPDDistiller(RecurrentPPO("MlpLstmPolicy", Pointer(), n_steps=8, device="cpu"))
     with pytest.raises((ValueError, OSError), match="nowhere"):
         QPDDistiller("nowhere.zip", env="CartPole-v1")
 

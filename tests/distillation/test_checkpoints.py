@@ -78,6 +78,12 @@ def maskable() -> Any:
     return untrained(env, MaskablePPO)
 
 
+def recurrent() -> Any:
+    from sb3_contrib import RecurrentPPO
+
+    return RecurrentPPO("MlpLstmPolicy", pointers(), n_steps=8, device="cpu", seed=0, policy_kwargs={"lstm_hidden_size": 8})
+
+
 class FarPointer(Pointer):
     """The first feature has an offset that float32 cannot carry."""
 
@@ -98,6 +104,8 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "images": (lambda: untrained(images(), policy="CnnPolicy"), {"buffer_size": 100, "student_arch": "nano"}),
     "dict": (lambda: untrained(anything(Anything, DICT, spaces.Discrete(3)), policy="MultiInputPolicy"), {"buffer_size": 100}),
     "masks": (maskable, {}),
+    "recurrent": (recurrent, {}),
+    "memory": (lambda: untrained(pointers()), {"history": 3, "buffer_size": 160}),
     "origin": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {}),
     "origin, small ring": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {"buffer_size": 160}),
     "origin in a dict": (lambda: untrained(robots(), policy="MultiInputPolicy"), {}),

@@ -31,7 +31,7 @@ import numpy as np
 import torch as th
 from bounds import bounded
 from gymnasium import spaces
-from sb3_contrib import ARS, QRDQN, MaskablePPO
+from sb3_contrib import ARS, QRDQN, MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -75,6 +75,7 @@ def honest_runs() -> list[Files]:
     norm = VecNormalize(make_vec_env("Pendulum-v1"))
     norm.reset()
     relu = {"activation_fn": th.nn.ReLU}  # a class, so that policy_kwargs are pickled
+    lstm = {"net_arch": [4], "lstm_hidden_size": 4, "enable_critic_lstm": False, "lstm_kwargs": {"bias": False}}
     models = [
         (_small(PPO, "CartPole-v1", n_steps=8, batch_size=8), None),
         (
@@ -85,6 +86,7 @@ def honest_runs() -> list[Files]:
         (_small(DQN, "CartPole-v1", buffer_size=9), None),
         (_small(QRDQN, "CartPole-v1", buffer_size=9), None),
         (_small(ARS, "Pendulum-v1"), None),
+        (_small(RecurrentPPO, "CartPole-v1", "MlpLstmPolicy", n_steps=8, batch_size=8, policy_kwargs=lstm), None),
         (_small(MaskablePPO, Strict(VECTOR, spaces.MultiDiscrete([2, 3])), n_steps=8, batch_size=8), None),
     ]
     parts = VecNormalize(DummyVecEnv([lambda: Anything(PARTS, spaces.MultiBinary(2))]), norm_obs_keys=["joints"])

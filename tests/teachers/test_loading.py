@@ -12,8 +12,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from gymnasium.envs.classic_control import CartPoleEnv
-from sb3_contrib import ARS, QRDQN, TQC, TRPO, RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+from sb3_contrib import ARS, QRDQN, TQC, TRPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -361,14 +360,6 @@ def test_a_model_in_the_middle_of_training():
     model.policy.evaluate_actions(th.zeros(2, 3), th.zeros(2, 1))
     model.policy.reset_noise()
     assert_same_actions(load_teacher(model, device="cpu"), model)
-
-
-def test_models_that_cannot_teach():
-    with pytest.raises(TeacherError, match="RecurrentPPO is recurrent: students have no memory"):
-        load_teacher(RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=8)))
-    own = type("MyLstmPolicy", (RecurrentActorCriticPolicy,), {})
-    with pytest.raises(TeacherError, match="RecurrentPPO is recurrent"):
-        load_teacher(RecurrentPPO(own, "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=8)))
 
 
 def test_a_loaded_teacher_is_as_it_is():

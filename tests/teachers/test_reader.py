@@ -13,7 +13,7 @@ import torch as th
 import yaml
 from gymnasium import spaces
 from rl_zoo3.utils import SimpleLinearSchedule
-from sb3_contrib import QRDQN, TQC, TRPO, CrossQ, RecurrentPPO
+from sb3_contrib import QRDQN, TQC, TRPO, CrossQ
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -331,9 +331,6 @@ def test_which_algorithm(tmp_path):
         other = edit_zip(path, tmp_path / "other.zip", {"policy_class": serialized(f"c{module}\n{kind}\n.".encode())})
         with pytest.raises(TeacherError, match=f"another algorithm: {name} .*Supported: a2c, ars, "):
             read(other)
-    RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=dict(lstm_hidden_size=8)).save(path)
-    with pytest.raises(TeacherError, match="recurrent agent .*students have no memory.*Supported: a2c, ars, "):
-        read(path)
 
 
 # --- vecnormalize.pkl ---

@@ -27,6 +27,7 @@ from sb3_qpd.checks import check_flags
 from sb3_qpd.export.c.fields import Field, fields_of
 from sb3_qpd.export.c.layout import CLayer, Layout, Place, dimensions, lay_out, plan_arena
 from sb3_qpd.export.c.legend import legend, plain
+from sb3_qpd.export.c.memory import before_episode, episode_windows, window_model
 from sb3_qpd.export.c.proof import prove_sizes
 from sb3_qpd.export.c.text import (
     block_initializer,
@@ -53,11 +54,6 @@ RESERVED = ("main", "test_vectors")  # names of files that are written too
 BYTES = {"uint8_t": 1, "int8_t": 1, "int32_t": 4, "float": 4, "double": 8}
 
 
-def _plain(text: Any) -> str:
-    """Text that is safe in a comment of C. Names come from files, and ``*/`` in a name would end the comment."""
-    return re.sub(r"[^A-Za-z0-9_.: @/+-]", "_", text)[:100] if isinstance(text, str) else ""
-
-
 TEMPLATES = jinja2.Environment(
     line_statement_prefix="//:",
     line_comment_prefix="//#",
@@ -79,7 +75,7 @@ TEMPLATES.filters |= {
     "shape": np.shape,
     "inline": inline_initializer,
     "block": block_initializer,
-    "plain": _plain,
+    "plain": plain,
     "value_of": value_initializer,
     "signature": break_signature,
 }
@@ -100,7 +96,8 @@ def export_c(
     Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` and ``policy_README.md``.
 
     The C computes what ``model`` computes, with the model's requantization. ``main.c`` is an example that checks the test
-    vectors.
+    vectors. The functions of a student with a memory take a whole window, which ``policy_memory.h`` and ``policy_memory.c``
+    keep.
 
     :param model: the student
     :param out_dir: a folder that exists
@@ -129,10 +126,18 @@ def export_c(
         raise ValueError(
             "with_value=True needs a value head: add_value_head(model, policy), or export student.zip --with-value"
         )
-    values = _values(model, lay_out(model, value), n_frames, observations)
-    values |= {"name": name, "reentrant": reentrant, "probabilities": probabilities}
+    if model.history > 1 and (reentrant or probabilities or with_value):
+        raise ValueError("reentrant, probabilities and with_value are for students without a memory")
+    if model.history > 1 and observations is not None:
+        observations = episode_windows(model, observations)
+    whole = window_model(model)
+    values = _values(whole, lay_out(whole, value), n_frames, observations)
+    values |= {"name": name, "history": model.history, "reentrant": reentrant, "probabilities": probabilities}
     files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"}
     files |= {rename(f, name): f for f in ("test_vectors.h", "main.c")}
+    if model.history > 1:
+        files |= {f"{name}_memory.{end}": f"memory.{end}" for end in "hc"}
+        values["before"] = _before(model)
     files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
     texts = {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
     return write_files(out_dir, {file: text.encode() for file, text in texts.items()})
@@ -180,6 +185,13 @@ def _chains(fields: list[Field], layout: Layout, places: list[Place]) -> list[di
         chains.append({"number": number, "trunk": trunk, "fields": own, "layers": pairs, "input": start, "n_inputs": n_inputs})
         used, features = used + len(trunk.layers), features + trunk.n_features
     return chains
+
+
+def _before(model: IntegerModel) -> np.ndarray:
+    """The observation that stands before an episode, in the type that C takes."""
+    if model.requantization == "fixed":
+        return np.zeros(model.parts[0].n_features, int)  # on the input grid already
+    return before_episode(model)
 
 
 def _n_frames(model: IntegerModel, n_frames: int | None) -> int:

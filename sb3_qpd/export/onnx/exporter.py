@@ -35,6 +35,7 @@ except (ImportError, AttributeError) as error:
 FORMS = ("operators", "qdq")
 INPUT = "observation"  # for a value of a Dict observation: observation/key
 MASKS = "action_masks"
+STATE, NEXT_STATE = "state", "next_state"  # of a student with a memory; zeros begin an episode
 OPSETS = {8: 13, 4: 21, 2: 25}  # the first with the type that holds weights of so many bits
 STREAM_OPSET = 18  # the first with BitwiseAnd, for all other widths
 ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # types of inputs; others are floats, or doubles
@@ -61,6 +62,9 @@ def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bo
     The student as an ONNX model.
 
     Tensors inside: ``input_grid`` (with zero point 128 for vectors), ``layer0``, ``layer1``, ..., ``accumulators``.
+
+    A student with a memory has an input ``state`` and an output ``next_state``, int8, shape (batch_size, history - 1,
+    n_features): the observations before the newest one on the input grid. An episode begins with zeros.
 
     :param model: see :func:`export_onnx`
     :param form: see :func:`export_onnx`
@@ -154,7 +158,25 @@ class _Graph:
         nan = self.node("IsNaN", [x], f"nan{number}")
         x = self.node("Where", [nan, self.constant("zero", np.float32(0)), x], f"finite{number}")
         self.zero_point = 128
-        return self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"input_grid{number}")
+        newest = "input_grid" if model.history == 1 else "newest_grid"
+        x = self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"{newest}{number}")
+        return x if model.history == 1 else self._window(x, model.history)
+
+    def _window(self, newest: str, history: int) -> str:
+        """The window that ends in the newest observation, and the state of the next step."""
+        offset = self.constant("i128", np.int32(128))
+        before = self.node("Cast", [STATE], "state_i32", to=TensorProto.INT32)
+        before = self.node("Cast", [self.node("Add", [before, offset], "state_above")], "state_u8", to=TensorProto.UINT8)
+        signed = self.node("Cast", [newest], "newest_i32", to=TensorProto.INT32)
+        signed = self.node("Cast", [self.node("Sub", [signed, offset], "newest_below")], "newest_i8", to=TensorProto.INT8)
+        row = self.node(
+            "Unsqueeze", [signed, self.constant("axis1", np.array([1]))], NEXT_STATE if history == 2 else "newest_row"
+        )
+        if history > 2:
+            ends = [self.constant(name, np.array([value])) for name, value in (("second", 1), ("past_last", history - 1))]
+            kept = self.node("Slice", [STATE, *ends, self.constant("axis1", np.array([1]))], "state_kept")
+            self.node("Concat", [kept, row], NEXT_STATE, axis=1)
+        return self.node("Concat", [self.node("Flatten", [before], "state_flat"), newest], "input_grid", axis=1)
 
     def _vector(self, model: IntegerModel, parts: tuple[ObservationPart, ...]) -> str:
         """All vectors and indices of a trunk as one vector of floats, shape (batch_size, n_features)."""
@@ -344,13 +366,19 @@ def _input_infos(model: IntegerModel, channels_last: bool) -> list[onnx.ValueInf
         infos.append(helper.make_tensor_value_info(input_name(part), kind, ["batch", *shape]))
     if model.uses_masks:
         infos.append(helper.make_tensor_value_info(MASKS, TensorProto.BOOL, ["batch", sum(model.action_nvec)]))
-    return infos
+    return [*infos, *_state_infos(model, STATE)]
+
+
+def _state_infos(model: IntegerModel, name: str) -> list[onnx.ValueInfoProto]:
+    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features]
+    return [helper.make_tensor_value_info(name, TensorProto.INT8, shape)] if model.history > 1 else []
 
 
 def _output_infos(model: IntegerModel) -> list[onnx.ValueInfoProto]:
     kind = TensorProto.FLOAT if model.is_box else TensorProto.INT64
     outputs = helper.make_tensor_value_info(output_name(model), TensorProto.FLOAT, ["batch", len(model.layers[-1].bias)])
-    return [helper.make_tensor_value_info("action", kind, ["batch", *model.action_shape]), outputs]
+    action = helper.make_tensor_value_info("action", kind, ["batch", *model.action_shape])
+    return [action, outputs, *_state_infos(model, NEXT_STATE)]
 
 
 def _properties(model: IntegerModel, channels_last: bool) -> dict[str, str]:

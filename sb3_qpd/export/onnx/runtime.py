@@ -10,7 +10,7 @@ import onnx
 from onnx import helper
 
 from sb3_qpd.export.files import is_step
-from sb3_qpd.export.onnx.exporter import INPUT, MASKS
+from sb3_qpd.export.onnx.exporter import INPUT, MASKS, STATE
 
 
 class OnnxPolicy:
@@ -35,24 +35,28 @@ class OnnxPolicy:
         self._inputs = {one.name: one.type.tensor_type for one in self._proto.graph.input}
         self._channels_last = {node.input[0] for node in nodes if node.op_type == "Transpose"}
         # input grids of vectors: in the file they are 128 higher than in the integer model
-        quantized = [node.output[0] for node in nodes if node.op_type == "QuantizeLinear"]
+        quantized = [node.output[0] for node in nodes if node.op_type in ("QuantizeLinear", "Concat")]
         self._shifted = [name for name in quantized if name.startswith("input_grid")]
 
-    def run(self, observations: Any, action_masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def run(
+        self, observations: Any, action_masks: np.ndarray | None = None, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ...]:
         """
         Actions and network outputs for a batch.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         :param action_masks: bool, shape (batch_size, n): allowed actions of a student with masks; ``None`` allows all
-        :return: actions, and logits or means
+        :param state: state of a student with a memory, see :meth:`sb3_qpd.IntegerModel.trace`; ``None`` begins episodes
+        :return: actions, and logits or means; the next state of a student with a memory
         """
-        return tuple(self._session.run(None, self._prepare(observations, action_masks)))
+        return tuple(self._session.run(None, self._prepare(observations, action_masks, state)))
 
-    def trace(self, observations: Any) -> dict[str, np.ndarray]:
+    def trace(self, observations: Any, state: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """
         The integers after each step, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param state: see :meth:`run`
         """
         names = [name for node in self._proto.graph.node for name in node.output if is_step(name)]
         if self._tracing is None:
@@ -60,7 +64,7 @@ class OnnxPolicy:
             proto.CopyFrom(self._proto)
             proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
             self._tracing = self._open(proto)
-        values = dict(zip(names, self._tracing.run(names, self._prepare(observations)), strict=True))
+        values = dict(zip(names, self._tracing.run(names, self._prepare(observations, None, state)), strict=True))
         return {name: value.astype(np.int16) - 128 if name in self._shifted else value for name, value in values.items()}
 
     def _open(self, proto: onnx.ModelProto) -> Any:
@@ -75,7 +79,7 @@ class OnnxPolicy:
         options.graph_optimization_level = level.ORT_ENABLE_ALL if self._optimize else level.ORT_DISABLE_ALL
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def _prepare(self, observations: Any, action_masks: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    def _prepare(self, observations: Any, action_masks: np.ndarray | None, state: np.ndarray | None) -> dict[str, np.ndarray]:
         """The graph's inputs by name, in the types and layouts that it takes."""
         given: dict[str, np.ndarray] = {}
         for name, tensor in self._inputs.items():
@@ -83,6 +87,10 @@ class OnnxPolicy:
                 n = len(next(iter(given.values())))
                 shape = n, tensor.shape.dim[1].dim_value
                 given[name] = np.ones(shape, bool) if action_masks is None else np.asarray(action_masks, bool).reshape(shape)
+                continue
+            if name == STATE:
+                shape = (len(next(iter(given.values()))), *(dim.dim_value for dim in tensor.shape.dim[1:]))
+                given[name] = np.zeros(shape, np.int8) if state is None else np.ascontiguousarray(state, np.int8)
                 continue
             x = observations if name == INPUT else observations[name.removeprefix(f"{INPUT}/")]
             x = np.moveaxis(x, 1, -1) if name in self._channels_last else x

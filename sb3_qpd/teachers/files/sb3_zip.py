@@ -190,11 +190,6 @@ def _identify(data: dict[str, Any], path: Path, supported: Collection[str]) -> t
     if not module:
         raise TeacherError(f"The policy class of {path} is {policy_class}, outside the known classes: refused. {WAY_OUT}")
     family = module.group(1)
-    if family == "recurrent":
-        raise TeacherError(
-            f"{path} holds a recurrent agent ({policy_class.name}): students have no memory, so it cannot teach one. "
-            f"Supported: {', '.join(supported)}"
-        )
     algo = _FAMILIES[family](data) if family in _FAMILIES else family
     if algo not in supported:
         raise TeacherError(
@@ -227,6 +222,7 @@ _FAMILIES: dict[str, Callable[[dict[str, Any]], str]] = {
     "policies": _actor_critic_algo,
     "td3": _td3_algo,
     "maskable": lambda data: "maskableppo",
+    "recurrent": lambda data: "ppo_lstm",
 }
 
 
