@@ -10,6 +10,7 @@ masks.
 
 import argparse
 import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -51,7 +52,7 @@ class Kind:
 
     name: str
     observations: spaces.Space
-    actions: spaces.Space = DISCRETE
+    actions: spaces.Space
     bits: int = 8
     uses_masks: bool = False
     origin: np.ndarray | None = None
@@ -59,27 +60,27 @@ class Kind:
 
 
 KINDS = [
-    Kind("vector to Discrete", VECTOR),
+    Kind("vector to Discrete", VECTOR, DISCRETE),
     Kind("vector to Box", VECTOR, BOX),
     Kind("vector to MultiDiscrete", VECTOR, SEVERAL),
     Kind("vector to MultiBinary", VECTOR, spaces.MultiBinary(3)),
-    Kind("vector, action masks", VECTOR, uses_masks=True),
+    Kind("vector, action masks", VECTOR, DISCRETE, uses_masks=True),
     Kind("vector, action masks, MultiDiscrete", VECTOR, SEVERAL, uses_masks=True),
-    Kind("vector with large offsets (float64)", VECTOR, origin=UTM),
-    Kind("vector, W4A8", VECTOR, bits=4),
-    Kind("vector, W3A3", VECTOR, bits=3),
-    Kind("vector, `fixed`", VECTOR, requantization="fixed"),
-    Kind("Discrete observations", spaces.Discrete(5)),
-    Kind("MultiDiscrete observations", spaces.MultiDiscrete([3, 2, 4])),
-    Kind("MultiBinary observations", spaces.MultiBinary((2, 2))),
-    Kind("image of bytes", IMAGE),
+    Kind("vector with large offsets (float64)", VECTOR, DISCRETE, origin=UTM),
+    Kind("vector, W4A8", VECTOR, DISCRETE, bits=4),
+    Kind("vector, W3A3", VECTOR, DISCRETE, bits=3),
+    Kind("vector, `fixed`", VECTOR, DISCRETE, requantization="fixed"),
+    Kind("Discrete observations", spaces.Discrete(5), DISCRETE),
+    Kind("MultiDiscrete observations", spaces.MultiDiscrete([3, 2, 4]), DISCRETE),
+    Kind("MultiBinary observations", spaces.MultiBinary((2, 2)), DISCRETE),
+    Kind("image of bytes", IMAGE, DISCRETE),
     Kind("image of bytes to Box, W4A8", IMAGE, BOX, bits=4),
-    Kind("image of bytes, `fixed`", IMAGE, requantization="fixed"),
-    Kind("image of floats", FLOATS),
-    Kind("Dict of vector and index", JOINTS),
+    Kind("image of bytes, `fixed`", IMAGE, DISCRETE, requantization="fixed"),
+    Kind("image of floats", FLOATS, DISCRETE),
+    Kind("Dict of vector and index", JOINTS, DISCRETE),
     Kind("Dict, action masks", JOINTS, SEVERAL, uses_masks=True),
     Kind("Dict, `fixed`", JOINTS, BOX, requantization="fixed"),
-    Kind("Dict with images of both kinds", CAMERAS),
+    Kind("Dict with images of both kinds", CAMERAS, DISCRETE),
     Kind("Dict with images, `fixed`", CAMERAS, SEVERAL, requantization="fixed"),
 ]
 
@@ -105,7 +106,7 @@ def some_observations(kind: Kind, n: int = N) -> Any:
     drawn = [space.sample() for _ in range(n)]
     if isinstance(space, spaces.Dict):
         return {key: np.stack([one[key] for one in drawn]) for key in space}
-    return np.stack(drawn) + (0 if kind.origin is None else kind.origin) if kind.origin is not None else np.stack(drawn)
+    return np.stack(drawn) if kind.origin is None else np.stack(drawn) + kind.origin
 
 
 # -- runtimes: actions for observations, and actions under masks ------------------------------------------------------
@@ -137,7 +138,7 @@ def in_numpy(folder: Path, model: IntegerModel) -> Act:
     spec = importlib.util.spec_from_file_location("policy", folder / "policy.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    importlib.import_module("sys").modules["policy"] = module  # its dataclasses look for it
+    sys.modules["policy"] = module  # its dataclasses look for it
     spec.loader.exec_module(module)
     player = module.IntegerModel.load(folder / "student.npz")
     return lambda observations, masks: player.predict(observations, deterministic=True, action_masks=masks)[0]
@@ -225,7 +226,9 @@ All values on the way to an action are compared by `sb3-qpd verify` and by `test
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, default=None, metavar="PATH", help="the page to write (default: print it)")
+    parser.add_argument(
+        "--write", type=Path, default=None, metavar="PATH", help="file for the page (default: print the table)"
+    )
     args = parser.parse_args()
     th.set_num_threads(1)
     text = table()
