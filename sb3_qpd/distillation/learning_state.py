@@ -63,6 +63,7 @@ def settings_of(distiller: QPDDistiller, total_timesteps: int) -> dict[str, str]
     """
     values = {**{name: getattr(distiller, name) for name in SETTINGS}, "student_arch": distiller.policy.arch}
     values |= {"observation_space": distiller.observation_space, "action_space": distiller.action_space}
+    values["observations"] = distiller.recording
     described = {name: _describe(value) for name, value in values.items()}
     described["optimizer"] = type(distiller.policy.optimizer).__name__
     return {"total_timesteps": str(total_timesteps), **described, "device": distiller.device.type}

@@ -132,9 +132,11 @@ def _array(value: Any, key: str) -> np.ndarray:
     try:
         array = np.asarray(value)
     except ValueError as error:
-        raise ValueError(f"The recording{key} is no array ({error}). Expected {EXPECTED}") from error
+        raise ValueError(f"The recorded observations{key} are no array ({error}). Expected {EXPECTED}") from error
     if array.dtype.kind not in "fiub" or array.ndim < 1:
-        raise ValueError(f"The recording{key} must be rows of numbers, got an array of {array.dtype} and shape {array.shape}")
+        raise ValueError(
+            f"The recorded observations{key} must be rows of numbers, got an array of {array.dtype} and shape {array.shape}"
+        )
     return array
 
 

@@ -14,7 +14,6 @@ from sb3_qpd.distillation.recordings import RecordedObservations
 from sb3_qpd.evaluation.report import to_json
 from sb3_qpd.observations import pieces, take_rows
 from sb3_qpd.student_folder import RECORDED, RECORDED_TEXT
-from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import Teacher, TeacherOutput
 from sb3_qpd.text import markdown
 from sb3_qpd.version import __version__
@@ -42,7 +41,7 @@ def measure_held_out(distiller: QPDDistiller) -> dict[str, Any]:
         raise ValueError("Only a student that learns from recorded observations has held-out episodes: give observations=")
     parts = {"held_out": recording.held_out, "learned": recording.learned}
     env = distiller.to_integer().metadata.get("env")
-    measured = {name: _measure(distiller.policy, teacher, recording, part) if part else None for name, part in parts.items()}
+    measured = {name: _measure(distiller, teacher, recording, part) if part else None for name, part in parts.items()}
     return to_json(
         {
             "sb3_qpd": __version__,
@@ -64,7 +63,7 @@ def measure_held_out(distiller: QPDDistiller) -> dict[str, Any]:
 
 @th.no_grad()
 def _measure(
-    policy: QuantActorCriticPolicy, teacher: Teacher, recording: RecordedObservations, episodes: list[slice]
+    distiller: QPDDistiller, teacher: Teacher, recording: RecordedObservations, episodes: list[slice]
 ) -> dict[str, Any]:
     rows = recording.rows(episodes)
     n = sum(one.stop - one.start for one in episodes)
@@ -72,20 +71,19 @@ def _measure(
         rows = take_rows(rows, np.linspace(0, n - 1, MAX_MEASURED).astype(int))  # type: ignore[arg-type]
     labels = [teacher(part) for part in pieces([rows])]
     targets = TeacherOutput(*(None if part[0] is None else th.cat(part).cpu() for part in zip(*labels, strict=True)))  # type: ignore[arg-type]
+    policy = distiller.policy
     policy.set_training_mode(False)  # it then computes the bits of the integer model
     outputs = [policy.actor_and_value(policy.obs_to_tensor(part)[0]) for part in pieces([rows])]
     actor, value = (th.cat(part).cpu() for part in zip(*outputs, strict=True))
-    found = {"observations": n, "episodes": len(episodes), **_actor_figures(policy, teacher, actor, targets)}
+    found = {"observations": n, "episodes": len(episodes), **_actor_figures(distiller, teacher, actor, targets)}
     if targets.value is not None:
         spread = float(targets.value.std(correction=0)) or 1.0
         found["value_error"] = float((value.flatten() - targets.value).abs().mean()) / spread
     return found
 
 
-def _actor_figures(
-    policy: QuantActorCriticPolicy, teacher: Teacher, actor: th.Tensor, targets: TeacherOutput
-) -> dict[str, float]:
-    head = policy.head
+def _actor_figures(distiller: QPDDistiller, teacher: Teacher, actor: th.Tensor, targets: TeacherOutput) -> dict[str, float]:
+    policy, head = distiller.policy, distiller.policy.head
     if head.is_box:
         low, high, unit = (one.cpu() for one in (policy.action_low, policy.action_high, policy.action_unit))
         mean, target = actor.clamp(low, high), targets.actor.clamp(low, high)  # as the environment executes them
@@ -97,8 +95,9 @@ def _actor_figures(
         return figures
     logits = head.logits(actor)
     same = (head.best(logits) == head.best(targets.actor)).reshape(len(actor), -1).all(1)
-    temperature = teacher.temperature_of(targets)
-    kl = losses.multi_categorical_kl(logits, targets.actor, nvec=head.nvec, temperature=temperature)
+    temperature = distiller.temperature * teacher.temperature_of(targets)
+    sharpened = logits / distiller.student_temperature
+    kl = losses.multi_categorical_kl(sharpened, targets.actor, nvec=head.nvec, temperature=temperature)
     return {"agreement": float(same.float().mean()), "kl": float(kl.mean())}
 
 

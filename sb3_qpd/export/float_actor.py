@@ -121,12 +121,19 @@ class InputPart:
     clip: float = math.inf
     layers: tuple[Layer, ...] = ()
 
+    @property
+    def split_mean(self) -> tuple[np.ndarray, np.ndarray]:
+        """The mean in two float32 numbers that follow each other: a small deviation would make one's rounding large."""
+        high = self.mean.astype(np.float32)
+        return high, (self.mean - high).astype(np.float32)
+
     def __call__(self, observations: np.ndarray) -> np.ndarray:
         if self.part.kind == "one_hot":
             columns = observations.reshape(len(observations), -1).T
             hot = [np.eye(n, dtype=np.float32)[one.astype(int)] for n, one in zip(self.part.nvec, columns, strict=True)]
             return np.concatenate(hot, axis=1)
-        x = (observations.astype(np.float32) - self.mean.astype(np.float32)) * self.factor.astype(np.float32)
+        high, low = self.split_mean
+        x = (observations.astype(np.float32) - high - low) * self.factor.astype(np.float32)
         x = np.clip(x, -self.clip, self.clip)
         for layer in self.layers:
             x = layer(x)

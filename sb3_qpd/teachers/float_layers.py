@@ -28,7 +28,7 @@ from sb3_qpd.teachers.own_policies import sample_observations
 from sb3_qpd.teachers.teacher import Teacher
 
 TOLERANCE = 1e-4  # of an output: relative to the largest one, or to half the range of a Box action
-N_COMPARED = 64
+N_COMPARED, LARGEST = 64, 10.0
 # class of torch -> activation and the names of its parameters
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.ReLU: ("relu", ()),
@@ -181,9 +181,18 @@ def _folded(layers: tuple[Layer, ...], teacher: Teacher) -> tuple[Layer, ...]:
     return tuple(folded)
 
 
+def _as_float32(observations: Any, bounded: bool) -> Any:
+    """Numbers as a device has them. Random ones of an unbounded space would overflow."""
+    if isinstance(observations, dict):
+        return {key: _as_float32(values, bounded) for key, values in observations.items()}
+    if observations.dtype.kind != "f":
+        return observations
+    return (np.clip(observations, -LARGEST, LARGEST) if bounded else observations).astype(np.float32)
+
+
 def _compare(actor: FloatActor, teacher: Teacher) -> None:
     """Refuse an actor that answers otherwise than the teacher, for instance of an own class that changes its distribution."""
-    observations = sample_observations(teacher, N_COMPARED)
+    observations = _as_float32(sample_observations(teacher, N_COMPARED), teacher.normalization is None)
     ours, labels = actor.outputs(observations), teacher(observations).actor
     theirs = (labels[:, 1::2] if actor.is_binary else labels).cpu().numpy()
     unit = np.maximum((actor.high - actor.low) / 2, 1e-8) if actor.is_box else max(float(np.abs(theirs).max()), 1.0)

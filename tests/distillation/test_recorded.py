@@ -14,11 +14,14 @@ from commands import QUICK as QUICK_OPTIONS
 from commands import mistake
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from toys import QUICK, Anything, Pointer
+from stable_baselines3.common.callbacks import BaseCallback
+from toys import QUICK, Anything, Pointer, assert_equal_states
 
-from sb3_qpd import QPDDistiller, RecordedObservations, Teacher, TeacherError, load_teacher
+import sb3_qpd.distillation.distiller as distilling
+from sb3_qpd import Checkpoint, QPDDistiller, RecordedObservations, Teacher, TeacherError, load_teacher
 from sb3_qpd.cli import main
 from sb3_qpd.distillation import recording_files
+from sb3_qpd.distillation.checkpoint_files import CheckpointError
 from sb3_qpd.distillation.recorded_env import N_STREAMS, RecordedEnv
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
 from sb3_qpd.evaluation.held_out import measure_held_out, measurement_files
@@ -62,6 +65,27 @@ def test_the_same_seed_gives_the_same_student(pointer: Teacher):
     rows = Pointer.sample(500)
     students = [QPDDistiller(pointer, observations=rows, **QUICK).learn(300).policy.state_dict() for _ in range(2)]
     assert all((students[0][key] == students[1][key]).all() for key in students[0])
+
+
+class Stop(BaseCallback):
+    def _on_step(self) -> bool:
+        if self.num_timesteps >= 250:
+            raise KeyboardInterrupt
+        return True
+
+
+def test_a_run_that_goes_on_has_the_same_bits(pointer: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(distilling, "ROLLOUT_STEPS", 64)
+    rows, folder = [Pointer.sample(30, seed) for seed in range(9)], tmp_path / "checkpoint"
+    whole = QPDDistiller(pointer, observations=rows, **QUICK).learn(400)
+    with pytest.raises(KeyboardInterrupt):
+        QPDDistiller(pointer, observations=rows, **QUICK).learn(400, callback=Stop(), checkpoint=Checkpoint(folder, every=64))
+    with pytest.raises(CheckpointError, match="observations"):
+        other = QPDDistiller(pointer, observations=rows[:8], **QUICK)
+        other.learn(400, checkpoint=Checkpoint(folder, every=64, resume=True))
+    again = QPDDistiller(pointer, observations=rows, **QUICK)
+    again.learn(400, checkpoint=Checkpoint(folder, every=64, resume=True))
+    assert_equal_states(whole, again)
 
 
 def test_each_observation_is_given_once_before_any_is_given_again(pointer: Teacher):

@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
     "ppo, colors": (PPO, Anything(COLORS, spaces.Discrete(3)), "CnnPolicy", {}),
     "ppo, Dict": (PPO, Anything(PARTS, spaces.MultiBinary(2)), "MultiInputPolicy", {}),
     "ppo, indices": (PPO, Anything(spaces.MultiDiscrete([2, 3]), BOX), "MlpPolicy", {}),
+    "ppo, many dimensions": (PPO, Anything(spaces.Box(-1, 1, (20,)), spaces.Box(-0.4, 0.4, (17,))), "MlpPolicy", {}),
     "ppo, MultiBinary": (PPO, Anything(VECTOR, spaces.MultiBinary(3)), "MlpPolicy", {}),
     "maskable": (MaskablePPO, Strict(VECTOR, spaces.MultiDiscrete([2, 3])), "MlpPolicy", {}),
     "dqn": (DQN, "CartPole-v1", "MlpPolicy", OFF),

@@ -69,6 +69,7 @@ def _values(actor: FloatActor) -> dict[str, Any]:
     steps, largest = _steps([*one.layers, *actor.layers], part.shape, part.n_features)
     kinds = {layer.kind for layer in (*one.layers, *actor.layers) if isinstance(layer, Activation)}
     env = actor.metadata.get("env")
+    has_mean = not part.is_image and bool(np.any(one.mean))
     values: dict[str, Any] = {
         "actor": actor,
         "steps": steps,
@@ -80,14 +81,14 @@ def _values(actor: FloatActor) -> dict[str, Any]:
         "observation_type": {"image": "uint8_t", "one_hot": "int32_t"}.get(part.kind, "float"),
         "observation_size": math.prod(part.shape),
         "n_features": part.n_features,
-        "mean": _numbers(np.broadcast_to(one.mean, part.shape)) if not part.is_image and np.any(one.mean) else "",
+        "means": [_numbers(np.broadcast_to(half, part.shape)) for half in one.split_mean] if has_mean else [],
         "factor": _numbers(np.broadcast_to(one.factor, part.shape)) if not part.is_image and np.any(one.factor != 1) else "",
         "pixel": _number(float(one.factor)) if part.is_image else "",
         "clip": _number(one.clip) if math.isfinite(one.clip) else "",
         "action_nvec": ", ".join(map(str, actor.nvec)),
         "discrete": bool(actor.nvec) and not actor.shape,
-        "low": _numbers(actor.low),
-        "high": _numbers(actor.high),
+        "low": ", ".join(map(_number, actor.low)),  # of a macro, which is one line
+        "high": ", ".join(map(_number, actor.high)),
         "teacher": _plain(actor.metadata.get("teacher")),
         "env_id": _plain(env.get("env_id")) if isinstance(env, dict) else "",
         "version": __version__,

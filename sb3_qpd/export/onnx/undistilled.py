@@ -88,8 +88,8 @@ class _Graph:
         if part.kind == "one_hot":
             return self.one_hot(name, part.nvec)
         x = self.node("Cast", [name], to=TensorProto.FLOAT) if part.kind == "image" else name
-        if np.any(one.mean):
-            x = self.node("Sub", [x, self.constant(one.mean)])
+        for mean in one.split_mean:
+            x = self.node("Sub", [x, self.constant(mean)]) if np.any(mean) else x
         if np.any(one.factor != 1):
             x = self.node("Mul", [x, self.constant(one.factor)])
         if math.isfinite(one.clip):

@@ -10,9 +10,12 @@ static const float ${step.name}_weight[] = {
 static const float ${step.name}_bias[] = {
     ${step.bias}};
 //: endfor
-//: if mean
+//: if means
+//# a mean in two numbers
 static const float observation_mean[POLICY_OBSERVATION_SIZE] = {
-    ${mean}};
+    ${means[0]}};
+static const float observation_mean_rest[POLICY_OBSERVATION_SIZE] = {
+    ${means[1]}};
 //: endif
 //: if factor
 static const float observation_factor[POLICY_OBSERVATION_SIZE] = {
@@ -146,8 +149,9 @@ static int read_observation(const float *observation, float *values)
         if (!isfinite(x)) {
             return POLICY_NOT_FINITE;
         }
-//: if mean
+//: if means
         x -= observation_mean[i];
+        x -= observation_mean_rest[i];
 //: endif
 //: if factor
         x *= observation_factor[i];
