@@ -157,7 +157,6 @@ def _play(page: list[Block], skip: tuple[str, ...] = ()) -> None:
                 assert main([*_shortened(words[1:]), *quick]) == 0, words
 
 
-@pytest.mark.slow
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = _page("tutorial.md")
@@ -168,7 +167,6 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"student.npz", "policy.c", "main.c"} <= {path.name for path in (tmp_path / "cart").iterdir()}
 
 
-@pytest.mark.slow
 def test_the_custom_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -154,7 +154,6 @@ def test_fine_tune_then_export(tmp_path, play):
     assert "policy.c" in printed and "the C chose the same 100 actions" in printed
 
 
-@pytest.mark.slow
 def test_the_notebook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Its cells run in order, with less to learn. They are Python without magics, so no kernel is needed."""
     monkeypatch.chdir(tmp_path)

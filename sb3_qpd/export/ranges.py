@@ -16,5 +16,6 @@ def feature_ranges(model: IntegerModel) -> np.ndarray:
         return np.zeros((0, 2))
     multiplier, offset = (values.astype(np.float64).ravel() for values in (model.input_multiplier, model.input_offset))
     origin = 0.0 if model.input_origin is None else model.input_origin.ravel()
-    ends = [(end - offset) / multiplier + origin for end in (-128, 127)]
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # a multiplier of 0: the feature is constant
+        ends = [(end - offset) / multiplier + origin for end in (-128, 127)]
     return np.sort(np.stack(ends, axis=1), axis=1)

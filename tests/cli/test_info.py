@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import mistake
+from random_students import draw
 
 from sb3_qpd import IntegerModel
 from sb3_qpd.cli import main
@@ -61,3 +62,28 @@ def test_a_teacher(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_such_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert "No such file or folder: nothing.npz" in mistake(capsys, "info", "nothing.npz")
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", 3, {"env_id": "\x1b[2JCartPole-v1", "frame_stack": [1]}])
+def test_texts_of_a_file_are_shown_as_texts(
+    env: object, compressed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = IntegerModel.load(compressed / "student.npz")
+    model.metadata |= {"teacher": "ppo\x1b[31m\nsize 3 bytes", "pipeline": ["Wrapper\x07", 4], "env": env}
+    model.save(tmp_path / "odd.npz")
+    told = described(capsys, tmp_path / "odd.npz")
+    assert "\x1b" not in told and "\x07" not in told and "ppo [31m size 3 bytes, SHA-256" in told
+    assert "wrappers     Wrapper, 4\n" in told
+
+
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_students_of_all_kinds(seed: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Dicts, images, masks, extreme numbers: the layers add up to the model."""
+    model = draw(seed).model
+    model.save(tmp_path / "drawn.npz")
+    told = described(capsys, tmp_path / "drawn.npz").replace(",", "").splitlines()
+    layers = [line.split() for line in told if line[:2].strip().isdigit() and " x " in line]
+    assert len(layers) == len(model.layers)
+    assert sum(int(row[-2]) for row in layers) == sum(layer.nbytes for layer in model.layers)
+    assert sum(int(row[-1]) for row in layers) == model.macs
