@@ -64,7 +64,7 @@ __asm__(${fours}
 //: macro add_rows(fours)
 __asm__(${fours}
         : [sum_0] "+r"(sum_0), [sum_1] "+r"(sum_1), [sum_2] "+r"(sum_2), [sum_3] "+r"(sum_3), [weights] "+r"(weights), [in] "+r"(in)
-        : [n] "r"(n), [three_n] "r"(three_n)
+        : [n] "r"(n)
         : "r0", "r1", "r2", "r3", "memory");
 //:- endmacro
 

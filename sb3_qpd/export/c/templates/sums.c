@@ -11,6 +11,9 @@ enum { N_COLUMNS = 4 };
 //#
 #if POLICY_DSP
 
+/* The assembler takes nearly all registers, so that its functions are not merged into others. */
+#define POLICY_ALONE __attribute__((noinline))
+
 //: if ragged
 /* The last inputs of a layer in the lowest bytes, and zeros: they cancel the weights behind the end of a row. */
 static uint32_t last_inputs(const uint8_t *in, uint32_t n)
@@ -78,14 +81,14 @@ static void widen(int16_t *to, uint32_t distance, const uint8_t *from, uint32_t 
 #define ONE_ROW FOUR_INPUTS FOUR_WEIGHTS("%[sum_0]", "[%[weights]], #4")
 #define FOUR_ROWS                                                                                                            \
     FOUR_INPUTS FOUR_WEIGHTS("%[sum_1]", "[%[weights], %[n]]") FOUR_WEIGHTS("%[sum_2]", "[%[weights], %[n], lsl #1]")          \
-        FOUR_WEIGHTS("%[sum_3]", "[%[weights], %[three_n]]") FOUR_WEIGHTS("%[sum_0]", "[%[weights]], #4")
+        "add r0, %[n], %[n], lsl #1\n\t" FOUR_WEIGHTS("%[sum_3]", "[%[weights], r0]")                                          \
+        FOUR_WEIGHTS("%[sum_0]", "[%[weights]], #4")
 
 /* The sums of as many rows as there are in whole fours. Four rows of weights share the inputs that are read. */
-static void dot_rows(
+POLICY_ALONE static void dot_rows(
     const uint8_t *inputs, const int8_t *rows, uint32_t n, uint32_t n_rows, const int32_t *bias, int32_t *sums)
 {
     const int32_t *const last = bias + n_rows / 4 * 4;
-    const uint32_t three_n = 3 * n;
     for (; bias != last; bias += 4, sums += 4, rows += 4 * n) {
         int32_t sum_0 = bias[0], sum_1 = bias[1], sum_2 = bias[2], sum_3 = bias[3];
         const uint8_t *in = inputs, *const end = in + n / 8 * 8;
@@ -144,7 +147,8 @@ static int32_t dot(const uint8_t *in, const int8_t *weights, uint32_t n, int32_t
     "smlad %3, r2, r1, %3\n\t"                                                                                               \
     "smlad %3, r3, r0, %3\n\t"
 
-static void dot_4(const int16_t *columns, const int8_t *weights, uint32_t n, int32_t sum, int32_t sums[N_COLUMNS])
+POLICY_ALONE static void dot_4(
+    const int16_t *columns, const int8_t *weights, uint32_t n, int32_t sum, int32_t sums[N_COLUMNS])
 {
     int32_t sum_0 = sum, sum_1 = sum, sum_2 = sum, sum_3 = sum;
     const int8_t *const end = weights + n / 8 * 8;
