@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
 
 # option -> the targets that have it
-TARGETS_OF_OPTION = {"--qdq": ("onnx",), "--channels-last": ("onnx", "tflite", "js")}
+TARGETS_OF_OPTION = {
+    "--qdq": ("onnx",),
+    "--float": ("onnx",),
+    "--names": ("onnx",),
+    "--channels-last": ("onnx", "tflite", "js"),
+}
 
 
 def add_export(commands: Any) -> None:
@@ -46,6 +51,12 @@ def add_export(commands: Any) -> None:
         "--requantization", choices=("float32", "fixed"), default=None, help="fixed: no float at all; not for ONNX and TFLite"
     )
     parser.add_argument("--qdq", action="store_true", default=False, help="ONNX with QuantizeLinear and DequantizeLinear")
+    parser.add_argument(
+        "--float", action="store_true", default=False, help="ONNX in plain float32 operators of opset 13, for engines"
+    )
+    parser.add_argument(
+        "--names", default=None, help="ONNX with other inputs and outputs: godot, or pairs such as observation=obs,action=move"
+    )
     parser.add_argument(
         "--channels-last", action="store_true", default=False, help="ONNX, TFLite and JS take images channels last"
     )
@@ -118,15 +129,25 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--requantization {args.requantization} is not for the target {names}: export it apart, with "
             "--requantization float32"
         )
-    given = {"--qdq": args.qdq, "--channels-last": args.channels_last}
+    if args.qdq and args.float:
+        raise ValueError("--qdq and --float are two forms of the ONNX file: give one of them")
+    given = {"--qdq": args.qdq, "--channels-last": args.channels_last, "--float": args.float, "--names": args.names}
     for option, targets in TARGETS_OF_OPTION.items():
         if given[option] and not set(targets) & set(args.target):
             raise ValueError(f"{option} is for {' and '.join(targets)}, the targets are {', '.join(args.target)}")
 
 
 def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
-    channels_last = {"channels_last": True} if args.channels_last and target in TARGETS_OF_OPTION["--channels-last"] else {}
-    return {**channels_last, **({"form": "qdq"} if args.qdq and target == "onnx" else {})}
+    options: dict[str, Any] = {}
+    if args.channels_last and target in TARGETS_OF_OPTION["--channels-last"]:
+        options["channels_last"] = True
+    if target == "onnx" and (args.qdq or args.float):
+        options["form"] = "qdq" if args.qdq else "float"
+    if target == "onnx" and args.names is not None:
+        from sb3_qpd.export.onnx.names import parse_names
+
+        options["names"] = parse_names(args.names)
+    return options
 
 
 def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
