@@ -35,6 +35,7 @@ FILES = {
     INTEGER_MODEL: "the integer model: what a device runs, with numpy alone",
     STUDENT_ZIP: "the student as an SB3 model; in evaluation mode it computes the same bits",
     ONNX_FILE: "for ONNX Runtime, the same bits",
+    "student_onnx.json": "how often the ONNX file in float32 agrees with the integer model",
     TFLITE_FILE: "for TFLite",
     C_FILE: "the student in C99",
     "policy.h": "the C interface",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # option -> the targets that have it
 TARGETS_OF_OPTION = {
     "--qdq": ("onnx",),
+    "--float": ("onnx",),
+    "--names": ("onnx",),
     "--channels-last": ("onnx", "tflite", "js"),
     "--prefix": ("c",),
     "--reentrant": ("c",),
@@ -59,6 +61,12 @@ def add_export(commands: Any) -> None:
         "--requantization", choices=("float32", "fixed"), default=None, help="fixed: no float at all; not for ONNX and TFLite"
     )
     parser.add_argument("--qdq", action="store_true", default=False, help="ONNX with QuantizeLinear and DequantizeLinear")
+    parser.add_argument(
+        "--float", action="store_true", default=False, help="ONNX in plain float32 operators of opset 13, for engines"
+    )
+    parser.add_argument(
+        "--names", default=None, help="ONNX with other inputs and outputs: godot, or pairs such as observation=obs,action=move"
+    )
     parser.add_argument(
         "--channels-last", action="store_true", default=False, help="ONNX, TFLite and JS take images channels last"
     )
@@ -173,14 +181,26 @@ def _check_options(args: argparse.Namespace) -> None:
             f"--requantization {args.requantization} is not for the target {names}: export it apart, with "
             "--requantization float32"
         )
+    if args.qdq and args.float:
+        raise ValueError("--qdq and --float are two forms of the ONNX file: give one of them")
     for option, targets in TARGETS_OF_OPTION.items():
         if getattr(args, option.strip("-").replace("-", "_")) and not set(targets) & set(args.target):
             raise ValueError(f"{option} is for {' and '.join(targets)}, the targets are {', '.join(args.target)}")
 
 
+def _names(given: str | None) -> dict[str, Any]:
+    if given is None:
+        return {}
+    from sb3_qpd.export.onnx.names import parse_names
+
+    return {"names": parse_names(given)}
+
+
 def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, dict[str, Any]] = {
         "--qdq": {"form": "qdq"} if args.qdq else {},
+        "--float": {"form": "float"} if args.float else {},
+        "--names": _names(args.names),
         "--channels-last": {"channels_last": True} if args.channels_last else {},
         "--prefix": {"name": args.prefix} if args.prefix else {},
         "--reentrant": {"reentrant": True} if args.reentrant else {},

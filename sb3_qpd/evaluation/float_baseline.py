@@ -63,7 +63,7 @@ def quantize_after_training(path: Path, out: Path, observations: np.ndarray) -> 
     """
     from onnxruntime import quantization
 
-    from sb3_qpd.export.onnx.exporter import INPUT
+    from sb3_qpd.export.onnx.graph import INPUT
 
     class Reader(quantization.CalibrationDataReader):
         def __init__(self) -> None:

@@ -118,11 +118,12 @@ def _in_this_process(make: Callable[[], Any]) -> Any:
 def _find_onnx(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
     from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
-    is_qdq = b"DequantizeLinear" in path.read_bytes()
+    content = path.read_bytes()
+    is_qdq, is_plain = b"DequantizeLinear" in content, b"QuantizeLinear" not in content and b"MatMulInteger" not in content
     for optimize in (True, False):
         onnx_policy = start(partial(OnnxPolicy, path, optimize=optimize))
         name = "ONNX Runtime" if optimize else "ONNX, not optimized"
-        is_exact = is_float and (optimize or not is_qdq)
+        is_exact = is_float and not is_plain and (optimize or not is_qdq)
         yield Implementation(name, path.name, _file_steps(onnx_policy, model, takes_masks=True), is_exact)
 
 

@@ -70,7 +70,8 @@ def _options(name: str, contents: dict[str, bytes]) -> list[dict[str, Any]]:
     if name == MICROPYTHON_FILE:
         return [{}]
     assert name == ONNX_FILE
-    return [{**layout, "form": form} for layout, form in product(layouts, ("operators", "qdq"))]
+    forms, names = ("operators", "qdq", "float"), (None, "godot")
+    return [{**layout, "form": form, "names": name} for layout, form, name in product(layouts, forms, names)]
 
 
 def not_run(name: str) -> str:

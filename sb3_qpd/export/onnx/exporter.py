@@ -1,387 +1,156 @@
-"""
-The target ``onnx``: one file of standard operators that maps raw observations to actions and logits (or means).
-
-All operands are unsigned: weights with zero point 2^(bits - 1), the grid of a vector with 128. On x86 without VNNI the usual
-kernels for unsigned times signed bytes saturate.
-
-Requantization follows the rule of :class:`~sb3_qpd.integer.IntegerLayer`, ``clamp(round_half_even(float32(acc) M))``. A
-convolution is a ``QLinearConv`` with scales of 1, M and 1. In a fully connected layer ``Cast``, ``Mul`` and
-``QuantizeLinear`` follow the ``MatMulInteger``.
-"""
+"""The target ``onnx``: one file of standard operators that maps raw observations to actions and logits (or means)."""
 
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import onnx
+from onnx import TensorProto, helper
 
 from sb3_qpd.export.files import without_paths, write_files
+from sb3_qpd.export.onnx.graph import MASKS, NEXT_STATE, STATE, Graph, input_name, output_name
+from sb3_qpd.export.onnx.names import GODOT, check_godot, godot_names, rename, write_godot
+from sb3_qpd.export.onnx.plain import PlainGraph, check_plain
 from sb3_qpd.export.requirements import StudentFacts, check_target
-from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, pack
+from sb3_qpd.integer import IntegerModel
 from sb3_qpd.version import __version__
 
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    # types of packed weights, the last one since onnx 1.20; weights of other widths are unpacked from a bit stream
-    PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}
-except (ImportError, AttributeError) as error:
-    raise ImportError("The target onnx needs onnx>=1.20 and onnxruntime: pip install 'sb3_qpd[export]'") from error
-
-FORMS = ("operators", "qdq")
-INPUT = "observation"  # for a value of a Dict observation: observation/key
-MASKS = "action_masks"
-STATE, NEXT_STATE = "state", "next_state"  # of a student with a memory; zeros begin an episode
+FORMS = ("operators", "qdq", "float")
 OPSETS = {8: 13, 4: 21, 2: 25}  # the first with the type that holds weights of so many bits
 STREAM_OPSET = 18  # the first with BitwiseAnd, for all other widths
 ELEMENT_TYPES = {"image": TensorProto.UINT8, "one_hot": TensorProto.INT64}  # types of inputs; others are floats, or doubles
 
 
-def export_onnx(model: IntegerModel, out_dir: Path, *, form: str = "operators", channels_last: bool = False) -> list[Path]:
+def export_onnx(
+    model: IntegerModel,
+    out_dir: Path,
+    *,
+    form: str = "operators",
+    channels_last: bool = False,
+    names: str | Mapping[str, str] | None = None,
+) -> list[Path]:
     """
-    Write ``student.onnx``.
+    Write ``student.onnx``; in the form ``"float"`` also how often it agrees with the integer model.
 
     :param model: a student with float32 requantization
     :param out_dir: a folder that exists
     :param form: ``"operators"`` uses QLinearConv and MatMulInteger: exact in every runtime that rounds as the standard says.
-        ``"qdq"`` uses float operators between QuantizeLinear and DequantizeLinear: exact in runtimes that fuse all of them
+        ``"qdq"`` uses float operators between QuantizeLinear and DequantizeLinear: exact in runtimes that fuse all of them.
+        ``"float"`` uses plain float32 operators of opset 13, and its outputs are the logits, or the action and the mean
     :param channels_last: the graph takes images of shape (batch_size, height, width, channels)
+    :param names: other names of inputs and outputs by their usual names. Or ``"godot"``: the inputs and outputs that the
+        plugin of Godot RL Agents reads
     :return: the file
     :raises ValueError: if ONNX cannot take the student, or an option does not fit it
     """
-    proto = make_onnx(model, form=form, channels_last=channels_last)
-    return write_files(out_dir, {"student.onnx": proto.SerializeToString()})
+    proto = make_onnx(model, form=form, channels_last=channels_last, names=names)
+    paths = write_files(out_dir, {"student.onnx": proto.SerializeToString()})
+    if form != "float":
+        return paths
+    from sb3_qpd.export.onnx.agreement import measure_agreement
+
+    content = json.dumps(measure_agreement(paths[0], model), indent=2) + "\n"
+    return [*paths, *write_files(out_dir, {"student_onnx.json": content.encode()})]
 
 
-def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bool = False) -> onnx.ModelProto:
+def make_onnx(
+    model: IntegerModel,
+    *,
+    form: str = "operators",
+    channels_last: bool = False,
+    names: str | Mapping[str, str] | None = None,
+) -> onnx.ModelProto:
     """
     The student as an ONNX model.
 
     Tensors inside: ``input_grid`` (with zero point 128 for vectors), ``layer0``, ``layer1``, ..., ``accumulators``.
 
     A student with a memory has an input ``state`` and an output ``next_state``, int8, shape (batch_size, history - 1,
-    n_features): the observations before the newest one on the input grid. An episode begins with zeros.
+    n_features): the observations before the newest one on the input grid, each with the action that followed it where the
+    student sees actions. An episode begins with zeros.
 
     :param model: see :func:`export_onnx`
     :param form: see :func:`export_onnx`
     :param channels_last: see :func:`export_onnx`
+    :param names: see :func:`export_onnx`
     """
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-    check_target("onnx", StudentFacts.of_model(model))
-    if channels_last and not any(part.kind == "image" for part in model.parts):
-        raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
-    graph = _Graph(form == "qdq")
-    graph.head(graph.trunks(model, channels_last), model)
-    opset = max(OPSETS.get(layer.weight_bits, STREAM_OPSET) for layer in model.layers)
+    is_plain, is_for_godot = form == "float", names == GODOT
+    _check_options(model, form, channels_last, is_for_godot)
+    graph = PlainGraph() if is_plain else Graph(form == "qdq")
+    acc = graph.head(graph.trunks(model, channels_last), model)
+    inputs, outputs = _input_infos(model, channels_last, is_plain), _output_infos(model, is_plain)
+    opset = 13 if is_plain else max(OPSETS.get(layer.weight_bits, STREAM_OPSET) for layer in model.layers)
+    if is_for_godot:
+        inputs, outputs = write_godot(graph, acc, model, opset)
+    elif not model.is_box and not is_plain:
+        graph.choose(acc, model)
+    if model.history > 1:
+        graph.next_state(model)
     imports = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
-        helper.make_graph(graph.nodes, "policy", _input_infos(model, channels_last), _output_infos(model), graph.initializers),
+        helper.make_graph(graph.nodes, "policy", inputs, outputs, graph.initializers),
         opset_imports=imports,
         ir_version=helper.find_min_ir_version_for(imports),
         producer_name="sb3_qpd",
         producer_version=__version__,
     )
-    helper.set_model_props(proto, _properties(model, channels_last))
+    if isinstance(names, str) and not is_for_godot:
+        raise ValueError(f"names must be a dict or {GODOT!r}, got {names!r}")
+    chosen = godot_names(model) if isinstance(names, str) else dict(names or {})
+    rename(proto, chosen)
+    more = {"names": json.dumps(chosen)} if chosen else {}
+    if is_for_godot or (is_plain and not model.is_box):  # the engine chooses the action
+        more["action_shape"] = json.dumps(model.action_shape)
+    helper.set_model_props(proto, {**_properties(model, channels_last, is_plain), **more})
     onnx.checker.check_model(proto, full_check=True)
     return proto
 
 
-class _Graph:
-    """
-    Nodes and initializers of the graph that is being built.
-
-    :param is_qdq: write float operators between QuantizeLinear and DequantizeLinear
-    """
-
-    def __init__(self, is_qdq: bool) -> None:
-        self.is_qdq = is_qdq
-        self.nodes: list[onnx.NodeProto] = []
-        self.initializers: list[onnx.TensorProto] = []
-        self.zero_point = 0  # of the layers' latest output
-        self.is_flat = False  # whether that output has two axes
-        self.n_flattened = 0
-
-    def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Append a node; its output."""
-        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
-        return output
-
-    def constant(self, name: str, value: Any) -> str:
-        """The initializer of this name, which is added at its first use."""
-        if all(known.name != name for known in self.initializers):
-            self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
-        return name
-
-    def integer(self, value: int) -> str:
-        """A uint8 scalar, such as a zero point."""
-        return self.constant(f"u{value}", np.uint8(value))
-
-    @property
-    def one(self) -> str:
-        return self.constant("one", np.float32(1))
-
-    def trunks(self, model: IntegerModel, channels_last: bool) -> str:
-        """Raw observations to the input of the head: all trunks, and their outputs side by side."""
-        features, i, used = [], 0, 0
-        for number, (parts, n_layers) in enumerate(zip(model.trunks, model.branches, strict=True)):
-            self.zero_point, self.is_flat = 0, False
-            end = used + (0 if parts[0].kind == "image" else 1 if parts[0].is_image else sum(p.n_features for p in parts))
-            x = self._input_grid(model, parts, slice(used, end), str(number or ""), channels_last)
-            for layer in model.layers[i : i + n_layers]:
-                x = self.layer(x, layer, i)
-                i += 1
-            features.append(x if len(model.branches) == 1 else self._flatten(x))
-            used = end
-        return features[0] if len(features) == 1 else self.node("Concat", features, "all_features", axis=1)
-
-    def _input_grid(
-        self, model: IntegerModel, parts: tuple[ObservationPart, ...], features: slice, number: str, channels_last: bool
-    ) -> str:
-        """Raw observations to the input grid of one trunk, in uint8."""
-        if parts[0].kind == "image":
-            name = input_name(parts[0])
-            return self.node("Transpose", [name], f"input_grid{number}", perm=[0, 3, 1, 2]) if channels_last else name
-        self.is_flat = not parts[0].is_image
-        if self.is_flat:
-            x = self._vector(model, parts)
-        else:
-            x = input_name(parts[0])
-        m, a = (np.asarray(values)[features] for values in (model.input_multiplier, model.input_offset))
-        x = self.node("Mul", [x, self.constant(f"input_multiplier{number}", m)], f"scaled_input{number}")
-        x = self.node("Add", [x, self.constant(f"input_offset{number}", a)], f"shifted_input{number}")
-        # NaN becomes the zero of the grid: kernels of QuantizeLinear differ in how they convert it
-        nan = self.node("IsNaN", [x], f"nan{number}")
-        x = self.node("Where", [nan, self.constant("zero", np.float32(0)), x], f"finite{number}")
-        self.zero_point = 128
-        newest = "input_grid" if model.history == 1 else "newest_grid"
-        x = self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"{newest}{number}")
-        return x if model.history == 1 else self._window(x, model.history)
-
-    def _window(self, newest: str, history: int) -> str:
-        """The window that ends in the newest observation, and the state of the next step."""
-        offset = self.constant("i128", np.int32(128))
-        before = self.node("Cast", [STATE], "state_i32", to=TensorProto.INT32)
-        before = self.node("Cast", [self.node("Add", [before, offset], "state_above")], "state_u8", to=TensorProto.UINT8)
-        signed = self.node("Cast", [newest], "newest_i32", to=TensorProto.INT32)
-        signed = self.node("Cast", [self.node("Sub", [signed, offset], "newest_below")], "newest_i8", to=TensorProto.INT8)
-        row = self.node(
-            "Unsqueeze", [signed, self.constant("axis1", np.array([1]))], NEXT_STATE if history == 2 else "newest_row"
-        )
-        if history > 2:
-            ends = [self.constant(name, np.array([value])) for name, value in (("second", 1), ("past_last", history - 1))]
-            kept = self.node("Slice", [STATE, *ends, self.constant("axis1", np.array([1]))], "state_kept")
-            self.node("Concat", [kept, row], NEXT_STATE, axis=1)
-        return self.node("Concat", [self.node("Flatten", [before], "state_flat"), newest], "input_grid", axis=1)
-
-    def _vector(self, model: IntegerModel, parts: tuple[ObservationPart, ...]) -> str:
-        """All vectors and indices of a trunk as one vector of floats, shape (batch_size, n_features)."""
-        vectors = [
-            self._one_hot(part) if part.kind == "one_hot" else self._without_origin(part, model.origin_of(part))
-            for part in parts
-        ]
-        return vectors[0] if len(vectors) == 1 else self.node("Concat", vectors, "vector", axis=1)
-
-    def _flat_input(self, part: ObservationPart) -> str:
-        return self.node("Flatten", [input_name(part)], f"flat_{input_name(part)}")
-
-    def _without_origin(self, part: ObservationPart, origin: np.ndarray | None) -> str:
-        """A vector as floats. One with an origin comes as doubles, and the origin is taken off before the conversion."""
-        x, name = self._flat_input(part), input_name(part)
-        if origin is None:
-            return x
-        x = self.node("Sub", [x, self.constant(f"origin_of_{name}", origin)], f"less_origin_{name}")
-        return self.node("Cast", [x], f"float_{name}", to=TensorProto.FLOAT)
-
-    def _one_hot(self, part: ObservationPart) -> str:
-        """Indices as zeros and ones: each index is compared with all of its categories."""
-        name = input_name(part)
-        column = self.constant(f"index_of_{name}", np.repeat(np.arange(len(part.nvec)), part.nvec))
-        category = self.constant(f"category_of_{name}", np.concatenate([np.arange(n) for n in part.nvec]))
-        x = self.node("Gather", [self._flat_input(part), column], f"indices_of_{name}", axis=1)
-        x = self.node("Equal", [x, category], f"is_{name}")
-        return self.node("Cast", [x], f"one_hot_{name}", to=TensorProto.FLOAT)
-
-    def layer(self, x: str, layer: IntegerLayer, i: int) -> str:
-        """A convolution or fully connected layer with its requantization, uint8 to uint8."""
-        top = 2**layer.activation_bits - 1
-        out = f"layer{i}" if top == 255 else f"unclipped{i}"
-        if not layer.is_conv:
-            x = self._flatten(x)
-        write = self._qdq if self.is_qdq else self._conv if layer.is_conv else self._linear
-        y = write(x, layer, i, out)
-        self.zero_point = 0
-        return y if top == 255 else self.node("Clip", [y, "", self.integer(top)], f"layer{i}")
-
-    def _conv(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
-        weight, zero_point = self._weight(layer.weight, layer.weight_bits, i)
-        inputs = [x, self.one, self.integer(self.zero_point), weight, self._multiplier(layer, i), zero_point]
-        inputs += [self.one, self.integer(0), self.constant(f"bias{i}", layer.bias)]
-        return self.node("QLinearConv", inputs, out, strides=[layer.stride] * 2)
-
-    def _linear(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
-        acc = self.node("Cast", [self._accumulate(x, layer, i, f"acc{i}")], f"float{i}", to=TensorProto.FLOAT)
-        acc = self.node("Mul", [acc, self._multiplier(layer, i)], f"scaled{i}")
-        return self.node("QuantizeLinear", [acc, self.one, self.integer(0)], out)
-
-    def _accumulate(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
-        weight, zero_point = self._weight(layer.weight.T, layer.weight_bits, i)
-        product = self.node("MatMulInteger", [x, weight, self.integer(self.zero_point), zero_point], f"product{i}")
-        return self.node("Add", [product, self.constant(f"bias{i}", layer.bias)], out)
-
-    def _qdq(self, x: str, layer: IntegerLayer, i: int, out: str) -> str:
-        multiplier, zero = self._multiplier(layer, i), np.zeros(len(layer.bias), np.int32)
-        x = self.node("DequantizeLinear", [x, self.one, self.integer(self.zero_point)], f"input{i}")
-        weight, _ = self._weight(layer.weight, layer.weight_bits, i)
-        zero_points = self.constant(f"zero_points{i}", np.full(len(layer.bias), 2 ** (layer.weight_bits - 1), np.uint8))
-        weight = self.node("DequantizeLinear", [weight, multiplier, zero_points], f"real_weight{i}", axis=0)
-        bias = [self.constant(f"bias{i}", layer.bias), multiplier, self.constant(f"bias_zero{i}", zero)]
-        bias_name = self.node("DequantizeLinear", bias, f"real_bias{i}", axis=0)
-        if layer.is_conv:
-            y = self.node("Conv", [x, weight, bias_name], f"real{i}", strides=[layer.stride] * 2)
-        else:
-            y = self.node("Gemm", [x, weight, bias_name], f"real{i}", transB=1)
-        return self.node("QuantizeLinear", [y, self.one, self.integer(0)], out)
-
-    def _multiplier(self, layer: IntegerLayer, i: int) -> str:
-        return self.constant(f"multiplier{i}", layer.multiplier)
-
-    def _flatten(self, x: str) -> str:
-        if self.is_flat:
-            return x
-        self.is_flat = True
-        self.n_flattened += 1
-        return self.node("Flatten", [x], "features" if self.n_flattened == 1 else f"features_{self.n_flattened}")
-
-    def _weight(self, weight: np.ndarray, bits: int, i: int) -> tuple[str, str]:
-        """
-        The names of uint8 weights and of their zero point.
-
-        Weights are stored packed. A runtime folds the nodes that unpack them when it loads the file.
-        """
-        name, zero_point = f"weight{i}", self.integer(2 ** (bits - 1))
-        if bits not in PACKED:
-            return self._bit_stream(weight, bits, name), zero_point
-        self.initializers.append(helper.make_tensor(name, PACKED[bits], weight.shape, pack(weight, bits).tobytes(), raw=True))
-        if bits == 8:
-            return name, zero_point
-        return self.node("Cast", [name], f"{name}_u8", to=TensorProto.UINT8), zero_point
-
-    def _bit_stream(self, weight: np.ndarray, bits: int, name: str) -> str:
-        """Unpack weights of 3, 5, 6 or 7 bits: isolate every bit of the stream, and weigh it by its power of two."""
-        flat = np.zeros(8 * math.ceil(weight.size / 8), np.int8)  # eight weights fill whole bytes
-        flat[: weight.size] = weight.reshape(-1)
-        stream = self.constant(name, pack(flat, bits)[:, None])
-        shifts = self.constant("shifts", np.arange(8, dtype=np.uint8))
-        x = self.node("BitShift", [stream, shifts], f"{name}_shifted", direction="RIGHT")
-        x = self.node("BitwiseAnd", [x, self.integer(1)], f"{name}_bits")
-        x = self.node("Reshape", [x, self.constant(f"rows_of_{bits}", np.array([-1, bits]))], f"{name}_rows")
-        powers = self.constant(f"powers_of_{bits}", 2 ** np.arange(bits, dtype=np.uint8)[:, None])
-        x = self.node("Cast", [self.node("MatMulInteger", [x, powers], f"{name}_i32")], f"{name}_column", to=TensorProto.UINT8)
-        if flat.size != weight.size:
-            ends = [self.constant(f"{name}_start", np.array([0])), self.constant(f"{name}_size", np.array([weight.size]))]
-            x = self.node("Slice", [x, *ends], f"{name}_cut")
-        return self.node("Reshape", [x, self.constant(f"{name}_shape", np.array(weight.shape))], f"{name}_u8")
-
-    def head(self, x: str, model: IntegerModel) -> None:
-        """The head's accumulators, the logits and their argmax, or the mean and the clipped action."""
-        layer, i = model.layers[-1], len(model.layers) - 1
-        x = self._flatten(x)
-        if self.is_qdq:
-            real = acc = self._qdq_accumulate(x, layer, i)
-        else:
-            acc = self._accumulate(x, layer, i, "accumulators")
-            real = self.node("Cast", [acc], f"float{i}", to=TensorProto.FLOAT)
-        outputs = self.node("Mul", [real, self._multiplier(layer, i)], output_name(model))
-        if not model.is_box:
-            self._choose(acc, model)
-            return
-        x = self.node("Max", [outputs, self.constant("action_low", model.action_low)], "above_low")
-        x = self.node("Min", [x, self.constant("action_high", model.action_high)], "clipped")
-        self.node("Reshape", [x, self.constant("action_shape", np.array([-1, *model.action_shape]))], "action")
-
-    def _choose(self, acc: str, model: IntegerModel) -> None:
-        """The index of the largest allowed score in each dimension of a discrete action."""
-        if model.n_bits:  # the logit of 0 is 0
-            zero = self.node("Sub", [acc, acc], "zeros")
-            last = self.constant("last", np.array([2]))
-            pairs = [self.node("Unsqueeze", [x, last], f"column_{x}") for x in (zero, acc)]
-            acc = self.node("Concat", pairs, "pairs", axis=2)
-        if model.uses_masks:
-            masks = MASKS
-            if model.n_bits:
-                shape = self.constant("shape_of_pairs", np.array([-1, model.n_bits, 2]))
-                masks = self.node("Reshape", [MASKS, shape], "masks_of_pairs")
-            lowest = self.constant("lowest", np.float32(-np.inf) if self.is_qdq else np.int32(-(2**31)))
-            acc = self.node("Where", [masks, acc, lowest], "allowed")
-        if model.n_bits:
-            self.node("ArgMax", [acc], "action", axis=2, keepdims=0)
-        elif not model.action_shape:
-            self.node("ArgMax", [acc], "action", axis=1, keepdims=0)
-        else:
-            names = [f"scores_of_action{i}" for i in range(len(model.action_nvec))]
-            sizes = self.constant("nvec", np.array(model.action_nvec))
-            self.nodes.append(helper.make_node("Split", [acc, sizes], names, axis=1))
-            best = [self.node("ArgMax", [name], f"best_{name}", axis=1, keepdims=1) for name in names]
-            self.node("Concat", best, "action", axis=1)
-
-    def _qdq_accumulate(self, x: str, layer: IntegerLayer, i: int) -> str:
-        """The head's accumulators in float operators with scales of 1: exact up to 2^24."""
-        x = self.node("DequantizeLinear", [x, self.one, self.integer(self.zero_point)], f"input{i}")
-        weight, zero_point = self._weight(layer.weight, layer.weight_bits, i)
-        weight = self.node("DequantizeLinear", [weight, self.one, zero_point], f"real_weight{i}")
-        bias = [self.constant(f"bias{i}", layer.bias), self.one, self.constant("i0", np.int32(0))]
-        bias_name = self.node("DequantizeLinear", bias, f"real_bias{i}")
-        return self.node("Gemm", [x, weight, bias_name], "accumulators", transB=1)
+def _check_options(model: IntegerModel, form: str, channels_last: bool, is_for_godot: bool) -> None:
+    """Refuse an unknown form, and options that do not fit the student."""
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {FORMS}, got {form!r}")
+    check_target("onnx", StudentFacts.of_model(model))
+    if channels_last and not any(part.kind == "image" for part in model.parts):
+        raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
+    if model.history > 1 and (form == "float" or is_for_godot):
+        raise ValueError("form='float' and names='godot' are for students without a memory (history=1)")
+    if is_for_godot:
+        check_godot(model)
+    if form == "float":
+        check_plain(model)
 
 
-def output_name(model: IntegerModel) -> str:
-    """
-    Name of the second output: the mean of a Box action, or the logits.
-
-    :param model: the student
-    """
-    return "mean" if model.is_box else "logits"
-
-
-def input_name(part: ObservationPart) -> str:
-    """
-    Name of the graph's input for an observation, or for one value of a Dict observation.
-
-    :param part: the observation or value
-    """
-    return INPUT if part.key is None else f"{INPUT}/{part.key}"
-
-
-def _input_infos(model: IntegerModel, channels_last: bool) -> list[onnx.ValueInfoProto]:
+def _input_infos(model: IntegerModel, channels_last: bool, is_plain: bool = False) -> list[onnx.ValueInfoProto]:
     infos = []
     for part in model.parts:
         shape = (*part.shape[1:], part.shape[0]) if channels_last and part.kind == "image" else part.shape
         number = TensorProto.FLOAT if model.origin_of(part) is None else TensorProto.DOUBLE
-        kind = ELEMENT_TYPES.get(part.kind, number)
+        kind = number if is_plain else ELEMENT_TYPES.get(part.kind, number)
         infos.append(helper.make_tensor_value_info(input_name(part), kind, ["batch", *shape]))
-    if model.uses_masks:
+    if model.uses_masks and not is_plain:
         infos.append(helper.make_tensor_value_info(MASKS, TensorProto.BOOL, ["batch", sum(model.action_nvec)]))
     return [*infos, *_state_infos(model, STATE)]
 
 
 def _state_infos(model: IntegerModel, name: str) -> list[onnx.ValueInfoProto]:
-    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features]
+    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features + model.n_remembered]
     return [helper.make_tensor_value_info(name, TensorProto.INT8, shape)] if model.history > 1 else []
 
 
-def _output_infos(model: IntegerModel) -> list[onnx.ValueInfoProto]:
+def _output_infos(model: IntegerModel, is_plain: bool = False) -> list[onnx.ValueInfoProto]:
     kind = TensorProto.FLOAT if model.is_box else TensorProto.INT64
     outputs = helper.make_tensor_value_info(output_name(model), TensorProto.FLOAT, ["batch", len(model.layers[-1].bias)])
+    if is_plain and not model.is_box:  # the largest logit is found by the caller
+        return [outputs]
     action = helper.make_tensor_value_info("action", kind, ["batch", *model.action_shape])
     return [action, outputs, *_state_infos(model, NEXT_STATE)]
 
 
-def _properties(model: IntegerModel, channels_last: bool) -> dict[str, str]:
+def _properties(model: IntegerModel, channels_last: bool, is_plain: bool) -> dict[str, str]:
     """``metadata_props`` of the file: metadata of the model, spaces and versions, each as a string or JSON."""
     action: dict[str, Any] = {"n": model.action_nvec[0]} if len(model.action_nvec) == 1 else {"nvec": model.action_nvec}
     if model.is_box:
@@ -390,16 +159,16 @@ def _properties(model: IntegerModel, channels_last: bool) -> dict[str, str]:
         action |= {name: [str(x) for x in value] for name, value in bounds.items() if value is not None}
     properties = {
         **without_paths(model.metadata),
-        "observation_space": _observation_property(model, channels_last),
+        "observation_space": _observation_property(model, channels_last, is_plain),
         "action_space": action,
         "versions": {"sb3_qpd": __version__, "onnx": onnx.__version__},
     }
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in properties.items()}
 
 
-def _observation_property(model: IntegerModel, channels_last: bool) -> dict[str, Any]:
+def _observation_property(model: IntegerModel, channels_last: bool, is_plain: bool) -> dict[str, Any]:
     spaces: dict[str | None, dict[str, Any]] = {}
-    for part, info in zip(model.parts, _input_infos(model, channels_last), strict=False):
+    for part, info in zip(model.parts, _input_infos(model, channels_last, is_plain), strict=False):
         tensor = info.type.tensor_type
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
         spaces[part.key] = {"shape": [dim.dim_value for dim in tensor.shape.dim[1:]], "dtype": dtype}
