@@ -358,7 +358,7 @@ def test_benchmark_of_dict_observations(tmp_path: Path) -> None:
     model = policy.to_integer()
     model.save(tmp_path / "student.npz")
     export(model, "c", tmp_path)
-    rows = benchmark(tmp_path, partial(Anything, space, spaces.Discrete(2)), Networks(policy), seconds=0.01)
+    rows = benchmark(tmp_path, partial(Anything, space, spaces.Discrete(2)), seconds=0.01)
     in_c = ["student, C", "student, C, -march=native", "student, C, CPolicy.predict"]
     assert [row.name for row in rows] == ["student, numpy", *in_c]
     assert all(row.microseconds > 0 for row in rows)
