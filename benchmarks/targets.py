@@ -44,7 +44,7 @@ class Kind:
     :param name: for the table
     :param observations: their space
     :param actions: their space
-    :param bits: of weights and activations
+    :param bits: bits of weights and activations
     :param uses_masks: whether it takes action masks
     :param origin: offsets of the observations, taken off in float64
     :param requantization: see :class:`~sb3_qpd.integer.IntegerModel`

@@ -379,7 +379,7 @@ def test_what_wrote_past_the_stack(tmp_path: Path) -> None:
         (lambda model: setattr(model.layers[0], "bias", model.layers[0].bias[:-1]), "wrong|broadcast"),
         (lambda model: setattr(model.layers[0], "multiplier", model.layers[0].multiplier[:-1]), "its multipliers"),
         (lambda model: setattr(model.layers[1], "weight", model.layers[1].weight[:, :-1]), "inputs where"),
-        (lambda model: setattr(model, "layers", model.layers[1:]), "inputs where"),
+        (lambda model: setattr(model, "layers", model.layers[1:]), "layers do not fit trunks"),
     ],
 )
 def test_c_proves_its_sizes_again(

@@ -71,16 +71,26 @@ def add_export(commands: Any) -> None:
         "--channels-last", action="store_true", default=False, help="ONNX, TFLite and JS take images channels last"
     )
     parser.add_argument(
-        "--prefix", type=_c_prefix, default=None, metavar="lander_", help="in C of all files and public names, for policy_"
+        "--prefix",
+        type=_c_prefix,
+        default=None,
+        metavar="lander_",
+        help="C: prefix of files and public names, in place of policy_",
     )
     parser.add_argument(
-        "--reentrant", action="store_true", default=False, help="C whose memory the caller gives, for several threads"
+        "--reentrant",
+        action="store_true",
+        default=False,
+        help="C: functions that take their memory as an argument, for threads",
     )
     parser.add_argument(
-        "--probabilities", action="store_true", default=False, help="C with the weights that discrete actions are drawn with"
+        "--probabilities",
+        action="store_true",
+        default=False,
+        help="C: a function for the weights that discrete actions are drawn with",
     )
     parser.add_argument(
-        "--with-value", action="store_true", default=False, help="C with the value head in 8 bits, of a student's zip"
+        "--with-value", action="store_true", default=False, help="C: a function for the value, of a student's zip; in 8 bits"
     )
     add_undistilled(parser)
     add_environment(parser)

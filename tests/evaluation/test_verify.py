@@ -4,6 +4,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,7 +20,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from students import BITS, BOX, DISCRETE, IMAGE, SPACES, VECTOR, actor_output, make_student, some_observations
 from toys import QUICK, Anything, Strict, sample
 
-from sb3_qpd import IntegerModel, QPDDistiller, export_onnx, load_teacher, make_recipe
+from sb3_qpd import IntegerModel, QPDDistiller, QuantActorCriticPolicy, export_onnx, load_teacher, make_recipe
 from sb3_qpd.cli import main
 from sb3_qpd.evaluation.benchmark import Networks, benchmark, microcontroller_table, microcontrollers, table
 from sb3_qpd.evaluation.float_baseline import write_float_onnx
@@ -347,6 +348,20 @@ def test_jitter_of_student_and_teacher(tmp_path: Path) -> None:
     assert result.holds and result.n_observations == 64
     assert result.jitter["the student"] == result.jitter["the teacher"] > 0
     assert "mean |a_t - a_(t-1)| of the teacher: " in result.table()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
+def test_benchmark_of_dict_observations(tmp_path: Path) -> None:
+    space = spaces.Dict(gear=spaces.Discrete(3), joints=spaces.Box(-1, 1, (2,)))
+    policy = QuantActorCriticPolicy(space, spaces.Discrete(2), lambda _: 0.0, "nano")
+    policy.calibrate(policy.obs_to_tensor(sample(space, 64))[0])
+    model = policy.to_integer()
+    model.save(tmp_path / "student.npz")
+    export(model, "c", tmp_path)
+    rows = benchmark(tmp_path, partial(Anything, space, spaces.Discrete(2)), seconds=0.01)
+    in_c = ["student, C", "student, C, -march=native", "student, C, CPolicy.predict"]
+    assert [row.name for row in rows] == ["student, numpy", *in_c]
+    assert all(row.microseconds > 0 for row in rows)
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ def test_any_key_gives_a_valid_and_unique_name(tmp_path: Path) -> None:
     assert names[:5] == ["joints", "joints_2", "key_2nd_camera", "int_", "linux_"]
     assert names[5:] == ["x", "key", "key_2", "key_policy_x", "key_test_x", "a_b", "a_b_2", "a_b_2_2"]
     parts = tuple(ObservationPart("vector", (1,), key=key) for key in keys)
+    assert c_names(["x" * 200, "x" * 199]) == ["x" * 40, "x" * 40 + "_2"]
     head = IntegerLayer(np.eye(3, len(keys), dtype=np.int8), np.zeros(3, np.int32), np.ones(1, np.float32), 8, 0)
     n = len(keys)
     model = IntegerModel([head], (), np.ones(n, np.float32), np.zeros(n, np.float32), parts=parts)

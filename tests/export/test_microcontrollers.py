@@ -4,8 +4,11 @@ import subprocess
 import numpy as np
 import pytest
 from gymnasium import spaces
+from space_students import OBSERVATIONS
+from space_students import make_student as make_space_student
 from stable_baselines3.common.vec_env import VecEnv
 from students import BOX, DISCRETE, IMAGE, VECTOR, make_student, some_observations
+from toys import sample
 
 from sb3_qpd import make_recipe
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, Emulation, Microcontroller, emulate, missing_tools
@@ -168,3 +171,17 @@ def test_missing_tools_are_named(tmp_path, monkeypatch):
 def test_milliseconds():
     seen = Emulation(*3 * [np.array([1000, 2000, 4000])], flash=0, ram=0, call_stack=0)
     assert seen.milliseconds(mhz=2) == 1.0
+
+
+@pytest.mark.parametrize("microcontroller", MICROCONTROLLERS)
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+def test_dict_observations(microcontroller, requantization, tmp_path):
+    """The struct has the same layout there."""
+    needs(microcontroller)
+    model = make_space_student("Dict", "MultiDiscrete", 4).to_integer()
+    model.requantization = requantization
+    export_c(model, tmp_path, reentrant=True)
+    observations = sample(OBSERVATIONS["Dict"], 5)
+    seen = emulate(tmp_path, model, observations, microcontroller)
+    np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
+    np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])

@@ -23,20 +23,22 @@ _TAKEN = frozenset(
     "unsigned using virtual void volatile wchar_t while xor xor_eq".split()
 )
 
+_LONGEST = 40  # of a name: C promises to tell 63 characters apart, some of which go before and after it
+
 
 def c_names(keys: Sequence[str]) -> list[str]:
     """
     A valid C identifier for each key of a Dict; all of them differ.
 
-    Letters become lower case, and anything but ASCII letters and digits one ``_``. A name that would begin with a digit, or
-    with ``policy_`` or ``test_``, gets ``key_`` in front. A keyword or a known macro gets ``_`` at its end. Of equal names the
-    second one gets ``_2``, the third one ``_3``.
+    Letters become lower case. Anything but ASCII letters and digits becomes one ``_``, none at an end. The first 40 characters
+    count. A name that would begin with a digit, or with ``policy_`` or ``test_``, gets ``key_`` in front. A keyword or a known
+    macro gets ``_`` at its end. Of equal names the second one gets ``_2``, the third one ``_3``.
 
     :param keys: keys of the Dict, in order
     """
     names: list[str] = []
     for key in keys:
-        plain = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")
+        plain = re.sub(r"[^a-z0-9]+", "_", key.lower()).strip("_")[:_LONGEST].strip("_")
         plain = plain if re.match(r"(?!(policy|test)(_|$))[a-z]", plain) else f"key_{plain}".rstrip("_")
         plain = f"{plain}_" if plain in _TAKEN else plain
         name, number = plain, 1
@@ -55,9 +57,9 @@ class Field:
     :param part: the part
     :param name: its name in the struct; ``observation`` where the observation is no Dict
     :param is_fixed: the policy has no floats: what is not an integer comes on its grid of 8 bits
-    :param multiplier: of its input grid, float32; empty for images of bytes
-    :param offset: of its input grid
-    :param origin: float64, that is taken off first; ``None``: there is none
+    :param multiplier: multipliers of its input grid, float32; empty for images of bytes
+    :param offset: offsets of its input grid
+    :param origin: numbers that are subtracted first, in float64; ``None``: there are none
     """
 
     part: ObservationPart

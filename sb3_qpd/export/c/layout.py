@@ -212,6 +212,8 @@ def lay_out(model: IntegerModel, value: IntegerLayer | None = None) -> Layout:
     :param value: its value head, see :func:`~sb3_qpd.export.value_head.find_value_head`; ``None``: the C has none
     :raises ValueError: if a sum could leave int32
     """
+    if sum(model.branches) != len(model.layers) - 1:
+        raise ValueError(f"C is not written: {len(model.layers)} layers do not fit trunks of {model.branches} and a head")
     trunks: list[CTrunk] = []
     layers, counts = iter(model.layers), {"conv": 0, "fc": 0}
     for parts, n_layers in zip(model.trunks, model.branches, strict=True):

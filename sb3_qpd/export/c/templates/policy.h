@@ -200,7 +200,7 @@ int policy_sample(
 //: else
     ${macros.given_parameter}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS]);
 //: endif
-
+//#
 //: else
 /* The mean action in units of ${"POLICY_ACTION_SCALE" if fixed else "the environment"}, clipped to its bounds. */
 int policy_act(${macros.given_parameter}${action_type} action[POLICY_N_OUTPUTS]);
