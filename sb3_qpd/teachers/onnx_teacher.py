@@ -275,7 +275,9 @@ def _open(file: OnnxFile) -> Any:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.use_env_allocators", "1")
     try:
-        return onnxruntime.InferenceSession(file.content, options, providers=["CPUExecutionProvider"])
+        # without a fallback, which prints texts of the file
+        settings = {"providers": ["CPUExecutionProvider"], "enable_fallback": 0}
+        return onnxruntime.InferenceSession(file.content, options, **settings)
     except Exception as error:  # the runtime raises exceptions of its own
         raise TeacherError(f"{file.path} is refused by ONNX Runtime: {_reason(error)}") from error
 
