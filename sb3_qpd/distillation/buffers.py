@@ -132,11 +132,19 @@ class HistoryStore(VectorStore):
     :param is_exact: whether observations are kept in float64
     :param history: number of observations in a window
     :param n_envs: number of environments; each adds one observation at a time
+    :param n_action: numbers of the actions in a window, 0 for windows without actions
     :raises ValueError: the ring is too small for a window of each environment
     """
 
     def __init__(
-        self, capacity: int, shape: tuple[int, ...], dtype: np.dtype, is_exact: bool, history: int, n_envs: int
+        self,
+        capacity: int,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        is_exact: bool,
+        history: int,
+        n_envs: int,
+        n_action: int = 0,
     ) -> None:
         if capacity < 2 * history * n_envs:
             raise ValueError(
@@ -149,18 +157,22 @@ class HistoryStore(VectorStore):
         self._ages = np.zeros(capacity, np.int8)
         self._newest_ages = np.full(n_envs, -1, np.int8)
         self._n_added = 0
+        self._actions = np.zeros((capacity, n_action), np.float32)
 
     def _ages_of(self, episode_starts: np.ndarray) -> np.ndarray:
         older = np.minimum(self._newest_ages + 1, self._history - 1)
         return np.where(episode_starts, 0, older).astype(np.int8)
 
-    def start(self, episode_starts: np.ndarray) -> None:
+    def start(self, episode_starts: np.ndarray, actions: np.ndarray | None) -> None:
         """
-        Say which of the observations that are added next begin an episode.
+        Say which of the observations that are added next begin an episode, and what follows them.
 
         :param episode_starts: shape (n_envs,)
+        :param actions: the actions that are taken then, as the student sees them, shape (n_envs, n_action)
         """
         self._newest_ages = self._ages_of(episode_starts)
+        if actions is not None and self._actions.shape[1]:
+            self._actions[(self._n_added + np.arange(self._n_envs)) % self._capacity] = actions
 
     def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
         super().add(slots, observations)
@@ -178,9 +190,14 @@ class HistoryStore(VectorStore):
 
     def _windows(self, slots: np.ndarray, ages: np.ndarray) -> np.ndarray:
         lags = np.arange(self._history - 1, -1, -1)
-        windows = self._data[(slots[:, None] - lags * self._n_envs) % self._capacity]
+        rows = (slots[:, None] - lags * self._n_envs) % self._capacity
+        windows = self._data[rows]
         if windows.dtype == np.uint8:
             windows = windows.astype(np.float32)
+        if self._actions.shape[1]:
+            actions = self._actions[rows]
+            actions[:, -1] = np.nan  # the newest action is what a student has to find
+            windows = np.concatenate([windows.reshape(*rows.shape, -1), actions], axis=2)
         windows[lags > ages[:, None]] = np.nan
         return windows
 
@@ -194,8 +211,16 @@ class HistoryStore(VectorStore):
         """
         slots = (self._n_added + np.arange(self._n_envs)) % self._capacity
         windows = self._windows(slots, self._ages_of(episode_starts))
-        windows[:, -1] = observations
+        if self._actions.shape[1]:
+            windows[:, -1, : -self._actions.shape[1]] = observations.reshape(len(windows), -1)
+        else:
+            windows[:, -1] = observations
         return windows
+
+    @property
+    def actions(self) -> np.ndarray:
+        """All stored actions, without a copy: shape (n, n_action)."""
+        return self._actions[: self._n_added]
 
     def plain(self, slots: np.ndarray) -> np.ndarray:
         """
@@ -211,18 +236,23 @@ class HistoryStore(VectorStore):
         return n_newer + self._ages[slots].astype(np.int64) * self._n_envs < min(self._n_added, self._capacity)
 
     def rows(self, start: int, stop: int, position: int) -> Rows:
-        return {**super().rows(start, stop, position), "ages": ring_parts(self._ages, start, stop)}
+        own: dict[str, np.ndarray] = {"ages": self._ages}
+        if self._actions.shape[1]:
+            own["actions"] = self._actions
+        return {**super().rows(start, stop, position), **{name: ring_parts(ring, start, stop) for name, ring in own.items()}}
 
     def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         super().put_back(start, rows)
         put_into_ring(self._ages, start, rows["ages"])
+        if self._actions.shape[1]:
+            put_into_ring(self._actions, start, rows["actions"])
         self._n_added = start + len(rows["ages"])
         if len(rows["ages"]) >= self._n_envs:
             self._newest_ages = rows["ages"][-self._n_envs :].copy()
 
     @property
     def nbytes(self) -> int:
-        return super().nbytes + self._ages.nbytes
+        return super().nbytes + self._ages.nbytes + self._actions.nbytes
 
 
 class DictStore(_WholeObservations):
@@ -355,6 +385,7 @@ class DistillationBuffer:
     :param stacked: whether observations are stacked frames, channels first, of which each frame is stored once
     :param exact_keys: keys of the values of a Dict that are kept in float64; ``None`` stands for any other observation
     :param history: number of observations in a window that :meth:`sample` draws; 1 draws observations without windows
+    :param n_action: numbers of the actions in a window, 0 for windows without actions
     """
 
     def __init__(
@@ -368,10 +399,11 @@ class DistillationBuffer:
         stacked: bool = False,
         exact_keys: Collection[str | None] = (),
         history: int = 1,
+        n_action: int = 0,
     ) -> None:
         self.capacity = -(-buffer_size // n_envs) * n_envs
         self.n_envs, self.device = n_envs, th.device(device)
-        self._store = _make_store(self.capacity, observation_space, n_envs, stacked, exact_keys, history)
+        self._store = _make_store(self.capacity, observation_space, n_envs, stacked, exact_keys, history, n_action)
         self._targets: dict[str, np.ndarray] = {}  # a ring for each field of TeacherOutput that the teacher has
         self._added = 0
         self._rng = np.random.default_rng(seed)
@@ -384,17 +416,24 @@ class DistillationBuffer:
         """Bytes of observations and targets of a full ring."""
         return self._store.nbytes + sum(ring.nbytes for ring in self._targets.values())
 
-    def add(self, observations: Any, targets: TeacherOutput, episode_starts: np.ndarray | None = None) -> None:
+    def add(
+        self,
+        observations: Any,
+        targets: TeacherOutput,
+        episode_starts: np.ndarray | None = None,
+        actions: np.ndarray | None = None,
+    ) -> None:
         """
         Store one step of every environment.
 
         :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
         :param targets: the teacher's labels of these observations
         :param episode_starts: whether an observation is the first one of an episode. Only windows need it
+        :param actions: the actions that are taken, as the student sees them. Only windows with actions need them
         """
         if isinstance(self._store, HistoryStore):
             assert episode_starts is not None
-            self._store.start(episode_starts)
+            self._store.start(episode_starts, actions)
         arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
         self._make_rings(arrays)
         slots = (self._added + np.arange(self.n_envs)) % self.capacity
@@ -402,6 +441,12 @@ class DistillationBuffer:
         for name, ring in self._targets.items():
             ring[slots] = arrays[name]
         self._added += self.n_envs
+
+    @property
+    def actions(self) -> np.ndarray:
+        """The actions of a ring whose windows have some, without a copy: shape (n, n_action)."""
+        assert isinstance(self._store, HistoryStore)
+        return self._store.actions
 
     def to_float32(self, but: Collection[str | None]) -> None:
         """
@@ -563,11 +608,17 @@ def observation_bytes(capacity: int, space: spaces.Space, stacked: bool) -> int:
 
 
 def _make_store(
-    capacity: int, space: spaces.Space, n_envs: int, stacked: bool, exact_keys: Collection[str | None], history: int
+    capacity: int,
+    space: spaces.Space,
+    n_envs: int,
+    stacked: bool,
+    exact_keys: Collection[str | None],
+    history: int,
+    n_action: int,
 ) -> Any:
     if history > 1:
-        is_exact = None in exact_keys
-        return HistoryStore(capacity, space.shape, np.dtype(space.dtype), is_exact, history, n_envs)  # type: ignore[arg-type]
+        sizes: Any = (capacity, space.shape, np.dtype(space.dtype), None in exact_keys, history, n_envs, n_action)
+        return HistoryStore(*sizes)
     if isinstance(space, spaces.Dict):
         return DictStore(capacity, space, exact_keys)
     if stacked:

@@ -64,7 +64,8 @@ def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bo
     Tensors inside: ``input_grid`` (with zero point 128 for vectors), ``layer0``, ``layer1``, ..., ``accumulators``.
 
     A student with a memory has an input ``state`` and an output ``next_state``, int8, shape (batch_size, history - 1,
-    n_features): the observations before the newest one on the input grid. An episode begins with zeros.
+    n_features): the observations before the newest one on the input grid, each with the action that followed it where the
+    student sees actions. An episode begins with zeros.
 
     :param model: see :func:`export_onnx`
     :param form: see :func:`export_onnx`
@@ -77,6 +78,8 @@ def make_onnx(model: IntegerModel, *, form: str = "operators", channels_last: bo
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     graph = _Graph(form == "qdq")
     graph.head(graph.trunks(model, channels_last), model)
+    if model.history > 1:
+        graph.next_state(model)
     opset = max(OPSETS.get(layer.weight_bits, STREAM_OPSET) for layer in model.layers)
     imports = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
@@ -160,23 +163,48 @@ class _Graph:
         self.zero_point = 128
         newest = "input_grid" if model.history == 1 else "newest_grid"
         x = self.node("QuantizeLinear", [x, self.one, self.integer(128)], f"{newest}{number}")
-        return x if model.history == 1 else self._window(x, model.history)
+        return x if model.history == 1 else self._window(x)
 
-    def _window(self, newest: str, history: int) -> str:
-        """The window that ends in the newest observation, and the state of the next step."""
+    def _window(self, newest: str) -> str:
+        """The window that ends in the newest observation."""
         offset = self.constant("i128", np.int32(128))
         before = self.node("Cast", [STATE], "state_i32", to=TensorProto.INT32)
         before = self.node("Cast", [self.node("Add", [before, offset], "state_above")], "state_u8", to=TensorProto.UINT8)
-        signed = self.node("Cast", [newest], "newest_i32", to=TensorProto.INT32)
-        signed = self.node("Cast", [self.node("Sub", [signed, offset], "newest_below")], "newest_i8", to=TensorProto.INT8)
-        row = self.node(
-            "Unsqueeze", [signed, self.constant("axis1", np.array([1]))], NEXT_STATE if history == 2 else "newest_row"
-        )
-        if history > 2:
-            ends = [self.constant(name, np.array([value])) for name, value in (("second", 1), ("past_last", history - 1))]
-            kept = self.node("Slice", [STATE, *ends, self.constant("axis1", np.array([1]))], "state_kept")
-            self.node("Concat", [kept, row], NEXT_STATE, axis=1)
         return self.node("Concat", [self.node("Flatten", [before], "state_flat"), newest], "input_grid", axis=1)
+
+    def next_state(self, model: IntegerModel) -> None:
+        """The state of the next step of a student with a memory: the window without its oldest observation."""
+        row, axis = self._signed("newest_grid"), self.constant("axis1", np.array([1]))
+        if model.history_actions:
+            row = self.node("Concat", [row, self._signed(self._action_grid(model))], "newest_pair", axis=1)
+        if model.history == 2:
+            self.node("Unsqueeze", [row, axis], NEXT_STATE)
+            return
+        ends = [self.constant(name, np.array([value])) for name, value in (("second", 1), ("past_last", model.history - 1))]
+        kept = self.node("Slice", [STATE, *ends, axis], "state_kept")
+        self.node("Concat", [kept, self.node("Unsqueeze", [row, axis], "newest_row")], NEXT_STATE, axis=1)
+
+    def _signed(self, grid: str) -> str:
+        """A grid in int8 whose zero is 0, not 128."""
+        x = self.node("Cast", [grid], f"{grid}_i32", to=TensorProto.INT32)
+        x = self.node("Sub", [x, self.constant("i128", np.int32(128))], f"{grid}_below")
+        return self.node("Cast", [x], f"{grid}_i8", to=TensorProto.INT8)
+
+    def _action_grid(self, model: IntegerModel) -> str:
+        """The action on the input grid, as the next steps see it."""
+        x = "action"
+        if not (model.is_box or model.n_bits):
+            if not model.action_shape:
+                x = self.node("Unsqueeze", [x, self.constant("axis1", np.array([1]))], "action_column")
+            nvec = model.action_nvec
+            column = self.constant("index_of_action", np.repeat(np.arange(len(nvec)), nvec))
+            category = self.constant("category_of_action", np.concatenate([np.arange(n) for n in nvec]))
+            x = self.node("Equal", [self.node("Gather", [x, column], "indices_of_action", axis=1), category], "is_action")
+        x = self.node("Cast", [self.node("Flatten", [x], "flat_action")], "float_action", to=TensorProto.FLOAT)
+        m, a = (np.asarray(values)[-model.n_remembered :] for values in (model.input_multiplier, model.input_offset))
+        x = self.node("Mul", [x, self.constant("action_multiplier", m)], "scaled_action")
+        x = self.node("Add", [x, self.constant("action_offset", a)], "shifted_action")
+        return self.node("QuantizeLinear", [x, self.one, self.integer(128)], "action_grid")
 
     def _vector(self, model: IntegerModel, parts: tuple[ObservationPart, ...]) -> str:
         """All vectors and indices of a trunk as one vector of floats, shape (batch_size, n_features)."""
@@ -370,7 +398,7 @@ def _input_infos(model: IntegerModel, channels_last: bool) -> list[onnx.ValueInf
 
 
 def _state_infos(model: IntegerModel, name: str) -> list[onnx.ValueInfoProto]:
-    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features]
+    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features + model.n_remembered]
     return [helper.make_tensor_value_info(name, TensorProto.INT8, shape)] if model.history > 1 else []
 
 
