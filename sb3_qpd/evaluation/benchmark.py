@@ -320,13 +320,14 @@ def _forms(
 ) -> Iterator[tuple[str, Callable[[], Iterator[BenchmarkCase]]]]:
     """The forms that there are, in the order of the table: a name, and a function that yields the rows."""
     policy, teacher, scratch = given.policy, given.teacher, folder.scratch
-    takes_indices = folder.model.parts[0].kind == "one_hot"  # which a float file in ONNX Runtime does not
+    # a float file in ONNX Runtime takes no indices, and has no state
+    has_float_file = folder.model.parts[0].kind != "one_hot" and folder.model.history == 1
     if teacher is not None:
         yield "teacher", partial(_in_sb3, "teacher", teacher, teacher.nbytes)
-    if teacher is not None and not takes_indices:
+    if teacher is not None and has_float_file and not teacher.has_memory:
         inputs = teacher.normalize(observations)
         yield "teacher in ONNX Runtime", partial(_in_onnx_runtime, "teacher", teacher.policy, inputs, scratch)
-    if given.float_policy is not None and not takes_indices:
+    if given.float_policy is not None and has_float_file:
         in_onnx = partial(_in_onnx_runtime, "float student", given.float_policy, observations, scratch)
         yield "float student in ONNX Runtime", in_onnx
     if policy is not None:

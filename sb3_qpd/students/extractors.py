@@ -161,8 +161,8 @@ class QuantExtractor(BaseFeaturesExtractor):
         """
         grid = self.input_grid
         assert isinstance(grid, VectorGrid) and not self.is_image
-        grid.origin = th.zeros_like(grid.mean)
-        grid.origin[: len(origin)] = th.as_tensor(origin)  # the actions that a student sees have none
+        grid.origin = th.zeros_like(grid.mean)  # the actions that a student sees have none
+        grid.origin[: len(origin)].copy_(th.as_tensor(origin))
 
     def input(self, observations: PyTorchObs) -> th.Tensor:
         """
@@ -210,8 +210,8 @@ class QuantExtractor(BaseFeaturesExtractor):
             grid.centre.fill_(float(np.rint(mean)))
             return
         n = len(grid.mean) - self.n_action
-        grid.mean[:n] = th.as_tensor(np.asarray(mean, np.float64).reshape(-1))
-        grid.std[:n] = th.as_tensor(np.maximum(np.asarray(std, np.float64).reshape(-1), MIN_STD))
+        grid.mean[:n].copy_(th.as_tensor(np.asarray(mean, np.float64).reshape(-1)))
+        grid.std[:n].copy_(th.as_tensor(np.maximum(np.asarray(std, np.float64).reshape(-1), MIN_STD)))
 
     def set_action_normalization(self, mean: np.ndarray, std: np.ndarray) -> None:
         """
@@ -222,8 +222,8 @@ class QuantExtractor(BaseFeaturesExtractor):
         """
         grid = self.input_grid
         assert isinstance(grid, VectorGrid) and self.n_action
-        grid.mean[-self.n_action :] = th.as_tensor(mean)
-        grid.std[-self.n_action :] = th.as_tensor(np.maximum(std, MIN_STD))
+        grid.mean[-self.n_action :].copy_(th.as_tensor(mean))
+        grid.std[-self.n_action :].copy_(th.as_tensor(np.maximum(std, MIN_STD)))
 
     @property
     def _grid_shape(self) -> tuple[int, ...]:

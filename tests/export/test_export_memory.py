@@ -159,3 +159,18 @@ def test_an_origin_is_taken_off_in_every_form(tmp_path: Path) -> None:
     result = verify(tmp_path, observations, policy=policy)
     assert result.holds and len({row.implementation for row in result.differences}) == 4, result.table()
     CMemory(tmp_path)
+
+
+def test_a_microcontroller_takes_windows(tmp_path: Path) -> None:
+    from sb3_qpd.export.c.emulator import emulate, missing_tools
+
+    if problem := missing_tools("cortex-m4f"):
+        pytest.skip(problem)
+    model, observations = make_policy("box").to_integer(), observations_of("box", 8)
+    export_c(model, tmp_path)
+    expected, state = [], None
+    for row in range(8):
+        one = observations[row : row + 1]
+        expected.append(model.accumulators(one, model.remember(one, state)[0])[0])
+        _, state = model.predict(one, state, deterministic=True)
+    assert np.array_equal(emulate(tmp_path, model, observations).outputs, expected)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sb3_qpd.export.c.memory import episode_windows, window_model
 from sb3_qpd.export.c.runtime import run_compiler
 from sb3_qpd.export.c.text import read_template, rename
 from sb3_qpd.export.c.vectors import c_observations
@@ -131,6 +132,8 @@ def emulate(
     :param name: name that was given to ``export_c``
     :raises RuntimeError: if tools are missing, or the build or the emulator fails
     """
+    if model.history > 1:
+        model, observations = window_model(model), episode_windows(model, observations)
     if problem := missing_tools(microcontroller):
         raise RuntimeError(problem)
     chip = MICROCONTROLLERS[microcontroller]
