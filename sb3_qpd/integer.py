@@ -54,7 +54,7 @@ __all__ = [
 # fields of a model that its file's header holds as they are
 _HEADER = (
     *("observation_shape", "action_shape", "requantization", "metadata", "branches", "action_nvec", "uses_masks"),
-    "history",
+    *("history", "history_actions"),
 )
 _PIECE = 256  # observations that go through the network at once
 _HUB_NAME = re.compile(r"hub:.+|[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.npz)(?<!\.zip)(@.+)?")
@@ -295,6 +295,20 @@ def to_float32(batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarra
         return (batch.astype(np.float64) - origin.reshape(batch.shape[1:])).astype(np.float32)
 
 
+def encode_actions(actions: np.ndarray, nvec: tuple[int, ...]) -> np.ndarray:
+    """
+    Actions as a student sees them: a Box and bits as they are, each category as zeros and a one.
+
+    :param actions: shape (batch_size, n)
+    :param nvec: categories of each dimension; ``()`` for a Box and for bits
+    :return: float32, shape (batch_size, n), or (batch_size, sum(nvec))
+    """
+    if not nvec:
+        return actions.astype(np.float32)
+    columns = [np.arange(n) == actions[:, i : i + 1] for i, n in enumerate(nvec)]
+    return np.concatenate(columns, axis=1).astype(np.float32)
+
+
 def describe_not_finite(values: np.ndarray, is_finite: np.ndarray, n_axes: int, key: str | None) -> str:
     """
     The message for an observation with a number that float32 does not have.
@@ -345,6 +359,8 @@ class IntegerModel:
         feature has one
     :param history: number of observations that the network sees: the newest one and those before it in the episode, which
         ``predict`` keeps in its ``state``. Before an episode's first observation the window holds zeros of the input grid
+    :param history_actions: the network also sees the actions between these observations. Their multipliers and offsets follow
+        those of the observation
     """
 
     layers: list[IntegerLayer]
@@ -363,6 +379,7 @@ class IntegerModel:
     uses_masks: bool = False
     input_origin: np.ndarray | None = None
     history: int = 1
+    history_actions: bool = False
     takes_raw_observations: ClassVar[bool] = True
 
     def __repr__(self) -> str:
@@ -370,6 +387,7 @@ class IntegerModel:
         outputs = "Box" if self.is_box else f"discrete {self.action_nvec}"
         inputs = ", ".join(f"{part.kind} {part.shape}" for part in self.parts)
         inputs += f", {self.history} of them" if self.history > 1 else ""
+        inputs += " and the actions between" if self.history_actions else ""
         return (
             f"<IntegerModel: {inputs} to a {outputs} action, {len(self.layers)} layers of {bits}-bit weights, "
             f"{self.n_parameters:,} parameters, {self.nbytes:,} bytes>"
@@ -583,8 +601,8 @@ class IntegerModel:
         The integers after each step: of each trunk the input grid and each layer's output, at last the head's accumulators.
 
         :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
-        :param state: observations before these on the input grid, the oldest one first: int8, shape (batch_size, history - 1,
-            n_features). ``None``: each observation begins an episode
+        :param state: observations before these on the input grid, the oldest one first, each with the action that followed it
+            where the model sees actions: int8, shape (batch_size, history - 1, n_features). ``None``: episodes begin
         """
         features = []
         for x, (_, layers) in zip(self.input_grids(observations, state), self._branches()):
@@ -620,13 +638,19 @@ class IntegerModel:
         return np.concatenate([list(self.trace(*piece))[-1] for piece in zip(pieces, states)])
 
     def _state_shape(self, batch_size: int) -> tuple[int, ...]:
-        return (batch_size, self.history - 1, self.parts[0].n_features)
+        return (batch_size, self.history - 1, self.parts[0].n_features + self.n_remembered)
+
+    @property
+    def n_remembered(self) -> int:
+        """Numbers of an action that the network sees: those of a Box, or one for each of the head's outputs."""
+        return self.layers[-1].bias.size if self.history_actions else 0
 
     def remember(
         self,
         observations: Any,
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
+        actions: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """
         The states of a model with a memory around one step, see :meth:`trace`.
@@ -634,6 +658,7 @@ class IntegerModel:
         :param observations: see :meth:`predict`
         :param state: see :meth:`predict`
         :param episode_start: see :meth:`predict`
+        :param actions: the actions of this step, for a model that sees them; ``None`` leaves them out of the next state
         :return: the state that this step's action depends on, and the state of the next step
         """
         batch = self._batch(observations)[0]
@@ -644,7 +669,19 @@ class IntegerModel:
         if episode_start is not None:
             before[np.broadcast_to(np.asarray(episode_start, bool), len(batch))] = 0
         newest = next(self._grids(batch)).astype(np.int8)
+        if self.history_actions:
+            newest = np.concatenate([newest, self._action_grid(actions, len(batch))], axis=1)
         return before, np.concatenate([before[:, 1:], newest[:, None]], axis=1)
+
+    def _action_grid(self, actions: np.ndarray | None, batch_size: int) -> np.ndarray:
+        """Actions on the input grid, int8."""
+        n = self.n_remembered
+        if actions is None:
+            return np.zeros((batch_size, n), np.int8)
+        x = encode_actions(np.asarray(actions).reshape(batch_size, -1), () if self.is_box or self.n_bits else self.action_nvec)
+        scaled = x * self.input_multiplier[-n:]  # type: ignore[index]
+        shifted = scaled + self.input_offset[-n:]  # type: ignore[index]
+        return np.clip(np.rint(shifted), -128, 127).astype(np.int8)
 
     def logits(self, observations: Any, state: np.ndarray | None = None) -> np.ndarray:
         """
@@ -679,9 +716,10 @@ class IntegerModel:
         batch, is_batch = self._batch(observation)
         before = None
         if self.history > 1:
-            before, after = self.remember(batch, state, episode_start)
-            state = (after,)
+            before, _ = self.remember(batch, state, episode_start)
         actions = self.actions(self._accumulators(batch, before), deterministic, action_masks)
+        if before is not None:
+            state = (self.remember(batch, (before,), actions=actions)[1],)
         return (actions if is_batch else actions.squeeze(axis=0)), state
 
     def actions(
@@ -838,7 +876,7 @@ class IntegerModel:
         header = self._header()
         check_header(header, self._sizes())  # a model may have been changed since it was built
         later = () if self.is_plain else ("parts", "branches", "action_nvec", "uses_masks")
-        of_memory = ("history",) if self.history > 1 else ()
+        of_memory = ("history", "history_actions") if self.history > 1 else ()
         names = ("observation_shape", "action_shape", "requantization", "layers", "metadata", *later, *of_memory)
         arrays = {name: getattr(self, name) for name in OPTIONAL_FIELDS if getattr(self, name) is not None}
         write_npz(

@@ -60,6 +60,7 @@ _ARRAY_HEADER = re.compile(rb"\{'descr': '(.{3})', 'fortran_order': False, 'shap
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, RuntimeError, ValueError, IndexError)
 _KEYS = ("format", "observation_shape", "action_shape", "requantization", "layers", "metadata")
+_MEMORY_KEYS = ("history", "history_actions")  # of format 4
 _LATER_KEYS = ("parts", "branches", "action_nvec", "uses_masks")  # of formats 2 and higher
 
 
@@ -273,12 +274,12 @@ def _complete(header: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
         raise StudentError(
             f"a file of format {header['format']} {'needs an' if header['format'] > 2 else 'has no'} input_origin"
         )
-    expected = (*_KEYS, *(_LATER_KEYS if header["format"] > 1 else ()), *(("history",) if header["format"] > 3 else ()))
+    expected = (*_KEYS, *(_LATER_KEYS if header["format"] > 1 else ()), *(_MEMORY_KEYS if header["format"] > 3 else ()))
     for key in (*expected, *header):
         if key not in header or key not in expected:
             raise StudentError(f"header {'has no' if key in expected else 'has an unknown'} {str(key)[:40]!r}")
     if header["format"] > 1:
-        return {"history": 1, **header}
+        return {"history": 1, "history_actions": False, **header}
     kind = "vector" if "input_multiplier" in sizes else "image"
     _check_layer_list(header["layers"])
     return {
@@ -288,6 +289,7 @@ def _complete(header: dict[str, Any], sizes: Mapping[str, int]) -> dict[str, Any
         "action_nvec": [] if "action_low" in sizes else header["layers"][-1][0][:1],
         "uses_masks": False,
         "history": 1,
+        "history_actions": False,
     }
 
 
@@ -301,7 +303,7 @@ def check_header(header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     :param header: JSON values. ``observation_shape`` is ``[]`` for a Dict; ``action_shape``; ``requantization``;
         ``layers``: ``[shape of the weights, weight_bits, activation_bits, stride, number of multipliers]`` each;
         ``metadata``; ``parts``: ``[kind, shape, nvec, key]`` each; ``branches``; ``action_nvec``: ``[]`` for a Box;
-        ``uses_masks``; ``history``
+        ``uses_masks``; ``history``; ``history_actions``
     :param sizes: number of elements of each array that there is, see ``ARRAYS``; of ``weights`` the packed bytes
     :raises StudentError: names the field
     """
@@ -309,7 +311,7 @@ def check_header(header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
     _check_metadata(header["metadata"])
     _check_layers(header["layers"])
     _check_parts(header["parts"], header["observation_shape"])
-    _check_history(header["history"], header["parts"])
+    _check_history(header["history"], header["history_actions"], header["parts"])
     _check_trunks(header)
     _check_action(header, sizes)
     _check_sizes(header, sizes)
@@ -373,8 +375,10 @@ def _check_parts(parts: Any, observation_shape: Any) -> None:
         raise StudentError(f"observation_shape must be {expected}, as parts say, got {_kind(observation_shape)}")
 
 
-def _check_history(history: Any, parts: Any) -> None:
+def _check_history(history: Any, has_actions: Any, parts: Any) -> None:
     """A memory is one of vectors."""
+    if type(has_actions) is not bool or (has_actions and history == 1):
+        raise StudentError(f"history_actions must be true or false, and false without a history, got {_kind(has_actions)}")
     _check_integer("history", history, 1, MAX_HISTORY)
     kind, _, _, key = parts[0]
     if history > 1 and (len(parts) > 1 or kind != "vector" or key is not None):
@@ -398,16 +402,23 @@ def _n_features(part: Any) -> int:
     return sum(nvec) if kind == "one_hot" else math.prod(shape)
 
 
-def _trunk_inputs(parts: Any, history: int) -> list[tuple[int, ...]]:
+def _n_remembered(header: Mapping[str, Any]) -> int:
+    """Numbers of an action that the student sees, 0 where it sees none."""
+    return header["layers"][-1][0][0] if header["history_actions"] else 0
+
+
+def _trunk_inputs(header: Mapping[str, Any]) -> list[tuple[int, ...]]:
     """Shape of the input of each trunk: of all vectors and indices together, then of each image."""
+    parts, history = header["parts"], header["history"]
     flat = [part for part in parts if part[0] in ("vector", "one_hot")]
     images = [tuple(part[1]) for part in parts if part[0] in ("image", "float_image")]
-    return [*([(history * sum(map(_n_features, flat)),)] if flat else []), *images]
+    size = history * sum(map(_n_features, flat)) + (history - 1) * _n_remembered(header)
+    return [*([(size,)] if flat else []), *images]
 
 
 def _check_trunks(header: Mapping[str, Any]) -> None:
     """The layers of each trunk fit one to the next, and the head takes what comes out of all trunks."""
-    branches, layers, inputs = header["branches"], header["layers"], _trunk_inputs(header["parts"], header["history"])
+    branches, layers, inputs = header["branches"], header["layers"], _trunk_inputs(header)
     _check_integers("branches", branches, 0, MAX_LAYERS, MAX_PARTS)
     if len(branches) != len(inputs) or sum(branches) != len(layers) - 1:
         raise StudentError(
@@ -469,7 +480,7 @@ def _check_sizes(header: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
         expected = 1 if i == len(layers) - 1 and not is_box else shape[0]
         _check_integer(f"multipliers of layers[{i}]", n_multipliers, expected, expected)
     grids = [_n_features(part) for part in header["parts"] if part[0] in ("vector", "one_hot")]
-    n_grid = sum(grids) + sum(part[0] == "float_image" for part in header["parts"])
+    n_grid = sum(grids) + _n_remembered(header) + sum(part[0] == "float_image" for part in header["parts"])
     action = {name: n_out for name in ("action_low", "action_high", "action_std") if is_box}
     optional = ("action_std", "input_origin")  # only a sampled action, and only a large offset, need them
     needed = {

@@ -30,6 +30,14 @@ def make_policy(kind: str, history: int = K, **arch: Any) -> QuantActorCriticPol
         policy.action_net.weight.mul_(30)
     windows = raw.astype(np.float64)
     windows[:20, : history // 2] = np.nan
+    if policy.arch.history_actions:
+        windows = windows.reshape(64, history, -1)
+        n_action = policy.head.n_outputs
+        actions = np.random.default_rng(3).integers(0, 2, (64, history, n_action)).astype(float)
+        actions[:20, : history // 2] = actions[:, -1] = np.nan
+        windows = np.concatenate([windows, actions], axis=2)
+        if policy.head.is_box:
+            policy.features_extractor.trunks[0].set_action_normalization(BOX.low / 2, BOX.high / 3)
     policy.calibrate(th.as_tensor(windows))
     return policy
 

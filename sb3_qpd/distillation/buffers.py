@@ -10,6 +10,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 
+from sb3_qpd.distillation.stores import DictStore, HistoryStore, Rows, VectorStore, make_store, put_into_ring, ring_parts
 from sb3_qpd.teachers.teacher import TeacherOutput
 
 
@@ -42,306 +43,6 @@ class BufferPosition(NamedTuple):
     frames: int
 
 
-Rows = dict[str, list[np.ndarray]]  # arrays by name, each in parts that follow each other
-
-
-def ring_parts(ring: np.ndarray, start: int, stop: int) -> list[np.ndarray]:
-    """
-    The rows from one position to another, as one view, or two where they go round the end of the ring.
-
-    :param ring: the ring; row i of all that were ever stored lies at i modulo its length
-    :param start: position of the first row
-    :param stop: position after the last row, at most the ring's length later
-    """
-    first, n = start % len(ring), stop - start
-    return [ring[first : first + n], *([ring[: first + n - len(ring)]] if first + n > len(ring) else [])]
-
-
-def put_into_ring(ring: np.ndarray, start: int, rows: np.ndarray) -> None:
-    """
-    Write rows at their position.
-
-    :param ring: see :func:`ring_parts`
-    :param start: position of the first row
-    :param rows: rows of the ring's dtype and shape
-    :raises ValueError: rows of another dtype or shape, or more than the ring holds
-    """
-    if rows.dtype != ring.dtype or rows.shape[1:] != ring.shape[1:] or len(rows) > len(ring) or start < 0:
-        raise ValueError(f"expected rows of {ring.dtype} and {ring.shape[1:]}, got {rows.dtype} and {rows.shape[1:]}")
-    for part in ring_parts(ring, start, start + len(rows)):
-        part[:], rows = rows[: len(part)], rows[len(part) :]
-
-
-class _WholeObservations:
-    """What holds for stores with one row for each observation: the rows alone say where the next one belongs."""
-
-    position = 0
-
-    def holds_before(self, position: int) -> bool:
-        return False
-
-    def is_valid(self, slots: np.ndarray) -> np.ndarray:
-        return np.ones(len(slots), bool)
-
-
-class VectorStore(_WholeObservations):
-    """
-    Unstacked observations: uint8 as it is, anything else in float32, or in float64 for as long as it is needed.
-
-    :param capacity: number of observations
-    :param shape: shape of one observation
-    :param dtype: dtype of the environment's observations
-    :param is_exact: whether observations are kept in float64
-    """
-
-    def __init__(self, capacity: int, shape: tuple[int, ...], dtype: np.dtype, is_exact: bool = False) -> None:
-        number = np.float64 if is_exact else np.float32
-        self._data = np.zeros((capacity, *shape), dtype if dtype == np.uint8 else number)
-
-    def to_float32(self) -> None:
-        """Round what is kept in float64, and what will be added."""
-        if self._data.dtype == np.float64:
-            self._data = self._data.astype(np.float32)
-
-    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
-        self._data[slots] = observations
-
-    def get(self, slots: np.ndarray) -> np.ndarray:
-        return self._data[slots]
-
-    def rows(self, start: int, stop: int, position: int) -> Rows:
-        return {"data": ring_parts(self._data, start, stop)}
-
-    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
-        if rows["data"].dtype == np.float32:
-            self.to_float32()  # as the ring was before these rows were added
-        put_into_ring(self._data, start, rows["data"])
-
-    @property
-    def nbytes(self) -> int:
-        return self._data.nbytes
-
-
-class HistoryStore(VectorStore):
-    """
-    Vectors that come back as windows of an episode's last observations. Each is stored once, in the order of the steps.
-
-    :param capacity: number of observations, a multiple of ``n_envs``
-    :param shape: shape of one observation
-    :param dtype: dtype of the environment's observations
-    :param is_exact: whether observations are kept in float64
-    :param history: number of observations in a window
-    :param n_envs: number of environments; each adds one observation at a time
-    :raises ValueError: the ring is too small for a window of each environment
-    """
-
-    def __init__(
-        self, capacity: int, shape: tuple[int, ...], dtype: np.dtype, is_exact: bool, history: int, n_envs: int
-    ) -> None:
-        if capacity < 2 * history * n_envs:
-            raise ValueError(
-                f"buffer_size must be at least {2 * history * n_envs} for history={history} and {n_envs} environments, got "
-                f"{capacity}"
-            )
-        super().__init__(capacity, shape, dtype, is_exact)
-        self._history, self._n_envs, self._capacity = history, n_envs, capacity
-        # observations of the same episode before each one, as far as a window reaches; -1: there was none in any episode
-        self._ages = np.zeros(capacity, np.int8)
-        self._newest_ages = np.full(n_envs, -1, np.int8)
-        self._n_added = 0
-
-    def _ages_of(self, episode_starts: np.ndarray) -> np.ndarray:
-        older = np.minimum(self._newest_ages + 1, self._history - 1)
-        return np.where(episode_starts, 0, older).astype(np.int8)
-
-    def start(self, episode_starts: np.ndarray) -> None:
-        """
-        Say which of the observations that are added next begin an episode.
-
-        :param episode_starts: shape (n_envs,)
-        """
-        self._newest_ages = self._ages_of(episode_starts)
-
-    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
-        super().add(slots, observations)
-        self._ages[slots] = self._newest_ages
-        self._n_added += len(slots)
-
-    def get(self, slots: np.ndarray) -> np.ndarray:
-        """
-        Windows, the newest observation last. What lies before the episode is NaN.
-
-        :param slots: places in the ring, shape (n,)
-        :return: float32 or float64, shape (n, history, *observation_shape)
-        """
-        return self._windows(slots, self._ages[slots])
-
-    def _windows(self, slots: np.ndarray, ages: np.ndarray) -> np.ndarray:
-        lags = np.arange(self._history - 1, -1, -1)
-        windows = self._data[(slots[:, None] - lags * self._n_envs) % self._capacity]
-        if windows.dtype == np.uint8:
-            windows = windows.astype(np.float32)
-        windows[lags > ages[:, None]] = np.nan
-        return windows
-
-    def window_of(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
-        """
-        The windows that end in the next observations, before these are added.
-
-        :param observations: shape (n_envs, *observation_shape)
-        :param episode_starts: as for :meth:`start`
-        :return: see :meth:`get`
-        """
-        slots = (self._n_added + np.arange(self._n_envs)) % self._capacity
-        windows = self._windows(slots, self._ages_of(episode_starts))
-        windows[:, -1] = observations
-        return windows
-
-    def plain(self, slots: np.ndarray) -> np.ndarray:
-        """
-        Single observations without those before them.
-
-        :param slots: places in the ring
-        """
-        return super().get(slots)
-
-    def is_valid(self, slots: np.ndarray) -> np.ndarray:
-        """Whether a window is whole: the oldest rows of the ring have lost what was before them."""
-        n_newer = (self._n_added - 1 - slots) % self._capacity
-        return n_newer + self._ages[slots].astype(np.int64) * self._n_envs < min(self._n_added, self._capacity)
-
-    def rows(self, start: int, stop: int, position: int) -> Rows:
-        return {**super().rows(start, stop, position), "ages": ring_parts(self._ages, start, stop)}
-
-    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
-        super().put_back(start, rows)
-        put_into_ring(self._ages, start, rows["ages"])
-        self._n_added = start + len(rows["ages"])
-        if len(rows["ages"]) >= self._n_envs:
-            self._newest_ages = rows["ages"][-self._n_envs :].copy()
-
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + self._ages.nbytes
-
-
-class DictStore(_WholeObservations):
-    """
-    Dict observations, with one :class:`VectorStore` for each key.
-
-    :param capacity: number of observations
-    :param space: space of one observation
-    :param exact_keys: keys of the observations that are kept in float64
-    """
-
-    def __init__(self, capacity: int, space: spaces.Dict, exact_keys: Collection[str | None] = ()) -> None:
-        self._stores = {
-            key: VectorStore(capacity, one.shape, np.dtype(one.dtype), key in exact_keys)  # type: ignore[arg-type]
-            for key, one in space.items()
-        }
-
-    def to_float32(self, but: Collection[str | None]) -> None:
-        for key, store in self._stores.items():
-            if key not in but:
-                store.to_float32()
-
-    def add(self, slots: np.ndarray, observations: dict[str, np.ndarray]) -> None:
-        for key, store in self._stores.items():
-            store.add(slots, observations[key])
-
-    def get(self, slots: np.ndarray) -> dict[str, np.ndarray]:
-        return {key: store.get(slots) for key, store in self._stores.items()}
-
-    def rows(self, start: int, stop: int, position: int) -> Rows:
-        # numbers, as a key may be any text
-        return {f"data{i}": store.rows(start, stop, 0)["data"] for i, store in enumerate(self._stores.values())}
-
-    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
-        for i, store in enumerate(self._stores.values()):
-            store.put_back(start, {"data": rows[f"data{i}"]})
-
-    @property
-    def nbytes(self) -> int:
-        return sum(store.nbytes for store in self._stores.values())
-
-
-class FrameStore:
-    """
-    Stacked images, channels first, as indices into a ring of single frames.
-
-    An observation whose older frames are the newer ones of its environment's previous observation adds one frame. Any other
-    observation adds its whole stack. Each comes back bit for bit. Where episodes are very short, the frames of an
-    observation may be overwritten: it is then marked invalid.
-
-    :param capacity: number of observations
-    :param shape: shape of one observation, (n_frames, height, width)
-    :param n_envs: number of environments; each adds one observation at a time
-    """
-
-    def __init__(self, capacity: int, shape: tuple[int, ...], n_envs: int) -> None:
-        self._depth = shape[0]
-        # room for the whole stacks of some first observations, and in any case for those of the newest step
-        self._n_frames = capacity + capacity // 9 + n_envs * self._depth**2
-        self._frames = np.zeros((self._n_frames, *shape[1:]), np.uint8)
-        self._index = np.full((capacity, self._depth), -1, np.int64)
-        self._last = np.zeros((n_envs, *shape), np.uint8)
-        self._last_index = np.full((n_envs, self._depth), -1, np.int64)
-        self._next = 0
-
-    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
-        for env, (slot, stack) in enumerate(zip(slots, observations, strict=True)):
-            known = self._last_index[env, 1:]
-            continues = known[0] >= 0 and np.array_equal(stack[:-1], self._last[env, 1:])
-            new = stack[-1:] if continues else stack
-            ids = np.arange(self._next, self._next + len(new))
-            self._frames[ids % self._n_frames] = new
-            self._next += len(new)
-            self._last_index[env] = np.concatenate([known, ids])[-self._depth :]
-            self._index[slot] = self._last_index[env]
-        self._last[:] = observations
-
-    def get(self, slots: np.ndarray) -> np.ndarray:
-        # channels last in memory, as convolutions like it, channels first by its shape
-        ids = self._index[slots] % self._n_frames
-        batch = np.empty((len(slots), *self._frames.shape[1:], self._depth), np.uint8)
-        for i in range(self._depth):
-            batch[..., i] = self._frames[ids[:, i]]
-        return np.moveaxis(batch, -1, 1)
-
-    @property
-    def position(self) -> int:
-        """Number of frames that were ever stored."""
-        return self._next
-
-    def holds_before(self, position: int) -> bool:
-        return position > self._next - self._n_frames
-
-    def rows(self, start: int, stop: int, position: int) -> Rows:
-        first = max(position, self._next - self._n_frames)
-        return {
-            "index": ring_parts(self._index, start, stop),
-            "frames": ring_parts(self._frames, first, self._next),
-            "next": [np.array([self._next])],
-        }
-
-    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
-        put_into_ring(self._index, start, rows["index"])
-        self._next = int(rows["next"][0])
-        put_into_ring(self._frames, self._next - len(rows["frames"]), rows["frames"])
-        n_envs = len(self._last)
-        if len(rows["index"]) >= n_envs:
-            self._last_index[:] = rows["index"][-n_envs:]
-            slots = (start + len(rows["index"]) - n_envs + np.arange(n_envs)) % len(self._index)
-            self._last[:] = self.get(slots)
-
-    def is_valid(self, slots: np.ndarray) -> np.ndarray:
-        return self._index[slots].min(1) >= self._next - self._n_frames
-
-    @property
-    def nbytes(self) -> int:
-        return self._frames.nbytes + self._index.nbytes + self._last.nbytes + self._last_index.nbytes
-
-
 class DistillationBuffer:
     """
     A ring of observations with the teacher's targets. Distillation is supervised: each observation is labelled once, and old
@@ -355,6 +56,7 @@ class DistillationBuffer:
     :param stacked: whether observations are stacked frames, channels first, of which each frame is stored once
     :param exact_keys: keys of the values of a Dict that are kept in float64; ``None`` stands for any other observation
     :param history: number of observations in a window that :meth:`sample` draws; 1 draws observations without windows
+    :param n_action: numbers of the actions in a window, 0 for windows without actions
     """
 
     def __init__(
@@ -368,10 +70,11 @@ class DistillationBuffer:
         stacked: bool = False,
         exact_keys: Collection[str | None] = (),
         history: int = 1,
+        n_action: int = 0,
     ) -> None:
         self.capacity = -(-buffer_size // n_envs) * n_envs
         self.n_envs, self.device = n_envs, th.device(device)
-        self._store = _make_store(self.capacity, observation_space, n_envs, stacked, exact_keys, history)
+        self._store = make_store(self.capacity, observation_space, n_envs, stacked, exact_keys, history, n_action)
         self._targets: dict[str, np.ndarray] = {}  # a ring for each field of TeacherOutput that the teacher has
         self._added = 0
         self._rng = np.random.default_rng(seed)
@@ -384,17 +87,24 @@ class DistillationBuffer:
         """Bytes of observations and targets of a full ring."""
         return self._store.nbytes + sum(ring.nbytes for ring in self._targets.values())
 
-    def add(self, observations: Any, targets: TeacherOutput, episode_starts: np.ndarray | None = None) -> None:
+    def add(
+        self,
+        observations: Any,
+        targets: TeacherOutput,
+        episode_starts: np.ndarray | None = None,
+        actions: np.ndarray | None = None,
+    ) -> None:
         """
         Store one step of every environment.
 
         :param observations: raw observations, shape (n_envs, *observation_shape), or a dict of such arrays
         :param targets: the teacher's labels of these observations
         :param episode_starts: whether an observation is the first one of an episode. Only windows need it
+        :param actions: the actions that are taken, as the student sees them. Only windows with actions need them
         """
         if isinstance(self._store, HistoryStore):
             assert episode_starts is not None
-            self._store.start(episode_starts)
+            self._store.start(episode_starts, actions)
         arrays = {name: t.cpu().numpy() for name, t in targets._asdict().items() if t is not None}
         self._make_rings(arrays)
         slots = (self._added + np.arange(self.n_envs)) % self.capacity
@@ -402,6 +112,12 @@ class DistillationBuffer:
         for name, ring in self._targets.items():
             ring[slots] = arrays[name]
         self._added += self.n_envs
+
+    @property
+    def actions(self) -> np.ndarray:
+        """The actions of a ring whose windows have some, without a copy: shape (n, n_action)."""
+        assert isinstance(self._store, HistoryStore)
+        return self._store.actions
 
     def to_float32(self, but: Collection[str | None]) -> None:
         """
@@ -560,16 +276,3 @@ def observation_bytes(capacity: int, space: spaces.Space, stacked: bool) -> int:
         return sum(observation_bytes(capacity, one, False) for one in space.values())
     shape = (space.shape or ())[1:] if stacked else space.shape or ()
     return capacity * math.prod(shape) * (1 if space.dtype == np.uint8 else 4)
-
-
-def _make_store(
-    capacity: int, space: spaces.Space, n_envs: int, stacked: bool, exact_keys: Collection[str | None], history: int
-) -> Any:
-    if history > 1:
-        is_exact = None in exact_keys
-        return HistoryStore(capacity, space.shape, np.dtype(space.dtype), is_exact, history, n_envs)  # type: ignore[arg-type]
-    if isinstance(space, spaces.Dict):
-        return DictStore(capacity, space, exact_keys)
-    if stacked:
-        return FrameStore(capacity, space.shape, n_envs)  # type: ignore[arg-type]
-    return VectorStore(capacity, space.shape, np.dtype(space.dtype), None in exact_keys)  # type: ignore[arg-type]

@@ -112,6 +112,7 @@ class CollectingAlgorithm(DistillationAlgorithm):
     def _make_buffer(self, env: VecEnv) -> DistillationBuffer:
         options: dict[str, Any] = {"device": self.device, "seed": self.seed, "stacked": stacks_frames(env)}
         options |= {"exact_keys": exact_keys(self.policy, self._is_fitted), "history": self.policy.arch.history}
+        options["n_action"] = self.policy.head.n_outputs if self.policy.arch.history_actions else 0
         try:
             return DistillationBuffer(int(self.buffer_size), self.observation_space, env.num_envs, **options)
         except MemoryError as error:

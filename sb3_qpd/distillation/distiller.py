@@ -23,7 +23,7 @@ from sb3_qpd.distillation.buffers import DistillationSamples, FloatPixels, obser
 from sb3_qpd.distillation.checkpoints import Checkpoint, CheckpointWriter
 from sb3_qpd.distillation.environment import EnvSource, check_rewards
 from sb3_qpd.distillation.hyperparameters import check_hyperparameters, check_memory, check_optimizer
-from sb3_qpd.distillation.initialization import initialize_from_data
+from sb3_qpd.distillation.initialization import initialize_from_data, input_statistics
 from sb3_qpd.distillation.objective import distillation_loss, measure_student
 from sb3_qpd.distillation.precision import FallingPrecision
 from sb3_qpd.distillation.recordings import RecordingSource
@@ -349,7 +349,8 @@ class QPDDistiller(FallingPrecision):
             targets = self._ask_teacher()
             check_finite(targets)
             actions = self._act(targets)
-            buffer.add(self._last_obs, targets, self._last_episode_starts)
+            seen = self.policy.encode_actions(actions) if self.policy.arch.history_actions else None
+            buffer.add(self._last_obs, targets, self._last_episode_starts, seen)
             with self._named_failures():
                 env.step_async(actions)
             self._updates_owed += env.num_envs * self.gradient_steps  # type: ignore[operator]
@@ -386,6 +387,9 @@ class QPDDistiller(FallingPrecision):
         if not self._is_fitted:
             self._take_off_offsets()
             self._teacher_temperature = initialize_from_data(self.policy, self.teacher, self._buffer.newest(10_000))
+            if self.policy.arch.history_actions and self.policy.head.is_box:
+                seen = input_statistics(self._buffer.actions, None)
+                self.policy.features_extractor.trunks[0].set_action_normalization(*seen)
             self._calibrate()
             self._resolve_inputs()
             self._is_fitted = True

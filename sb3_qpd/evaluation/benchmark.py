@@ -341,14 +341,15 @@ def _benchmark_cases(folder: Folder, given: Networks, observations: Any) -> Iter
 def _forms(folder: Folder, given: Networks, observations: Any) -> Iterator[tuple[str, Callable[[], Iterator[BenchmarkCase]]]]:
     """The forms that there are, in the order of the table: a name, and a function that yields the rows."""
     policy, teacher, scratch = given.policy, given.teacher, folder.scratch
-    # what a float file in ONNX Runtime does not take
-    takes_others = folder.model.is_dict or folder.model.parts[0].kind == "one_hot"
+    # a float file in ONNX Runtime takes no Dict and no indices, and has no state
+    is_plain = not folder.model.is_dict and folder.model.parts[0].kind != "one_hot"
+    has_float_file = is_plain and folder.model.history == 1
     if teacher is not None:
         yield "teacher", partial(_in_sb3, "teacher", teacher, teacher.nbytes)
-    if teacher is not None and not takes_others and not getattr(teacher.policy, "is_function", False):
+    if teacher is not None and has_float_file and not (teacher.has_memory or getattr(teacher.policy, "is_function", False)):
         inputs = teacher.normalize(observations)
         yield "teacher in ONNX Runtime", partial(_in_onnx_runtime, "teacher", teacher.policy, inputs, scratch)
-    if given.float_policy is not None and not takes_others:
+    if given.float_policy is not None and has_float_file:
         in_onnx = partial(_in_onnx_runtime, "float student", given.float_policy, observations, scratch)
         yield "float student in ONNX Runtime", in_onnx
     if policy is not None:

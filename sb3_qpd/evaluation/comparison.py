@@ -278,11 +278,11 @@ def states_of(model: IntegerModel, evidence: Evidence) -> np.ndarray | None:
     if model.history == 1 or evidence.episode_starts is None:
         return None
     states: list[np.ndarray] = []
-    after: np.ndarray | None = None
+    state: Any = None
     for row, start in enumerate(evidence.episode_starts):
-        given = None if after is None else (after,)
-        before, after = model.remember(evidence.observations[row : row + 1], given, np.array([start]))
-        states.append(before)
+        one, begins = evidence.observations[row : row + 1], np.array([start])
+        states.append(model.remember(one, state, begins)[0])
+        _, state = model.predict(one, state, begins, deterministic=True)
     return np.concatenate(states)
 
 

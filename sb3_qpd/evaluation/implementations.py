@@ -218,7 +218,7 @@ def integer_steps(
     steps = dict(zip(model.step_names(), [*grids, acc], strict=True))
     steps |= {_output_name(model): acc.astype(np.float32) * model.layers[-1].multiplier, "action": model.actions(acc)}
     if state is not None:
-        steps[NEXT_STATE] = model.remember(observations, (state,))[1]
+        steps[NEXT_STATE] = model.remember(observations, (state,), actions=steps["action"])[1]
     return steps if masks is None else {**steps, MASKED_ACTION: model.actions(acc, action_masks=masks)}
 
 
@@ -238,6 +238,8 @@ def policy_steps(
     with recorded_intermediates(policy) as steps:
         policy.extract_features(policy.window_of(observations, state))
     features, head = steps.pop("features"), policy.action_net
+    if policy.arch.history_actions:  # no action has followed the newest observation
+        steps["input_grid"] = steps["input_grid"].reshape(len(features), -1)[:, : -policy.head.n_outputs]
     name = "mean" if isinstance(policy.action_space, spaces.Box) else "logits"
     outputs = {"accumulators": head.accumulators(features), name: head(features)}
     steps |= {**{name: values.cpu().numpy() for name, values in outputs.items()}}

@@ -302,11 +302,11 @@ def _batch(model: IntegerModel, source: Any, n_observations: int) -> Iterator[tu
         yield observations, None, None
         return
     check_batch(model, observations)
-    state: np.ndarray | None = None
+    state: Any = None
     for row in range(len(observations)):
         one = observations[row : row + 1]
-        before, state = model.remember(one, None if state is None else (state,))
-        yield one, None, before
+        yield one, None, model.remember(one, state)[0]
+        _, state = model.predict(one, state, deterministic=True)
 
 
 def _jitter_of(player: Player, env: EnvSource, n_observations: int, seed: int) -> float:

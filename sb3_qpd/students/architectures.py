@@ -40,6 +40,7 @@ class StudentArch:
         number, first layer and head have at least 8 bits (LSQ, Esser et al. 2020)
     :param activation_bits: bits of every hidden activation; 32 is float
     :param history: number of observations that the student sees: the newest one, and those before it in the episode
+    :param history_actions: whether it also sees the actions that were taken between these observations
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
@@ -50,6 +51,7 @@ class StudentArch:
     weight_bits: int | tuple[int, ...] = 8
     activation_bits: int = 8
     history: int = 1
+    history_actions: bool = False
 
     def __post_init__(self) -> None:
         for name in ("hidden", "conv", "conv_hidden", "weight_bits"):
@@ -70,6 +72,9 @@ class StudentArch:
 
         if type(self.history) is not int or not 1 <= self.history <= MAX_HISTORY:
             raise ValueError(f"StudentArch.history takes an integer of 1 to {MAX_HISTORY} observations, got {self.history!r}")
+        if type(self.history_actions) is not bool or (self.history_actions and self.history == 1):
+            got = f"history_actions={self.history_actions!r}, history={self.history}"
+            raise ValueError(f"StudentArch.history_actions is True or False, and needs a history of 2 or more, got {got}")
 
     def __repr__(self) -> str:
         return f"StudentArch({', '.join(f'{name}={value!r}' for name, value in self.asdict().items())})"
@@ -114,6 +119,7 @@ class StudentArch:
         names = ("hidden", "conv", "conv_hidden") if has_images else ("hidden",)
         sizes = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         memory = f", history={self.history}" if self.history > 1 else ""
+        memory += ", history_actions=True" if self.history_actions else ""
         return f"{sizes}, weight_bits={self.weight_bits}, activation_bits={self.activation_bits}{memory}"
 
     def with_bits(self, weight_bits: int | tuple[int, ...] | None, activation_bits: int | None) -> StudentArch:
@@ -135,8 +141,10 @@ class StudentArch:
         return self if history is None else replace(self, history=history)
 
     def asdict(self) -> dict[str, Any]:
-        """The fields as plain values. A student without a memory has no ``history``: older versions read it too."""
-        return {name: value for name, value in asdict(self).items() if name != "history" or value > 1}
+        """The fields as plain values. Those of a memory are left out where there is none: older versions read the rest too."""
+        left_out = {"history"} if self.history == 1 else set()
+        left_out |= set() if self.history_actions else {"history_actions"}
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_json(self) -> str:
         """The fields that are not the default, as JSON, which ``student_arch`` takes in Python and on the command line."""

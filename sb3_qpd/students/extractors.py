@@ -33,6 +33,7 @@ class QuantExtractor(BaseFeaturesExtractor):
     :param parts: the parts of the observation to take; ``None`` takes all
     :param output_grid: grid of the last layer, shared with other trunks; ``None`` makes one
     :param weight_bits: bits of each layer's weights; ``None`` takes the architecture's
+    :param n_action: numbers of an action, for a student that sees those that were taken
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class QuantExtractor(BaseFeaturesExtractor):
         parts: tuple[ObservationPart, ...] | None = None,
         output_grid: Quantizer | None = None,
         weight_bits: list[int] | None = None,
+        n_action: int = 0,
     ) -> None:
         self.parts = observation_parts(observation_space, normalized_image) if parts is None else parts
         self.is_image, shape = self.parts[0].is_image, self.parts[0].shape
@@ -51,6 +53,8 @@ class QuantExtractor(BaseFeaturesExtractor):
             raise ValueError("A student of images needs a layer: give conv, conv_hidden or hidden in student_arch, or a name")
         self.history, n_features = arch.history, sum(part.n_features for part in self.parts)
         check_history(self.history, self.parts)
+        self.n_action = n_action if arch.history_actions else 0
+        n_features += self.n_action
         flat = self.history * n_features
         super().__init__(observation_space, _features_dim(shape, conv, hidden, flat))
         bits = arch.layer_bits(len(conv) + len(hidden) + 1) if weight_bits is None else [*weight_bits, 0]
@@ -140,6 +144,8 @@ class QuantExtractor(BaseFeaturesExtractor):
         """
         if self.origin is None:
             return observations
+        if self.n_action:
+            return (observations.double() - self.origin).float()  # type: ignore[union-attr]
         taken: dict[str | None, th.Tensor] = {}
         for part, own in zip(self.parts, self.origin.split([part.n_features for part in self.parts]), strict=True):
             if part.kind == "vector":
@@ -155,7 +161,8 @@ class QuantExtractor(BaseFeaturesExtractor):
         """
         grid = self.input_grid
         assert isinstance(grid, VectorGrid) and not self.is_image
-        grid.origin = th.as_tensor(origin, dtype=th.float64, device=grid.mean.device)
+        grid.origin = th.zeros_like(grid.mean)  # the actions that a student sees have none
+        grid.origin[: len(origin)].copy_(th.as_tensor(origin))
 
     def input(self, observations: PyTorchObs) -> th.Tensor:
         """
@@ -177,10 +184,11 @@ class QuantExtractor(BaseFeaturesExtractor):
 
         What lies before an episode is NaN. It becomes the mean of the normalization, which is zero in integers.
 
-        :param windows: shape (batch_size, history, *observation_shape), the newest observation last
+        :param windows: shape (batch_size, history, *observation_shape), the newest observation last. With actions each
+            observation is flat, and the action that followed it is beside it; that of the newest one is NaN
         :return: shape (batch_size, history, n_features)
         """
-        shape = (self.history, *self.parts[0].shape)
+        shape = (self.history, *(self.parts[0].shape if not self.n_action else self._grid_shape))
         if windows.shape[1:] != shape:
             raise ValueError(
                 f"A student with a memory (history={self.history}) takes windows of shape {shape}, got "
@@ -201,8 +209,26 @@ class QuantExtractor(BaseFeaturesExtractor):
         if isinstance(grid, PixelGrid):
             grid.centre.fill_(float(np.rint(mean)))
             return
-        grid.mean.copy_(th.as_tensor(np.asarray(mean, np.float64).reshape(-1)))
-        grid.std.copy_(th.as_tensor(np.maximum(np.asarray(std, np.float64).reshape(-1), MIN_STD)))
+        n = len(grid.mean) - self.n_action
+        grid.mean[:n].copy_(th.as_tensor(np.asarray(mean, np.float64).reshape(-1)))
+        grid.std[:n].copy_(th.as_tensor(np.maximum(np.asarray(std, np.float64).reshape(-1), MIN_STD)))
+
+    def set_action_normalization(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """
+        Freeze the normalization of the Box actions that a student sees. Discrete ones are zeros and ones, and have none.
+
+        :param mean: shape (action_dim,)
+        :param std: shape (action_dim,)
+        """
+        grid = self.input_grid
+        assert isinstance(grid, VectorGrid) and self.n_action
+        grid.mean[-self.n_action :].copy_(th.as_tensor(mean))
+        grid.std[-self.n_action :].copy_(th.as_tensor(np.maximum(std, MIN_STD)))
+
+    @property
+    def _grid_shape(self) -> tuple[int, ...]:
+        assert isinstance(self.input_grid, VectorGrid)
+        return tuple(self.input_grid.mean.shape)
 
 
 class QuantCombinedExtractor(BaseFeaturesExtractor):

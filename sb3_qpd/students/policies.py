@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_qpd.atomic import write_atomically
-from sb3_qpd.integer import IntegerModel
+from sb3_qpd.integer import IntegerModel, encode_actions
 from sb3_qpd.observations import check_finite
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
@@ -95,10 +96,23 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             net_arch=[],
             activation_fn=nn.ReLU,
             features_extractor_class=QuantExtractor if len(task.groups) == 1 else QuantCombinedExtractor,
-            features_extractor_kwargs={"arch": self.arch, "normalized_image": normalized_image},
+            features_extractor_kwargs={"arch": self.arch, "normalized_image": normalized_image, **self._seen_actions},
             normalize_images=False,
             **kwargs,
         )
+
+    @property
+    def _seen_actions(self) -> dict[str, Any]:
+        return {"n_action": self.head.n_outputs} if self.arch.history_actions else {}
+
+    def encode_actions(self, actions: np.ndarray) -> np.ndarray:
+        """
+        Actions as a student that sees them takes them, see :func:`~sb3_qpd.integer.encode_actions`.
+
+        :param actions: shape (batch_size, *action_shape)
+        """
+        nvec = () if self.head.is_box or self.head.is_binary else self.head.nvec
+        return encode_actions(np.reshape(actions, (len(actions), -1)), nvec)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
@@ -122,6 +136,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             for name, bound in (("action_low", self.action_space.low), ("action_high", self.action_space.high)):
                 bound = bound if np.issubdtype(bound.dtype, np.floating) else bound.astype(np.float32)
                 self.register_buffer(name, th.tensor(bound.reshape(-1)), persistent=False)
+        if self.arch.history_actions:  # no action has followed the newest observation: its inputs are always zero
+            first = next(iter(extractor.trunks[0].layers), self.action_net)
+            first.weight.data[:, -self.head.n_outputs :] = 0.0
         if any(trunk.is_image for trunk in extractor.trunks):
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
         self.optimizer = self._make_optimizer(lr_schedule(1))
@@ -332,8 +349,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         """
         if (model := self._integer_model()) is not None:
             with suppress(ValueError):  # an input that it refuses: SB3 takes it another way, or says what is wrong
-                before, after = self._remember(model, observation, state, episode_start)
+                before = None if model.history == 1 else model.remember(observation, state, episode_start)[0]
                 actions = self._predict_in_integers(model, observation, deterministic, action_masks, before)
+                after = state if before is None else (model.remember(observation, (before,), actions=actions)[1],)
                 if self.training:  # a walk through all modules
                     self.set_training_mode(False)
                 return actions, after
@@ -362,6 +380,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         newest: Any = self.obs_to_tensor(observations)[0]
         if self.arch.history == 1:
             return newest
+        newest = self._with_no_action(newest.double())
         grid: Any = self.features_extractor.trunks[0].input_grid
         shape = (len(newest), self.arch.history - 1, *newest.shape[1:])
         if state is None:
@@ -369,16 +388,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         else:
             before = th.as_tensor(state, device=newest.device) * (grid.std * grid.scale()) + grid.mean
             before = (before if grid.origin is None else before + grid.origin).reshape(shape)
-        return th.cat([before, newest.double()[:, None]], dim=1)
-
-    def _remember(
-        self, model: IntegerModel, observation: Any, state: Any, episode_start: np.ndarray | None
-    ) -> tuple[np.ndarray | None, Any]:
-        """The window that an action depends on, and the state to return."""
-        if model.history == 1:
-            return None, state
-        before, after = model.remember(observation, state, episode_start)
-        return before, (after,)
+        return th.cat([before, newest[:, None]], dim=1)
 
     def _predict_window(
         self,
@@ -391,7 +401,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         """:meth:`predict` in torch with a memory: the state is a window of raw observations, NaN before an episode."""
         self.set_training_mode(False)
         tensor, is_batch = self.obs_to_tensor(observation)
-        newest: th.Tensor = tensor.double()  # type: ignore[union-attr]
+        newest = self._with_no_action(tensor.double())  # type: ignore[union-attr]
         shape = (len(newest), self.arch.history - 1, *newest.shape[1:])
         before = np.full(shape, np.nan) if state is None else np.array(state[0])
         if before.dtype != np.float64 or before.shape != shape:
@@ -406,7 +416,17 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             actions = self._predict(windows, deterministic, action_masks).cpu().numpy().reshape(-1, *self.head.shape)
         if self._action_bounds is not None:
             actions = np.clip(actions.astype(np.float32), *self._action_bounds)
-        return (actions if is_batch else actions.squeeze(axis=0)), (windows[:, 1:].cpu().numpy(),)
+        after = windows[:, 1:].cpu().numpy()
+        if self.arch.history_actions:
+            after[:, -1, -self.head.n_outputs :] = self.encode_actions(actions)
+        return (actions if is_batch else actions.squeeze(axis=0)), (after,)
+
+    def _with_no_action(self, observations: th.Tensor) -> th.Tensor:
+        """Observations as rows of a window, to which no action belongs yet."""
+        if not self.arch.history_actions:
+            return observations
+        flat = observations.flatten(1)
+        return th.cat([flat, flat.new_full((len(flat), self.head.n_outputs), th.nan)], dim=1)
 
     def _check_finite(self, observation: Any) -> None:
         space = self.observation_space
@@ -529,8 +549,11 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             box = {"action_low": low.reshape(-1), "action_high": high.reshape(-1)}
             box["action_std"] = self.log_std.exp().cpu().numpy()
             metadata = {"action_unit": self.action_unit.tolist(), **metadata}
+        integers = [layer.to_integer() for layer in layers]
+        if self.arch.history_actions:  # the inputs for the action that is still to come
+            integers[0] = replace(integers[0], weight=integers[0].weight[:, : -self.head.n_outputs])
         return IntegerModel(
-            layers=[layer.to_integer() for layer in layers],
+            layers=integers,
             observation_shape=self.observation_space.shape or (),
             input_multiplier=m,
             input_offset=a,
@@ -541,6 +564,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             action_nvec=self.head.nvec,
             uses_masks=self.uses_masks,
             history=self.arch.history,
+            history_actions=self.arch.history_actions,
             input_origin=th.cat(origins).cpu().numpy() if has_origin else None,
             **box,
         )

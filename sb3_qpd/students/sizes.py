@@ -87,7 +87,8 @@ def student_nbytes(arch: StudentArch, task: StudentTask) -> int:
     total += BYTES_OF_CHANNEL * sum(layer.n_out for layer in layers)
     total += 4 * head.n_out + 4 * (head.n_out if task.is_box else 1)
     total += BYTES_OF_BOUNDS * head.n_out * task.is_box
-    features = sum(1 if part.kind == "float_image" else part.n_features for part in task.parts if part.kind != "image")
+    features = task.n_outputs * arch.history_actions
+    features += sum(1 if part.kind == "float_image" else part.n_features for part in task.parts if part.kind != "image")
     return total + BYTES_OF_GRID * features
 
 
@@ -106,15 +107,16 @@ def _layers(arch: StudentArch, task: StudentTask) -> tuple[list[list[_Layer]], _
     """The layers of each trunk, and the head."""
     trunks, n_features = [], 0
     for group in task.groups:
-        layers, n_out = _trunk(arch, group)
+        layers, n_out = _trunk(arch, group, task.n_outputs)
         trunks.append(layers)
         n_features += n_out
     return trunks, _Layer(n_features * task.n_outputs, task.n_outputs)
 
 
-def _trunk(arch: StudentArch, group: tuple[ObservationPart, ...]) -> tuple[list[_Layer], int]:
-    """The layers of a trunk, and the number of its outputs."""
+def _trunk(arch: StudentArch, group: tuple[ObservationPart, ...], n_action: int) -> tuple[list[_Layer], int]:
+    """The layers of a trunk, and the number of its outputs. An action that it sees has ``n_action`` numbers."""
     size, shape = arch.history * sum(part.n_features for part in group), group[0].shape
+    size += (arch.history - 1) * n_action * arch.history_actions
     is_image = group[0].is_image
     layers = list(_convolutions(arch, shape)) if is_image else []
     if layers:

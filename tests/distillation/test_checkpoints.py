@@ -94,6 +94,7 @@ def robots() -> Any:
     return make_vec_env(Far, 4, seed=0, env_kwargs={"space": ROBOT, "draw": robot})
 
 
+ACTIONS_TOO = {"hidden": [8], "history": 3, "history_actions": True}
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "vector": (lambda: untrained(pointers()), {"buffer_size": 160}),
     "blend": (lambda: untrained(pointers()), {"transition": "progressive", "roll_in": False}),
@@ -106,6 +107,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "masks": (maskable, {}),
     "recurrent": (recurrent, {}),
     "memory": (lambda: untrained(pointers()), {"history": 3, "buffer_size": 160}),
+    "memory of actions": (lambda: untrained(pointers(BOX)), {"student_arch": ACTIONS_TOO}),
     "origin": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {}),
     "origin, small ring": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {"buffer_size": 160}),
     "origin in a dict": (lambda: untrained(robots(), policy="MultiInputPolicy"), {}),

@@ -19,11 +19,13 @@ from sb3_qpd.export.onnx.runtime import OnnxPolicy
 
 @pytest.mark.parametrize("form", ["operators", "qdq"])
 @pytest.mark.parametrize("optimize", [True, False])
-def test_onnx_carries_the_state(form: str, optimize: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_actions", [True, False])
+def test_onnx_carries_the_state(form: str, optimize: bool, has_actions: bool, tmp_path: Path) -> None:
     if form == "qdq" and not optimize:
         pytest.skip("floats are exact only where the runtime fuses them")
+    arch = {"history_actions": has_actions}
     for kind, history in (("discrete", K), ("box", 2), ("bits", K)):
-        model = make_policy(kind, history).to_integer()
+        model = make_policy(kind, history, **arch).to_integer()
         export_onnx(model, tmp_path, form=form)
         policy, state, mine = OnnxPolicy(tmp_path / "student.onnx", optimize=optimize), None, None
         for observations, starts in episodes(kind, 25):
@@ -57,6 +59,8 @@ def test_the_interpreter_alone_has_a_memory(tmp_path: Path) -> None:
 def test_targets_without_a_memory_refuse_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tflite does not support a memory \(history=4\).* Take the target onnx"):
         export_tflite(make_policy("discrete").to_integer(), tmp_path)
+    with pytest.raises(ValueError, match=r"c does not support a memory of actions \(history_actions\).* onnx or numpy"):
+        export_c(make_policy("discrete", history_actions=True).to_integer(), tmp_path)
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -66,6 +70,12 @@ def test_verify_compares_every_step_of_one_episode(kind: str, tmp_path: Path) ->
     export_onnx(policy.to_integer(), tmp_path)
     export_c(policy.to_integer(), tmp_path)
     result = verify(tmp_path, observations_of(kind, 60, seed=4), policy=policy)
+    with_actions = make_policy(kind, history_actions=True)
+    other = tmp_path / "actions"
+    other.mkdir()
+    with_actions.to_integer().save(other / "student.npz")
+    export_onnx(with_actions.to_integer(), other)
+    assert verify(other, observations_of(kind, 60, seed=4), policy=with_actions).holds
     assert isinstance(result, Verification) and result.holds and result.n_observations == 60
     compared = {(row.implementation, row.step) for row in result.differences}
     for name in ("policy in eval mode", "ONNX Runtime"):
@@ -149,3 +159,18 @@ def test_an_origin_is_taken_off_in_every_form(tmp_path: Path) -> None:
     result = verify(tmp_path, observations, policy=policy)
     assert result.holds and len({row.implementation for row in result.differences}) == 4, result.table()
     CMemory(tmp_path)
+
+
+def test_a_microcontroller_takes_windows(tmp_path: Path) -> None:
+    from sb3_qpd.export.c.emulator import emulate, missing_tools
+
+    if problem := missing_tools("cortex-m4f"):
+        pytest.skip(problem)
+    model, observations = make_policy("box").to_integer(), observations_of("box", 8)
+    export_c(model, tmp_path)
+    expected, state = [], None
+    for row in range(8):
+        one = observations[row : row + 1]
+        expected.append(model.accumulators(one, model.remember(one, state)[0])[0])
+        _, state = model.predict(one, state, deterministic=True)
+    assert np.array_equal(emulate(tmp_path, model, observations).outputs, expected)

@@ -10,7 +10,7 @@ import torch as th
 from gymnasium import spaces
 from memory import N_ENVS, SPACES, K, by_hand, episodes, make_policy, observations_of
 from stable_baselines3 import PPO
-from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from toys import BOX, QUICK, Anything, assert_equal_states, pointers, untrained
@@ -18,6 +18,7 @@ from toys import BOX, QUICK, Anything, assert_equal_states, pointers, untrained
 from sb3_qpd import IntegerModel, QPDDistiller, QuantActorCriticPolicy, StudentArch, evaluate, load_student
 from sb3_qpd.distillation.buffers import DistillationBuffer
 from sb3_qpd.integer import StudentError
+from sb3_qpd.students.sizes import StudentTask, student_nbytes
 from sb3_qpd.teachers.teacher import TeacherOutput
 
 
@@ -60,6 +61,44 @@ def test_policy_and_integers_are_equal_across_episodes(kind: str, requantization
     single, one = model.predict(observations[0], None, deterministic=True)
     assert single.shape == actions[0].shape and one[0].shape == (1, K - 1, model.parts[0].n_features)
     assert np.array_equal(single, model.predict(observations, deterministic=True)[0][0])
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_actions_between_the_observations_are_seen(kind: str, tmp_path: Path) -> None:
+    """Windows of observations and actions by their definition, in torch, beside the states of policy and integers."""
+    policy = make_policy(kind, history_actions=True)
+    policy.to_integer().save(tmp_path / "student.npz")
+    model, n_action = IntegerModel.load(tmp_path / "student.npz"), policy.head.n_outputs
+    first = next(iter(policy.features_extractor.layers))
+    n_inputs = model.layers[0].weight.shape[1]
+    assert model.history_actions and n_inputs == first.weight.shape[1] - n_action and "actions between" in repr(model)
+    assert student_nbytes(policy.arch, StudentTask(model.parts, n_action, model.is_box)) == model.nbytes
+    state = own_state = torch_state = None
+    rows: list[np.ndarray] = []
+    begun: list[np.ndarray] = []
+    differs = 0
+    for observations, starts in episodes(kind):
+        flat = observations.reshape(N_ENVS, -1).astype(float)
+        rows.append(np.concatenate([flat, np.full((N_ENVS, n_action), np.nan)], axis=1))
+        begun.append(starts)
+        windows = by_hand(rows, begun)
+        before, _ = model.remember(observations, state, starts)
+        actions, state = model.predict(observations, state, starts, deterministic=True)
+        own, own_state = policy.predict(observations, own_state, starts, deterministic=True)
+        in_torch, torch_state = policy._predict_window(observations, torch_state, starts, True, None)
+        assert np.array_equal(own, actions) and np.array_equal(in_torch, actions)
+        assert np.array_equal(state[0], own_state[0]) and state[0].shape[2] == flat.shape[1] + n_action
+        with th.no_grad():
+            policy.set_training_mode(False)
+            expected = policy.action_net.accumulators(policy.extract_features(th.as_tensor(windows))).numpy()
+            again = policy.action_net.accumulators(policy.extract_features(policy.window_of(observations, before))).numpy()
+        acc = model.accumulators(observations, before)
+        assert np.array_equal(acc, expected) and np.array_equal(acc, again)
+        rows[-1][:, -n_action:] = policy.encode_actions(actions)
+        without = before.copy()
+        without[:, :, -n_action:] = 0
+        differs += int((model.accumulators(observations, without) != acc).any())
+    assert differs > 10, "the actions have to matter"
 
 
 def test_a_memory_matters_and_ends_with_the_episode() -> None:
@@ -232,6 +271,9 @@ def test_what_has_no_memory_is_refused_by_name() -> None:
         with pytest.raises(ValueError, match="history=2: a student with a memory takes vectors"):
             arch = StudentArch((4,), ((2, 8, 4),), (4,), history=2)
             QuantActorCriticPolicy(space, spaces.Discrete(2), lambda _: 0.0, student_arch=arch)
+    for given in ({"history_actions": True}, {"history": 3, "history_actions": 1}):
+        with pytest.raises(ValueError, match="history_actions is True or False, and needs a history of 2 or more"):
+            StudentArch(**given)
     for history in (0, 65, 2.0, True):
         with pytest.raises(ValueError, match="StudentArch.history takes an integer of 1 to 64"):
             StudentArch(history=history)
@@ -239,6 +281,34 @@ def test_what_has_no_memory_is_refused_by_name() -> None:
     stock = PPO(QuantActorCriticPolicy, pointers(), n_steps=8, batch_size=8, device="cpu", policy_kwargs=policy_kwargs)
     with pytest.raises(ValueError, match=r"takes windows of shape \(2, 3\).* It learns with QPDDistiller alone"):
         stock.learn(8)
+
+
+@pytest.mark.parametrize("action_space", [spaces.Discrete(3), BOX])
+def test_the_ring_stores_what_was_done(action_space: spaces.Space) -> None:
+    env = make_vec_env(Anything, 2, env_kwargs={"observation_space": SPACES["box"][0], "action_space": action_space})
+    arch = {"hidden": [4], "history": 3, "history_actions": True}
+    student = QPDDistiller(untrained(env), **{**QUICK, "student_arch": arch}, batch_size=16, gradient_steps=0.1)
+    taken: list[np.ndarray] = []
+
+    class Watch(BaseCallback):
+        def _on_step(self) -> bool:
+            taken.append(student.policy.encode_actions(self.locals["actions"]))
+            return True
+
+    student.learn(120, callback=Watch())
+    n_action, store = student.policy.head.n_outputs, student._buffer._store
+    windows = store.get(np.arange(120)).reshape(60, 2, 3, -1)
+    for step in range(3, 60):
+        for lag in (1, 2):
+            row = windows[step, :, 2 - lag, -n_action:]
+            is_seen = ~np.isnan(row).any(1)
+            assert np.array_equal(row[is_seen], taken[step - lag][is_seen])
+        assert np.isnan(windows[step, :, 2, -n_action:]).all()
+    assert student.to_integer().history_actions
+    if action_space is BOX:
+        grid, done = student.policy.features_extractor.input_grid, np.concatenate(taken)
+        assert np.abs((done - grid.mean[-n_action:].numpy()) / grid.std[-n_action:].numpy()).max() < 9
+    assert student.policy.features_extractor.layers[0].weight[:, -n_action:].abs().max() < 1e-6
 
 
 def test_students_without_a_memory_are_written_as_before(tmp_path: Path) -> None:

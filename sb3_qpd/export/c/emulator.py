@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd.export.c.layout import lay_out, plan_arena
+from sb3_qpd.export.c.memory import episode_windows, window_model
 from sb3_qpd.export.c.runtime import find_compiler, run_compiler
 from sb3_qpd.export.c.text import read_template, rename
 from sb3_qpd.export.c.vectors import c_observations
@@ -187,6 +188,8 @@ def emulate(
     :raises MisfitError: if the student does not fit the microcontroller
     :raises RuntimeError: if tools are missing, or the build or the emulator fails
     """
+    if model.history > 1:
+        model, observations = window_model(model), episode_windows(model, observations)
     if problem := missing_tools(microcontroller):
         raise RuntimeError(problem)
     chip = MICROCONTROLLERS[microcontroller]
