@@ -339,18 +339,18 @@ def summary(content: dict[str, Any]) -> str:
 
 
 def _sentence(content: dict[str, Any]) -> str:
-    tried = f"{content['candidates']} sizes and bits were tried in {len(content['trials'])} trials"
+    tried = f"{content['candidates']} sizes and bits were tried in {len(content['trials'])} trials."
     if content["winner"] is None:
-        return f"No student was non-inferior to the teacher on validation episodes; {tried}."
+        return f"No student was non-inferior to the teacher on validation episodes. {tried}"
     point = content["points"][content["winner"]]
     seeds = f"{len(point['seeds'])} fresh seed{'' if len(point['seeds']) == 1 else 's'}"
+    played = f"{content['test']['episodes']} test episodes for each of {seeds}"
     chosen = content["points"][content["chosen"]]
-    choice = "chosen on validation episodes"
-    if chosen is not point:
-        choice = f"the next larger one after {_named(chosen)}, which validation episodes chose"
+    if chosen is point:
+        return f"The winner (*), chosen on validation episodes: {_named(point)} on {played}. {tried}"
     return (
-        f"The winner (*), {choice}, trained again with {seeds}: {_named(point)} on "
-        f"{content['test']['episodes']} test episodes of each seed; {tried}."
+        f"The winner (*): {_named(point)} on {played}. Validation episodes chose {_named(chosen)} on test episodes. "
+        f"The winner is the next larger student. {tried}"
     )
 
 
