@@ -395,7 +395,8 @@ class DistillationAlgorithm(BaseAlgorithm):
         :param path: zip of a student, or its folder, which you or a person you trust saved
         :param env: as in the constructor; ``None`` takes the one of ``teacher=``. Not needed to predict
         :param args: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
-        :param kwargs: ``teacher=`` to go on learning, with or without ``observations=``, and other arguments of the constructor
+        :param kwargs: ``teacher=`` to go on learning, with or without ``observations=``, and other arguments of the
+            constructor
         """
         if env is not None:
             check_env_type(env)
