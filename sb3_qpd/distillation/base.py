@@ -74,6 +74,20 @@ def torch_threads(n_threads: int | None) -> Iterator[None]:
         th.set_num_threads(before)
 
 
+def _learned_in(teacher: Teacher, env: EnvSource | None, observations: RecordingSource | None) -> EnvSource | None:
+    """What a student that is loaded goes on with: a recording, the environment that is given, or the teacher's own."""
+    if observations is not None:
+        return recorded_env(observations, teacher, env)
+    return (teacher.vec_env or teacher.recipe) if env is None else env
+
+
+def _zip_of(path: Any) -> Any:
+    """The zip of a student's folder; anything else as it is."""
+    if isinstance(path, str | Path) and Path(path).is_dir() and not Path(f"{path}.zip").is_file():
+        return find_zip(Path(path)) or path
+    return path
+
+
 class DistillationAlgorithm(BaseAlgorithm):
     """
     The base of an algorithm whose ``policy`` is a quantized student of a teacher. The subclass defines how it learns.
@@ -393,16 +407,17 @@ class DistillationAlgorithm(BaseAlgorithm):
         :param path: zip of a student, or its folder, which you or a person you trust saved
         :param env: as in the constructor; ``None`` takes the one of ``teacher=``. Not needed to predict
         :param args: see :class:`~stable_baselines3.common.base_class.BaseAlgorithm`
-        :param kwargs: ``teacher=`` to go on learning, and other arguments of the constructor
+        :param kwargs: ``teacher=`` to go on learning, with or without ``observations=``, and other arguments of the
+            constructor
         """
         if env is not None:
             check_env_type(env)
         check_device(kwargs.get("device", "auto"))
-        if isinstance(path, str | Path) and Path(path).is_dir() and not Path(f"{path}.zip").is_file():
-            path = find_zip(Path(path)) or path
+        path = _zip_of(path)
         if (teacher := kwargs.get("teacher")) is not None:
-            kwargs["teacher"] = teacher = load_teacher(teacher, needs_env=env is None)
-            env = (teacher.vec_env or teacher.recipe) if env is None else env
+            observations = kwargs.pop("observations", None)
+            kwargs["teacher"] = teacher = load_teacher(teacher, needs_env=env is None and observations is None)
+            env = _learned_in(teacher, env, observations)
         if env is not None:
             n_envs = check_n_envs(kwargs.pop("n_envs", None))
             env = raw_env(env, teacher, n_envs, "dummy", kwargs.get("seed"))

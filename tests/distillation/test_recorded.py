@@ -67,6 +67,13 @@ def test_the_same_seed_gives_the_same_student(pointer: Teacher):
     assert all((students[0][key] == students[1][key]).all() for key in students[0])
 
 
+def test_a_loaded_student_goes_on_with_other_observations(pointer: Teacher, tmp_path: Path):
+    QPDDistiller(pointer, observations=Pointer.sample(100), **QUICK).learn(64).save(tmp_path / "student")
+    student = QPDDistiller.load(tmp_path / "student", teacher=pointer, observations=Pointer.sample(200), device="cpu")
+    assert student.recording is not None and len(student.recording) == 200
+    assert student.learn(64, reset_num_timesteps=False).num_timesteps == 128
+
+
 class Stop(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps >= 250:

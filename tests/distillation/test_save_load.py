@@ -311,7 +311,7 @@ def test_sampled_actions_follow_the_logits():
 HYPERPARAMETERS = [
     name
     for name in inspect.signature(QPDDistiller).parameters
-    if name not in ("teacher", "env", "policy", "vec_env", "stats_window_size", "device", "_init_setup_model")
+    if name not in ("teacher", "env", "observations", "policy", "vec_env", "stats_window_size", "device", "_init_setup_model")
 ]
 
 
