@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     policy = make_student(VECTOR, DISCRETE)
     policy.features_extractor.set_origin(np.array([5_400_000.25, 0, 0, 0, -1.7e9]))
     with pytest.raises(MisfitError, match="no double of 64 bits .* requantization='fixed'"):
-        emulate(tmp_path, policy.to_integer(), some_observations(VECTOR, 2), UNO)
+        emulate(tmp_path, policy.to_integer(), some_observations(VECTOR, 4), UNO)
 
 
 @pytest.mark.parametrize(
