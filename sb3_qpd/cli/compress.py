@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
     from sb3_qpd.envs.recipe import EnvRecipe
     from sb3_qpd.evaluation.comparison import EvaluationPlan
-    from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.teachers.teacher import Teacher
 
 FLOAT_BASELINE = {"transition": "none", "weight_bits": 32, "activation_bits": 32, "check_teacher": False}
@@ -258,7 +257,7 @@ def _compress(
 
     options = dict[str, Any](log_interval=1 if args.tensorboard_log else None, progress_bar=args.progress)
     check = CheckTargets(args.target)
-    record = _record(plan) if args.record else None
+    record = plan.learning_record() if args.record else None
     try:
         with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
             callbacks = [check, *_callbacks(plan, args)]
@@ -303,12 +302,6 @@ def _callbacks(plan: "EvaluationPlan", args: argparse.Namespace) -> "list[BaseCa
     from sb3_qpd.cli.early_stopping import StopWhenNonInferior
 
     return [StopWhenNonInferior(plan)]
-
-
-def _record(plan: "EvaluationPlan") -> "LearningRecord":
-    from sb3_qpd.evaluation.learning_record import LearningRecord
-
-    return LearningRecord(plan.env, deterministic=plan.deterministic, max_episode_steps=plan.max_episode_steps)
 
 
 def _publish(

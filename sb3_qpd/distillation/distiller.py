@@ -70,6 +70,8 @@ class QPDDistiller(FallingPrecision):
         of the run
     :param temperature: temperature of the teacher's discrete action distribution; below 1 sharpens it. It is multiplied by a
         Q-value teacher's own, see :class:`~sb3_qpd.teachers.families.DeterministicTeacher`
+    :param student_temperature: temperature of the student's discrete action distribution in the loss. The student plays at
+        1, so above 1 it plays sharper than its target: for games where a sampled student's rare wrong actions cost much
     :param critic_coef: weight of the value loss; 0 is the actor-only loss, as for a teacher without a critic
     :param entropy_coef: weight of the student's entropy
     :param box_loss: loss of a Box action: ``huber``, ``squared_error`` or ``gaussian_kl``
@@ -115,6 +117,7 @@ class QPDDistiller(FallingPrecision):
         gradient_steps: float | None = None,
         learning_starts: int = 10_000,
         temperature: float = 1.0,
+        student_temperature: float = 1.0,
         critic_coef: float = 0.5,
         entropy_coef: float = 0.0,
         box_loss: str = "huber",
@@ -160,7 +163,8 @@ class QPDDistiller(FallingPrecision):
         self.batch_size: Any = batch_size
         self.buffer_size, self.gradient_steps = buffer_size, gradient_steps
         self.learning_starts = learning_starts
-        self.temperature, self.critic_coef, self.entropy_coef = temperature, critic_coef, entropy_coef
+        self.temperature, self.student_temperature = temperature, student_temperature
+        self.critic_coef, self.entropy_coef = critic_coef, entropy_coef
         self.box_loss, self.beta, self.roll_in = box_loss, beta, roll_in
         self.transition, self.transition_start, self.transition_end = transition, transition_start, transition_end
         self.max_grad_norm, self.check_teacher = max_grad_norm, check_teacher
@@ -312,7 +316,7 @@ class QPDDistiller(FallingPrecision):
         if not self._is_fitted or self._buffer is None:
             return {}
         samples = self._buffer.sample(QUALITY_SIZE, np.random.default_rng(self._n_updates))  # not the generator of learning
-        return measure_student(self.policy, samples, self.temperature * self._teacher_temperature)
+        return measure_student(self.policy, samples, self.temperature * self._teacher_temperature, self.student_temperature)
 
     def last_losses(self) -> dict[str, float]:
         """The mean losses of the last batch, ``actor_loss`` and ``critic_loss``; empty before the first gradient step."""
@@ -393,6 +397,7 @@ class QPDDistiller(FallingPrecision):
             self.policy,
             samples,
             temperature=self.temperature * self._teacher_temperature,
+            student_temperature=self.student_temperature,
             critic_coef=self.critic_coef,
             entropy_coef=self.entropy_coef,
             box_loss=self.box_loss,

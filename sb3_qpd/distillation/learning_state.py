@@ -37,8 +37,19 @@ COUNTERS: dict[str, type] = {
 }
 # what a run is: another value of one of these is another run
 SETTINGS = (
-    *("student_arch", "n_envs", "seed", "batch_size", "buffer_size", "gradient_steps", "learning_starts", "temperature"),
-    *("critic_coef", "entropy_coef", "box_loss", "beta", "roll_in", "transition", "transition_start", "transition_end"),
+    *("student_arch", "n_envs", "seed", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
+    *(
+        "temperature",
+        "student_temperature",
+        "critic_coef",
+        "entropy_coef",
+        "box_loss",
+        "beta",
+        "roll_in",
+        "transition",
+        "transition_start",
+        "transition_end",
+    ),
     *("max_grad_norm", "learning_rate", "teacher_checksum"),
 )
 

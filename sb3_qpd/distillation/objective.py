@@ -17,6 +17,7 @@ def distillation_loss(
     samples: DistillationSamples,
     *,
     temperature: float = 1.0,
+    student_temperature: float = 1.0,
     critic_coef: float = 0.5,
     entropy_coef: float = 0.0,
     box_loss: str = "huber",
@@ -27,6 +28,7 @@ def distillation_loss(
     :param policy: the student, in training mode
     :param samples: observations and the teacher's targets
     :param temperature: temperature of the teacher's discrete distribution
+    :param student_temperature: temperature of the student's
     :param critic_coef: weight of the value loss
     :param entropy_coef: weight of the student's entropy
     :param box_loss: key of :data:`~sb3_qpd.distillation.losses.BOX_LOSSES`
@@ -39,7 +41,9 @@ def distillation_loss(
         actor_loss = _box_loss(policy, actor, samples.targets, box_loss)
     else:
         actor = masked(head.logits(actor), samples.targets.masks)  # the teacher's are masked already
-        actor_loss = losses.multi_categorical_kl(actor, samples.targets.actor, nvec=head.nvec, temperature=temperature)
+        actor_loss = losses.multi_categorical_kl(
+            actor / student_temperature, samples.targets.actor, nvec=head.nvec, temperature=temperature
+        )
     critic_loss = th.zeros_like(value)
     if samples.targets.value is not None:
         critic_loss = losses.value_error(value, samples.targets.value, std=policy.value_net.std)
@@ -51,7 +55,7 @@ def distillation_loss(
 
 @th.no_grad()
 def measure_student(
-    policy: QuantActorCriticPolicy, samples: DistillationSamples, temperature: float = 1.0
+    policy: QuantActorCriticPolicy, samples: DistillationSamples, temperature: float = 1.0, student_temperature: float = 1.0
 ) -> dict[str, float]:
     """
     How close the student as it is deployed, in evaluation mode, comes to its teacher's labels.
@@ -59,6 +63,7 @@ def measure_student(
     :param policy: the student, which is left in evaluation mode
     :param samples: observations and the teacher's labels
     :param temperature: temperature of the teacher's discrete distribution
+    :param student_temperature: temperature of the student's in ``kl``
     :return: ``agreement``, the share of equal most probable actions, and ``kl`` in nats; ``action_error``, the mean absolute
         error of a Box action in its units; ``mean_weight_bits``, the mean bits of a weight in training. During the
         transition it lies between 32 (float) and the target bits
@@ -77,8 +82,8 @@ def measure_student(
         return {"action_error": error.mean().item(), "mean_weight_bits": bits}
     logits = masked(head.logits(actor), samples.targets.masks)
     same = (head.best(logits) == head.best(target)).reshape(len(target), -1).all(1).float().mean().item()
-    kl = losses.multi_categorical_kl(logits, target, nvec=head.nvec, temperature=temperature).mean().item()
-    return {"agreement": same, "kl": kl, "mean_weight_bits": bits}
+    kl = losses.multi_categorical_kl(logits / student_temperature, target, nvec=head.nvec, temperature=temperature).mean()
+    return {"agreement": same, "kl": kl.item(), "mean_weight_bits": bits}
 
 
 def _box_loss(policy: QuantActorCriticPolicy, actor: th.Tensor, targets: TeacherOutput, name: str) -> th.Tensor:

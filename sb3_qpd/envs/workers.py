@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrappe
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 from stable_baselines3.common.vec_env.subproc_vec_env import _worker
 
-from sb3_qpd.child_processes import safe_import_path
+from sb3_qpd.child_processes import interrupts_wait, safe_import_path, take_interrupts
 from sb3_qpd.failures import EnvironmentFailure, describe_error
 
 SECONDS_TO_START = 120.0  # longest wait for the first answer of a process that was started again
@@ -183,6 +184,9 @@ class WorkerVecEnv(RestartingVecEnv):
         if self.start_method == "forkserver" and sys.platform == "linux":  # macOS frameworks do not survive a fork
             mp.set_forkserver_preload([__name__])  # the server imports torch once, and no process of an environment does
         with safe_import_path():
+            if self.start_method == "forkserver":
+                with interrupts_wait():  # for the server and all its children
+                    forkserver.ensure_running()
             super().__init__(self._env_fns, self.start_method)
         self.remotes = tuple(_Remote(self, index, remote) for index, remote in enumerate(self.remotes))
 
@@ -329,6 +333,8 @@ def guarded(env_fn: Callable[[], gym.Env]) -> Callable[[], gym.Env]:
     """
 
     def make() -> gym.Env:
-        return Guarded(env_fn())
+        env = Guarded(env_fn())
+        take_interrupts()  # see interrupts_wait
+        return env
 
     return make

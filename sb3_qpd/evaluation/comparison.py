@@ -18,6 +18,7 @@ from sb3_qpd.evaluation.agreement import actions_of, agreement_of, agreement_tab
 from sb3_qpd.evaluation.cache import play_once
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, check_play, evaluate, microseconds_per_action
 from sb3_qpd.evaluation.layer_costs import layer_costs
+from sb3_qpd.evaluation.learning_record import LearningRecord
 from sb3_qpd.evaluation.report import mode_name, notes_of, to_json
 from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, episodes_needed, plan_episodes
 from sb3_qpd.integer import IntegerModel
@@ -80,6 +81,10 @@ class EvaluationPlan:
         if not (self.cache and isinstance(self.env, str | EnvRecipe) and isinstance(policy, Teacher | str)):
             return play()
         return play_once(policy, make_recipe(self.env), settings, play)
+
+    def learning_record(self) -> LearningRecord:
+        """A record of learning that validates in the environment and the mode of the verdict."""
+        return LearningRecord(self.env, deterministic=self.deterministic, max_episode_steps=self.max_episode_steps)
 
 
 def plan_evaluation(

@@ -98,7 +98,8 @@ class Frontier:
     :param random: the random policy on the same episodes
     :param trials: all students that were tried
     :param points: those on the frontier
-    :param winner: one of the points
+    :param chosen: the point that validation episodes chose
+    :param winner: the point that the search ends with: another one where test episodes do not confirm the chosen one
     :param candidates: number of sizes and bits that were tried
     :param facts: settings and checksums, as texts by name
     :param versions: versions by package
@@ -115,6 +116,7 @@ class Frontier:
     random: Policy | None
     trials: list[Trial]
     points: list[Point]
+    chosen: Point | None
     winner: Point | None
     candidates: int
     facts: dict[str, str]
@@ -139,8 +141,8 @@ def read_frontier(value: Mapping[str, Any], label: str, runs: Mapping[str, Run])
     points = [point for point in found if point is not None]
     if not trials and not points:
         raise ValueError("frontier.json has no trial that ended. A search that was stopped goes on with --resume")
-    index = number(value.get("winner"))
-    winner = found[int(index)] if index is not None and 0 <= index < len(found) else None
+    places = (number(value.get(name)) for name in ("chosen", "winner"))
+    chosen, winner = (None if place is None or not 0 <= place < len(found) else found[int(place)] for place in places)
     env, teacher = fields(value.get("environment")), fields(value.get("teacher"))
     played = fields(value.get("test")) or fields(value.get("validation"))  # a search that goes on has no test episodes
     return Frontier(
@@ -151,6 +153,7 @@ def read_frontier(value: Mapping[str, Any], label: str, runs: Mapping[str, Run])
         random=_reference("random", played, None),
         trials=trials,
         points=points,
+        chosen=chosen,
         winner=winner,
         candidates=int(number(value.get("candidates")) or len(trials)),
         facts=_facts(value, env, teacher),

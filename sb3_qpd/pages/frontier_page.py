@@ -73,6 +73,10 @@ def _explanation(frontier: Frontier) -> str:
         low, high = winner.difference_interval
         text += f" The winner's return is {winner.difference:+,.2f} from its teacher's,"
         text += f" with 95 % confidence {low:+,.2f} to {high:+,.2f}."
+    chosen = frontier.chosen
+    if chosen is not None and chosen is not winner:
+        text += f" Validation episodes chose {chosen.name} with {chosen.n_bytes:,.0f} bytes: {WORDS[chosen.verdict]} on test"
+        text += " episodes. The winner is the next larger student that is as good as the teacher on them."
     return text
 
 

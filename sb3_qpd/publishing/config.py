@@ -21,7 +21,7 @@ from sb3_qpd.text import plain
 # Settings of QPDDistiller that an entry holds. The seed is missing: RL Zoo takes it on its command line
 SETTINGS = (
     *("n_envs", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
-    *("temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
+    *("temperature", "student_temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
     *("transition", "transition_start", "transition_end", "max_grad_norm"),
 )
 # Schedules that an entry can name: class -> its attribute, and the prefix that RL Zoo writes before the number

@@ -32,6 +32,7 @@ from sb3_qpd.search.results import (
     describe_points,
     describe_search,
     describe_test,
+    find_winner,
     publish,
     write_pages,
     write_unfinished,
@@ -380,8 +381,10 @@ class _Search:
     def _publish(self, outcome: Outcome, content: dict[str, Any]) -> dict[str, Any]:
         plan = self._job.plan
         teacher, random = (self._play_test(policy) for policy in (self._job.teacher, "random"))
-        points, winner = describe_points(outcome, self._students, teacher, random, plan.needed)
-        content |= {"points": points, "winner": winner, "test": describe_test(teacher, random, margin_of(teacher, random))}
+        points, chosen = describe_points(outcome, self._students, teacher, random, plan.needed)
+        winner = chosen if self._settings.max_bytes is not None else find_winner(points, chosen)
+        content |= {"points": points, "chosen": chosen, "winner": winner}
+        content["test"] = describe_test(teacher, random, margin_of(teacher, random))
         content["seconds"] |= outcome.seconds
         with uninterrupted():
             publish(content, outcome, self._students, self.staging, self._journal)

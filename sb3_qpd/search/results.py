@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -128,6 +128,7 @@ def describe_search(
         },
         "trials": [one for one in kept if one is not None],
         "points": [],
+        "chosen": None,
         "winner": None,
         "candidates": len({trial.configuration.name for trial in trials}),
         "seconds": {
@@ -188,16 +189,17 @@ def describe_points(
     :param teacher: test episodes of the teacher
     :param random: test episodes of the random policy
     :param needed: episodes for 80 % power
-    :return: the points, and the winner's place. A point whose student could not be retrained is left out
+    :return: the points, and the place of the one that validation episodes chose. A point whose student could not be retrained
+        is left out
     """
     points: list[dict[str, Any]] = []
-    winner = None
+    chosen = None
     for place, (one, tasks) in enumerate(zip(outcome.chosen, outcome.tasks, strict=True)):
         runs = {task.seed: run for task in tasks if (run := students.read(task)) is not None}
         if students.read(tasks[0]) is None:
             continue
         if place == outcome.winner:
-            winner = len(points)
+            chosen = len(points)
         returns = [np.array(run["returns"]) for run in runs.values()]
         verdict, interval = judge(returns, teacher, random, needed)
         mean = float(np.mean(returns))
@@ -216,7 +218,23 @@ def describe_points(
                 **runs[tasks[0].seed]["notes"],
             }
         )
-    return points, winner
+    return points, chosen
+
+
+def find_winner(points: Sequence[Mapping[str, Any]], chosen: int | None) -> int | None:
+    """
+    The point that a search for the smallest student ends with.
+
+    It is the chosen one. Where test episodes do not confirm that one, it is the next larger point that is non-inferior there.
+
+    :param points: the points of the frontier, the smallest first
+    :param chosen: place of the one that validation episodes chose
+    :return: its place; the chosen one's where no larger point is non-inferior
+    """
+    if chosen is None:
+        return None
+    larger = range(chosen, len(points))
+    return next((place for place in larger if points[place]["verdict"] == "non_inferior"), chosen)
 
 
 def describe_test(teacher: Evaluation, random: Evaluation, margin: float) -> dict[str, Any]:
@@ -321,12 +339,20 @@ def summary(content: dict[str, Any]) -> str:
 
 
 def _sentence(content: dict[str, Any]) -> str:
-    tried = f"{content['candidates']} sizes and bits were tried in {len(content['trials'])} trials"
+    tried = f"{content['candidates']} sizes and bits were tried in {len(content['trials'])} trials."
     if content["winner"] is None:
-        return f"No student was non-inferior to the teacher on validation episodes; {tried}."
+        return f"No student was non-inferior to the teacher on validation episodes. {tried}"
     point = content["points"][content["winner"]]
+    seeds = f"{len(point['seeds'])} fresh seed{'' if len(point['seeds']) == 1 else 's'}"
+    played = f"{content['test']['episodes']} test episodes for each of {seeds}"
+    chosen = content["points"][content["chosen"]]
+    if chosen is point:
+        return f"The winner (*), chosen on validation episodes: {_named(point)} on {played}. {tried}"
     return (
-        f"The winner (*), chosen on validation episodes and trained again with {len(point['seeds'])} fresh seeds: "
-        f"{point['folder'].rpartition('/')[2]}, {point['bytes']} bytes, {point['verdict'].replace('_', '-')} on "
-        f"{content['test']['episodes']} test episodes of each seed; {tried}."
+        f"The winner (*): {_named(point)} on {played}. Validation episodes chose {_named(chosen)} on test episodes. "
+        f"The winner is the next larger student. {tried}"
     )
+
+
+def _named(point: Mapping[str, Any]) -> str:
+    return f"{point['folder'].rpartition('/')[2]}, {point['bytes']} bytes, {point['verdict'].replace('_', '-')}"

@@ -21,7 +21,6 @@ from sb3_qpd.distillation.checkpoint_files import CheckpointError
 from sb3_qpd.distillation.checkpoints import Checkpoint
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.evaluation.comparison import integer_player, make_report
-from sb3_qpd.evaluation.learning_record import LearningRecord
 from sb3_qpd.evaluation.student_files import export_student, write_student
 from sb3_qpd.failures import describe_error
 from sb3_qpd.search.tasks import Configuration, Failed, Finished, Job, Message, Score, Stopped, Task
@@ -121,7 +120,7 @@ def _since(start: tuple[float, float]) -> tuple[float, float]:
 def _train(job: Job, task: Task, answer: Answer) -> Finished:
     distiller = make_distiller(job, task.configuration, task.seed)
     try:
-        record = _record(job) if task.with_files else None
+        record = job.plan.learning_record() if task.with_files else None
         callback = record if task.is_retraining else RungScores(job, task.scored, answer)
         checkpoint = None if job.checkpoint_every == 0 else Checkpoint(task.folder, job.checkpoint_every, resume=True)
         distiller.learn(job.timesteps, callback=callback, log_interval=None, checkpoint=checkpoint)
@@ -129,11 +128,6 @@ def _train(job: Job, task: Task, answer: Answer) -> Finished:
     finally:
         if distiller.env is not None:
             distiller.env.close()
-
-
-def _record(job: Job) -> LearningRecord:
-    plan = job.plan
-    return LearningRecord(plan.env, deterministic=plan.deterministic, max_episode_steps=plan.max_episode_steps)
 
 
 def _score(distiller: QPDDistiller, job: Job, task: Task, learning: dict[str, Any] | None) -> Finished:

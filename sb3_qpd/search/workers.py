@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from sb3_qpd.child_processes import safe_import_path
+from sb3_qpd.child_processes import interrupts_wait, safe_import_path
 from sb3_qpd.failures import describe_error
 from sb3_qpd.search.tasks import Failed, Message, Ready, Score, Task, Unusable, unpack_job
 from sb3_qpd.search.work import run_task
@@ -86,7 +86,7 @@ class LocalWorkers:
         ours, theirs = self._context.Pipe()
         # not a daemon: environments may want processes of their own
         process = self._context.Process(target=_work, args=(theirs,), name=f"sb3-qpd worker {worker}")
-        with safe_import_path(), _one_thread():
+        with safe_import_path(), interrupts_wait(), _one_thread():
             process.start()
         theirs.close()
         self._connections[worker], self._processes[worker] = ours, process

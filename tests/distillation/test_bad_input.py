@@ -41,6 +41,7 @@ BAD_ARGUMENTS = [
     ({"n_envs": -1, "env": "CartPole-v1"}, "n_envs must be a whole number of at least 1, got -1"),
     ({"gradient_steps": 0}, "gradient_steps must be a positive number, got 0"),
     ({"temperature": float("nan")}, "temperature must be a positive number, got nan"),
+    ({"student_temperature": 0.0}, "student_temperature must be a positive number, got 0.0"),
     ({"critic_coef": float("nan")}, "critic_coef must be a number of at least 0, got nan"),
     ({"critic_coef": -1}, "critic_coef must be a number of at least 0, got -1"),
     ({"entropy_coef": float("inf")}, "entropy_coef must be a number of at least 0, got inf"),

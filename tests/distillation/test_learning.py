@@ -241,6 +241,7 @@ def test_entropy_and_temperature_change_the_student(teacher):
     plain = entropy()
     assert entropy(entropy_coef=0.5) > plain + 0.05
     assert entropy(temperature=0.3) < 0.8 * plain < plain + 0.05 < entropy(temperature=3.0)
+    assert entropy(student_temperature=3.0) < 0.8 * plain
 
 
 # -- how much and how fast --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from students import BOX, DISCRETE, IMAGE, SPACES, VECTOR, make_student, some_ob
 from sb3_qpd.distillation import losses
 from sb3_qpd.distillation.buffers import DistillationSamples
 from sb3_qpd.distillation.losses import BOX_LOSSES
-from sb3_qpd.distillation.objective import distillation_loss
+from sb3_qpd.distillation.objective import distillation_loss, measure_student
 from sb3_qpd.students.policies import QuantActorCriticPolicy
 from sb3_qpd.teachers.teacher import TeacherOutput
 
@@ -149,13 +149,16 @@ def test_critics_loss_does_not_depend_on_the_unit_of_the_rewards():
 
 def test_temperature_and_entropy():
     policy, samples = student(), some_samples()
-    plain, cold, free = (
+    plain, cold, free, sharp = (
         distillation_loss(policy, samples, critic_coef=0, **kwargs)[0].item()
-        for kwargs in ({}, {"temperature": 0.1}, {"entropy_coef": 0.5})
+        for kwargs in ({}, {"temperature": 0.1}, {"entropy_coef": 0.5}, {"student_temperature": 2.0})
     )
     actor = policy.actor_and_value(samples.observations)[0]
     expected = losses.categorical_kl(actor, samples.targets.actor, temperature=0.1).mean().item()
     assert cold == pytest.approx(expected, rel=1e-5) and cold != pytest.approx(plain)
+    expected = losses.categorical_kl(actor / 2, samples.targets.actor).mean().item()
+    assert sharp == pytest.approx(expected, rel=1e-5) and sharp != pytest.approx(plain)
+    assert measure_student(policy, samples, student_temperature=2.0)["kl"] != measure_student(policy, samples)["kl"]
     assert plain - free == pytest.approx(0.5 * th.distributions.Categorical(logits=actor).entropy().mean().item(), rel=1e-4)
     box = student(VECTOR, BOX)
     more = gradient_of(box, some_samples(VECTOR, BOX), entropy_coef=0.1)["log_std"]

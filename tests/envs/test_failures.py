@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,23 @@ def test_processes_of_environments_find_torch_imported(tmp_path: Path) -> None:
     process.start()
     process.join()
     assert (tmp_path / "found").read_text() == "True"
+
+
+class Interrupted(Pointer):
+    """Ctrl-C comes while it is built, and is noted where it had no effect."""
+
+    def __init__(self, sign: Path) -> None:
+        super().__init__()
+        os.kill(os.getpid(), signal.SIGINT)
+        sign.touch()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")
+def test_ctrl_c_waits_until_an_environment_is_built(tmp_path: Path) -> None:
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # it may be of a process that lets Ctrl-C through
+    with pytest.raises((EOFError, ConnectionError)):  # of the process, which ends without an answer
+        WorkerVecEnv([partial(Interrupted, tmp_path / "built")])
+    assert (tmp_path / "built").exists()
 
 
 @pytest.mark.parametrize("kind", ["one", "dummy", "worker"])

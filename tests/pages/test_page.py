@@ -117,7 +117,7 @@ def write_frontier(folder: Path, report: dict[str, Any], root: Path) -> dict[str
         "validation": {"episodes": 30, "teacher": {"mean": 20.0, "interval": [18, 22]}, "random": {"mean": 15.0}},
         "test": {"episodes": 25, "teacher": {"mean": 21.0, "interval": [19, 23]}, "random": {"mean": 15.5}, "margin": 1.0},
         "trials": [trial("a", 8, 21.0), trial("b", 2, 9.0, "stopped"), trial("c", 3, None, "failed")],
-        **{"points": [point], "winner": 0, "candidates": 3, "seconds": {"search": 10.0}},
+        **{"points": [point], "chosen": 0, "winner": 0, "candidates": 3, "seconds": {"search": 10.0}},
     }
     (root / "frontier.json").write_text(json.dumps(frontier))
     return frontier
@@ -338,6 +338,16 @@ def test_a_headline_says_what_was_searched(
     frontier = write_frontier(folder, report, tmp_path)
     (tmp_path / "frontier.json").write_text(json.dumps({**frontier, **changes}))
     assert headline in write_page([tmp_path]).read_text()
+
+
+def test_a_larger_winner_than_the_chosen_one_is_explained(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:
+    frontier = write_frontier(folder, report, tmp_path)
+    smaller = {**frontier["points"][0], "folder": "points/mini-w8", "bytes": 90, "verdict": "inconclusive"}
+    frontier |= {"points": [smaller, *frontier["points"]], "winner": 1}
+    (tmp_path / "frontier.json").write_text(json.dumps(frontier))
+    html = write_page([tmp_path]).read_text()
+    assert f"plays as well as its teacher has {report['integer']['bytes']} bytes" in html
+    assert "Validation episodes chose mini-w8 with 90 bytes: undecided on test episodes. The winner is the next larger" in html
 
 
 def test_a_search_of_thousands_of_trials_fits(folder: Path, report: dict[str, Any], tmp_path: Path) -> None:

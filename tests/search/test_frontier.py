@@ -60,7 +60,7 @@ def result_of(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "trials": trials,
         "points": points,
-        **{key: content[key] for key in ("winner", "candidates", "validation", "test")},
+        **{key: content[key] for key in ("chosen", "winner", "candidates", "validation", "test")},
     }
 
 

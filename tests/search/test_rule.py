@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sb3_qpd import Evaluation
+from sb3_qpd.search.results import find_winner
 from sb3_qpd.search.selection import candidates, choose, pareto_front
 from sb3_qpd.search.tasks import Configuration, Finished
 from sb3_qpd.search.trials import Standard, StopRule, Trial, by_configuration
@@ -134,6 +135,20 @@ def test_the_frontier_and_its_winner() -> None:
     assert [one.configuration.nbytes for one in points] == [100, 300, 400] and winner == 1
     assert choose(found, STANDARD, has_limit=True)[1] == 2
     assert choose(found[:2], STANDARD, has_limit=False)[1] is None
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "chosen", "winner"),
+    [
+        ("inferior non_inferior non_inferior", 1, 1),
+        ("inferior inconclusive non_inferior", 1, 2),
+        ("non_inferior inconclusive inferior", 1, 1),  # a smaller one was not chosen, and none takes its place
+        ("non_inferior non_inferior", None, None),
+    ],
+)
+def test_test_episodes_confirm_the_winner(verdicts: str, chosen: int | None, winner: int | None) -> None:
+    points = [{"verdict": verdict} for verdict in verdicts.split()]
+    assert find_winner(points, chosen) == winner
 
 
 def test_a_stopped_seed_counts_with_its_last_score() -> None:

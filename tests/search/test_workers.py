@@ -48,6 +48,20 @@ def test_workers_start_side_by_side_and_again() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")
+def test_ctrl_c_leaves_a_worker_that_still_imports_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    """A terminal sends it to all processes, and the command ends its workers itself."""
+    workers = LocalWorkers(cloudpickle.dumps(LargeJob()), 1)
+    try:
+        [process] = workers.process_ids
+        os.kill(process, signal.SIGINT)
+        assert receive_until(workers, 1) == [(0, Ready())] and workers.process_ids == [process]
+    finally:
+        workers.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
     workers = LocalWorkers(b"no pickle", 1)
     try:
