@@ -33,7 +33,7 @@ def test_real_environments_on_an_uno(env_id, arch, bits, requantization, tmp_pat
     np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
     np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
     assert seen.flash < 6144 and seen.ram + seen.call_stack < 400
-    assert model.macs < seen.instructions.max() < 32_000, "at most 2 ms at 16 MHz"
+    assert model.macs < seen.instructions.max() < 48_000, "at most 3 ms at 16 MHz"
 
 
 @pytest.mark.parametrize("requantization", REQUANTIZATIONS)
