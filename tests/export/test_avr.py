@@ -33,7 +33,7 @@ def test_real_environments_on_an_uno(env_id, arch, bits, requantization, tmp_pat
     np.testing.assert_array_equal(seen.outputs, model.accumulators(observations))
     np.testing.assert_array_equal(seen.actions, model.predict(observations, deterministic=True)[0])
     assert seen.flash < 6144 and seen.ram + seen.call_stack < 400
-    assert model.macs < seen.instructions.max() < 32_000, "at most 2 ms at 16 MHz"
+    assert model.macs < seen.instructions.max() < 48_000, "at most 3 ms at 16 MHz"
 
 
 @pytest.mark.parametrize("requantization", REQUANTIZATIONS)
@@ -70,7 +70,7 @@ def test_what_does_not_fit_is_refused_by_name(tmp_path):
     policy = make_student(VECTOR, DISCRETE)
     policy.features_extractor.set_origin(np.array([5_400_000.25, 0, 0, 0, -1.7e9]))
     with pytest.raises(MisfitError, match="no double of 64 bits .* requantization='fixed'"):
-        emulate(tmp_path, policy.to_integer(), some_observations(VECTOR, 2), UNO)
+        emulate(tmp_path, policy.to_integer(), some_observations(VECTOR, 4), UNO)
 
 
 @pytest.mark.parametrize(

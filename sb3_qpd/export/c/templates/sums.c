@@ -198,7 +198,7 @@ static void widen(
 //: if not conv
 #endif
 //: endif
-
+//#
 static void dot_rows(
     const dense_input *column, const int8_t *rows, uint32_t n, uint32_t n_rows, const int32_t *bias, int32_t *sums)
 {
