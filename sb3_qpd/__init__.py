@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from sb3_qpd.evaluation.episodes import evaluate
     from sb3_qpd.evaluation.learning_record import LearningRecord
     from sb3_qpd.evaluation.statistics import Evaluation, compare
-    from sb3_qpd.export import export_c, export_js, export_micropython, export_numpy, export_onnx, export_tflite
+    from sb3_qpd.export import (
+        export_arduino,
+        export_c,
+        export_js,
+        export_micropython,
+        export_numpy,
+        export_onnx,
+        export_tflite,
+    )
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.publishing.push import push_to_hub
     from sb3_qpd.search.frontier import frontier
@@ -62,6 +70,7 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "export_arduino",
     "export_c",
     "export_js",
     "export_micropython",
@@ -88,6 +97,7 @@ _MODULE_OF = {
     "LearningRecord": "evaluation.learning_record",
     "Evaluation": "evaluation.statistics",
     "compare": "evaluation.statistics",
+    "export_arduino": "export",
     "export_c": "export",
     "export_js": "export",
     "export_micropython": "export",

@@ -626,7 +626,13 @@ class IntegerModel:
         return [*names, "accumulators"]
 
     def accumulators(self, observations: Any, state: np.ndarray | None = None) -> np.ndarray:
-        """The head's accumulators: int64 within int32's range, shape (batch_size, n_out). For ``state`` see :meth:`trace`."""
+        """
+        The sums of the head.
+
+        :param observations: raw, single or batched
+        :param state: see :meth:`trace`
+        :return: int64 within the range of int32, shape (batch_size, n_out)
+        """
         return self._accumulators(self._batch(observations)[0], state)
 
     def _accumulators(self, batch: Any, state: np.ndarray | None = None) -> np.ndarray:

@@ -108,17 +108,38 @@ def export_numpy(model: IntegerModel, out_dir: str | os.PathLike[str], **options
 
 
 def export_js(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write ``policy.mjs``. Options: :func:`sb3_qpd.export.js.exporter.export_js`."""
+    """
+    Write ``policy.mjs``, one JavaScript module.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param out_dir: folder for the files, new or existing
+    :param options: see :func:`sb3_qpd.export.js.exporter.export_js`
+    :return: the files
+    """
     return export(model, "js", out_dir, **options)
 
 
 def export_micropython(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write ``policy_micropython.py``, see :func:`sb3_qpd.export.micropython.exporter.export_micropython`."""
+    """
+    Write ``policy_micropython.py``.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param out_dir: folder for the files, new or existing
+    :param options: none, see :func:`sb3_qpd.export.micropython.exporter.export_micropython`
+    :return: the files
+    """
     return export(model, "micropython", out_dir, **options)
 
 
 def export_arduino(model: IntegerModel, out_dir: str | os.PathLike[str], **options: Any) -> list[Path]:
-    """Write a library folder for Arduino and others. Options: :func:`sb3_qpd.export.arduino.export_arduino`."""
+    """
+    Write a library folder for Arduino, PlatformIO, ESP-IDF and Zephyr.
+
+    :param model: ``policy.to_integer()``, or ``IntegerModel.load(path)``
+    :param out_dir: folder for the files, new or existing
+    :param options: see :func:`sb3_qpd.export.arduino.export_arduino`
+    :return: the files
+    """
     return export(model, "arduino", out_dir, **options)
 
 
