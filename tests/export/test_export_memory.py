@@ -137,7 +137,7 @@ def test_c_keeps_the_window(kind: str, requantization: str, tmp_path: Path) -> N
     if not is_fixed:
         kept = window.copy()
         assert c.call("push", pointer(np.full(len(pushed), np.nan, np.float32))) == -2 and np.array_equal(window, kept)
-    done = subprocess.run([*compiler_command(), "main.c", "robot.c", "-o", "check"], cwd=tmp_path)
+    done = subprocess.run([*compiler_command(), "robot_main.c", "robot.c", "-o", "check"], cwd=tmp_path)
     assert done.returncode == 0 and b"0 of 9" in subprocess.check_output([tmp_path / "check"])
 
 
