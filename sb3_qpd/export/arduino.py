@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sb3_qpd.export.c.exporter import TEMPLATES, export_c
+from sb3_qpd.export.c.exporter import TEMPLATES, c_sources
 from sb3_qpd.export.c.text import rename
 from sb3_qpd.export.c.vectors import some_observations
+from sb3_qpd.export.files import write_files
 from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.version import __version__
@@ -62,10 +62,9 @@ def export_arduino(
     values["sketch_files"] = sorted(Path(file).name for file in files if file.startswith(sketch))
     files |= _manifests(values, files[f"src/{c_name}.h"])
     folder = out_dir / library
-    for file, text in files.items():
-        path = folder / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    for parent in {(folder / file).parent for file in files}:
+        parent.mkdir(parents=True, exist_ok=True)
+    write_files(folder, {file: text.encode() for file, text in files.items()})
     return [folder]
 
 
@@ -105,9 +104,7 @@ def _check_arguments(library: str, version: str, author: str, url: str) -> None:
 def _sources(model: IntegerModel, library: str, c_name: str, n_frames: int | None) -> dict[str, str]:
     """The files of the C export in their places, and its README."""
     observations = some_observations(model, N_IMAGES if model.is_image else N_VECTORS)
-    with tempfile.TemporaryDirectory() as scratch:
-        paths = export_c(model, Path(scratch), name=c_name, n_frames=n_frames, observations=observations)
-        texts = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    texts = c_sources(model, name=c_name, n_frames=n_frames, observations=observations)
     sketch = f"examples/{library.removesuffix('Policy') or 'Policy'}"
     vectors = next(name for name in texts if name.endswith("test_vectors.h"))
     main = next(name for name in texts if name.endswith("main.c"))

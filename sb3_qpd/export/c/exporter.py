@@ -115,6 +115,26 @@ def export_c(
     :return: the files
     :raises ValueError: if C cannot take the student, or an argument does not fit it
     """
+    options: dict[str, Any] = {"name": name, "n_frames": n_frames, "observations": observations, "reentrant": reentrant}
+    options |= {"probabilities": probabilities, "with_value": with_value}
+    return write_files(out_dir, {file: text.encode() for file, text in c_sources(model, **options).items()})
+
+
+def c_sources(
+    model: IntegerModel,
+    *,
+    name: str = "policy",
+    n_frames: int | None = None,
+    observations: Any = None,
+    reentrant: bool = False,
+    probabilities: bool = False,
+    with_value: bool = False,
+) -> dict[str, str]:
+    """
+    The files of :func:`export_c`, which has the same arguments, as texts by name.
+
+    :raises ValueError: if C cannot take the student, or an argument does not fit it
+    """
     if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
         raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
     check_flags(reentrant=reentrant, probabilities=probabilities, with_value=with_value)
@@ -139,8 +159,7 @@ def export_c(
         files |= {f"{name}_memory.{end}": f"memory.{end}" for end in "hc"}
         values["before"] = _before(model)
     files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
-    texts = {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
-    return write_files(out_dir, {file: text.encode() for file, text in texts.items()})
+    return {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
 
 
 def _values(model: IntegerModel, layout: Layout, n_frames: int | None, observations: Any) -> dict[str, Any]:

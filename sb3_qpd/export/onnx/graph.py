@@ -15,18 +15,13 @@ import math
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, pack
 
-try:
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    # types of packed weights, the last one since onnx 1.20; weights of other widths are unpacked from a bit stream
-    PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}
-except (ImportError, AttributeError) as error:
-    raise ImportError("The target onnx needs onnx>=1.20 and onnxruntime: pip install 'sb3_qpd[export]'") from error
-
+# types of packed weights; weights of other widths are unpacked from a bit stream
+PACKED = {8: TensorProto.UINT8, 4: TensorProto.UINT4, 2: TensorProto.UINT2}
 INPUT = "observation"  # for a value of a Dict observation: observation/key
 MASKS = "action_masks"
 STATE, NEXT_STATE = "state", "next_state"  # of a student with a memory; zeros begin an episode
