@@ -24,8 +24,8 @@ from sb3_qpd.cli.compress import publish
 from sb3_qpd.cli.hyperparameters import flag_names, take_entry
 from sb3_qpd.cli.models import open_student
 from sb3_qpd.envs.recipe import EnvRecipe
-from sb3_qpd.export import EXPORTERS, export
-from sb3_qpd.student_folder import OUTPUTS
+from sb3_qpd.export import export
+from sb3_qpd.student_folder import OUTPUTS, TARGET_FILES
 
 FILES = ["command.txt", "report.json", "report.md", "student.npz", "student.zip", "student_float.zip"]
 
@@ -382,7 +382,7 @@ def test_stagingpublishes_together_and_keeps_what_is_not_in_the_way(tmp_path: Pa
 
 def test_force_leaves_nothing_of_an_earlier_run(teacher: str, compressed: Path, tmp_path: Path) -> None:
     model = IntegerModel.load(compressed / "student.npz")
-    exported = [path.name for target in EXPORTERS for path in export(model, target, tmp_path / target)]
+    exported = [path.name for target in TARGET_FILES for path in export(model, target, tmp_path / target)]
     ours = {"student_onnx.json", "report.html", "film.gif", "benchmark.json", "recorded.json", "recorded.md"}
     assert {*exported, *FILES, *ours} == set(OUTPUTS)
     out = tmp_path / "out"
