@@ -17,6 +17,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from sb3_qpd import IntegerModel, QPDDistiller, Teacher, evaluate, load_teacher
 from sb3_qpd.evaluation.comparison import versions
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.verify import verify
-from sb3_qpd.export import EXPORTERS, export
+from sb3_qpd.export import export
+from sb3_qpd.student_folder import TARGET_FILES
 
 COLUMNS = (
     "teacher, environment, loaded in s, teacher's return, student's, bytes, exports, values compared, that differ, s in all"
@@ -67,7 +69,7 @@ def measure(path: Path, args: argparse.Namespace, row: dict[str, Any]) -> None:
     player = student if model.is_image else model  # the same bits, faster for images
     row["student_returns"] = evaluate(player, teacher.recipe, **mode).returns.tolist()
     with tempfile.TemporaryDirectory() as folder:
-        row |= write_exports(model, folder)
+        row |= write_exports(model, folder, args.targets)
         result = verify(folder, teacher.recipe, args.observations, policy=student.policy)
     promised = [difference for difference in result.differences if difference.is_exact]
     row |= {"forms": list(result.files), "not_compared": result.left_out, "holds": result.holds}
@@ -91,16 +93,17 @@ def distill(teacher: Teacher, args: argparse.Namespace) -> QPDDistiller:
     return student.learn(steps)
 
 
-def write_exports(model: IntegerModel, folder: str) -> dict[str, Any]:
+def write_exports(model: IntegerModel, folder: str, targets: Sequence[str]) -> dict[str, Any]:
     """
-    Write a student for every target.
+    Write a student for each target.
 
     :param model: the student
     :param folder: folder for the files
+    :param targets: names of targets
     :return: ``exports``: the targets that took it; ``refused``: the reason of each other one
     """
     exports, refused = [], {}
-    for target in EXPORTERS:
+    for target in targets:
         try:
             export(model, target, folder)
             exports.append(target)
@@ -157,6 +160,9 @@ def main() -> int:
     )
     parser.add_argument("--episodes", type=int, default=3, help="of the teacher and of the student (default: 3)")
     parser.add_argument("--observations", type=int, default=300, help="that every form is given (default: 300)")
+    parser.add_argument(
+        "--targets", nargs="+", default=list(TARGET_FILES), choices=TARGET_FILES, help="exports to compare (default: all)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="rows of JSON are appended to this file")
     args = parser.parse_args()
     runs = find_runs(args.folder, args.only)

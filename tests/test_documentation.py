@@ -8,6 +8,7 @@ import argparse
 import inspect
 import re
 import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,7 @@ def test_the_custom_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         _play(page)
     finally:
         gym.registry.pop("Cart-v0", None)
+        sys.modules.pop("my_envs", None)  # another test has a module of this name
     assert (tmp_path / "cart" / "policy.c").is_file()
 
 

@@ -390,7 +390,8 @@ def test_benchmark_of_c(folder: Path, capsys: pytest.CaptureFixture[str]) -> Non
     (folder / "student.onnx").unlink()
     export(model, "c", folder)
     rows = {row.name: row for row in benchmark(folder, make_recipe("CartPole-v1"), Networks(), seconds=0.01)}
-    assert list(rows) == ["student, numpy", "student, C", "student, C, -march=native"]
+    in_c = ["student, C", "student, C, -march=native", "student, C, CPolicy.predict"]
+    assert list(rows) == ["student, numpy", *in_c]
     assert rows["student, C"].nbytes == model.nbytes and 0 < rows["student, C"].memory < 4096
     seen = microcontrollers(folder, make_recipe("CartPole-v1"))
     assert list(seen) == list(MICROCONTROLLERS)

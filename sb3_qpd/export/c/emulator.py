@@ -222,7 +222,7 @@ def emulate(
 def _check_fit(microcontroller: str, memory: tuple[int, int], model: IntegerModel) -> None:
     """Refuse a student that is too large for a microcontroller of little memory, or for its numbers."""
     flash, ram = memory
-    if model.is_image:
+    if any(layer.is_conv for layer in model.layers) or model.is_image:
         raise MisfitError(f"{microcontroller}: C has no convolutions for AVR. Take a student of vectors")
     if model.input_origin is not None and model.requantization == "float32":
         raise MisfitError(
