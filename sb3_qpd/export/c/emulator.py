@@ -252,7 +252,12 @@ def _build(folder: Path, build: Path, chip: Microcontroller, cflags: Sequence[st
     if chip.is_avr:
         (build / "simavr.c").write_text(read_template("simavr.c"), encoding="utf-8")
         run_compiler([*find_compiler(), "-O2", build / "simavr.c", "-o", build / "simavr", "-lsimavr"])
-    run_compiler([*linker, build / "device.o", build / "policy.o", "-o", build / "program.elf"])
+    try:
+        run_compiler([*linker, build / "device.o", build / "policy.o", "-o", build / "program.elf"])
+    except RuntimeError as error:
+        if "is not within region" not in str(error):
+            raise
+        raise MisfitError("The linker finds no room for the student, its observation and the harness") from error
     return build / "program.elf"
 
 

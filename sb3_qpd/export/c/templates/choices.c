@@ -4,8 +4,8 @@ static const uint32_t action_categories[N_INDICES] = ${model.action_nvec | integ
 static const uint8_t weight_shifts[N_INDICES] = ${weight_shifts | integers | inline};
 
 /* exp(-d) in integers, for d in units of 1/256: one table for its quarters times one table for the rest. */
-static const uint32_t exp_high[64] = ${exp_high | integers | block};
-static const uint16_t exp_low[64] = ${exp_low | integers | block};
+static const uint32_t exp_high[64] POLICY_FLASH = ${exp_high | integers | block};
+static const uint16_t exp_low[64] POLICY_FLASH = ${exp_low | integers | block};
 
 static int is_allowed(const uint8_t *allowed, uint32_t i)
 {
@@ -81,7 +81,8 @@ static void weigh(const int32_t *scores, const uint8_t *allowed, uint32_t index,
         const uint64_t units = ((uint64_t)below * ${multiplier}u + ((uint64_t)1 << ${shift - 1})) >> ${shift};
         weights[i] = 0;
         if (is_allowed(allowed, i) && units < 4096) { /* from 16 nats on the weight is zero */
-            weights[i] = (uint32_t)(((uint64_t)exp_high[units >> 6] * exp_low[units & 63]) >> weight_shifts[index]);
+            const uint64_t high = POLICY_READ_32(exp_high + (units >> 6));
+            weights[i] = (uint32_t)((high * POLICY_READ_16(exp_low + (units & 63))) >> weight_shifts[index]);
         }
     }
 }

@@ -6,9 +6,9 @@
 
 //: for field in fields if field.kind == "one_hot"
 /* Bytes that stand for a category of ${field.name}: where it is not the index, and where it is. */
-static const uint8_t absent_in_${field.name}[${field.absent | length}] = ${field.absent | integers | inline};
-static const uint8_t present_in_${field.name}[${field.present | length}] = ${field.present | integers | inline};
-static const uint32_t categories_of_${field.name}[${field.size}] = ${field.part.nvec | integers | inline};
+static const uint8_t absent_in_${field.name}[${field.absent | length}] POLICY_FLASH = ${field.absent | integers | inline};
+static const uint8_t present_in_${field.name}[${field.present | length}] POLICY_FLASH = ${field.present | integers | inline};
+static const uint32_t categories_of_${field.name}[${field.size}] POLICY_FLASH = ${field.part.nvec | integers | inline};
 
 //: endfor
 //: if has_indices
@@ -16,7 +16,7 @@ static int are_categories(const int32_t *indices, const uint32_t *categories, ui
 {
     uint32_t i;
     for (i = 0; i < n; i++) {
-        if (indices[i] < 0 || (uint32_t)indices[i] >= categories[i]) {
+        if (indices[i] < 0 || (uint32_t)indices[i] >= POLICY_READ_32(categories + i)) {
             return 0;
         }
     }
@@ -28,8 +28,8 @@ static uint8_t *put_indices(uint8_t *in, const int32_t *indices, const uint32_t 
 {
     uint32_t i, category, feature = 0;
     for (i = 0; i < n; i++) {
-        for (category = 0; category < categories[i]; category++, feature++) {
-            in[feature] = category == (uint32_t)indices[i] ? present[feature] : absent[feature];
+        for (category = 0; category < POLICY_READ_32(categories + i); category++, feature++) {
+            in[feature] = POLICY_READ_8((category == (uint32_t)indices[i] ? present : absent) + feature);
         }
     }
     return in + feature;
@@ -53,8 +53,8 @@ static uint8_t *put_grid(uint8_t *in, const int8_t *grid, uint32_t n)
 //: endif
 //: for field in fields if field.has_grid
 //: set array = "[%d]" | format(field.multiplier | length)
-static const float multiplier_of_${field.name}${array} = ${field.multiplier | floats | inline};
-static const float offset_of_${field.name}${array} = ${field.offset | floats | inline};
+static const float multiplier_of_${field.name}${array} POLICY_FLASH = ${field.multiplier | floats | inline};
+static const float offset_of_${field.name}${array} POLICY_FLASH = ${field.offset | floats | inline};
 //: if field.origin is not none
 static const double origin_of_${field.name}${array} = ${field.origin | doubles | inline};
 //: endif
@@ -97,7 +97,7 @@ static ${unit} *put_floats(
 {
     uint32_t i;
     for (i = 0; i < n; i++) {
-        in[i] = (${unit})(to_grid(values[i], multiplier[i * each], offset[i * each])${shift});
+        in[i] = (${unit})(to_grid(values[i], POLICY_READ_FLOAT(multiplier + i * each), POLICY_READ_FLOAT(offset + i * each))${shift});
     }
     return in + n;
 }
@@ -125,7 +125,7 @@ static ${unit} *put_doubles(
 {
     uint32_t i;
     for (i = 0; i < n; i++) {
-        in[i] = (${unit})(to_grid((float)(values[i] - origin[i]), multiplier[i], offset[i])${shift});
+        in[i] = (${unit})(to_grid((float)(values[i] - origin[i]), POLICY_READ_FLOAT(multiplier + i), POLICY_READ_FLOAT(offset + i))${shift});
     }
     return in + n;
 }
