@@ -12,7 +12,7 @@ def feature_ranges(model: IntegerModel) -> np.ndarray:
     :param model: the student
     :return: float64, shape (n_features, 2); no rows for students whose only input are pixels or indices
     """
-    if model.input_multiplier is None or model.input_offset is None or model.parts[0].kind == "one_hot":
+    if model.input_multiplier is None or model.input_offset is None or all(part.kind == "one_hot" for part in model.parts):
         return np.zeros((0, 2))
     multiplier, offset = (values.astype(np.float64).ravel() for values in (model.input_multiplier, model.input_offset))
     origin = 0.0 if model.input_origin is None else model.input_origin.ravel()

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 from documentation import ROOT, blocks
 from gymnasium import spaces
+from space_students import make_student as make_space_student
 from students import make_student, some_observations
 
 from sb3_qpd import IntegerModel, export_c
+from sb3_qpd.export.c.fields import fields_of
 from sb3_qpd.export.c.runtime import find_compiler
 from sb3_qpd.export.ranges import feature_ranges
 
@@ -43,6 +45,15 @@ def test_the_ranges_are_the_ends_of_the_grid() -> None:
     low, high = feature_ranges(model).T.astype(np.float32)
     assert (model.quantize_input(low[None]) == -128).all() and (model.quantize_input(high[None]) == 127).all()
     assert (np.abs(model.quantize_input((low + high)[None] / 2) + 0.5) < 1.5).all()
+
+
+def test_numbers_of_a_dict_have_the_names_of_their_fields(tmp_path: Path) -> None:
+    model = make_space_student("Dict", "Discrete", 4).to_integer()
+    told, fields = comment(model, tmp_path), {field.name: field.part for field in fields_of(model)}
+    for name, part in fields.items():
+        n = part.n_features if part.kind == "vector" else 0
+        assert [f" *     {name}[{number}] " in told for number in range(n + 1)] == [True] * n + [False]
+        assert (f" *     {name} " in told) == (part.kind == "float_image")
 
 
 def test_pixels_have_no_ranges(tmp_path: Path) -> None:

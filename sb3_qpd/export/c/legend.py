@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
+from sb3_qpd.export.c.fields import fields_of
 from sb3_qpd.export.ranges import feature_ranges
 from sb3_qpd.integer import IntegerModel
 
@@ -32,16 +34,30 @@ def plain(text: Any) -> str:
 
 
 def _observation(model: IntegerModel) -> Iterator[str]:
-    kinds, ranges = {part.kind for part in model.parts}, feature_ranges(model)
+    kinds, features = {part.kind for part in model.parts}, list(_features(model))
     if "image" in kinds:
         yield "Observation: pixels from 0 to 255, as the environment gives them."
     if "one_hot" in kinds:
         yield "Observation: indices that start at 0, as the environment gives them."
-    if len(ranges):
+    if features:
         yield "Observation: as the environment gives it. A value beyond the range seen in training counts as its end."
-        yield from (f"    [{number}] {low:.6g} to {high:.6g}" for number, (low, high) in enumerate(ranges[:MOST_FEATURES]))
-    if len(ranges) > MOST_FEATURES:
-        yield f"    and {len(ranges) - MOST_FEATURES} more"
+        yield from features[:MOST_FEATURES]
+    if len(features) > MOST_FEATURES:
+        yield f"    and {len(features) - MOST_FEATURES} more"
+
+
+def _features(model: IntegerModel) -> Iterator[str]:
+    """Each number with its range: by its index, for a Dict with the name of the field. Images of floats have one range."""
+    names = {field.part: field.name for field in fields_of(model)} if model.is_dict else {}
+    ranges = iter(feature_ranges(model))
+    for part in (part for trunk in model.trunks for part in trunk if part.kind != "image"):
+        of_part = list(islice(ranges, 1 if part.is_image else part.n_features))
+        if part.kind != "one_hot":
+            name = names.get(part, "")
+            yield from (
+                f"    {name}{'' if part.is_image else f'[{number}]'} {low:.6g} to {high:.6g}"
+                for number, (low, high) in enumerate(of_part)
+            )
 
 
 def _wrappers(model: IntegerModel) -> Iterator[str]:
