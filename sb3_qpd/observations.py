@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.integer import describe_not_finite, to_float32
+from sb3_qpd.integer_parts import describe_not_finite, to_float32
 
 Observation = np.ndarray | dict[str, np.ndarray]
 PIECE_SIZE = 128  # observations for one call of a network

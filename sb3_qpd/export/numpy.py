@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from sb3_qpd import integer, integer_file
+from sb3_qpd import integer, integer_file, integer_parts
 from sb3_qpd.export.files import disk_space
 from sb3_qpd.integer import IntegerModel
 
@@ -31,8 +31,9 @@ def export_numpy(model: IntegerModel, out_dir: Path) -> list[Path]:
 
 
 def interpreter() -> bytes:
-    """The content of ``policy.py``: ``integer.py``, with ``integer_file.py`` in place of its import."""
-    outer, inner = (Path(str(module.__file__)).read_text(encoding="utf-8") for module in (integer, integer_file))
-    _, _, body = inner.partition("from __future__ import annotations\n")
-    before, after = re.split(r"from sb3_qpd\.integer_file import \([^)]*\)\n", outer)
-    return f"{before}{body.strip()}\n\n{after}".encode()
+    """The content of ``policy.py``: ``integer.py``, with the modules that it needs in place of their imports."""
+    texts = [Path(str(module.__file__)).read_text(encoding="utf-8") for module in (integer, integer_file, integer_parts)]
+    outer, *inner = (re.sub(r"from sb3_qpd\.integer_\w+ import \([^)]*\)\n+", "", text) for text in texts)
+    before, mark, after = outer.partition("if sys.version_info <")
+    bodies = [text.partition("from __future__ import annotations\n")[2].strip() for text in inner]
+    return "\n\n\n".join([before.strip(), *bodies, mark + after]).encode()
