@@ -12,12 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sb3_qpd.export.c.exporter import TEMPLATES, c_sources
 from sb3_qpd.export.c.text import rename
 from sb3_qpd.export.c.vectors import some_observations
 from sb3_qpd.export.files import write_files
+from sb3_qpd.export.ranges import feature_ranges
 from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.version import __version__
@@ -155,14 +154,9 @@ def _plain(text: str) -> str:
 
 def _features(model: IntegerModel) -> list[dict[str, float]]:
     """The range and the step of each feature of a vector on the input grid, in units of the environment."""
-    if model.input_multiplier is None or model.input_offset is None or model.is_image or model.parts[0].kind != "vector":
+    if model.parts[0].kind != "vector":
         return []
-    m, a = model.input_multiplier.astype(np.float64), model.input_offset.astype(np.float64)
-    origin = np.zeros(len(m)) if model.input_origin is None else model.input_origin
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ends = np.sort(((np.array([[-128.0], [127.0]]) - a) / m + origin), axis=0)
-        steps = np.abs(1 / m)
-    return [{"low": low, "high": high, "step": step} for low, high, step in zip(*ends, steps, strict=True)]
+    return [{"low": low, "high": high, "step": (high - low) / 255} for low, high in feature_ranges(model)]
 
 
 def _manifests(values: dict[str, Any], header: str) -> dict[str, str]:
