@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import subprocess
 import sys
 import tempfile
@@ -76,9 +77,11 @@ def test_requests_that_come_together(
 
     def send_all() -> None:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        for number in SIGNALS:
-            os.kill(os.getpid(), number)
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        try:
+            for number in SIGNALS:  # to this thread: another one does not block them, and the first would end this loop
+                signal.pthread_kill(threading.get_ident(), number)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     before = [(number, signal.signal(number, signal.SIG_DFL)) for number in SIGNALS if number != signal.SIGINT]
     try:
