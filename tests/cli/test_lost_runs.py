@@ -2,10 +2,10 @@
 
 import os
 import signal
-import threading
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
