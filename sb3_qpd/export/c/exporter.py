@@ -147,7 +147,10 @@ def c_sources(
             "with_value=True needs a value head: add_value_head(model, policy), or export student.zip --with-value"
         )
     if model.history > 1 and (reentrant or probabilities or with_value):
-        raise ValueError("reentrant, probabilities and with_value are for students without a memory")
+        raise ValueError(
+            f"reentrant, probabilities and with_value are for students without a memory, not history={model.history}: "
+            "leave them out, or distill with history=1"
+        )
     if model.history > 1 and observations is not None:
         observations = episode_windows(model, observations)
     whole = window_model(model)

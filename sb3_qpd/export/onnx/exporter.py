@@ -117,7 +117,10 @@ def _check_options(model: IntegerModel, form: str, channels_last: bool, is_for_g
     if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     if model.history > 1 and (form == "float" or is_for_godot):
-        raise ValueError("form='float' and names='godot' are for students without a memory (history=1)")
+        raise ValueError(
+            f"form='float' and names='godot' are for students without a memory, this one has history={model.history}: leave "
+            "them out, or distill with history=1"
+        )
     if is_for_godot:
         check_godot(model)
     if form == "float":
