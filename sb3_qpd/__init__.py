@@ -5,10 +5,10 @@ The public names are loaded at their first use (PEP 562): ``import sb3_qpd`` is 
 ``from sb3_qpd.integer import IntegerModel`` needs only numpy.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sb3_qpd.checks import did_you_mean
+from sb3_qpd.lazy_names import lazy_names
 from sb3_qpd.version import __version__
 
 if TYPE_CHECKING:
@@ -122,13 +122,7 @@ _MODULE_OF = {
     "TeacherOutput": "teachers.teacher",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{did_you_mean(name, _MODULE_OF)}")
-    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # the next access does not call this function
-    return value
+__getattr__ = lazy_names(globals(), _MODULE_OF, lambda name: f".{did_you_mean(name, _MODULE_OF)}")
 
 
 def __dir__() -> list[str]:

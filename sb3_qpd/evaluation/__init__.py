@@ -4,8 +4,9 @@ Evaluation: returns with intervals and verdicts, the bits and the speed of every
 The names are loaded at their first use (PEP 562). So a child process that runs an exported policy imports no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sb3_qpd.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from sb3_qpd.evaluation.episodes import TEST_SEED, TRAIN_SEED, VALIDATION_SEED, evaluate, microseconds_per_action
@@ -44,10 +45,4 @@ _MODULE_OF = {
     **dict.fromkeys(("ObservationRecorder", "Player", "RandomPolicy"), "players"),
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"sb3_qpd.{_MODULE_OF[name]}"), name)
-    globals()[name] = value  # the next access does not call this function
-    return value
+__getattr__ = lazy_names(globals(), _MODULE_OF)

@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
 from sb3_qpd.checks import check_flags
@@ -29,6 +28,7 @@ from sb3_qpd.export.c.layout import CLayer, Layout, Place, dimensions, lay_out, 
 from sb3_qpd.export.c.legend import legend, plain
 from sb3_qpd.export.c.memory import before_episode, episode_windows, window_model
 from sb3_qpd.export.c.proof import prove_sizes
+from sb3_qpd.export.c.templating import environment
 from sb3_qpd.export.c.text import (
     block_initializer,
     break_signature,
@@ -38,7 +38,6 @@ from sb3_qpd.export.c.text import (
     inline_initializer,
     integer_literal,
     literals,
-    read_template,
     rename,
     unsigned_literal,
     value_initializer,
@@ -53,17 +52,7 @@ from sb3_qpd.version import __version__
 RESERVED = ("main", "test_vectors")  # names of files that are written too
 BYTES = {"uint8_t": 1, "int8_t": 1, "int32_t": 4, "float": 4, "double": 8}
 
-
-TEMPLATES = jinja2.Environment(
-    line_statement_prefix="//:",
-    line_comment_prefix="//#",
-    variable_start_string="${",
-    variable_end_string="}",
-    keep_trailing_newline=True,
-    undefined=jinja2.StrictUndefined,
-    autoescape=False,  # C, not HTML
-    loader=jinja2.FunctionLoader(read_template),
-)
+TEMPLATES = environment()
 TEMPLATES.globals["zip"] = zip
 # the first five write numbers as literals of C, the last two write literals as an initializer
 TEMPLATES.filters |= {

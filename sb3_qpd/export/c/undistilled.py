@@ -12,25 +12,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
-from sb3_qpd.export.c.text import read_template
+from sb3_qpd.export.c.templating import environment
 from sb3_qpd.export.files import write_files
 from sb3_qpd.export.float_actor import Activation, Conv, FloatActor, Layer
 from sb3_qpd.version import __version__
 
 HEADER, SOURCE = "policy.h", "policy.c"
-TEMPLATES = jinja2.Environment(
-    line_statement_prefix="//:",
-    line_comment_prefix="//#",
-    variable_start_string="${",
-    variable_end_string="}",
-    keep_trailing_newline=True,
-    undefined=jinja2.StrictUndefined,
-    autoescape=False,  # C, not HTML
-    loader=jinja2.FunctionLoader(read_template),
-)
+TEMPLATES = environment()
 # activation -> C expression of x and its parameters a and b
 EXPRESSIONS = {
     "relu": "x > 0.0f ? x : 0.0f",

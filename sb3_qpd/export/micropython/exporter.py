@@ -61,7 +61,7 @@ def _values(model: IntegerModel) -> dict[str, Any]:
 
 
 def _trunks(model: IntegerModel) -> list[tuple[Any, ...]]:
-    """Of each trunk its parts and its number of layers."""
+    """The parts and the number of layers of each trunk."""
     return [
         (
             [

@@ -62,7 +62,7 @@ def write_godot(
     :param graph: the graph, with the head's accumulators in it
     :param acc: name of the accumulators
     :param model: the student
-    :param opset: of the file
+    :param opset: version of the operators in the file
     :return: inputs under their usual names, and outputs
     """
     if model.is_box:
@@ -82,7 +82,7 @@ def write_godot(
 
 
 def _scores(graph: Graph, acc: str, model: IntegerModel, opset: int) -> str:
-    """Of each dimension of a discrete action the distance to the largest accumulator, plus 1."""
+    """The distance of each category to the largest accumulator of its dimension, plus 1."""
     wide = graph.comparable(acc)
     if model.n_bits:
         return _below_largest(graph, graph.pairs(wide), 2, opset)
