@@ -15,6 +15,7 @@ SPACES = {
     "box": (spaces.Box(-1, 1, (2, 2)), BOX),
     "bits": (spaces.MultiBinary(5), spaces.MultiDiscrete([2, 3])),
     "bytes": (spaces.Box(0, 255, (6,), np.uint8), spaces.Discrete(2)),
+    "switches": (spaces.MultiBinary(5), spaces.MultiBinary(3)),
 }
 
 
@@ -46,7 +47,7 @@ def observations_of(kind: str, n: int, seed: int = 0) -> np.ndarray:
     rng, space = np.random.default_rng(seed), SPACES[kind][0]
     if kind == "discrete":
         return Pointer.offset + Pointer.scale * rng.normal(size=(n, 3))
-    if kind == "bits":
+    if kind in ("bits", "switches"):
         return rng.integers(0, 2, (n, 5)).astype(np.int8)
     if kind == "bytes":
         return rng.integers(0, 256, (n, 6)).astype(np.uint8)

@@ -145,7 +145,7 @@ def _either(choices: tuple[object, ...]) -> str:
 
 TARGETS = {
     "onnx": Target(requantizations=("float32",)),
-    "c": Target(remembered_actions=False),
+    "c": Target(),
     "tflite": Target(
         dicts=False,
         float_images=False,
