@@ -147,16 +147,9 @@ TARGETS = {
     "onnx": Target(requantizations=("float32",)),
     "c": Target(),
     "tflite": Target(
-        dicts=False,
-        float_images=False,
-        indices=False,
-        several_actions=False,
-        masks=False,
         weight_bits=(4, 8),
         activation_bits=(8,),
         requantizations=("float32",),
-        memories=False,
-        remembered_actions=False,
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
