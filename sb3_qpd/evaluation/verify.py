@@ -303,8 +303,8 @@ def _batch(model: IntegerModel, source: Any, n_observations: int) -> Iterator[tu
         return
     check_batch(model, observations)
     state: Any = None
-    for row in range(len(observations)):
-        one = observations[row : row + 1]
+    for row in range(batch_size(observations)):
+        one = take_rows(observations, slice(row, row + 1))
         yield one, None, model.remember(one, state)[0]
         _, state = model.predict(one, state, deterministic=True)
 

@@ -84,6 +84,7 @@ class Target:
     :param origins: observations in float64, whose offset is taken off before they are rounded
     :param memories: students that see several observations
     :param remembered_actions: students that see the actions between these observations
+    :param mixed_memories: students that see several observations of indices, or of several vectors of a Dict
     """
 
     dicts: bool = True
@@ -97,6 +98,7 @@ class Target:
     origins: bool = True
     memories: bool = True
     remembered_actions: bool = True
+    mixed_memories: bool = True
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -117,6 +119,8 @@ class Target:
             yield "action masks"
         if student.history > 1 and not self.memories:
             yield f"a memory (history={student.history})"
+        elif student.history > 1 and not self.mixed_memories and (len(student.parts) > 1 or kinds != {"vector"}):
+            yield f"a memory of indices or of several vectors (history={student.history})"
         if student.history_actions and not self.remembered_actions:
             yield "a memory of actions (history_actions)"
         if student.has_origin and not self.origins:
@@ -145,7 +149,7 @@ def _either(choices: tuple[object, ...]) -> str:
 
 TARGETS = {
     "onnx": Target(requantizations=("float32",)),
-    "c": Target(remembered_actions=False),
+    "c": Target(remembered_actions=False, mixed_memories=False),
     "tflite": Target(
         dicts=False,
         float_images=False,
