@@ -83,8 +83,8 @@ class FallingPrecision(CollectingAlgorithm):
             return
         model, budget = self.policy.to_integer(), budget_nbytes(str(self.student_arch), self._teacher_nbytes)
         if model.nbytes > budget:
-            origin = model.input_origin.nbytes  # type: ignore[union-attr]
-            fitting = self.find_arch(f"{budget - origin}B", self.weight_bits, self.activation_bits, self.history)
+            origin, bits = model.input_origin.nbytes, (self.weight_bits, self.activation_bits)  # type: ignore[union-attr]
+            fitting = self.find_arch(f"{budget - origin}B", *bits, self.history, self.history_actions)
             raise ValueError(
                 f"The observations have offsets that float32 cannot carry. Their input origin of {origin:,} bytes makes the "
                 f"student {model.nbytes:,} bytes, and student_arch={self.student_arch!r} is {budget:,}. Give "

@@ -262,6 +262,24 @@ def test_history_by_name_budget_and_teacher() -> None:
     assert QPDDistiller(recurrent, **{**QUICK, "student_arch": StudentArch((4,), history=3)}).history == 3
 
 
+def test_actions_of_the_history_by_argument() -> None:
+    from sb3_contrib import RecurrentPPO
+
+    teacher = untrained(pointers())
+    for size in ("nano", "600B", {"hidden": [8, 8], "history": 5, "history_actions": True}):
+        student = QPDDistiller(teacher, **{**QUICK, "student_arch": size}, history=6, history_actions=True)
+        model = student.to_integer()
+        assert model.history == 6 and model.history_actions and model.n_remembered == 3 and student.history_actions is True
+        assert model.nbytes <= 600 or size != "600B"
+    assert not QPDDistiller(teacher, **{**QUICK, "student_arch": size}, history_actions=False).policy.arch.history_actions
+    recurrent = RecurrentPPO("MlpLstmPolicy", pointers(), n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 4})
+    arch = QPDDistiller(recurrent, **QUICK, history_actions=True).policy.arch
+    assert arch.history == 8 and arch.history_actions
+    for env in (pointers(), pointers(BOX)):
+        with pytest.raises(ValueError, match="needs a history of 2 or more, got history_actions=True, history=1"):
+            QPDDistiller(untrained(env), **QUICK, history_actions=True)
+
+
 def test_what_has_no_memory_is_refused_by_name() -> None:
     image = spaces.Box(0, 255, (1, 36, 36), np.uint8)
     for space in (image, spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": image})):
@@ -347,9 +365,15 @@ def test_a_student_of_a_recurrent_teacher_goes_all_the_way(tmp_path: Path, capsy
     path, out = tmp_path / "teacher.zip", tmp_path / "out"
     RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 4}).save(path)
     given = ["--env", "CartPole-v1", "--timesteps", "256", "--no-check-teacher", "--episodes", "4", "--target", "onnx"]
-    assert main(["compress", str(path), *given, "--student-arch", "nano", "--out", str(out), "--history", "3"]) == 0
+    assert (
+        main(
+            ["compress", str(path), *given, "--student-arch", "nano", "--out", str(out), "--history", "3", "--history-actions"]
+        )
+        == 0
+    )
     model = IntegerModel.load(out / "student.npz")
-    assert model.history == 3
+    assert model.history == 3 and model.history_actions
+    assert "history=3, history_actions=True" in repr(load_student(out))
     assert main(["verify", str(out), "--observations", "100"]) == 0
     output = capsys.readouterr().out
     assert "next_state" in output and "all equal where equality is promised" in output
