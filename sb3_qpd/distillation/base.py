@@ -190,6 +190,11 @@ class DistillationAlgorithm(BaseAlgorithm):
             own = self.find_arch(wanted, *bits).history
             self.history = own if own > 1 else RECURRENT_HISTORY
         arch = self.find_arch(wanted, *bits, self.history, self.history_actions)
+        if arch.history_actions and self.recording is not None:
+            raise ValueError(
+                "history_actions needs the actions between observations, and those of a recording are not read: leave it out, "
+                "or give an environment in place of observations="
+            )
         if known is not None and (built := self.find_arch(known)) != arch:
             raise ValueError(
                 f"This student was built with student_arch={built}, and the arguments ask for {arch}: size and bits cannot "

@@ -237,10 +237,8 @@ class HistoryStore(_WholeObservations):
         own: dict[str, np.ndarray] = {"ages": self._ages}
         if self._actions.shape[1]:
             own["actions"] = self._actions
-        return {
-            **self.inner.rows(start, stop, position),
-            **{name: ring_parts(ring, start, stop) for name, ring in own.items()},
-        }
+        parts = {name: ring_parts(ring, start, stop) for name, ring in own.items()}
+        return {**self.inner.rows(start, stop, position), **parts}
 
     def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
         self.inner.put_back(start, rows)

@@ -117,12 +117,7 @@ class Target:
             yield "MultiDiscrete and MultiBinary actions"
         if student.uses_masks and not self.masks:
             yield "action masks"
-        if student.history > 1 and not self.memories:
-            yield f"a memory (history={student.history})"
-        elif student.history > 1 and not self.mixed_memories and (len(student.parts) > 1 or kinds != {"vector"}):
-            yield f"a memory of indices or of several vectors (history={student.history})"
-        if student.history_actions and not self.remembered_actions:
-            yield "a memory of actions (history_actions)"
+        yield from self._lacks_memory(student)
         if student.has_origin and not self.origins:
             yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
         yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
@@ -131,6 +126,15 @@ class Target:
             (mode,) = self.requantizations
             change = f"set model.requantization = {mode!r}, or --requantization {mode}"
             yield f"requantization={student.requantization!r} ({change})"
+
+    def _lacks_memory(self, student: StudentFacts) -> Iterator[str]:
+        is_one_vector = len(student.parts) == 1 and student.parts[0].kind == "vector"
+        if student.history > 1 and not self.memories:
+            yield f"a memory (history={student.history})"
+        elif student.history > 1 and not (self.mixed_memories or is_one_vector):
+            yield f"a memory of indices or of several vectors (history={student.history})"
+        if student.history_actions and not self.remembered_actions:
+            yield "a memory of actions (history_actions)"
 
 
 def _other_bits(what: str, bits: tuple[int, ...], supported: tuple[int, ...], flag: str) -> Iterator[str]:

@@ -171,8 +171,8 @@ def choose_arch(
     :raises TypeError: any other type
     """
     if not is_budget(student_arch):
-        arch = make_arch(student_arch, weight_bits, activation_bits, task.image_shapes)
-        return arch.with_memory(task.history, task.history_actions)
+        sized = make_arch(student_arch, weight_bits, activation_bits, task.image_shapes)
+        return sized.with_memory(task.history, task.history_actions)
     n_bytes = budget_nbytes(str(student_arch), teacher_nbytes)
     if FLOAT_BITS in (weight_bits, activation_bits):
         raise ValueError(

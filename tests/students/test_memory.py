@@ -365,12 +365,8 @@ def test_a_student_of_a_recurrent_teacher_goes_all_the_way(tmp_path: Path, capsy
     path, out = tmp_path / "teacher.zip", tmp_path / "out"
     RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 4}).save(path)
     given = ["--env", "CartPole-v1", "--timesteps", "256", "--no-check-teacher", "--episodes", "4", "--target", "onnx"]
-    assert (
-        main(
-            ["compress", str(path), *given, "--student-arch", "nano", "--out", str(out), "--history", "3", "--history-actions"]
-        )
-        == 0
-    )
+    memory = ["--history", "3", "--history-actions"]
+    assert main(["compress", str(path), *given, "--student-arch", "nano", "--out", str(out), *memory]) == 0
     model = IntegerModel.load(out / "student.npz")
     assert model.history == 3 and model.history_actions
     assert "history=3, history_actions=True" in repr(load_student(out))

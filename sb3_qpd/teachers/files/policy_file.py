@@ -35,11 +35,8 @@ _CLASSES = {
     "crossq": ("CrossQPolicy",) * 3,
     "ars": ("ARSPolicy",) * 3,
 }
-_ALGOS = {
-    "policies": "ppo",
-    "maskable": "maskableppo",
-    "recurrent": "ppo_lstm",
-}  # other families have the name of their algorithm
+# other families have the name of their algorithm
+_ALGOS = {"policies": "ppo", "maskable": "maskableppo", "recurrent": "ppo_lstm"}
 
 
 def is_policy_file(archive: Archive) -> bool:
