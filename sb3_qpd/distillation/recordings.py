@@ -10,7 +10,7 @@ import numpy as np
 
 from sb3_qpd.checks import is_finite
 from sb3_qpd.distillation.recording_files import MASKS, Recording, read_recording
-from sb3_qpd.integer import ObservationPart
+from sb3_qpd.integer import IntegerModel, ObservationPart
 from sb3_qpd.observations import check_finite, join, take_rows
 from sb3_qpd.spaces import action_head
 from sb3_qpd.teachers.own_policies import N_COMPARED, plays_differently, settle_labels
@@ -103,19 +103,28 @@ class RecordedObservations:
         """
         if self.spaces is not None:
             _check_actions(teacher, self.spaces[1], self.name)
-        self.fit_parts(teacher.parts, "teacher")
-        self._fit_masks(teacher)
+        self._fit_parts(teacher.parts, "teacher")
+        if teacher.uses_masks and self.masks is None:
+            raise ValueError(
+                f"The teacher was trained with action masks, and {self.name} has none: add an array {MASKS} of shape "
+                f"({len(self)}, {sum(teacher.head.nvec)}), True where an action was allowed, to the .npz, or give it to "
+                "RecordedObservations"
+            )
+        self._fit_masks(teacher.head.nvec if teacher.uses_masks else ())
         if plays_differently(teacher.policy):
             settle_labels(teacher, take_rows(self.observations, slice(N_COMPARED)))
 
-    def fit_parts(self, parts: Sequence[ObservationPart], player: str) -> None:
+    def fit_student(self, model: IntegerModel) -> None:
         """
-        Give the observations the form of these parts.
+        Give the observations the form that a student takes, as :meth:`fit`. It may do without action masks.
 
-        :param parts: what an observation consists of
-        :param player: ``"teacher"`` or ``"student"``, which takes them
+        :param model: the student
         :raises ValueError: the recording has other keys, shapes or numbers
         """
+        self._fit_parts(model.parts, "student")
+        self._fit_masks(model.action_nvec if model.uses_masks else ())
+
+    def _fit_parts(self, parts: Sequence[ObservationPart], player: str) -> None:
         wanted = {part.key: part for part in parts}
         given = self.observations if isinstance(self.observations, dict) else {None: self.observations}
         if wanted.keys() != given.keys():
@@ -126,18 +135,12 @@ class RecordedObservations:
         fitted = {key: _fitted(part, given[key], self.name, player) for key, part in wanted.items()}
         self.observations = fitted[None] if None in fitted else fitted
 
-    def _fit_masks(self, teacher: Teacher) -> None:
-        """Check the action masks of a teacher that was trained with them. Another teacher's are dropped."""
-        if not teacher.uses_masks:
+    def _fit_masks(self, nvec: Sequence[int]) -> None:
+        """Check the action masks of a player that takes them. Without categories, which no mask is for, they are dropped."""
+        if self.masks is None or not nvec:
             self.masks = None
             return
-        nvec, name = teacher.head.nvec, f"{MASKS} of {self.name}"
-        shape = len(self), sum(nvec)
-        if self.masks is None:
-            raise ValueError(
-                f"The teacher was trained with action masks, and {self.name} has none: add an array {MASKS} of shape {shape}, "
-                "True where an action was allowed, to the .npz, or give it to RecordedObservations"
-            )
+        shape, name = (len(self), sum(nvec)), f"{MASKS} of {self.name}"
         if self.masks.shape != shape or not np.isin(self.masks, (0, 1)).all():
             got = f"{self.masks.dtype} of shape {self.masks.shape}"
             raise ValueError(f"{name} must be an array of True and False of shape {shape}, got {got}")

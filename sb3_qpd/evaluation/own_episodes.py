@@ -115,7 +115,7 @@ def recorded_steps(
     :param n_observations: largest number of observations
     :return: see :func:`replay_masked`, several episodes side by side
     """
-    recording.fit_parts(model.parts, "student")
+    recording.fit_student(model)
     state: Any = None
     for step in recording.side_by_side(recording.held_out or recording.learned):
         rows, before = step[:n_observations], None
@@ -123,7 +123,7 @@ def recorded_steps(
         if model.history > 1:
             before, _ = model.remember(observations, None if state is None else (state[0][: len(rows)],))
             _, state = model.predict(observations, (before,), deterministic=True)
-        yield observations, masks if model.uses_masks else None, before
+        yield observations, masks, before
         n_observations -= len(rows)
         if not n_observations:
             return

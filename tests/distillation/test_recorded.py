@@ -348,6 +348,12 @@ def test_a_student_is_taught_under_the_recorded_masks(masking: MaskablePPO, tmp_
     measured = measure_held_out(student)["held_out"]
     assert measured["agreement"] == pytest.approx((theirs == ours).all(1).mean()) and measured["agreement"] > 0.6
     assert measured["kl"] < 1
+    student.to_integer().save(tmp_path / "student.npz")
+    export_onnx(student.to_integer(), tmp_path)
+    result = verify(tmp_path, student.recording, 50, policy=student.policy)
+    assert result.holds and result.n_masked == 50 and ("ONNX Runtime", "masked_action") in result.rows
+    with pytest.raises(ValueError, match="action_masks of the recording must be an array of True and False of shape"):
+        verify(tmp_path, RecordedObservations(recorded["observations"], action_masks=masks), policy=student.policy)
     given = RecordedObservations(recorded["observations"], action_masks=recorded["action_masks"])
     assert_equal_states(QPDDistiller(masking, observations=given, **QUICK).learn(4_000), student)
 
