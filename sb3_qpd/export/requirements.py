@@ -84,6 +84,7 @@ class Target:
     :param origins: observations in float64, whose offset is taken off before they are rounded
     :param memories: students that see several observations
     :param remembered_actions: students that see the actions between these observations
+    :param mixed_memories: students that see several observations of indices, or of several vectors of a Dict
     """
 
     dicts: bool = True
@@ -97,6 +98,7 @@ class Target:
     origins: bool = True
     memories: bool = True
     remembered_actions: bool = True
+    mixed_memories: bool = True
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -115,10 +117,7 @@ class Target:
             yield "MultiDiscrete and MultiBinary actions"
         if student.uses_masks and not self.masks:
             yield "action masks"
-        if student.history > 1 and not self.memories:
-            yield f"a memory (history={student.history})"
-        if student.history_actions and not self.remembered_actions:
-            yield "a memory of actions (history_actions)"
+        yield from self._lacks_memory(student)
         if student.has_origin and not self.origins:
             yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
         yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
@@ -127,6 +126,15 @@ class Target:
             (mode,) = self.requantizations
             change = f"set model.requantization = {mode!r}, or --requantization {mode}"
             yield f"requantization={student.requantization!r} ({change})"
+
+    def _lacks_memory(self, student: StudentFacts) -> Iterator[str]:
+        is_one_vector = len(student.parts) == 1 and student.parts[0].kind == "vector"
+        if student.history > 1 and not self.memories:
+            yield f"a memory (history={student.history})"
+        elif student.history > 1 and not (self.mixed_memories or is_one_vector):
+            yield f"a memory of indices or of several vectors (history={student.history})"
+        if student.history_actions and not self.remembered_actions:
+            yield "a memory of actions (history_actions)"
 
 
 def _other_bits(what: str, bits: tuple[int, ...], supported: tuple[int, ...], flag: str) -> Iterator[str]:
@@ -145,7 +153,7 @@ def _either(choices: tuple[object, ...]) -> str:
 
 TARGETS = {
     "onnx": Target(requantizations=("float32",)),
-    "c": Target(remembered_actions=False),
+    "c": Target(remembered_actions=False, mixed_memories=False),
     "tflite": Target(
         dicts=False,
         float_images=False,

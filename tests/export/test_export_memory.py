@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory import SPACES, K, episodes, make_policy, observations_of
+from memory import OTHERS, SPACES, VECTORS, K, episodes, make_policy, observations_of
 
 from sb3_qpd import IntegerModel, export_c, export_numpy, export_onnx, export_tflite
 from sb3_qpd.evaluation.verify import Verification, verify
@@ -24,7 +24,7 @@ def test_onnx_carries_the_state(form: str, optimize: bool, has_actions: bool, tm
     if form == "qdq" and not optimize:
         pytest.skip("floats are exact only where the runtime fuses them")
     arch = {"history_actions": has_actions}
-    for kind, history in (("discrete", K), ("box", 2), ("bits", K)):
+    for kind, history in (("discrete", K), ("box", 2), ("bits", K), ("index", 2), ("dict", K)):
         model = make_policy(kind, history, **arch).to_integer()
         export_onnx(model, tmp_path, form=form)
         policy, state, mine = OnnxPolicy(tmp_path / "student.onnx", optimize=optimize), None, None
@@ -41,8 +41,9 @@ def test_onnx_carries_the_state(form: str, optimize: bool, has_actions: bool, tm
             assert np.array_equal(actions, expected) and state.dtype == np.int8 and np.array_equal(state, mine[0])
 
 
-def test_the_interpreter_alone_has_a_memory(tmp_path: Path) -> None:
-    model = make_policy("box").to_integer()
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_the_interpreter_alone_has_a_memory(kind: str, tmp_path: Path) -> None:
+    model = make_policy(kind).to_integer()
     export_numpy(model, tmp_path)
     spec = importlib.util.spec_from_file_location("memory_policy", tmp_path / "policy.py")
     assert spec is not None and spec.loader is not None
@@ -50,7 +51,7 @@ def test_the_interpreter_alone_has_a_memory(tmp_path: Path) -> None:
     sys.modules["memory_policy"] = module
     spec.loader.exec_module(module)
     alone, state, mine = module.IntegerModel.load(tmp_path / "student.npz"), None, None
-    for observations, starts in episodes("box", 15):
+    for observations, starts in episodes(kind, 15):
         actions, state = alone.predict(observations, state, starts, deterministic=True)
         expected, mine = model.predict(observations, mine, starts, deterministic=True)
         assert np.array_equal(actions, expected) and np.array_equal(state[0], mine[0])
@@ -59,6 +60,9 @@ def test_the_interpreter_alone_has_a_memory(tmp_path: Path) -> None:
 def test_targets_without_a_memory_refuse_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tflite does not support a memory \(history=4\).* Take the target onnx"):
         export_tflite(make_policy("discrete").to_integer(), tmp_path)
+    for kind in OTHERS:
+        with pytest.raises(ValueError, match=r"c does not support a memory of indices or of several vectors.* onnx or numpy"):
+            export_c(make_policy(kind).to_integer(), tmp_path)
     with pytest.raises(ValueError, match=r"c does not support a memory of actions \(history_actions\).* onnx or numpy"):
         export_c(make_policy("discrete", history_actions=True).to_integer(), tmp_path)
 
@@ -68,7 +72,8 @@ def test_verify_compares_every_step_of_one_episode(kind: str, tmp_path: Path) ->
     policy = make_policy(kind)
     policy.to_integer().save(tmp_path / "student.npz")
     export_onnx(policy.to_integer(), tmp_path)
-    export_c(policy.to_integer(), tmp_path)
+    if kind in VECTORS:
+        export_c(policy.to_integer(), tmp_path)
     result = verify(tmp_path, observations_of(kind, 60, seed=4), policy=policy)
     with_actions = make_policy(kind, history_actions=True)
     other = tmp_path / "actions"
@@ -80,7 +85,7 @@ def test_verify_compares_every_step_of_one_episode(kind: str, tmp_path: Path) ->
     compared = {(row.implementation, row.step) for row in result.differences}
     for name in ("policy in eval mode", "ONNX Runtime"):
         assert {(name, step) for step in ("input_grid", "layer0", "accumulators", "action", "next_state")} <= compared
-    if shutil.which("cc"):
+    if kind in VECTORS and shutil.which("cc"):
         assert ("C on this computer", "input_grid") in compared and ("C on this computer", "action") in compared
 
 
@@ -108,7 +113,7 @@ def pointer(array: np.ndarray) -> Any:
 
 
 @pytest.mark.parametrize("requantization", ["float32", "fixed"])
-@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("kind", VECTORS)
 def test_c_keeps_the_window(kind: str, requantization: str, tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     if not any(shutil.which(compiler) for compiler in ("cc", "gcc", "clang")):

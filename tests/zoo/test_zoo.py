@@ -276,9 +276,11 @@ def test_a_student_goes_on_learning(run: Path, teacher: Path, tmp_path: Path) ->
 
 
 def test_environments_in_processes_of_their_own(teacher: Path, tmp_path: Path) -> None:
-    train(tmp_path, "-n", "128", "--vec-env", "subproc", params={"teacher": str(teacher), "n_envs": 2})
+    memory = {"history": 3, "history_actions": True}
+    train(tmp_path, "-n", "128", "--vec-env", "subproc", params={"teacher": str(teacher), "n_envs": 2, **memory})
     model = IntegerModel.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz")
     assert model.metadata["pipeline"] == []  # known to be none, though they are in other processes
+    assert model.history == 3 and model.history_actions
     assert (tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").is_file()
 
 
@@ -473,6 +475,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"student_arch": "nanno"}, "Unknown student_arch 'nanno'. Known: nano"),
     ({"transition": "blent"}, "blend"),
     ({"weight_bits": 9}, "Bits must be one of"),
+    ({"history_actions": True}, "history_actions is True or False, and needs a history of 2 or more"),
 ]
 
 

@@ -140,7 +140,7 @@ def _input_infos(model: IntegerModel, channels_last: bool, is_plain: bool = Fals
 
 
 def _state_infos(model: IntegerModel, name: str) -> list[onnx.ValueInfoProto]:
-    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features + model.n_remembered]
+    shape: list[str | int | None] = ["batch", model.history - 1, model.n_features + model.n_remembered]
     return [helper.make_tensor_value_info(name, TensorProto.INT8, shape)] if model.history > 1 else []
 
 
