@@ -59,7 +59,7 @@ def test_the_interpreter_alone_has_a_memory(tmp_path: Path) -> None:
 def test_targets_without_a_memory_refuse_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tflite does not support a memory \(history=4\).* Take the target onnx"):
         export_tflite(make_policy("discrete").to_integer(), tmp_path)
-    with pytest.raises(ValueError, match=r"c does not support a memory of actions \(history_actions\).* onnx or numpy"):
+    with pytest.raises(ValueError, match=r"c does not support a memory of actions \(history_actions\).* js or micropython"):
         export_c(make_policy("discrete", history_actions=True).to_integer(), tmp_path)
 
 
