@@ -258,9 +258,7 @@ def test_names_of_a_state(tmp_path: Path) -> None:
     assert_same_bits(actions, expected)
     assert state is not None and np.array_equal(after, state[0])
     assert [one.name for one in onnx.load(path).graph.input] == ["observation", "memory_in"]
-    with pytest.raises(
-        ValueError, match="a memory, history=4 .its state_ins is one constant number, and it drops state_outs"
-    ):
+    with pytest.raises(ValueError, match="a memory, history=4 .its state_ins is one constant number, and it drops state_outs"):
         export_onnx(model, tmp_path, names="godot")
 
 
