@@ -334,7 +334,7 @@ def split(reason: str) -> list[str]:
 
 def numbers_of(sentences: Iterable[str], reasons: dict[str, int]) -> str:
     """Numbers of reasons in the list below the tables."""
-    return ", ".join(str(reasons.setdefault(one.replace("|", "/"), len(reasons) + 1)) for one in sentences)
+    return ", ".join(map(str, sorted(reasons.setdefault(one.replace("|", "/"), len(reasons) + 1) for one in sentences)))
 
 
 def tables() -> str:
