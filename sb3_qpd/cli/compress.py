@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -33,7 +34,7 @@ from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.recorded import add_observations, check_recorded_options, compress_recorded, recorded_files
 from sb3_qpd.cli.sources import check_teacher_source
 from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
-from sb3_qpd.student_folder import OUTPUTS, PAGE, TARGET_NAMES
+from sb3_qpd.student_folder import OUTPUTS, PAGE, TARGET_NAMES, arduino_libraries
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -355,7 +356,11 @@ def publish(
     replaced = (*OUTPUTS, CHECKPOINT) if is_finished or report is not None else OUTPUTS
     try:
         _write_files(distiller, env, staging.path, report, step and step(staging.out), more)
-        return staging.commit(replacing=replaced), staging.out
+        libraries = arduino_libraries(staging.place)  # of an earlier student: their names are its environment's
+        names = staging.commit(replacing=(*replaced, *libraries))
+        for library in libraries:  # a commit of one file after the other leaves folders
+            shutil.rmtree(staging.place / library, ignore_errors=True)
+        return names, staging.out
     except OSError as error:
         other = save_elsewhere(
             lambda folder: _write_files(distiller, env, folder, report, step and step(folder), more),

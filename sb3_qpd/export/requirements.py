@@ -168,8 +168,8 @@ TARGETS = {
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
-    "js": Target(memories=False),
-    "micropython": Target(memories=False),
+    "js": Target(),
+    "micropython": Target(),
     "arduino": Target(dicts=False, float_images=False, masks=False, memories=False),
 }
 

@@ -61,9 +61,9 @@ def test_targets_without_a_memory_refuse_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tflite does not support a memory \(history=4\).* Take the target onnx"):
         export_tflite(make_policy("discrete").to_integer(), tmp_path)
     for kind in OTHERS:
-        with pytest.raises(ValueError, match=r"c does not support a memory of indices or of several vectors.* onnx or numpy"):
+        with pytest.raises(ValueError, match=r"c does not support a memory of indices or of several vectors.* js or micropython"):
             export_c(make_policy(kind).to_integer(), tmp_path)
-    with pytest.raises(ValueError, match=r"c does not support a memory of actions \(history_actions\).* onnx or numpy"):
+    with pytest.raises(ValueError, match=r"c does not support a memory of actions \(history_actions\).* js or micropython"):
         export_c(make_policy("discrete", history_actions=True).to_integer(), tmp_path)
 
 
