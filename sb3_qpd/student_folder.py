@@ -40,8 +40,6 @@ FILES = {
     C_FILE: "the student in C99",
     "policy.h": "the C interface",
     "policy_README.md": "how to use the C code",
-    "policy_memory.h": "the window of a student with a memory, for the C code",
-    "policy_memory.c": "the window of a student with a memory, for the C code",
     "main.c": "checks the C code against test_vectors.h",
     "test_vectors.h": "observations, and the student's outputs for them",
     NUMPY_FILE: "runs student.npz with numpy alone",

@@ -16,6 +16,7 @@ VECTORS = {
     "box": (spaces.Box(-1, 1, (2, 2)), BOX),
     "bits": (spaces.MultiBinary(5), spaces.MultiDiscrete([2, 3])),
     "bytes": (spaces.Box(0, 255, (6,), np.uint8), spaces.Discrete(2)),
+    "switches": (spaces.MultiBinary(5), spaces.MultiBinary(3)),
 }
 PARTS = {"pose": spaces.Box(-9, 9, (2,), np.float64), "gear": spaces.Discrete(3), "lamps": spaces.MultiBinary(2)}
 OTHERS = {
@@ -54,7 +55,7 @@ def observations_of(kind: str, n: int, seed: int = 0) -> Any:
     rng, space = np.random.default_rng(seed), SPACES[kind][0]
     if kind == "discrete":
         return Pointer.offset + Pointer.scale * rng.normal(size=(n, 3))
-    if kind == "bits":
+    if kind in ("bits", "switches"):
         return rng.integers(0, 2, (n, 5)).astype(np.int8)
     if kind == "bytes":
         return rng.integers(0, 256, (n, 6)).astype(np.uint8)

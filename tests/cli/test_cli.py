@@ -384,8 +384,6 @@ def test_force_leaves_nothing_of_an_earlier_run(teacher: str, compressed: Path, 
     model = IntegerModel.load(compressed / "student.npz")
     exported = [path.name for target in TARGET_FILES for path in export(model, target, tmp_path / target)]
     ours = {
-        "policy_memory.h",
-        "policy_memory.c",
         "student_onnx.json",
         "report.html",
         "film.gif",
