@@ -368,14 +368,15 @@ function actionGrid(action) {
   return values.map((x, i) => quantized(x, first + i));
 }
 
-/** Choose an action, and remember the observation and the action for the next steps. */
+/** Choose an action. A student with a memory remembers the observation and the action for the next steps. */
 function step(policy, observation, choose) {
+  if (student.history === 1) return choose(accumulators(observation));
   let window = null;
   const sums = accumulators(observation, policy.state, (x) => {
     if (window === null) window = x;
   });
   const action = choose(sums);
-  if (student.history > 1) policy.state = Int8Array.from([...window, ...actionGrid(action)]).slice(-student.stateSize);
+  policy.state = Int8Array.from([...window, ...actionGrid(action)]).slice(-student.stateSize);
   return action;
 }
 
