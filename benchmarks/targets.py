@@ -322,7 +322,7 @@ def compare(kind: Kind, model: IntegerModel, form: Form, reasons: dict[str, int]
         except MisfitError as error:
             return f"does not fit ({numbers_of([str(error).replace('atmega328p: ', 'Arduino Uno: ')], reasons)})"
     if not form.is_promised:
-        return f"not promised ({found} differ)"
+        return f"not promised ({found})"
     return "equal" if not found else f"**{found} DIFFER**"
 
 

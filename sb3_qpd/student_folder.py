@@ -120,7 +120,7 @@ def _is_own_library(library: Path) -> bool:
         return False
     if not about.startswith(f"name={library.name}\n".encode()) or b"Written by sb3_qpd" not in readme:
         return False
-    pattern = re.compile(_LIBRARY_FILES.format(library.name.removesuffix("Policy") or "Policy"))
+    pattern = re.compile(_LIBRARY_FILES.format(re.escape(library.name.removesuffix("Policy") or "Policy")))
     files = (path.relative_to(library).as_posix() for path in library.rglob("*") if path.is_symlink() or not path.is_dir())
     return all(pattern.fullmatch(file) for file in files)
 

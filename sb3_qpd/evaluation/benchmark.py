@@ -292,7 +292,7 @@ def clock_of(microcontroller: str, mhz: float) -> float:
 
 def counted_on(microcontroller: str) -> str:
     """
-    What its emulator counts.
+    The unit that the emulator of a microcontroller counts.
 
     :param microcontroller: a key of ``MICROCONTROLLERS``
     """

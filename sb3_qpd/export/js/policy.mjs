@@ -169,8 +169,8 @@ function hidden(layer, x) {
 }
 
 /**
- * The accumulators of the head; what every layer computes is handed to `see`. The window of a student with a memory is `state`,
- * see Policy, and then the observation.
+ * The accumulators of the head; what every layer computes is handed to `see`. A student with a memory sees the `state` of its
+ * Policy and then the observation.
  */
 function accumulators(observation, state, see = () => {}) {
   const features = [];
@@ -368,20 +368,21 @@ function actionGrid(action) {
   return values.map((x, i) => quantized(x, first + i));
 }
 
-/** Choose an action, and remember the observation and the action for the next steps. */
+/** Choose an action. A student with a memory remembers the observation and the action for the next steps. */
 function step(policy, observation, choose) {
+  if (student.history === 1) return choose(accumulators(observation));
   let window = null;
   const sums = accumulators(observation, policy.state, (x) => {
     if (window === null) window = x;
   });
   const action = choose(sums);
-  if (student.history > 1) policy.state = Int8Array.from([...window, ...actionGrid(action)]).slice(-student.stateSize);
+  policy.state = Int8Array.from([...window, ...actionGrid(action)]).slice(-student.stateSize);
   return action;
 }
 
 /**
- * The student in one environment. One with a memory keeps its last observations in `state`: integers of the input grid, the
- * oldest ones first, each with the action that followed it where the student sees actions.
+ * The student in one environment. A student with a memory keeps its last observations in `state`, as integers of the input
+ * grid. The oldest one comes first. Where the student sees actions, each observation is followed by the action that was taken.
  */
 export class Policy {
   constructor() {

@@ -38,7 +38,7 @@ def measure_agreement(path: Path, model: IntegerModel) -> dict[str, Any]:
 
 def random_state(model: IntegerModel, n: int) -> np.ndarray | None:
     """
-    What a student with a memory could remember, at random; ``None`` for other students.
+    Random states of a student with a memory; ``None`` for other students.
 
     :param model: the student
     :param n: number of states
