@@ -98,7 +98,7 @@ class Target:
     origins: bool = True
     memories: bool = True
     remembered_actions: bool = True
-    mixed_memories: bool = True
+    mixed_memories: bool = False
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -152,8 +152,8 @@ def _either(choices: tuple[object, ...]) -> str:
 
 
 TARGETS = {
-    "onnx": Target(requantizations=("float32",)),
-    "c": Target(remembered_actions=False, mixed_memories=False),
+    "onnx": Target(requantizations=("float32",), mixed_memories=True),
+    "c": Target(remembered_actions=False),
     "tflite": Target(
         dicts=False,
         float_images=False,
@@ -167,7 +167,7 @@ TARGETS = {
         remembered_actions=False,
         origins=False,  # it has no subtraction in float64
     ),
-    "numpy": Target(),  # takes every student
+    "numpy": Target(mixed_memories=True),  # takes every student
     "js": Target(memories=False),
     "micropython": Target(memories=False),
     "arduino": Target(dicts=False, float_images=False, masks=False, memories=False),
