@@ -136,7 +136,7 @@ class RecordedObservations:
         self.observations = fitted[None] if None in fitted else fitted
 
     def _fit_masks(self, nvec: Sequence[int]) -> None:
-        """Check the action masks of a player that takes them. Without categories, which no mask is for, they are dropped."""
+        """Check the action masks of actions with these categories. A player without masks names none: they are dropped."""
         if self.masks is None or not nvec:
             self.masks = None
             return

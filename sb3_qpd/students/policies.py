@@ -432,6 +432,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             arrays: Any = {key: value.cpu().numpy() for key, value in observations.items()}
         else:
             arrays = observations.cpu().numpy()
+        for part in self.features_extractor.parts:
+            if part.kind == "one_hot":  # an index that is no category would be all zeros
+                part.batch(arrays if part.key is None else arrays[part.key])
         rows = observation_rows(self.features_extractor.parts, arrays).astype(np.float64)
         if self.arch.history_actions:
             rows = np.concatenate([rows, np.full((len(rows), self.head.n_outputs), np.nan)], axis=1)

@@ -62,6 +62,16 @@ def test_policy_and_integers_are_equal_across_episodes(kind: str, requantization
     single, one = model.predict(take_rows(observations, 0), None, deterministic=True)
     assert single.shape == actions[0].shape and one[0].shape == (1, K - 1, windows.shape[2])
     assert np.array_equal(single, model.predict(observations, deterministic=True)[0][0])
+    assert np.array_equal(single, policy.predict(take_rows(observations, 0), None, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_indices_that_are_no_category(bits: int) -> None:
+    for kind, wrong in (("index", np.array([0, 5])), ("indices", np.array([[3, 0]])), ("dict", None)):
+        policy = make_policy(kind, weight_bits=bits, activation_bits=bits)
+        given = {**observations_of("dict", 2), "gear": np.array([1, 3])} if wrong is None else wrong
+        with pytest.raises(ValueError, match="Expected .* of 0 to"):
+            policy.predict(given)
 
 
 @pytest.mark.parametrize("kind", SPACES)
