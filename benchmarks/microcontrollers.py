@@ -6,8 +6,9 @@ What a student costs on a microcontroller, and whether it computes the same bits
 Plays each student's environment, exports its C in both requantization modes, and runs it on emulated processors: Cortex-M4 and
 M33 (with FPU), M3 and M0+, two of RISC-V, and the AVR of an Arduino Uno. Prints the Markdown table of docs/boards.md: outputs
 that differ from `IntegerModel`; bytes of flash, of RAM (beside the frames of an image) and of call stack; least, median and
-most instructions (AVR: cycles) for an action; those for a multiply-accumulate; and milliseconds at `--mhz`, if every
-instruction took one cycle (AVR: at 16 MHz). For Xtensa, which is only compiled, the bytes of flash are those of the policy.
+most instructions (AVR: clock cycles) for an action; those for a multiply-accumulate; the clock; and
+milliseconds at this clock, if every instruction took one cycle. The clock is `--mhz`, and 16 MHz for AVR. For Xtensa, which is
+only compiled, the bytes of flash are those of the policy.
 """
 
 import shutil
@@ -21,13 +22,14 @@ from tables import table_head
 
 from sb3_qpd import IntegerModel
 from sb3_qpd.envs.recipe import EnvRecipe
+from sb3_qpd.evaluation.benchmark import clock_of, counted_on
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, MisfitError, emulate, missing_tools
 from sb3_qpd.export.c.exporter import export_c
 from sb3_qpd.integer import REQUANTIZATIONS
 
 COLUMNS = (
     *("student", "processor", "requantization", "outputs that differ", "flash", "over its numbers", "RAM", "call stack"),
-    *("instructions (AVR: cycles): least", "median", "most", "per MAC", "ms"),
+    *("counted", "least", "median", "most", "per MAC", "MHz", "ms"),
 )
 XTENSA = "xtensa-lx106-elf-"
 
@@ -50,13 +52,13 @@ def row(path: Path, model: IntegerModel, observations: np.ndarray, microcontroll
         try:
             seen = emulate(folder, model, observations, microcontroller)
         except MisfitError as error:
-            return [*_start(path, model, microcontroller), str(error), *["-"] * 9]
+            return [*_start(path, model, microcontroller), str(error), *["-"] * 11]
     n, differ = seen.instructions, int((seen.outputs != model.accumulators(observations)).sum())
     numbers = (differ, seen.flash, seen.flash - model.nbytes, seen.ram - frames, seen.call_stack)
-    numbers += (int(n.min()), int(np.median(n)), int(n.max()))
-    texts = [*_start(path, model, microcontroller), *(f"{x:,}" for x in numbers)]
-    milliseconds = seen.milliseconds(16 if MICROCONTROLLERS[microcontroller].counts_cycles else mhz)
-    return [*texts, f"{np.median(n) / model.macs:.2f}", f"{milliseconds:.3g}"]
+    clock = clock_of(microcontroller, mhz)
+    texts = [*_start(path, model, microcontroller), *(f"{x:,}" for x in numbers), counted_on(microcontroller)]
+    texts += [f"{x:,}" for x in (int(n.min()), int(np.median(n)), int(n.max()))]
+    return [*texts, f"{np.median(n) / model.macs:.2f}", f"{clock:g}", f"{seen.milliseconds(clock):.3g}"]
 
 
 def _start(path: Path, model: IntegerModel, processor: str) -> list[str]:
@@ -74,7 +76,7 @@ def row_of_xtensa(path: Path, model: IntegerModel) -> list[str]:
     text, data, bss = map(int, done.stdout.splitlines()[1].split()[:3])
     frames = int(np.prod(model.observation_shape)) if model.is_image else 0
     sizes = [f"{text + data:,}", f"{text + data - model.nbytes:,}", f"{data + bss - frames:,}"]
-    return [*_start(path, model, "xtensa lx106"), "compiled only", *sizes, *["-"] * 6]
+    return [*_start(path, model, "xtensa lx106"), "compiled only", *sizes, *["-"] * 8]
 
 
 def main() -> None:

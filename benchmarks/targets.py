@@ -4,15 +4,18 @@ Every target by every kind of student: the same bits, equality that is not promi
     python benchmarks/targets.py --write docs/targets.md
 
 Each student is a small random policy. It is exported for each target, and acts on random observations in the target's runtime
-on this computer. Everything that the runtime shows is compared with the integer model: outputs, actions, and actions under
-masks.
+on this computer. Its actions, also those under masks, are compared with the integer model's. A student with a memory plays
+episodes, in which each runtime carries its own state.
 """
 
 import argparse
+import functools
 import importlib.util
+import shutil
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,18 @@ from gymnasium import spaces
 
 from sb3_qpd import IntegerModel, QuantActorCriticPolicy
 from sb3_qpd.export import EXPORTERS, export
+from sb3_qpd.export.c.emulator import MisfitError, emulate
+from sb3_qpd.export.c.memory import raw_windows, window_model
 from sb3_qpd.export.c.runtime import CPolicy
 from sb3_qpd.export.c.vectors import some_masks
+from sb3_qpd.export.interpreters import InterpretedPolicy, Interpreter
+from sb3_qpd.export.js.runtime import JsPolicy, start_node
+from sb3_qpd.export.micropython.runtime import MicroPythonPolicy, start_micropython
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.export.tflite.runtime import TflitePolicy
 
-N = 200  # observations
+N, N_ENVS, N_SLOW = 200, 8, 10  # observations; environments of a student with a memory; images for MicroPython's file
+MICROPYTHON = shutil.which("micropython") or sys.executable  # Python runs the same file
 VECTOR, IMAGE, FLOATS = spaces.Box(-1, 1, (4,)), spaces.Box(0, 255, (4, 36, 36), np.uint8), spaces.Box(0, 1, (2, 36, 36))
 JOINTS = spaces.Dict(gear=spaces.Discrete(4), joints=VECTOR)
 CAMERAS = spaces.Dict(camera=IMAGE, depth=FLOATS, gear=spaces.Discrete(4), joints=VECTOR)
@@ -48,6 +57,8 @@ class Kind:
     :param uses_masks: whether it takes action masks
     :param origin: offsets of the observations, taken off in float64
     :param requantization: see :class:`~sb3_qpd.integer.IntegerModel`
+    :param history: number of observations that it sees
+    :param history_actions: it also sees the actions between them
     """
 
     name: str
@@ -57,6 +68,8 @@ class Kind:
     uses_masks: bool = False
     origin: np.ndarray | None = None
     requantization: str = "float32"
+    history: int = 1
+    history_actions: bool = False
 
 
 KINDS = [
@@ -82,6 +95,11 @@ KINDS = [
     Kind("Dict, `fixed`", JOINTS, BOX, requantization="fixed"),
     Kind("Dict with images of both kinds", CAMERAS, DISCRETE),
     Kind("Dict with images, `fixed`", CAMERAS, SEVERAL, requantization="fixed"),
+    Kind("vector, memory", VECTOR, DISCRETE, history=4),
+    Kind("vector to Box, memory", VECTOR, BOX, history=4),
+    Kind("vector, memory, `fixed`", VECTOR, DISCRETE, history=4, requantization="fixed"),
+    Kind("vector, memory of actions", VECTOR, DISCRETE, history=4, history_actions=True),
+    Kind("vector to Box, memory of actions", VECTOR, BOX, history=4, history_actions=True),
 ]
 
 
@@ -90,13 +108,26 @@ def make_student(kind: Kind) -> IntegerModel:
     th.manual_seed(0)
     activation_bits = 8 if kind.bits == 4 else kind.bits
     options: Any = {"weight_bits": kind.bits, "activation_bits": activation_bits, "uses_masks": kind.uses_masks}
-    policy = QuantActorCriticPolicy(kind.observations, kind.actions, lambda _: 0.0, "nano", normalized_image=True, **options)
+    arch = {"hidden": [8, 8], "history": kind.history, "history_actions": kind.history_actions} if kind.history > 1 else "nano"
+    policy = QuantActorCriticPolicy(kind.observations, kind.actions, lambda _: 0.0, arch, normalized_image=True, **options)
     if kind.origin is not None:
         policy.features_extractor.set_origin(kind.origin)
     with th.no_grad():
         policy.action_net.weight.mul_(100)  # new policies have nearly uniform actions
-    policy.calibrate(policy.obs_to_tensor(some_observations(kind, 64))[0])
+    policy.calibrate(policy.obs_to_tensor(some_observations(kind, 64))[0] if kind.history == 1 else some_windows(kind))
     return replace(policy.to_integer(), requantization=kind.requantization)
+
+
+def some_windows(kind: Kind) -> th.Tensor:
+    """Windows of random observations, each but the newest one with an action; NaN before an episode."""
+    windows = some_observations(kind, 64 * kind.history).reshape(64, kind.history, -1).astype(np.float64)
+    if kind.history_actions:
+        n_actions = 3  # of both spaces
+        actions = np.random.default_rng(3).integers(0, 2, (64, kind.history, n_actions)).astype(float)
+        actions[:, -1] = np.nan
+        windows = np.concatenate([windows, actions], axis=2)
+    windows[:20, :2] = np.nan
+    return th.as_tensor(windows)
 
 
 def some_observations(kind: Kind, n: int = N) -> Any:
@@ -109,21 +140,23 @@ def some_observations(kind: Kind, n: int = N) -> Any:
     return np.stack(drawn) if kind.origin is None else np.stack(drawn) + kind.origin
 
 
-# -- runtimes: actions for observations, and actions under masks ------------------------------------------------------
+# -- runtimes: actions and the next state, for observations, masks and the state of a student with a memory ------------
 
-Act = Callable[[Any, np.ndarray | None], np.ndarray]
+State = np.ndarray | None
+Act = Callable[[Any, np.ndarray | None, State], tuple[np.ndarray, State]]
 
 
 @dataclass(frozen=True)
 class Form:
     """
-    A column of the table.
+    A column of a table.
 
     :param name: its heading
     :param target: what is exported
     :param options: options of the export
     :param open: makes the function that acts, from the folder and the integer model
     :param is_promised: whether equality is promised
+    :param n_images: number of observations of a student with images
     """
 
     name: str
@@ -131,6 +164,7 @@ class Form:
     options: dict[str, Any]
     open: Callable[[Path, IntegerModel], Act]
     is_promised: bool = True
+    n_images: int = N
 
 
 def in_numpy(folder: Path, model: IntegerModel) -> Act:
@@ -141,85 +175,206 @@ def in_numpy(folder: Path, model: IntegerModel) -> Act:
     sys.modules["policy"] = module  # its dataclasses look for it
     spec.loader.exec_module(module)
     player = module.IntegerModel.load(folder / "student.npz")
-    return lambda observations, masks: player.predict(observations, deterministic=True, action_masks=masks)[0]
+
+    def act(observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
+        before = None if state is None else (state,)
+        actions, after = player.predict(observations, before, deterministic=True, action_masks=masks)
+        return actions, None if after is None else after[0]
+
+    return act
+
+
+def run(player: Any, observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
+    """The ``run`` of a policy in a runtime."""
+    actions, _, *after = player.run(observations, masks, *([] if state is None else [state]))
+    return actions, after[0] if after else None
 
 
 def in_onnx_runtime(folder: Path, model: IntegerModel) -> Act:
     """``student.onnx`` in ONNX Runtime."""
-    player = OnnxPolicy(folder / "student.onnx")
-    return lambda observations, masks: player.run(observations, *([] if masks is None else [masks]))[0]
+    return functools.partial(run, OnnxPolicy(folder / "student.onnx"))
 
 
 def in_tflite(folder: Path, model: IntegerModel, xnnpack: bool = True) -> Act:
     """``student.tflite`` in LiteRT."""
     player = TflitePolicy(folder / "student.tflite", xnnpack=xnnpack)
-    return lambda observations, _: player.run(observations)[0]
+    return lambda observations, masks, state: (player.run(observations)[0], None)
 
 
-def in_c(folder: Path, model: IntegerModel) -> Act:
+def in_c(folder: Path, model: IntegerModel, name: str = "policy") -> Act:
     """The C, compiled for this computer."""
-    player = CPolicy(folder, model=model)
+    player = CPolicy(folder, name=name, model=window_model(model))
 
-    def act(observations: Any, masks: np.ndarray | None) -> np.ndarray:
-        return player.actions(observations, None, masks).reshape(-1, *model.action_shape)
+    def act(observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
+        seen = observations if model.history == 1 else raw_windows(model, observations, state)
+        actions = player.actions(seen, None, masks).reshape(-1, *model.action_shape)
+        return actions, None if state is None else model.remember(observations, (state,), actions=actions)[1]
 
     return act
 
 
-FORMS = [
-    Form("numpy", "numpy", {}, in_numpy),
-    Form("ONNX Runtime", "onnx", {}, in_onnx_runtime),
-    Form("ONNX Runtime, `--qdq`", "onnx", {"form": "qdq"}, in_onnx_runtime),
-    Form("C", "c", {}, in_c),
-    Form("C, `--reentrant`", "c", {"reentrant": True}, in_c),
-    Form("TFLite, XNNPACK", "tflite", {}, in_tflite),
-    Form("TFLite, its own kernels", "tflite", {}, lambda *args: in_tflite(*args, xnnpack=False), is_promised=False),
-]
+def library_of(folder: Path) -> tuple[Path, str]:
+    """The sources of an Arduino library, and the name of its C."""
+    (source,) = (path for path in folder.glob("*/src/*.c") if not path.stem.endswith("_memory"))
+    return source.parent, source.stem
+
+
+def in_arduino(folder: Path, model: IntegerModel) -> Act:
+    """The library's C, compiled for this computer."""
+    return in_c(*library_of(folder)[:1], model, library_of(folder)[1])
+
+
+def on_uno(folder: Path, model: IntegerModel) -> Act:
+    """The library's C, compiled for an Arduino Uno with Arduino's own optimization, under simavr."""
+    sources, name = library_of(folder)
+
+    def act(observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
+        seen = emulate(sources, model, observations, "atmega328p", cflags=["-Os"], name=name)
+        if model.is_box and model.requantization == "fixed":  # in units of the head
+            return model.actions(seen.actions.astype(np.int64)), None
+        return seen.actions.reshape(-1, *model.action_shape), None
+
+    return act
+
+
+@functools.cache
+def interpreter_of(program: type[InterpretedPolicy]) -> Interpreter:
+    """One process for all students."""
+    return start_node() if program is JsPolicy else start_micropython(MICROPYTHON)
+
+
+def interpreted(file: str, program: Callable[..., InterpretedPolicy], folder: Path, model: IntegerModel) -> Act:
+    """A program of node or MicroPython."""
+    return functools.partial(run, program(folder / file, model, interpreter_of(program)))  # type: ignore[arg-type]
+
+
+in_node = functools.partial(interpreted, "policy.mjs", JsPolicy)
+in_micropython = functools.partial(interpreted, "policy_micropython.py", MicroPythonPolicy)
+TABLES = {
+    "Computers and microcontrollers": [
+        Form("numpy", "numpy", {}, in_numpy),
+        Form("ONNX Runtime", "onnx", {}, in_onnx_runtime),
+        Form("ONNX Runtime, `--qdq`", "onnx", {"form": "qdq"}, in_onnx_runtime),
+        Form("C", "c", {}, in_c),
+        Form("C, `--reentrant`", "c", {"reentrant": True}, in_c),
+        Form("TFLite, XNNPACK", "tflite", {}, in_tflite),
+        Form("TFLite, its own kernels", "tflite", {}, lambda *args: in_tflite(*args, xnnpack=False), is_promised=False),
+    ],
+    "Boards, browsers and engines": [
+        Form("JavaScript", "js", {}, in_node),
+        Form("MicroPython", "micropython", {}, in_micropython, n_images=N_SLOW),
+        Form("Arduino library", "arduino", {}, in_arduino),
+        Form("Arduino Uno", "arduino", {}, on_uno),
+        Form("ONNX, `--names godot`", "onnx", {"names": "godot"}, in_onnx_runtime),
+        Form("ONNX, `--float`", "onnx", {"form": "float"}, in_onnx_runtime, is_promised=False),
+        Form(
+            "ONNX, `--float --names godot`",
+            "onnx",
+            {"form": "float", "names": "godot"},
+            in_onnx_runtime,
+            is_promised=False,
+        ),
+    ],
+}
+
+
+# -- comparison -------------------------------------------------------------------------------------------------------
+
+
+def count_differences(kind: Kind, model: IntegerModel, act: Act, n: int) -> int:
+    """Observations with another action than the integer model's, without masks and with masks."""
+    observations = some_observations(kind, n)
+    total = 0
+    for given in (None, some_masks(model, n).astype(bool)) if model.uses_masks else (None,):
+        expected = model.predict(observations, deterministic=True, action_masks=given)[0]
+        total += count_rows(act(observations, given, None)[0], expected)
+    return total
+
+
+def count_in_episodes(kind: Kind, model: IntegerModel, act: Act) -> int:
+    """The same over episodes: each of the two carries its own state, which zeros replace where an episode begins."""
+    steps = some_observations(kind, N).reshape(N // N_ENVS, N_ENVS, -1)
+    starts = np.random.default_rng(2).random(steps.shape[:2]) < 0.2
+    state, mine, total = model.remember(steps[0])[0], None, 0
+    for observations, is_start in zip(steps, starts, strict=True):
+        expected, mine = model.predict(observations, mine, is_start, deterministic=True)
+        actions, after = act(observations, None, np.where(is_start[:, None, None], np.int8(0), state))
+        assert after is not None
+        state, total = after, total + count_rows(actions, expected)
+    return total
+
+
+def count_rows(actions: np.ndarray, expected: np.ndarray) -> int:
+    return int((actions.reshape(len(expected), -1) != expected.reshape(len(expected), -1)).any(1).sum())
 
 
 def compare(kind: Kind, model: IntegerModel, form: Form, reasons: dict[str, int]) -> str:
-    """A cell of the table."""
-    observations, masks = some_observations(kind), some_masks(model, N).astype(bool) if model.uses_masks else None
+    """A cell of a table."""
+    n = form.n_images if any(part.is_image for part in model.parts) else N
     with tempfile.TemporaryDirectory() as folder:
         try:
             export(model, form.target, folder, **form.options)
         except ValueError as error:
-            reason = str(error).partition(". Take the target")[0].replace("|", "/")
-            return f"refused ({reasons.setdefault(reason, len(reasons) + 1)})"
+            return f"refused ({numbers_of(split(str(error)), reasons)})"
         act = form.open(Path(folder), model)
-        n_differing = 0
-        for given in (None,) if masks is None else (None, masks):
-            expected = model.predict(observations, deterministic=True, action_masks=given)[0]
-            differs = act(observations, given).reshape(N, -1) != expected.reshape(N, -1)
-            n_differing += int(differs.any(1).sum())
+        try:
+            found = count_differences(kind, model, act, n) if model.history == 1 else count_in_episodes(kind, model, act)
+        except MisfitError as error:
+            return f"does not fit ({numbers_of([str(error).replace('atmega328p: ', 'Arduino Uno: ')], reasons)})"
     if not form.is_promised:
-        return f"not promised ({n_differing} differ)"
-    return "equal" if not n_differing else f"**{n_differing} DIFFER**"
+        return f"not promised ({found})"
+    return "equal" if not found else f"**{found} DIFFER**"
 
 
-def table() -> str:
-    """The page."""
-    rows, reasons = [], dict[str, int]()
-    for kind in KINDS:
-        model = make_student(kind)
-        rows.append([kind.name, *(compare(kind, model, form, reasons) for form in FORMS)])
-    unknown = set(EXPORTERS) - {form.target for form in FORMS}
+def split(reason: str) -> list[str]:
+    """A sentence for each thing that a target lacks."""
+    subject, verb, lacks = reason.partition(". Take the target")[0].partition(" does not support ")
+    return [f"{subject}{verb}{lack}" for lack in lacks.split("; ")] if verb else [reason]
+
+
+def numbers_of(sentences: Iterable[str], reasons: dict[str, int]) -> str:
+    """Numbers of reasons in the list below the tables."""
+    return ", ".join(map(str, sorted(reasons.setdefault(one.replace("|", "/"), len(reasons) + 1) for one in sentences)))
+
+
+def tables() -> str:
+    """Everything below the head of the page."""
+    unknown = set(EXPORTERS) - {form.target for forms in TABLES.values() for form in forms}
     assert not unknown, f"Targets without a column: {unknown}"
-    lines = ["| student | " + " | ".join(form.name for form in FORMS) + " |", "|" + "---|" * (1 + len(FORMS))]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", *(f"{n}. {reason}." for reason, n in reasons.items())])
+    students, reasons, lines = [(kind, make_student(kind)) for kind in KINDS], dict[str, int](), list[str]()
+    for title, forms in TABLES.items():
+        lines += [f"## {title}", "", "| student | " + " | ".join(form.name for form in forms) + " |"]
+        lines.append("|" + "---|" * (1 + len(forms)))
+        for kind, model in students:
+            cells = [compare(kind, model, form, reasons) for form in forms]
+            lines.append("| " + " | ".join([kind.name, *cells]) + " |")
+        lines.append("")
+    return "\n".join([*lines, "## Reasons", "", *(f"{n}. {reason.rstrip('.')}." for reason, n in reasons.items())])
 
 
-HEAD = f"""# Every target by every kind of student
+def head() -> str:
+    runs_python = MICROPYTHON == sys.executable
+    micropython = "Python, since MicroPython is not installed here" if runs_python else "MicroPython"
+    return f"""# Every target by every kind of student
 
-Written by `python benchmarks/targets.py --write docs/targets.md`. Each student is a small random policy (`nano`). Its actions
-on {N} random observations, and those under random masks where it takes masks, are compared with the integer model's.
+Written by `python benchmarks/targets.py --write docs/targets.md`. Each student is a small random policy. Its actions on {N}
+random observations, and those under random masks where it takes masks, are compared with the integer model's.
 
 - *equal*: not one of the actions differs, to the last bit.
 - *not promised*: the runtime rounds in its own way; in brackets, how many actions differ.
-- *refused*: the export says why, before a student is trained. The reasons are below the table.
+- *refused*: the export says why, before a student is trained. The reasons are below the tables.
+- *memory*: the student sees 4 observations. The {N} observations are steps of episodes in {N_ENVS} environments. An episode
+  lasts 5 steps on average. Each form carries its own state.
 
 All values on the way to an action are compared by `sb3-qpd verify` and by `tests/all_forms.py`.
+
+What ran the files of the second table:
+
+- JavaScript: node {subprocess.check_output(["node", "--version"], text=True).strip().lstrip("v")}.
+- MicroPython: {micropython}, on {N_SLOW} observations of images.
+- Arduino library: its C, compiled for this computer.
+- Arduino Uno: the same C, compiled with `avr-gcc -Os` for an ATmega328P, under simavr.
+- ONNX: ONNX Runtime. The largest logit is the action, as in the engine.
 
 """
 
@@ -227,15 +382,15 @@ All values on the way to an action are compared by `sb3-qpd verify` and by `test
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--write", type=Path, default=None, metavar="PATH", help="file for the page (default: print the table)"
+        "--write", type=Path, default=None, metavar="PATH", help="file for the page (default: print the tables)"
     )
     args = parser.parse_args()
     th.set_num_threads(1)
-    text = table()
+    text = tables()
     if args.write is None:
         print(text)
     else:
-        args.write.write_text(f"{HEAD}{text}\n", encoding="utf-8")
+        args.write.write_text(f"{head()}{text}\n", encoding="utf-8")
     raise SystemExit("DIFFER" in text)
 
 

@@ -92,6 +92,40 @@ def c_files(folder: Path) -> list[str]:
     return [name for name in dict.fromkeys([C_FILE, *named]) if os.path.lexists(folder / name)]
 
 
+# files of the library folder that the target arduino writes, by their paths in it; {} is the name of its example
+_LIBRARY_FILES = (
+    r"README\.md|LICENSE\.txt|library\.properties|keywords\.txt|library\.json|CMakeLists\.txt|idf_component\.yml|"
+    r"zephyr/(module\.yml|CMakeLists\.txt|Kconfig)|src/\w+\.[ch]|examples/{0}/({0}\.ino|check\.c|\w*test_vectors\.h)"
+)
+
+
+def arduino_libraries(folder: Path) -> list[str]:
+    """
+    The library folders that the target ``arduino`` wrote, and to which nothing was added.
+
+    :param folder: folder of a student
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.name.endswith("Policy") and _is_own_library(path))
+
+
+def _is_own_library(library: Path) -> bool:
+    if library.is_symlink() or not library.is_dir():
+        return False
+    try:
+        about, readme = (
+            read_ordinary(library / name, 2**16, follow_links=False) for name in ("library.properties", "README.md")
+        )
+    except (OSError, ValueError):
+        return False
+    if not about.startswith(f"name={library.name}\n".encode()) or b"Written by sb3_qpd" not in readme:
+        return False
+    pattern = re.compile(_LIBRARY_FILES.format(re.escape(library.name.removesuffix("Policy") or "Policy")))
+    files = (path.relative_to(library).as_posix() for path in library.rglob("*") if path.is_symlink() or not path.is_dir())
+    return all(pattern.fullmatch(file) for file in files)
+
+
 def find_zip(folder: Path) -> Path | None:
     """
     The student as an SB3 model.

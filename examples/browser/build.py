@@ -51,7 +51,7 @@ def as_object(module: str) -> str:
 
     :param module: text of an ES module without imports
     """
-    names = re.findall(r"^export (?:const|function) (\w+)", module, re.MULTILINE)
+    names = re.findall(r"^export (?:const|function|class) (\w+)", module, re.MULTILINE)
     body = re.sub(r"^export ", "", module, flags=re.MULTILINE)
     return f"(() => {{\n{body}\nreturn {{ {', '.join(names)} }};\n}})()"
 

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -33,7 +34,7 @@ from sb3_qpd.cli.models import check_device, check_environment, load_teacher
 from sb3_qpd.cli.recorded import add_observations, check_recorded_options, compress_recorded, recorded_files
 from sb3_qpd.cli.sources import check_teacher_source
 from sb3_qpd.search.settings import DEFAULT_TIMESTEPS
-from sb3_qpd.student_folder import OUTPUTS, PAGE, TARGET_NAMES
+from sb3_qpd.student_folder import OUTPUTS, PAGE, TARGET_NAMES, arduino_libraries
 from sb3_qpd.zoo import MAX_TIMESTEPS
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from sb3_qpd.distillation.checkpoints import Checkpoint
     from sb3_qpd.distillation.distiller import QPDDistiller
+    from sb3_qpd.distillation.recordings import RecordedObservations
     from sb3_qpd.envs.recipe import EnvRecipe, EnvSource
     from sb3_qpd.evaluation.comparison import EvaluationPlan
     from sb3_qpd.teachers.teacher import Teacher
@@ -161,10 +163,12 @@ def compress(args: argparse.Namespace) -> int:
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = None if recipe is None else plan_evaluation(teacher, recipe, args.episodes, **options)
         if plan is None:
-            return compress_recorded(distiller, staging, args)
-        report = _compress(distiller, baseline, plan, staging, args)
-    code = _deploy(distiller, plan.env, args) if args.target else 0
-    return code or _check_verdict(report, args.require)
+            code = compress_recorded(distiller, staging, args)
+        else:
+            report = _compress(distiller, baseline, plan, staging, args)
+    if plan is None:
+        return code or _deploy(distiller, distiller.recording, args)
+    return _deploy(distiller, plan.env, args) or _check_verdict(report, args.require)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -238,12 +242,14 @@ def _teacher_words(args: argparse.Namespace) -> str:
     return shlex.join([args.teacher, *words, *(["--env-kwargs", *settings] if settings else [])])
 
 
-def _deploy(distiller: "QPDDistiller", env: "EnvSource", args: argparse.Namespace) -> int:
-    """Export and verify. The student is saved by then, whatever comes of it."""
+def _deploy(distiller: "QPDDistiller", seen: "EnvSource | RecordedObservations | None", args: argparse.Namespace) -> int:
+    """Export and verify what ``--target`` names. The student is saved by then, whatever comes of it."""
+    if not args.target or seen is None:
+        return 0
     with user_errors("compress"):
         from sb3_qpd.evaluation.student_files import export_student
 
-        names, result = export_student(distiller, env, args.out, args.target)
+        names, result = export_student(distiller, seen, args.out, args.target)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
 
@@ -350,7 +356,11 @@ def publish(
     replaced = (*OUTPUTS, CHECKPOINT) if is_finished or report is not None else OUTPUTS
     try:
         _write_files(distiller, env, staging.path, report, step and step(staging.out), more)
-        return staging.commit(replacing=replaced), staging.out
+        libraries = arduino_libraries(staging.place)  # of an earlier student: their names are its environment's
+        names = staging.commit(replacing=(*replaced, *libraries))
+        for library in libraries:  # a commit of one file after the other leaves folders
+            shutil.rmtree(staging.place / library, ignore_errors=True)
+        return names, staging.out
     except OSError as error:
         other = save_elsewhere(
             lambda folder: _write_files(distiller, env, folder, report, step and step(folder), more),

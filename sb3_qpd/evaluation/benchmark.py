@@ -51,6 +51,7 @@ from sb3_qpd.teachers.teacher import Teacher
 
 BATCH = 64
 MIN_CALLS = 20
+UNO_MHZ = 16.0  # clock of an Arduino Uno
 N_EMULATED = 16  # observations that a microcontroller gets
 
 # A fresh process loads, acts once, and prints the most memory that it has taken
@@ -265,17 +266,37 @@ def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:
     The emulations as text.
 
     :param seen: from :func:`microcontrollers`
-    :param mhz: clock of the processors in MHz
+    :param mhz: clock of the processors in MHz; that of an AVR is the Arduino Uno's
     """
-    at_clock = f"ms at {mhz:g} MHz"
-    lines = [f"{'C, emulated':36} {'instructions':>12} {at_clock:>16} {'flash':>10} {'RAM + stack':>12}"]
+    lines = [f"{'C, emulated':26} {'instructions':>12} {'MHz':>6} {'ms':>9} {'flash':>10} {'RAM + stack':>12}"]
     for name, one in seen.items():
         if isinstance(one, str):
-            lines.append(f"{name:36} {one}")
+            lines.append(f"{name:26} {one}")
         else:
             n, ram = int(np.median(one.instructions)), one.ram + one.call_stack
-            lines.append(f"{name:36} {n:12,} {one.milliseconds(mhz):16.3g} {one.flash:10,} {ram:12,}")
+            clock, counted = clock_of(name, mhz), counted_on(name)
+            title = name if counted == "instructions" else f"{name}, {counted}"
+            lines.append(f"{title:26} {n:12,} {clock:6g} {one.milliseconds(clock):9.3g} {one.flash:10,} {ram:12,}")
     return "\n".join(lines)
+
+
+def clock_of(microcontroller: str, mhz: float) -> float:
+    """
+    The clock in MHz that a time is told for.
+
+    :param microcontroller: a key of ``MICROCONTROLLERS``
+    :param mhz: clock of those that are sold with several clocks
+    """
+    return UNO_MHZ if MICROCONTROLLERS[microcontroller].counts_cycles else mhz
+
+
+def counted_on(microcontroller: str) -> str:
+    """
+    The unit that the emulator of a microcontroller counts.
+
+    :param microcontroller: a key of ``MICROCONTROLLERS``
+    """
+    return "clock cycles" if MICROCONTROLLERS[microcontroller].counts_cycles else "instructions"
 
 
 def to_json(rows: list[Speed], seen: dict[str, Emulation | str], mhz: float) -> dict[str, Any]:
@@ -284,13 +305,15 @@ def to_json(rows: list[Speed], seen: dict[str, Emulation | str], mhz: float) -> 
 
     :param rows: from :func:`benchmark`
     :param seen: from :func:`microcontrollers`; devices that were not emulated are left out
-    :param mhz: clock of the processors in MHz
+    :param mhz: see :func:`microcontroller_table`
     """
     boards = [
         {
             "device": name,
-            "instructions": int(np.median(one.instructions)),
-            f"ms at {mhz:g} MHz": float(f"{one.milliseconds(mhz):.3g}"),
+            "counted": counted_on(name),
+            "of an action": int(np.median(one.instructions)),
+            "MHz": clock_of(name, mhz),
+            "ms": float(f"{one.milliseconds(clock_of(name, mhz)):.3g}"),
             "bytes of flash": one.flash,
             "bytes of RAM and stack": one.ram + one.call_stack,
         }

@@ -69,10 +69,14 @@ def export_arduino(
 
 
 def _library_name(model: IntegerModel) -> str:
-    """``LunarLanderPolicy`` for ``LunarLander-v3``; ``Policy`` where the environment is unknown."""
+    """
+    ``LunarLanderPolicy`` for ``LunarLander-v3``, without a module or namespace in front; ``Policy`` where the environment is
+    unknown.
+    """
     env = model.metadata.get("env")
     env_id = env.get("env_id") if isinstance(env, dict) else None
-    words = re.findall(r"[A-Za-z0-9]+", re.sub(r"-v\d+$", "", env_id.split("/")[-1])) if isinstance(env_id, str) else []
+    own_name = re.split("[:/]", env_id)[-1] if isinstance(env_id, str) else ""
+    words = re.findall(r"[A-Za-z0-9]+", re.sub(r"-v\d+$", "", own_name))
     name = "".join(word[:1].upper() + word[1:] for word in words)[: MAX_NAME - len("Policy")]
     is_reserved = re.search("arduino|library", name, re.IGNORECASE) is not None or name[:1].isdigit()
     return ("" if is_reserved else name) + "Policy"

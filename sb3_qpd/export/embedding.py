@@ -96,6 +96,15 @@ def n_inputs(layer: IntegerLayer) -> int:
     return math.prod(layer.weight.shape[1:])
 
 
+def state_size(model: IntegerModel) -> int:
+    """
+    Numbers of the state of a student with a memory, see :meth:`~sb3_qpd.integer.IntegerModel.trace`.
+
+    :param model: any student; without a memory its state has none
+    """
+    return (model.history - 1) * (sum(part.n_features for part in model.parts) + model.n_remembered)
+
+
 def box_limits(model: IntegerModel) -> dict[str, Any]:
     """
     What fixed-point arithmetic clips the accumulators of a Box action to.

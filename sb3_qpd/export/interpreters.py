@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_qpd.export.embedding import state_size
 from sb3_qpd.integer import IntegerModel
 
 
@@ -88,15 +89,31 @@ class InterpretedPolicy:
         loaded = interpreter.ask("load", path=str(Path(path).resolve()))
         self._policy, self._is_channels_last = loaded["policy"], loaded["isChannelsLast"]
 
-    def run(self, observations: Any, action_masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def run(
+        self,
+        observations: Any,
+        action_masks: np.ndarray | None = None,
+        state: np.ndarray | None = None,
+        random: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, ...]:
         """
         Actions and network outputs for a batch.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         :param action_masks: bool, shape (batch_size, n): allowed actions; ``None`` allows all
-        :return: actions, and logits or means
+        :param state: state of a student with a memory, see :meth:`sb3_qpd.IntegerModel.trace`; ``None`` begins episodes
+        :param random: numbers that actions are drawn with, see :meth:`sample`; ``None``: the most probable actions
+        :return: actions, and logits or means; the next state of a student with a memory
         """
-        return self._run(observations, action_masks, None)
+        given, n = self._given(observations)
+        drawn = None if random is None else _encode(np.asarray(random, np.float64))
+        allowed = None if action_masks is None else _encode(np.asarray(action_masks, np.uint8))
+        answer = self._ask("run", given=given, n=n, masks=allowed, random=drawn, state=self._state(state, n))
+        actions = _decode(answer["actions"], np.float64).astype(np.float32 if self._model.is_box else np.int64)
+        found = actions.reshape(n, *self._model.action_shape), _decode(answer["outputs"], np.float32).reshape(n, -1)
+        if self._model.history == 1:
+            return found
+        return (*found, _decode(answer["state"], np.int8).reshape(n, self._model.history - 1, -1))
 
     def sample(self, observations: Any, random: np.ndarray, action_masks: np.ndarray | None = None) -> np.ndarray:
         """
@@ -106,16 +123,18 @@ class InterpretedPolicy:
         :param random: for each dimension of a discrete action an integer of 32 bits; for a Box action standard normal numbers
         :param action_masks: see :meth:`run`
         """
-        return self._run(observations, action_masks, random)[0]
+        return self.run(observations, action_masks, random=random)[0]
 
-    def trace(self, observations: Any) -> dict[str, np.ndarray]:
+    def trace(self, observations: Any, state: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """
         The integers after each step, by the names of :meth:`~sb3_qpd.integer.IntegerModel.step_names`.
 
         :param observations: see :meth:`run`
+        :param state: see :meth:`run`
         """
         given, n = self._given(observations)
-        steps = [_decode(step, np.int32) for step in self._ask("trace", given=given, n=n)["steps"]]
+        answer = self._ask("trace", given=given, n=n, state=self._state(state, n))
+        steps = [_decode(step, np.int32) for step in answer["steps"]]
         named = zip(self._model.step_names(), steps, self._shapes(), strict=True)
         return {name: step.reshape(n, *shape) for name, step, shape in named}
 
@@ -133,13 +152,11 @@ class InterpretedPolicy:
     def _ask(self, method: str, **values: Any) -> dict[str, Any]:
         return self._interpreter.ask(method, policy=self._policy, **values)
 
-    def _run(self, observations: Any, masks: Any, random: Any) -> tuple[np.ndarray, np.ndarray]:
-        given, n = self._given(observations)
-        drawn = None if random is None else _encode(np.asarray(random, np.float64))
-        allowed = None if masks is None else _encode(np.asarray(masks, np.uint8))
-        answer = self._ask("run", given=given, n=n, masks=allowed, random=drawn)
-        actions = _decode(answer["actions"], np.float64).astype(np.float32 if self._model.is_box else np.int64)
-        return actions.reshape(n, *self._model.action_shape), _decode(answer["outputs"], np.float32).reshape(n, -1)
+    def _state(self, state: np.ndarray | None, n: int) -> dict[str, str] | None:
+        """The state of a student with a memory; zeros begin episodes."""
+        if self._model.history == 1:
+            return None
+        return _encode(np.zeros((n, state_size(self._model)), np.int8) if state is None else np.asarray(state, np.int8))
 
     def _given(self, observations: Any) -> tuple[list[Any], int]:
         """Each part's key and numbers, and the batch size."""
@@ -157,7 +174,7 @@ class InterpretedPolicy:
         shapes, layers = [], iter(self._model.layers)
         for parts, n_layers in zip(self._model.trunks, self._model.branches, strict=True):
             image = parts[0].is_image
-            shapes.append(parts[0].shape if image else (sum(part.n_features for part in parts),))
+            shapes.append(parts[0].shape if image else (-1,))
             for _ in range(n_layers):
                 shapes.append(next(layers).output_shape(shapes[-1]))
         return [*shapes, (len(self._model.layers[-1].bias),)]

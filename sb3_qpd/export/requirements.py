@@ -33,7 +33,6 @@ class StudentFacts:
     :param requantization: ``"float32"`` or ``"fixed"``, see :class:`~sb3_qpd.integer.IntegerLayer`
     :param has_origin: the student takes offsets off in float64, see :class:`~sb3_qpd.integer.IntegerModel`
     :param history: number of observations that the student sees
-    :param history_actions: the student sees the actions between these observations too
     """
 
     parts: tuple[ObservationPart, ...]
@@ -45,7 +44,6 @@ class StudentFacts:
     requantization: str = "float32"
     has_origin: bool = False
     history: int = 1
-    history_actions: bool = False
 
     @classmethod
     def of_model(cls, model: IntegerModel) -> StudentFacts:
@@ -64,7 +62,6 @@ class StudentFacts:
             requantization=model.requantization,
             has_origin=model.input_origin is not None,
             history=model.history,
-            history_actions=model.history_actions,
         )
 
 
@@ -75,28 +72,22 @@ class Target:
 
     :param dicts: Dict observations
     :param float_images: images of floats
-    :param indices: Discrete and MultiDiscrete observations
-    :param several_actions: MultiDiscrete and MultiBinary actions
     :param masks: action masks
     :param weight_bits: bits that weights may have
     :param activation_bits: bits that outputs of hidden layers may have
     :param requantizations: modes of requantization
     :param origins: observations in float64, whose offset is taken off before they are rounded
     :param memories: students that see several observations
-    :param remembered_actions: students that see the actions between these observations
     """
 
     dicts: bool = True
     float_images: bool = True
-    indices: bool = True
-    several_actions: bool = True
     masks: bool = True
     weight_bits: tuple[int, ...] = ALL_BITS
     activation_bits: tuple[int, ...] = ALL_BITS
     requantizations: tuple[str, ...] = REQUANTIZATIONS
     origins: bool = True
     memories: bool = True
-    remembered_actions: bool = True
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -109,16 +100,10 @@ class Target:
             yield "Dict observations"
         if "float_image" in kinds and not self.float_images:
             yield "images of floats"
-        if "one_hot" in kinds and not self.indices:
-            yield "Discrete and MultiDiscrete observations"
-        if not student.is_box and student.action_shape and not self.several_actions:
-            yield "MultiDiscrete and MultiBinary actions"
         if student.uses_masks and not self.masks:
             yield "action masks"
         if student.history > 1 and not self.memories:
             yield f"a memory (history={student.history})"
-        if student.history_actions and not self.remembered_actions:
-            yield "a memory of actions (history_actions)"
         if student.has_origin and not self.origins:
             yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
         yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
@@ -153,8 +138,8 @@ TARGETS = {
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
-    "js": Target(memories=False),
-    "micropython": Target(memories=False),
+    "js": Target(),
+    "micropython": Target(),
     "arduino": Target(dicts=False, float_images=False, masks=False, memories=False),
 }
 

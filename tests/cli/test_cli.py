@@ -397,10 +397,14 @@ def test_force_leaves_nothing_of_an_earlier_run(teacher: str, compressed: Path, 
     out.mkdir()
     for name in (*OUTPUTS, "mine.txt"):
         (out / name).write_text("old")
+    (out / "notes").mkdir()  # with a folder inside, files move one by one
+    (library,) = export(model, "arduino", out)
+    assert library.is_dir()
     arguments = ["--env", "CartPole-v1", "--timesteps", "100", "--episodes", "2", "--transition", "scratch", *QUICK]
     assert main(["compress", teacher, "--out", str(out), "--force", *arguments]) == 0
-    assert {path.name for path in out.iterdir()} == {*FILES, "mine.txt"} - {"student_float.zip"}  # from scratch: none
-    assert [path.name for path in out.iterdir() if path.read_bytes() == b"old"] == ["mine.txt"]
+    left = {*FILES, "mine.txt", "notes"} - {"student_float.zip"}  # from scratch: none
+    assert {path.name for path in out.iterdir()} == left
+    assert [path.name for path in out.iterdir() if path.is_file() and path.read_bytes() == b"old"] == ["mine.txt"]
 
 
 class Breaking(CartPoleEnv):

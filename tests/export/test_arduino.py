@@ -17,6 +17,7 @@ from students import BOX, DISCRETE, IMAGE, VECTOR, make_student
 from sb3_qpd.cli import main
 from sb3_qpd.export import export_arduino
 from sb3_qpd.integer import REQUANTIZATIONS
+from sb3_qpd.student_folder import arduino_libraries
 
 CORE = Path("/usr/share/arduino/hardware/arduino/avr")
 UNO = ["-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_AVR_UNO", "-DARDUINO_ARCH_AVR", "-Os"]
@@ -120,6 +121,8 @@ def test_ranges_are_the_ends_of_the_grid(library):
     [
         (None, "Policy"),
         ("ALE/Pong-v5", "PongPolicy"),
+        ("my_envs:Tank-v0", "TankPolicy"),
+        ("my_envs:farm/Tank_of_2-v0", "TankOf2Policy"),
         ("Arduino-v0", "Policy"),
         ("2048-v0", "Policy"),
         ("x" * 90, "X" + "x" * 25),
@@ -163,6 +166,22 @@ def test_export_writes_the_folder_beside_other_files(tmp_path, capsys):
         assert f"{size:10}  {tmp_path / 'out' / 'CartPolePolicy'}" in capsys.readouterr().out
     model = make_student(VECTOR, DISCRETE).to_integer(env={"env_id": "CartPole-v1"})
     assert export_arduino(model, tmp_path / "out") == [tmp_path / "out" / "CartPolePolicy"]
+
+
+def test_only_own_libraries_are_known(tmp_path):
+    """A new run replaces the library of an earlier student, and no folder that holds something else."""
+    for env_id in ("CartPole-v1", None, "ALE/Pong-v5"):
+        space = IMAGE if env_id == "ALE/Pong-v5" else VECTOR
+        export_arduino(make_student(space, DISCRETE).to_integer(env={"env_id": env_id}), tmp_path)
+    assert arduino_libraries(tmp_path) == ["CartPolePolicy", "Policy", "PongPolicy"]
+    (tmp_path / "CartPolePolicy" / "examples" / "Mine").mkdir()
+    (tmp_path / "CartPolePolicy" / "examples" / "Mine" / "Mine.ino").touch()  # the user's
+    (tmp_path / "Policy").rename(tmp_path / "OtherPolicy")
+    (tmp_path / "LinkPolicy").symlink_to(tmp_path / "PongPolicy")
+    (tmp_path / "EmptyPolicy").mkdir()
+    assert arduino_libraries(tmp_path) == ["PongPolicy"] and arduino_libraries(tmp_path / "nowhere") == []
+    (tmp_path / "PongPolicy" / "README.md").write_text("of another program")
+    assert not arduino_libraries(tmp_path)
 
 
 # -- built and run ----------------------------------------------------------------------------------------------------

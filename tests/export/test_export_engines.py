@@ -1,6 +1,7 @@
 """ONNX for engines: other names, the inputs and outputs of Godot RL Agents' plugin, and plain float32 operators."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import onnxruntime as ort
 import pytest
 import torch as th
 from gymnasium import spaces
+from memory import SPACES as WITH_MEMORY
+from memory import episodes, observations_of
+from memory import make_policy as make_with_memory
 from random_students import RandomStudent, draw
 from students import BITS, DISCRETE, IMAGE, SPACES, VECTOR, assert_same_bits, make_student, some_observations
 from test_export_spaces import OBSERVATIONS
@@ -206,6 +210,63 @@ def test_plain_float_operators_of_random_students(tmp_path: Path) -> None:
             assert outputs.shape == student.model.logits(student.observations).shape
         assert actions.shape == student.model.predict(student.observations, deterministic=True)[0].shape
     assert n_refused < 10
+
+
+@pytest.mark.parametrize("has_actions", [True, False])
+@pytest.mark.parametrize("kind", WITH_MEMORY)
+def test_plain_float_operators_carry_a_state(kind: str, has_actions: bool, tmp_path: Path) -> None:
+    """Over episodes: the state is float32 in the file, and the most probable action is what the next steps see."""
+    model = make_with_memory(kind, 2 if kind == "box" else 4, history_actions=has_actions).to_integer()
+    path, agreement = export_onnx(model, tmp_path, form="float")
+    proto, mine = onnx.load(path), None
+    assert {node.op_type for node in proto.graph.node} <= UNITY | {"MatMul", "Slice"}
+    tensors = [*proto.graph.input, *proto.graph.output]
+    assert {value.type.tensor_type.elem_type for value in tensors} == {onnx.TensorProto.FLOAT}
+    policies = [OnnxPolicy(path, optimize=optimize) for optimize in (True, False)]
+    for observations, starts in episodes(kind, 25):
+        before, _ = model.remember(observations, mine, starts)
+        expected, mine = model.predict(observations, mine, starts, deterministic=True)
+        for policy in policies:
+            trace = policy.trace(observations, before)
+            for name, values in zip(model.step_names(), model.trace(observations, before), strict=True):
+                np.testing.assert_array_equal(trace[name], values)
+            actions, outputs, after = policy.run(observations, None, before)
+            assert_same_bits(actions, expected)
+            assert_same_bits(outputs, model.logits(observations, before))
+            assert_same_bits(after, mine[0])
+    assert json.loads(agreement.read_text())["not optimized"]["equal_actions"] == 1.0
+
+
+def test_of_tied_actions_the_first_is_remembered(tmp_path: Path) -> None:
+    model = make_with_memory("bits", 4, history_actions=True).to_integer()
+    *hidden, head = model.layers
+    tied = replace(head, weight=np.zeros_like(head.weight), bias=np.array([5, 5, -7, -7, -7], np.int32))
+    model = replace(model, layers=[*hidden, tied])
+    path = export_onnx(model, tmp_path, form="float")[0]
+    observations = observations_of("bits", 9)
+    expected, state = model.predict(observations, deterministic=True)
+    actions, _, after = OnnxPolicy(path).run(observations)
+    assert_same_bits(actions, expected)
+    assert not expected.any() and state is not None and np.array_equal(after, state[0])
+
+
+def test_names_of_a_state(tmp_path: Path) -> None:
+    model, observations = make_with_memory("box").to_integer(), observations_of("box", 20)
+    path = export_onnx(model, tmp_path, names={"state": "memory_in", "next_state": "memory_out"})[0]
+    expected, state = model.predict(observations, deterministic=True)
+    actions, _, after = OnnxPolicy(path).run(observations)
+    assert_same_bits(actions, expected)
+    assert state is not None and np.array_equal(after, state[0])
+    assert [one.name for one in onnx.load(path).graph.input] == ["observation", "memory_in"]
+    with pytest.raises(ValueError, match="a memory, history=4 .its state_ins is one constant number, and it drops state_outs"):
+        export_onnx(model, tmp_path, names="godot")
+
+
+def test_masks_are_applied_after_plain_float_operators(tmp_path: Path) -> None:
+    model = make_with_memory("discrete", history_actions=True).to_integer()
+    model.uses_masks = True
+    with pytest.raises(ValueError, match="a memory of actions .* with action masks: the masks are applied outside"):
+        export_onnx(model, tmp_path, form="float")
 
 
 def test_verify_knows_them(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.export.tflite.runtime import TflitePolicy
 from sb3_qpd.export.value_head import add_value_head, values_of
+from sb3_qpd.observations import take_rows
 
 
 @pytest.mark.parametrize("form", ["operators", "qdq"])
@@ -30,7 +31,7 @@ def test_onnx_carries_the_state(form: str, optimize: bool, has_actions: bool, tm
     if form == "qdq" and not optimize:
         pytest.skip("floats are exact only where the runtime fuses them")
     arch = {"history_actions": has_actions}
-    for kind, history in (("discrete", K), ("box", 2), ("bits", K)):
+    for kind, history in (("discrete", K), ("box", 2), ("bits", K), ("index", 2), ("dict", K)):
         model = make_policy(kind, history, **arch).to_integer()
         export_onnx(model, tmp_path, form=form)
         policy, state, mine = OnnxPolicy(tmp_path / "student.onnx", optimize=optimize), None, None
@@ -47,8 +48,9 @@ def test_onnx_carries_the_state(form: str, optimize: bool, has_actions: bool, tm
             assert np.array_equal(actions, expected) and state.dtype == np.int8 and np.array_equal(state, mine[0])
 
 
-def test_the_interpreter_alone_has_a_memory(tmp_path: Path) -> None:
-    model = make_policy("box").to_integer()
+@pytest.mark.parametrize("kind", ["box", "dict"])
+def test_the_interpreter_alone_has_a_memory(kind: str, tmp_path: Path) -> None:
+    model = make_policy(kind).to_integer()
     export_numpy(model, tmp_path)
     spec = importlib.util.spec_from_file_location("memory_policy", tmp_path / "policy.py")
     assert spec is not None and spec.loader is not None
@@ -56,7 +58,7 @@ def test_the_interpreter_alone_has_a_memory(tmp_path: Path) -> None:
     sys.modules["memory_policy"] = module
     spec.loader.exec_module(module)
     alone, state, mine = module.IntegerModel.load(tmp_path / "student.npz"), None, None
-    for observations, starts in episodes("box", 15):
+    for observations, starts in episodes(kind, 15):
         actions, state = alone.predict(observations, state, starts, deterministic=True)
         expected, mine = model.predict(observations, mine, starts, deterministic=True)
         assert np.array_equal(actions, expected) and np.array_equal(state[0], mine[0])
@@ -115,6 +117,10 @@ IN_C = [
     ("bytes", True, "fixed", "-O3", False),
     ("switches", True, "float32", "-O3", False),
     ("switches", True, "fixed", "-O0", True),
+    ("index", True, "float32", "-O0", False),
+    ("indices", False, "fixed", "-O3", True),
+    ("dict", True, "fixed", "-O0", False),
+    ("dict", False, "float32", "-O3", True),
 ]
 
 
@@ -146,10 +152,11 @@ def test_c_keeps_the_window(
             acc = model.accumulators(observations, before)
             np.testing.assert_array_equal(c.weights(observations, None, before), model.weights(acc))
         for deterministic in (True, False):
+            one = take_rows(observations, 0)
             model.set_random_seed(1)
-            expected, my_drawn_next = model.predict(observations[0], my_drawn, starts[:1], deterministic)
+            expected, my_drawn_next = model.predict(one, my_drawn, starts[:1], deterministic)
             model.set_random_seed(1)
-            actions, drawn_next = c.predict(observations[0], drawn, starts[:1], deterministic)
+            actions, drawn_next = c.predict(one, drawn, starts[:1], deterministic)
             np.testing.assert_array_equal(actions, expected)
             np.testing.assert_array_equal(drawn_next[0], my_drawn_next[0])
         drawn, my_drawn = drawn_next, my_drawn_next

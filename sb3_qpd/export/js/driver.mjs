@@ -2,7 +2,7 @@
 import { pathToFileURL } from "node:url";
 import { createInterface } from "node:readline";
 
-const ARRAYS = { "|u1": Uint8Array, "<f4": Float32Array, "<f8": Float64Array };
+const ARRAYS = { "|i1": Int8Array, "|u1": Uint8Array, "<f4": Float32Array, "<f8": Float64Array };
 const modules = [];
 
 const encode = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
@@ -26,29 +26,44 @@ function observations(given, n) {
   return (i) => Object.fromEntries(parts.map(([key, row]) => [key, row(i)]));
 }
 
-function run({ student, act, sample, outputs }, { n, given, masks, random }) {
-  const [observation, mask, bits] = [observations(given, n), rows(masks, n), rows(random, n)];
-  const choose = random === null ? (i) => act(observation(i), mask(i)) : (i) => sample(observation(i), bits(i), mask(i));
-  const all = Array.from({ length: n }, (_, i) => i);
-  const actions = all.map(choose).flatMap((action) => (typeof action === "number" ? [action] : Array.from(action)));
-  const values = all.flatMap((i) => Array.from(outputs(observation(i))));
-  return { actions: encode(Float64Array.from(actions)), outputs: encode(Float32Array.from(values)) };
+/** For each row a policy with what it remembers there; the module itself where the student has no memory. */
+function policies(module, state, n) {
+  const before = rows(state, n);
+  return Array.from({ length: n }, (_, i) =>
+    state === null ? module : Object.assign(new module.Policy(), { state: before(i) }),
+  );
 }
 
-function trace(policy, { n, given }) {
+function run(module, { n, given, masks, random, state }) {
+  const [observation, mask, bits] = [observations(given, n), rows(masks, n), rows(random, n)];
+  const players = policies(module, state, n);
+  const values = players.flatMap((player, i) => Array.from(player.outputs(observation(i))));
+  const choose = (player, i) =>
+    random === null ? player.act(observation(i), mask(i)) : player.sample(observation(i), bits(i), mask(i));
+  const actions = players.map(choose).flatMap((action) => (typeof action === "number" ? [action] : Array.from(action)));
+  const states = state === null ? [] : players.flatMap((player) => Array.from(player.state));
+  return {
+    actions: encode(Float64Array.from(actions)),
+    outputs: encode(Float32Array.from(values)),
+    state: encode(Int8Array.from(states)),
+  };
+}
+
+function trace(module, { n, given, state }) {
   const observation = observations(given, n);
-  const traced = Array.from({ length: n }, (_, i) => policy.trace(observation(i)));
+  const traced = policies(module, state, n).map((player, i) => player.trace(observation(i)));
   return { steps: traced[0].map((_, step) => encode(Int32Array.from(traced.flatMap((x) => Array.from(x[step]))))) };
 }
 
 /** The median processor time of an action in seconds, and the memory of this process. */
-function measure({ act }, { n, given, seconds }) {
+function measure(module, { n, given, seconds }) {
   const observation = observations(given, n);
+  const player = module.student.history > 1 ? new module.Policy() : module;
   const repeat = (end) => {
     const times = [];
     for (let i = 0; times.length < 20 || performance.now() < end; i++) {
       const before = process.cpuUsage();
-      for (let k = 0; k < 20; k++) act(observation((i + k) % n));
+      for (let k = 0; k < 20; k++) player.act(observation((i + k) % n));
       const used = process.cpuUsage(before);
       times.push((used.user + used.system) / 20e6);
     }

@@ -8,7 +8,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sb3_qpd.export.embedding import box_limits, input_shapes, layer_numbers, model_numbers, to_base64, trunk_facts
+from sb3_qpd.export.embedding import (
+    box_limits,
+    input_shapes,
+    layer_numbers,
+    model_numbers,
+    state_size,
+    to_base64,
+    trunk_facts,
+)
 from sb3_qpd.export.files import names_of, write_files
 from sb3_qpd.export.requirements import StudentFacts, check_target
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, ObservationPart
@@ -53,6 +61,9 @@ def _values(model: IntegerModel, channels_last: bool) -> dict[str, Any]:
         "version": __version__,
         "bytes": model.nbytes,
         "isFixed": model.requantization == "fixed",
+        "history": model.history,
+        "stateSize": state_size(model),
+        "nRemembered": model.n_remembered,
         "trunks": _trunks(model, channels_last),
         **_action(model),
         "layers": _layers(model),

@@ -4,6 +4,12 @@
  *     import { act, sample, outputs, student } from "./policy.mjs";
  *     const action = act(observation);
  *
+ * A student with a memory acts as a Policy, one for each environment:
+ *
+ *     import { Policy } from "./policy.mjs";
+ *     const policy = new Policy();
+ *     const action = policy.act(observation); // and policy.reset() at the start of each episode
+ *
  * It computes the bits of sb3_qpd's IntegerModel. Sums stay within int32. A product of two float32 is exact in a double, so
  * Math.fround rounds it once; the same holds for the sum of two float32. Products beyond 2^53 are computed in two parts.
  */
@@ -162,11 +168,15 @@ function hidden(layer, x) {
   return y;
 }
 
-/** The accumulators of the head; what every layer computes is handed to `see`. */
-function accumulators(observation, see = () => {}) {
+/**
+ * The accumulators of the head; what every layer computes is handed to `see`. A student with a memory sees the `state` of its
+ * Policy and then the observation.
+ */
+function accumulators(observation, state, see = () => {}) {
   const features = [];
   for (const trunk of student.trunks) {
     let x = inputGrid(trunk, observation);
+    if (student.history > 1) x = Int32Array.from([...state, ...x]);
     see(x);
     for (let i = trunk.first; i < trunk.end; i++) {
       x = hidden(layers[i], x);
@@ -189,10 +199,12 @@ function inputGrid(trunk, observation) {
   const features = joined(values);
   if (trunk.parts[0].kind === "image") return Int32Array.from(features); // one type: engines compile one loop for it
   const step = trunk.parts[0].kind === "float_image" ? 0 : 1; // an image has one multiplier and one offset
-  return Int32Array.from(features, (x, i) => {
-    const at = trunk.firstFeature + i * step;
-    return toGrid(Math.fround(Math.fround(x * grid.multiplier[at]) + grid.offset[at]), -128, 127);
-  });
+  return Int32Array.from(features, (x, i) => quantized(x, trunk.firstFeature + i * step));
+}
+
+/** A number on the input grid of a feature. */
+function quantized(x, feature) {
+  return toGrid(Math.fround(Math.fround(x * grid.multiplier[feature]) + grid.offset[feature]), -128, 127);
 }
 
 /** The checked values of a part: pixels, zeros and ones, or float32. */
@@ -247,9 +259,13 @@ function oneHot(part, value, what) {
       if (!(index >= 0 && index < n && Number.isInteger(index))) {
         throw new RangeError(`${what} holds ${index} at ${i}: expected an integer of 0 to ${n - 1}`);
       }
-      return Array.from({ length: n }, (_, category) => Number(category === index));
+      return zerosAndOne(n, index);
     }),
   );
+}
+
+function zerosAndOne(n, index) {
+  return Array.from({ length: n }, (_, category) => Number(category === index));
 }
 
 // -- actions ---------------------------------------------------------------------------------------------------------
@@ -319,31 +335,14 @@ function indexOrArray(indices) {
   return student.actionShape.length ? indices : indices[0];
 }
 
-/**
- * The most probable action, or the mean of a Box action.
- *
- * @param observation numbers in any array, or a number; for a Dict observation an object of them by key
- * @param masks which discrete actions are allowed, one value for each category; all of them by default
- * @returns an index; an array of indices; or the Float32Array of a Box action, flat
- */
-export function act(observation, masks) {
-  const sums = accumulators(observation);
+/** The most probable action. */
+function mostProbable(sums, masks) {
   const scores = choices(sums, masks);
-  if (student.isBox) return boxAction(sums);
-  return indexOrArray(scores.map(best));
+  return student.isBox ? boxAction(sums) : indexOrArray(scores.map(best));
 }
 
-/**
- * An action drawn from the policy. The same random numbers give the same action on every machine.
- *
- * @param observation see `act`
- * @param given one number for each dimension of the action: an integer of 32 bits, or for a Box action a standard normal
- *     number. By default they come from Math.random
- * @param masks see `act`
- * @returns see `act`
- */
-export function sample(observation, given, masks) {
-  const sums = accumulators(observation);
+/** An action drawn with given numbers, or with random ones. */
+function drawn(sums, given, masks) {
   const scores = choices(sums, masks);
   const n = student.isBox ? sums.length : scores.length;
   const numbers = given === undefined || given === null ? Array.from({ length: n }, random) : [given].flat(Infinity);
@@ -359,24 +358,117 @@ export function sample(observation, given, masks) {
   return indexOrArray(scores.map((values, i) => draw(values, list[i])));
 }
 
-/**
- * The logits of all categories, or the mean of a Box action before it is clipped.
- *
- * @param observation see `act`
- * @returns a Float32Array
- */
-export function outputs(observation) {
-  return means(accumulators(observation), false);
+/** An action on the input grid, as a student that remembers its actions sees it in the next steps. */
+function actionGrid(action) {
+  if (!student.nRemembered) return [];
+  const list = typeof action === "number" ? [action] : Array.from(action);
+  const isNumbers = student.isBox || student.isBits;
+  const values = isNumbers ? list : [].concat(...list.map((index, i) => zerosAndOne(student.nvec[i], index)));
+  const first = grid.multiplier.length - values.length;
+  return values.map((x, i) => quantized(x, first + i));
+}
+
+/** Choose an action. A student with a memory remembers the observation and the action for the next steps. */
+function step(policy, observation, choose) {
+  if (student.history === 1) return choose(accumulators(observation));
+  let window = null;
+  const sums = accumulators(observation, policy.state, (x) => {
+    if (window === null) window = x;
+  });
+  const action = choose(sums);
+  policy.state = Int8Array.from([...window, ...actionGrid(action)]).slice(-student.stateSize);
+  return action;
 }
 
 /**
- * The integers after each step: of each trunk the input grid and every layer, at last the accumulators of the head.
- *
- * @param observation see `act`
- * @returns an array of integer arrays, images channels first
+ * The student in one environment. A student with a memory keeps its last observations in `state`, as integers of the input
+ * grid. The oldest one comes first. Where the student sees actions, each observation is followed by the action that was taken.
  */
+export class Policy {
+  constructor() {
+    this.reset();
+  }
+
+  /** Begin an episode. */
+  reset() {
+    this.state = new Int8Array(student.stateSize);
+  }
+
+  /**
+   * The most probable action, or the mean of a Box action. The next call is the next step of the episode.
+   *
+   * @param observation numbers in any array, or a number; for a Dict observation an object of them by key
+   * @param masks which discrete actions are allowed, one value for each category; all of them by default
+   * @returns an index; an array of indices; or the Float32Array of a Box action, flat
+   */
+  act(observation, masks) {
+    return step(this, observation, (sums) => mostProbable(sums, masks));
+  }
+
+  /**
+   * An action drawn from the policy. The same random numbers give the same action on every machine. The next call is the next
+   * step of the episode.
+   *
+   * @param observation see `act`
+   * @param given one number for each dimension of the action: an integer of 32 bits, or for a Box action a standard normal
+   *     number. By default they come from Math.random
+   * @param masks see `act`
+   * @returns see `act`
+   */
+  sample(observation, given, masks) {
+    return step(this, observation, (sums) => drawn(sums, given, masks));
+  }
+
+  /**
+   * The logits of all categories, or the mean of a Box action before it is clipped. The memory stays as it is.
+   *
+   * @param observation see `act`
+   * @returns a Float32Array
+   */
+  outputs(observation) {
+    return means(accumulators(observation, this.state), false);
+  }
+
+  /**
+   * The integers after each step: of each trunk the input grid and every layer, at last the accumulators of the head. The
+   * memory stays as it is.
+   *
+   * @param observation see `act`
+   * @returns an array of integer arrays, images channels first
+   */
+  trace(observation) {
+    const seen = [];
+    accumulators(observation, this.state, (x) => seen.push(x));
+    return seen;
+  }
+}
+
+const only = new Policy();
+
+/** The policy of a student without a memory. */
+function withoutMemory() {
+  if (student.history > 1) {
+    throw new TypeError("this student has a memory: make a `new Policy()`, and call its reset() when an episode begins");
+  }
+  return only;
+}
+
+/** See `Policy.act`. */
+export function act(observation, masks) {
+  return withoutMemory().act(observation, masks);
+}
+
+/** See `Policy.sample`. */
+export function sample(observation, given, masks) {
+  return withoutMemory().sample(observation, given, masks);
+}
+
+/** See `Policy.outputs`. */
+export function outputs(observation) {
+  return withoutMemory().outputs(observation);
+}
+
+/** See `Policy.trace`. */
 export function trace(observation) {
-  const seen = [];
-  accumulators(observation, (x) => seen.push(x));
-  return seen;
+  return withoutMemory().trace(observation);
 }

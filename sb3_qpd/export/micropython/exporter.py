@@ -15,6 +15,7 @@ from sb3_qpd.export.embedding import (
     layer_numbers,
     model_numbers,
     n_inputs,
+    state_size,
     to_base64,
     trunk_facts,
 )
@@ -53,6 +54,8 @@ def _values(model: IntegerModel) -> dict[str, Any]:
         "version": __version__,
         "bytes": model.nbytes,
         "is_fixed": model.requantization == "fixed",
+        "state_size": state_size(model),
+        "n_remembered": model.n_remembered,
         "trunks": _trunks(model),
         **_action(model),
         "layers": [_layer(layer, shape) for layer, shape in zip(model.layers, input_shapes(model), strict=True)],
@@ -95,6 +98,7 @@ def _biases(model: IntegerModel) -> np.ndarray:
     for parts, n_layers in trunk_facts(model):
         first, shift = model.layers[used], 0 if parts[0][0].kind == "image" else 128
         size = math.prod(parts[0][0].shape) if parts[0][0].is_image else sum(part.n_features for part, _ in parts)
+        size += state_size(model)  # a student with a memory has one trunk
         if n_layers:
             higher[used] -= shift * _sums(first.weight)
             size = math.prod(model.layers[used + n_layers - 1].output_shape(input_shapes(model)[used + n_layers - 1]))

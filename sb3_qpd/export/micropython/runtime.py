@@ -11,13 +11,14 @@ from sb3_qpd.integer import IntegerModel
 HEAP = "heapsize=256m"  # batches of images come as text
 
 
-def start_micropython() -> Interpreter:
+def start_micropython(program: str = "micropython") -> Interpreter:
     """
     A process of MicroPython that runs exported modules.
 
-    :raises NoInterpreter: MicroPython is not installed
+    :param program: name or path of the interpreter. Python runs the modules too, without machine code
+    :raises NoInterpreter: the interpreter is not installed
     """
-    return Interpreter("micropython", ["-X", HEAP], Path(__file__).with_name("driver.py.in"), "micropython")
+    return Interpreter(program, ["-X", HEAP], Path(__file__).with_name("driver.py.in"), "micropython")
 
 
 class MicroPythonPolicy(InterpretedPolicy):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sb3_qpd.export.embedding import state_size
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
 from sb3_qpd.integer import IntegerModel
 
@@ -22,17 +23,30 @@ def measure_agreement(path: Path, model: IntegerModel) -> dict[str, Any]:
     :return: JSON values: for both runs the share of equal actions and outputs, and the largest difference of an output
     """
     observations = random_observations(model, N_IMAGES if any(part.is_image for part in model.parts) else N_VECTORS)
-    expected, found = model.logits(observations), {}
-    actions = model.predict(observations, deterministic=True)[0]
+    state = random_state(model, N_VECTORS)
+    expected, actions, found = model.logits(observations, state), model.actions(model.accumulators(observations, state)), {}
+    n = len(actions)
     for optimize in (True, False):
-        got, outputs = OnnxPolicy(path, optimize=optimize).run(observations)
-        n = len(actions)
+        got, outputs, *_ = OnnxPolicy(path, optimize=optimize).run(observations, None, state)
         found["optimized" if optimize else "not optimized"] = {
             "equal_actions": float((got.reshape(n, -1) == actions.reshape(n, -1)).all(1).mean()),
             "equal_outputs": float((outputs == expected).mean()),
             "largest_difference": float(np.abs(outputs.astype(np.float64) - expected).max()),
         }
-    return {"compared_with": "student.npz", "random_observations": len(actions), **found}
+    return {"compared_with": "student.npz", "random_observations": n, **found}
+
+
+def random_state(model: IntegerModel, n: int) -> np.ndarray | None:
+    """
+    Random states of a student with a memory; ``None`` for other students.
+
+    :param model: the student
+    :param n: number of states
+    """
+    if model.history == 1:
+        return None
+    size = state_size(model) // (model.history - 1)
+    return np.random.default_rng(1).integers(-128, 128, (n, model.history - 1, size)).astype(np.int8)
 
 
 def random_observations(model: IntegerModel, n: int) -> Any:

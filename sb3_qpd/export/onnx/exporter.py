@@ -70,7 +70,7 @@ def make_onnx(
 
     A student with a memory has an input ``state`` and an output ``next_state``, int8, shape (batch_size, history - 1,
     n_features): the observations before the newest one on the input grid, each with the action that followed it where the
-    student sees actions. An episode begins with zeros.
+    student sees actions. An episode begins with zeros. In the form ``"float"`` both are float32.
 
     :param model: see :func:`export_onnx`
     :param form: see :func:`export_onnx`
@@ -116,11 +116,6 @@ def _check_options(model: IntegerModel, form: str, channels_last: bool, is_for_g
     check_target("onnx", StudentFacts.of_model(model))
     if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
-    if model.history > 1 and (form == "float" or is_for_godot):
-        raise ValueError(
-            f"form='float' and names='godot' are for students without a memory, this one has history={model.history}: leave "
-            "them out, or distill with history=1"
-        )
     if is_for_godot:
         check_godot(model)
     if form == "float":
@@ -136,21 +131,23 @@ def _input_infos(model: IntegerModel, channels_last: bool, is_plain: bool = Fals
         infos.append(helper.make_tensor_value_info(input_name(part), kind, ["batch", *shape]))
     if model.uses_masks and not is_plain:
         infos.append(helper.make_tensor_value_info(MASKS, TensorProto.BOOL, ["batch", sum(model.action_nvec)]))
-    return [*infos, *_state_infos(model, STATE)]
+    return [*infos, *_state_infos(model, STATE, is_plain)]
 
 
-def _state_infos(model: IntegerModel, name: str) -> list[onnx.ValueInfoProto]:
-    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features + model.n_remembered]
-    return [helper.make_tensor_value_info(name, TensorProto.INT8, shape)] if model.history > 1 else []
+def _state_infos(model: IntegerModel, name: str, is_plain: bool) -> list[onnx.ValueInfoProto]:
+    shape: list[str | int | None] = ["batch", model.history - 1, model.n_features + model.n_remembered]
+    kind = TensorProto.FLOAT if is_plain else TensorProto.INT8
+    return [helper.make_tensor_value_info(name, kind, shape)] if model.history > 1 else []
 
 
 def _output_infos(model: IntegerModel, is_plain: bool = False) -> list[onnx.ValueInfoProto]:
     kind = TensorProto.FLOAT if model.is_box else TensorProto.INT64
     outputs = helper.make_tensor_value_info(output_name(model), TensorProto.FLOAT, ["batch", len(model.layers[-1].bias)])
+    states = _state_infos(model, NEXT_STATE, is_plain)
     if is_plain and not model.is_box:  # the largest logit is found by the caller
-        return [outputs]
+        return [outputs, *states]
     action = helper.make_tensor_value_info("action", kind, ["batch", *model.action_shape])
-    return [action, outputs, *_state_infos(model, NEXT_STATE)]
+    return [action, outputs, *states]
 
 
 def _properties(model: IntegerModel, channels_last: bool, is_plain: bool) -> dict[str, str]:

@@ -138,10 +138,13 @@ class Graph:
             category = self.constant("category_of_action", np.concatenate([np.arange(n) for n in nvec]))
             x = self.node("Equal", [self.node("Gather", [x, column], "indices_of_action", axis=1), category], "is_action")
         x = self.node("Cast", [self.node("Flatten", [x], "flat_action")], "float_action", to=TensorProto.FLOAT)
+        return self.node("QuantizeLinear", [self._scaled_action(x, model), self.one, self.integer(128)], "action_grid")
+
+    def _scaled_action(self, x: str, model: IntegerModel) -> str:
+        """The numbers of an action in units of the input grid, not rounded."""
         m, a = (np.asarray(values)[-model.n_remembered :] for values in (model.input_multiplier, model.input_offset))
         x = self.node("Mul", [x, self.constant("action_multiplier", m)], "scaled_action")
-        x = self.node("Add", [x, self.constant("action_offset", a)], "shifted_action")
-        return self.node("QuantizeLinear", [x, self.one, self.integer(128)], "action_grid")
+        return self.node("Add", [x, self.constant("action_offset", a)], "shifted_action")
 
     def _vector(self, model: IntegerModel, parts: tuple[ObservationPart, ...]) -> str:
         """All vectors and indices of a trunk as one vector of floats, shape (batch_size, n_features)."""

@@ -3,7 +3,9 @@ Names and layouts of a graph's inputs and outputs: names of one's own, and those
 
 The plugin (https://github.com/edbeeching/godot_rl_agents_plugin, ``onnx/csharp/ONNXInference.cs``) gives each value of the
 observation as floats of shape (batch_size, size) by its key, which is ``obs`` for a single one, and ``state_ins`` of shape
-(batch_size,). It reads ``output`` of shape (batch_size, size) and ``state_outs``. ``sync.gd`` clamps Box actions to -1 and 1.
+(batch_size,). It reads ``output`` of shape (batch_size, size) and ``state_outs``. ``sync.gd`` gives the number 1 as
+``state_ins`` at every step and does not use ``state_outs``, so a student with a memory is refused. It clamps Box actions to -1
+and 1.
 For each discrete action it looks for the first of the largest values, starting from zero: where all are negative, it would
 always choose index 0. So the largest value is 1 here, and all smaller ones are at most 0.
 """
@@ -36,6 +38,8 @@ def check_godot(model: IntegerModel) -> None:
         lacks.append("observations in float64 with an offset that float32 cannot carry (subtract it in the environment)")
     if model.uses_masks:
         lacks.append("action masks")
+    if model.history > 1:
+        lacks.append(f"a memory, history={model.history} (its state_ins is one constant number, and it drops state_outs)")
     if model.is_box:
         low, high = float(np.asarray(model.action_low).min()), float(np.asarray(model.action_high).max())
         if low < -1 or high > 1:

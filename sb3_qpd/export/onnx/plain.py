@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sb3_qpd.export.onnx.graph import Graph, input_name
+from sb3_qpd.export.onnx.graph import STATE, Graph, input_name
 from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart
 
 
@@ -19,8 +19,13 @@ def check_plain(model: IntegerModel) -> None:
     Refuse a student that plain float32 operators cannot take.
 
     :param model: about to be written
-    :raises ValueError: its observations need float64
+    :raises ValueError: its observations need float64, or it remembers actions that are chosen outside of the graph
     """
+    if model.history_actions and model.uses_masks:
+        raise ValueError(
+            "form='float' does not support a memory of actions (history_actions) with action masks: the masks are applied "
+            "outside of the graph, which would remember other actions. Take form='operators'"
+        )
     if model.input_origin is not None:
         raise ValueError(
             "form='float' does not support observations in float64 with an offset that float32 cannot carry: subtract the "
@@ -36,6 +41,34 @@ class PlainGraph(Graph):
 
     def _to_grid(self, x: str, grid: str, number: str) -> str:
         return self._rounded(x, -128, 127, grid)
+
+    def _window(self, newest: str) -> str:
+        return self.node("Concat", [self.node("Flatten", [STATE], "state_flat"), newest], "input_grid", axis=1)
+
+    def _signed(self, grid: str) -> str:
+        return grid
+
+    def _action_grid(self, model: IntegerModel) -> str:
+        """The most probable action on the input grid. The choice of a discrete one is not in the graph, so it is made here."""
+        if model.is_box:
+            x = self.node("Flatten", ["action"], "flat_action")
+        elif model.n_bits:  # a sum is an integer
+            limits = [self.constant(f"f{limit}", np.float32(limit)) for limit in (0, 1)]
+            x = self.node("Clip", ["accumulators", *limits], "bits_of_action")
+        else:
+            names = ["accumulators"] if len(model.action_nvec) == 1 else self.split("accumulators", model)
+            chosen = [self._chosen(name, n) for name, n in zip(names, model.action_nvec, strict=True)]
+            x = chosen[0] if len(chosen) == 1 else self.node("Concat", chosen, "chosen", axis=1)
+        return self._rounded(self._scaled_action(x, model), -128, 127, "action_grid")
+
+    def _chosen(self, scores: str, n: int) -> str:
+        """A one for the first of the largest scores, zeros for all others: their differences are integers."""
+        largest = self.node("ReduceMax", [scores], f"most_of_{scores}", axes=[1], keepdims=1)
+        below = self.node("Sub", [largest, scores], f"lack_of_{scores}")
+        is_largest = self.node("Relu", [self.node("Sub", [self.one, below], f"closeness_of_{scores}")], f"ties_of_{scores}")
+        earlier = self.constant(f"earlier_{n}", np.triu(np.ones((n, n), np.float32), 1))
+        n_earlier = self.node("MatMul", [is_largest, earlier], f"earlier_ties_of_{scores}")
+        return self.node("Relu", [self.node("Sub", [is_largest, n_earlier], f"firstness_of_{scores}")], f"chosen_of_{scores}")
 
     def _one_hot(self, part: ObservationPart) -> str:
         """Indices as zeros and ones: 1 - |index - category|, and no less than 0."""

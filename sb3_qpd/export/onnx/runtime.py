@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from sb3_qpd.export.files import is_step
-from sb3_qpd.export.onnx.graph import INPUT, MASKS, STATE
+from sb3_qpd.export.onnx.graph import INPUT, MASKS, NEXT_STATE, STATE
 
 
 class OnnxPolicy:
@@ -46,7 +46,8 @@ class OnnxPolicy:
         self._channels_last = {node.input[0] for node in nodes if node.op_type == "Transpose"}
         # input grids of vectors: in the file they are 128 higher than in the integer model
         quantized = [node.output[0] for node in nodes if node.op_type in ("QuantizeLinear", "Concat")]
-        self._shifted = [name for name in quantized if name.startswith("input_grid")]
+        is_plain = all(node.op_type != "QuantizeLinear" for node in nodes)
+        self._shifted = [] if is_plain else [name for name in quantized if name.startswith("input_grid")]
 
     def run(
         self, observations: Any, action_masks: np.ndarray | None = None, state: np.ndarray | None = None
@@ -60,14 +61,15 @@ class OnnxPolicy:
         :return: actions, and logits or means; the next state of a student with a memory
         """
         found = self._session.run(None, self._prepare(observations, action_masks, state))
-        if self._action_shape is None:
-            return tuple(found)
         names = [self._names.get(one.name, one.name) for one in self._session.get_outputs()]
         values: dict[str, Any] = dict(zip(names, found, strict=True))
+        after = [values.pop(NEXT_STATE).astype(np.int8)] if NEXT_STATE in values else []
+        if self._action_shape is None:
+            return *values.values(), *after
         outputs = values["mean" if "mean" in values else "logits"]
         scores = values.get("output", outputs)
         actions = scores if "mean" in values else self._choose(scores, action_masks)
-        return np.reshape(actions, (len(outputs), *self._action_shape)), outputs
+        return np.reshape(actions, (len(outputs), *self._action_shape)), outputs, *after
 
     def _choose(self, scores: np.ndarray, action_masks: np.ndarray | None) -> np.ndarray:
         """What an engine does with the logits of a discrete action: the first of the largest, in each dimension."""
@@ -121,7 +123,8 @@ class OnnxPolicy:
                 continue
             if name == STATE:
                 shape = (len(next(iter(given.values()))), *(dim.dim_value for dim in tensor.shape.dim[1:]))
-                given[given_name] = np.zeros(shape, np.int8) if state is None else np.ascontiguousarray(state, np.int8)
+                kind = helper.tensor_dtype_to_np_dtype(tensor.elem_type)  # int8; float32 in plain float operators
+                given[given_name] = np.zeros(shape, kind) if state is None else np.ascontiguousarray(state, kind)
                 continue
             x = observations if name == INPUT else observations[name.removeprefix(f"{INPUT}/")]
             x = np.moveaxis(x, 1, -1) if given_name in self._channels_last else x
