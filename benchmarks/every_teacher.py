@@ -160,9 +160,8 @@ def main() -> int:
     )
     parser.add_argument("--episodes", type=int, default=3, help="of the teacher and of the student (default: 3)")
     parser.add_argument("--observations", type=int, default=300, help="that every form is given (default: 300)")
-    parser.add_argument(
-        "--targets", nargs="+", default=list(TARGET_FILES), choices=TARGET_FILES, help="exports to compare (default: all)"
-    )
+    targets = [target for target, file in TARGET_FILES.items() if file]
+    parser.add_argument("--targets", nargs="+", default=targets, choices=targets, help="exports to compare (default: all)")
     parser.add_argument("--out", type=Path, required=True, help="rows of JSON are appended to this file")
     args = parser.parse_args()
     runs = find_runs(args.folder, args.only)

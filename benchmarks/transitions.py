@@ -5,8 +5,9 @@ The two claims of the method, compared at equal steps and gradient samples.
     python benchmarks/transitions.py table TEACHER_FOLDER transitions.jsonl
 
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
-   `blend`, `progressive` and `mixture`, at W8A8, W4A4 and W2A8, each at its better of two learning rates (chosen by the mean
-   score of two seeds that are not used again, on validation seeds).
+   `blend`, `progressive` and `mixture`, at the widths of `--bits`, each at its best of `--rates` (chosen by the mean score of
+   two seeds that are not used again, on validation seeds). `bare` is `abrupt` without two things that steady every other arm:
+   the calibration of step sizes when precision falls, and the warm-up of the learning rate.
 2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
 Lines already in the file are not run again.
@@ -17,14 +18,13 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from command_line import Commands
 from tables import add_rows, read_rows, table_head
 
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
-BITS = ((8, 8), (4, 4), (2, 8))
-RATES = (1e-3, 4e-3)
 CHOICE_SEEDS = (100, 101)
 COLLAPSED = 0.5
 
@@ -33,33 +33,48 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     """Distill once and score. A float student is quantized to all widths after training."""
     import torch as th
 
+    import sb3_qpd.distillation.distiller as distilling
     from sb3_qpd import QPDDistiller, evaluate, load_teacher
     from sb3_qpd.distillation.schedules import CosineSchedule
+    from sb3_qpd.evaluation.comparison import integer_player
     from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
+
+    class BareDistiller(QPDDistiller):
+        """Step sizes are those of the first update, and the learning rate does not warm up."""
+
+        def _calibrate(self) -> None:
+            if not self._is_fitted:
+                super()._calibrate()
+
+        def _train(self) -> None:
+            with patch.object(distilling, "warmup_learning_rate", lambda rate, *_: rate):
+                super()._train()
 
     th.set_num_threads(1)
     teacher = load_teacher(job["teacher"])
     bits = (32, 32) if job["arm"] == "none" else tuple(job["bits"])
-    distiller = QPDDistiller(
+    distiller = (BareDistiller if job["arm"] == "bare" else QPDDistiller)(
         teacher,
         student_arch=job["arch"],
         weight_bits=bits[0],
         activation_bits=bits[1],
-        transition=job["arm"],
+        transition="abrupt" if job["arm"] == "bare" else job["arm"],
         learning_rate=CosineSchedule(job["rate"]),
         critic_coef=job["critic_coef"],
         seed=job["seed"],
         check_teacher=False,
+        device="cpu",
     ).learn(job["timesteps"])
     if job["arm"] == "none":
-        students = {b: distiller.post_training_quantize(*b) for b in BITS} | {(32, 32): distiller}
+        students = {tuple(b): distiller.post_training_quantize(*b) for b in job["widths"]} | {(32, 32): distiller}
     else:
         students = {bits: distiller}
     seed = VALIDATION_SEED if job["seed"] in CHOICE_SEEDS else TEST_SEED
     rows = []
     for width, student in students.items():
-        player = student if width[0] == 32 else student.policy.to_integer()
-        played = evaluate(player, teacher.recipe, n_episodes=job["episodes"], seed=seed)
+        player = student if width[0] == 32 else integer_player(student.policy)
+        mode = {"n_episodes": job["episodes"], "deterministic": teacher.recipe.deterministic}
+        played = evaluate(player, teacher.recipe, seed=seed, **mode)
         # the teacher by its name: a path would be one of this machine
         rows.append({**job, "teacher": teacher.name, "bits": list(width), "return": played.return_mean})
     return rows
@@ -67,12 +82,18 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
 
 def jobs(args: argparse.Namespace, critic_coef: float, arms: tuple[str, ...], rates: Any, seeds: Any) -> list[dict[str, Any]]:
     """List the runs: each rate of ``rates(arm, bits)`` with each seed. ``none`` is trained once for all widths."""
-    common = {"teacher": args.teacher, "arch": args.arch, "timesteps": args.timesteps, "episodes": args.episodes}
+    common = {
+        "teacher": args.teacher,
+        "arch": args.arch,
+        "timesteps": args.timesteps,
+        "episodes": args.episodes,
+        "widths": args.bits,
+    }
     return [
         {**common, "arm": arm, "bits": list(bits), "rate": rate, "seed": seed, "critic_coef": critic_coef}
         for seed in seeds
         for arm in arms
-        for bits in (BITS[:1] if arm == "none" else BITS)
+        for bits in (args.bits[:1] if arm == "none" else args.bits)
         for rate in rates(arm, bits)
     ]
 
@@ -105,30 +126,40 @@ def best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[int, ...]], 
 
 
 def run(args: argparse.Namespace) -> None:
-    rows = work(jobs(args, 0.5, ARMS, lambda arm, bits: RATES, CHOICE_SEEDS), args)
-    best = best_rates(rows)
+    arms = (*ARMS, "bare")
+    if len(args.rates) > 1:
+        best = best_rates(work(jobs(args, 0.5, arms, lambda arm, bits: args.rates, CHOICE_SEEDS), args))
+    else:
+        best = defaultdict(lambda: args.rates[0])
     seeds = range(args.seeds)
 
-    def chosen(arm: str, bits: tuple[int, int]) -> list[float]:
-        return sorted({best[arm, b] for b in BITS}) if arm == "none" else [best[arm, bits]]
+    def chosen(arm: str, bits: Any) -> list[float]:
+        return sorted({best[arm, b] for b in args.bits}) if arm == "none" else [best[arm, bits]]
 
-    work(jobs(args, 0.5, ARMS, chosen, seeds), args)
+    work(jobs(args, 0.5, arms, chosen, seeds), args)
     for critic_coef in args.critic_coefs:
         work(jobs(args, critic_coef, (args.winner,), chosen, seeds), args)
 
 
+def _mean_return(player: Any, teacher: Any, n_episodes: int) -> float:
+    from sb3_qpd import evaluate
+
+    return evaluate(player, teacher.recipe, n_episodes=n_episodes, deterministic=teacher.recipe.deterministic).return_mean
+
+
 def table(args: argparse.Namespace) -> None:
-    from sb3_qpd import evaluate, load_teacher
+    from sb3_qpd import load_teacher
     from sb3_qpd.evaluation.statistics import bootstrap_means, interval95
 
     rows = read_rows(*args.results)
     best = best_rates(rows)
     teacher = load_teacher(args.teacher)
-    high, low = (evaluate(p, teacher.recipe, n_episodes=rows[0]["episodes"]).return_mean for p in (teacher, "random"))
+    high, low = (_mean_return(player, teacher, rows[0]["episodes"]) for player in (teacher, "random"))
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:
         bits = tuple(row["bits"])
-        if row["seed"] not in CHOICE_SEEDS and row["rate"] == best.get((row["arm"], bits)):
+        rate = best.setdefault((row["arm"], bits), row["rate"])  # where there was one rate, none was chosen
+        if row["seed"] not in CHOICE_SEEDS and row["rate"] == rate:
             groups[bits, row["arm"], row["critic_coef"]].append((row["return"] - low) / (high - low))
     print(f"Score = (student - random) / (teacher - random); teacher {high:.1f}, random {low:.1f}.\n")
     columns = "bits, transition, critic_coef, learning rate, seeds, mean score, 95 % over seeds, worst, deviation, collapsed"
@@ -143,6 +174,11 @@ def table(args: argparse.Namespace) -> None:
         )
 
 
+def _width(text: str) -> tuple[int, int]:
+    weights, activations = map(int, text.split(","))
+    return weights, activations
+
+
 def main() -> None:
     commands = Commands(__doc__, run, table)
     one = commands["run"]
@@ -150,12 +186,14 @@ def main() -> None:
     one.add_argument("--arch", default="nano")
     one.add_argument("--timesteps", type=float, default=1e4)
     one.add_argument("--episodes", type=int, default=30)
+    one.add_argument("--bits", type=_width, nargs="+", default=[(8, 8), (4, 4), (2, 8)], help="such as 8,8 4,4")
+    one.add_argument("--rates", type=float, nargs="+", default=[2.5e-2, 5e-2], help="learning rates to choose from")
     one.add_argument("--seeds", type=int, default=10)
     one.add_argument("--workers", type=int, default=2)
     one.add_argument(
         "--winner", default="blend", choices=ARMS, help="transition of the comparison with and without the critic"
     )
-    one.add_argument("--critic-coefs", type=float, nargs="+", default=[0.0, 0.05], help="of that comparison, besides 0.5")
+    one.add_argument("--critic-coefs", type=float, nargs="*", default=[0.0, 0.05], help="of that comparison, besides 0.5")
     commands["table"].add_argument("teacher")
     commands.start()
 

@@ -388,14 +388,21 @@ class IntegerModel:
 
     def _accumulators(self, batch: Any, state: np.ndarray | None = None) -> np.ndarray:
         """In pieces, for the memory that all layers take."""
-        size = len(batch[self.parts[0].key] if self.is_dict else batch)
-        rows = [slice(i, i + _PIECE) for i in range(0, max(size, 1), _PIECE)]
+        rows = [slice(i, i + _PIECE) for i in range(0, max(self._size(batch), 1), _PIECE)]
         pieces = ({key: x[part] for key, x in batch.items()} if self.is_dict else batch[part] for part in rows)
         states = [None if state is None else state[part] for part in rows]
         return np.concatenate([list(self.trace(*piece))[-1] for piece in zip(pieces, states)])
 
+    def _size(self, batch: Any) -> int:
+        return len(batch[self.parts[0].key] if self.is_dict else batch)
+
     def _state_shape(self, batch_size: int) -> tuple[int, ...]:
-        return (batch_size, self.history - 1, self.parts[0].n_features + self.n_remembered)
+        return (batch_size, self.history - 1, self.n_features + self.n_remembered)
+
+    @property
+    def n_features(self) -> int:
+        """Numbers of one observation, with each index as zeros and a one."""
+        return sum(part.n_features for part in self.parts)
 
     @property
     def n_remembered(self) -> int:
@@ -419,15 +426,16 @@ class IntegerModel:
         :return: the state that this step's action depends on, and the state of the next step
         """
         batch = self._batch(observations)[0]
-        shape = self._state_shape(len(batch))
+        n = self._size(batch)
+        shape = self._state_shape(n)
         before = np.zeros(shape, np.int8) if state is None else np.array(state[0])
         if before.dtype != np.int8 or before.shape != shape:
             raise ValueError(f"Expected a state of int8 and shape {shape}, got {before.dtype} and {before.shape}")
         if episode_start is not None:
-            before[np.broadcast_to(np.asarray(episode_start, bool), len(batch))] = 0
+            before[np.broadcast_to(np.asarray(episode_start, bool), n)] = 0
         newest = next(self._grids(batch)).astype(np.int8)
         if self.history_actions:
-            newest = np.concatenate([newest, self._action_grid(actions, len(batch))], axis=1)
+            newest = np.concatenate([newest, self._action_grid(actions, n)], axis=1)
         return before, np.concatenate([before[:, 1:], newest[:, None]], axis=1)
 
     def _action_grid(self, actions: np.ndarray | None, batch_size: int) -> np.ndarray:

@@ -376,13 +376,12 @@ def _check_parts(parts: Any, observation_shape: Any) -> None:
 
 
 def _check_history(history: Any, has_actions: Any, parts: Any) -> None:
-    """A memory is one of vectors."""
+    """A memory is one of vectors and indices."""
     if type(has_actions) is not bool or (has_actions and history == 1):
         raise StudentError(f"history_actions must be true or false, and false without a history, got {_kind(has_actions)}")
     _check_integer("history", history, 1, MAX_HISTORY)
-    kind, _, _, key = parts[0]
-    if history > 1 and (len(parts) > 1 or kind != "vector" or key is not None):
-        raise StudentError(f"history must be 1 for observations that are no vectors, got {history}")
+    if history > 1 and any(part[0] in ("image", "float_image") for part in parts):
+        raise StudentError(f"history must be 1 for observations with images, got {history}")
     if history * sum(map(_n_features, parts)) > MAX_FEATURES:
         raise StudentError(f"history of {history} observations has more than {MAX_FEATURES} numbers")
 

@@ -220,12 +220,14 @@ class ObservationPart:
 
     def features(self, batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:
         """float32, shape (batch_size, n_features); images keep their shape. For ``origin`` see :func:`to_float32`."""
-        if self.is_image:
-            return batch.astype(np.float32)
+        return batch.astype(np.float32) if self.is_image else to_float32(self.row(batch), origin)
+
+    def row(self, batch: np.ndarray) -> np.ndarray:
+        """Each vector as one row, and indices as zeros and ones: shape (batch_size, n_features), no image's."""
         x = batch.reshape(len(batch), math.prod(self.shape))
         if self.kind == "one_hot":
             x = np.concatenate([np.arange(n) == x[:, i : i + 1] for i, n in enumerate(self.nvec)], axis=1)
-        return to_float32(x, origin)
+        return x
 
 
 def to_float32(batch: np.ndarray, origin: np.ndarray | None = None) -> np.ndarray:

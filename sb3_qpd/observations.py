@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_qpd.integer_parts import describe_not_finite, to_float32
+from sb3_qpd.integer_parts import ObservationPart, describe_not_finite, to_float32
 
 Observation = np.ndarray | dict[str, np.ndarray]
 PIECE_SIZE = 128  # observations for one call of a network
@@ -53,6 +53,18 @@ def take_rows(batch: Any, rows: slice | int) -> Any:
     if isinstance(batch, dict):
         return {key: values[rows] for key, values in batch.items()}
     return None if batch is None else batch[rows]
+
+
+def observation_rows(parts: tuple[ObservationPart, ...], observations: Any) -> np.ndarray:
+    """
+    Observations as the rows of a window: each one's vectors and indices, one after the other.
+
+    :param parts: what an observation consists of, without images
+    :param observations: raw, shape (batch_size, *observation_shape); a dict of such arrays
+    :return: shape (batch_size, n_features)
+    """
+    values = [observations if part.key is None else observations[part.key] for part in parts]
+    return np.concatenate([part.row(value) for part, value in zip(parts, values, strict=True)], axis=1)
 
 
 def copy_row(batch: Observation, row: int) -> Observation:

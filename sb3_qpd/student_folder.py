@@ -40,8 +40,6 @@ FILES = {
     C_FILE: "the student in C99",
     "policy.h": "the C interface",
     "policy_README.md": "how to use the C code",
-    "policy_memory.h": "the window of a student with a memory, for the C code",
-    "policy_memory.c": "the window of a student with a memory, for the C code",
     "main.c": "checks the C code against test_vectors.h",
     "test_vectors.h": "observations, and the student's outputs for them",
     NUMPY_FILE: "runs student.npz with numpy alone",
@@ -70,17 +68,18 @@ NO_MODELS = ("train_eval_metrics.zip", FLOAT_ZIP)
 # Exports and what belongs to them: forms of a student that only a device, or verify, runs
 DEVICE_FILES = tuple(name for name in FILES if name not in (INTEGER_MODEL, STUDENT_ZIP, REPORT, CONFIG))
 
-# Which file each export target writes first; the others of its files go with it.
 MAX_FILE_BYTES = 256 * 2**20  # of any file of a student
-TARGET_FILES = {
+# Which file each export target writes first; the others of its files go with it.
+TARGET_FILES: dict[str, str | None] = {
     "onnx": ONNX_FILE,
     "c": C_FILE,
     "tflite": TFLITE_FILE,
     "numpy": NUMPY_FILE,
     "js": JS_FILE,
     "micropython": MICROPYTHON_FILE,
+    "arduino": None,  # a folder, whose name is the environment's
 }
-TARGET_NAMES = ", ".join((*TARGET_FILES, "arduino"))
+TARGET_NAMES = ", ".join(TARGET_FILES)
 
 
 def c_files(folder: Path) -> list[str]:

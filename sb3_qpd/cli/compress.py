@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from sb3_qpd.distillation.checkpoints import Checkpoint
     from sb3_qpd.distillation.distiller import QPDDistiller
+    from sb3_qpd.distillation.recordings import RecordedObservations
     from sb3_qpd.envs.recipe import EnvRecipe, EnvSource
     from sb3_qpd.evaluation.comparison import EvaluationPlan
     from sb3_qpd.teachers.teacher import Teacher
@@ -162,10 +163,12 @@ def compress(args: argparse.Namespace) -> int:
             options = {"progress_bar": args.progress, "cache": args.cache, "max_episode_steps": args.max_episode_steps}
             plan = None if recipe is None else plan_evaluation(teacher, recipe, args.episodes, **options)
         if plan is None:
-            return compress_recorded(distiller, staging, args)
-        report = _compress(distiller, baseline, plan, staging, args)
-    code = _deploy(distiller, plan.env, args) if args.target else 0
-    return code or _check_verdict(report, args.require)
+            code = compress_recorded(distiller, staging, args)
+        else:
+            report = _compress(distiller, baseline, plan, staging, args)
+    if plan is None:
+        return code or _deploy(distiller, distiller.recording, args)
+    return _deploy(distiller, plan.env, args) or _check_verdict(report, args.require)
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -239,12 +242,14 @@ def _teacher_words(args: argparse.Namespace) -> str:
     return shlex.join([args.teacher, *words, *(["--env-kwargs", *settings] if settings else [])])
 
 
-def _deploy(distiller: "QPDDistiller", env: "EnvSource", args: argparse.Namespace) -> int:
-    """Export and verify. The student is saved by then, whatever comes of it."""
+def _deploy(distiller: "QPDDistiller", seen: "EnvSource | RecordedObservations | None", args: argparse.Namespace) -> int:
+    """Export and verify what ``--target`` names. The student is saved by then, whatever comes of it."""
+    if not args.target or seen is None:
+        return 0
     with user_errors("compress"):
         from sb3_qpd.evaluation.student_files import export_student
 
-        names, result = export_student(distiller, env, args.out, args.target)
+        names, result = export_student(distiller, seen, args.out, args.target)
     print(f"Exported {', '.join(names)}\n\n{result.table()}")
     return 0 if result.holds else EXIT_DIFFERENCE
 

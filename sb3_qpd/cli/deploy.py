@@ -14,6 +14,7 @@ from sb3_qpd.cli.models import (
     check_folder,
     check_no_teacher_options,
     open_folder,
+    open_policy,
     open_student,
     student_recipe,
 )
@@ -119,12 +120,19 @@ def add_verify(commands: Any) -> None:
         examples=(
             "verify lunar",
             "verify lunar --observations 10000 --teacher my_agent.zip",
+            "verify rover --recording flights.npz",
         ),
     )
     parser.set_defaults(run=verify, device="cpu")
     parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)
     add_teacher(parser, "of a Box action, to show its jitter beside the student's")
     parser.add_argument("--observations", type=whole_number(), default=1_000, help="how many (default: 1000)")
+    parser.add_argument(
+        "--recording",
+        default=None,
+        metavar="FILE",
+        help="take recorded observations, and play in no environment: an .npz, or the id or folder of a Minari dataset",
+    )
     add_trust(parser)
     add_environment(parser)
     add_progress(parser)
@@ -258,15 +266,18 @@ def verify(args: argparse.Namespace) -> int:
     """
     with user_errors("verify"):
         folder = check_folder(args)
+        if args.recording is not None and (args.teacher is not None or args.env is not None):
+            raise ValueError("--recording plays no episode: leave out --env and --teacher, whose jitter needs an environment")
         from sb3_qpd.evaluation.verify import verify as compare
 
-        recipe, given = open_folder(folder, args)
-        options = {
-            "policy": given.policy,
-            "teacher": given.teacher,
-            "progress_bar": args.progress,
-            "trust_code": args.trust_code,
-        }
-        result = compare(folder, recipe, args.observations, **options)
+        options = {"progress_bar": args.progress, "trust_code": args.trust_code}
+        if args.recording is None:
+            recipe, given = open_folder(folder, args)
+            result = compare(folder, recipe, args.observations, policy=given.policy, teacher=given.teacher, **options)
+        else:
+            from sb3_qpd.distillation.recordings import RecordedObservations
+
+            recording = RecordedObservations(args.recording)
+            result = compare(folder, recording, args.observations, policy=open_policy(folder, args), **options)
     print(result.table())
     return 0 if result.holds else EXIT_DIFFERENCE

@@ -125,7 +125,7 @@ def add_hyperparameters(parser: argparse.ArgumentParser, without: Collection[str
         flag = "--" + one.name.replace("_", "-")
         text = _HELP.get(one.name, one.help) + ("" if one.default is None else f" (default: {one.default})")
         options: dict[str, Any] = {"default": None, "help": text.replace("%", "%%")}
-        if one.annotation == "bool":
+        if one.annotation in ("bool", "bool | None"):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **options)
         else:
             group.add_argument(flag, type=flag_type(one), metavar="X", **options)
@@ -190,7 +190,9 @@ def check_hyperparameter_flags(args: argparse.Namespace) -> None:
     check_vec_env(values["vec_env"])
     check_workers(values["vec_env"], values["env_timeout"], values["restart_envs"])
     arch = check_arch(values["student_arch"], values["weight_bits"], values["activation_bits"])
-    check_integer(arch.with_history(values["history"]))
+    # without --history the actions' own check waits for the teacher: a recurrent one's student has a history by default
+    actions = values["history_actions"] if values["history"] is not None else None
+    check_integer(arch.with_memory(values["history"], actions))
 
 
 def check_integer(arch: StudentArch) -> None:

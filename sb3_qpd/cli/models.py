@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sb3_qpd.evaluation.benchmark import Networks
     from sb3_qpd.integer import IntegerModel
     from sb3_qpd.players import Player
+    from sb3_qpd.students.policies import QuantActorCriticPolicy
     from sb3_qpd.teachers.teacher import Teacher
 
 
@@ -165,6 +166,20 @@ def open_folder(folder: Path, args: argparse.Namespace) -> "tuple[EnvRecipe, Net
     policy, float_policy = (None if path is None else open_student(path, where)[0].policy for path in zips)
     teacher = None if args.teacher is None else _load_matching_teacher(args.teacher, where)
     return recipe, Networks(policy, float_policy, teacher)
+
+
+def open_policy(folder: Path, args: argparse.Namespace) -> "QuantActorCriticPolicy | None":
+    """
+    The policy of a student's zip, which needs no environment.
+
+    :param folder: of the student
+    :param args: arguments of the command, with ``--device``
+    :return: ``None`` where there is no zip
+    """
+    from sb3_qpd.distillation.student_zip import load_student
+
+    path = find_zip(folder)
+    return None if path is None else load_student(path, device=check_device(args.device)).policy
 
 
 def _load_matching_teacher(source: str, args: argparse.Namespace) -> "Teacher":

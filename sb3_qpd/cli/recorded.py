@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 _PLAYING: dict[str, Any] = {
     "episodes": None,
     "baselines": False,
-    "target": [],
     "require": None,
     "stop_when": None,
     "film": False,
@@ -48,8 +47,7 @@ def check_recorded_options(args: argparse.Namespace) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in _PLAYING.items() if getattr(args, name) != value]
     if given:
         raise ValueError(
-            f"{', '.join(given)} plays episodes, and --observations alone has no environment: add --env ID, or leave it out. "
-            "sb3-qpd export writes the files of a target afterwards"
+            f"{', '.join(given)} plays episodes, and --observations alone has no environment: add --env ID, or leave it out"
         )
 
 
@@ -77,14 +75,16 @@ def compress_recorded(distiller: "QPDDistiller", staging: AtomicFolder, args: ar
     :return: exit code
     """
     from sb3_qpd.cli.compress import publish, rescue, run_checkpoint
+    from sb3_qpd.cli.target_check import CheckTargets
 
+    check = CheckTargets(args.target)
     try:
-        with user_errors("compress", applies=lambda: distiller.num_timesteps == 0):
+        with user_errors("compress", applies=lambda: distiller.num_timesteps == 0 or check.has_refused):
             options = {"log_interval": 1 if args.tensorboard_log else None, "progress_bar": args.progress}
-            distiller.learn(args.timesteps, checkpoint=run_checkpoint(args, staging), **options)
+            distiller.learn(args.timesteps, callback=check, checkpoint=run_checkpoint(args, staging), **options)
         files = recorded_files(distiller)
     except BaseException as error:
-        if isinstance(error, SystemExit) and distiller.num_timesteps == 0:
+        if isinstance(error, SystemExit) and (distiller.num_timesteps == 0 or check.has_refused):
             raise  # an error of the user, which was reported already
         rescue(distiller, None, staging, "" if isinstance(error, KeyboardInterrupt) else f"error: {one_line(error)}; ")
         if is_user_error(error):

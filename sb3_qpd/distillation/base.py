@@ -100,6 +100,7 @@ class DistillationAlgorithm(BaseAlgorithm):
     :param weight_bits: bits of the inner weights, ``None`` for the architecture's own
     :param activation_bits: bits of the hidden activations, ``None`` for the architecture's own
     :param history: number of observations that the student sees, ``None`` for the architecture's own or the teacher's default
+    :param history_actions: whether it also sees the actions between them, ``None`` for the architecture's own
     :param n_envs: number of environments to build where ``env`` is an id or ``None``
     :param vec_env: ``"dummy"``, ``"subproc"`` or ``"ray"``, the kind of these environments
     :param env_timeout: seconds that an environment may take to answer, for ``"subproc"`` and ``"ray"``
@@ -130,6 +131,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         weight_bits: int | tuple[int, ...] | None,
         activation_bits: int | None,
         history: int | None,
+        history_actions: bool | None,
         n_envs: int | None,
         vec_env: str,
         env_timeout: float | None,
@@ -162,7 +164,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         self.teacher_name, self.teacher_checksum = "", ""
         self.pipeline: list[str] = []
         self.student_arch, self.weight_bits, self.activation_bits = student_arch, weight_bits, activation_bits
-        self.history = history
+        self.history, self.history_actions = history, history_actions
         self._met_budget = ""  # the budget that policy_kwargs names the architecture of
 
     def _setup_model(self) -> None:
@@ -183,10 +185,16 @@ class DistillationAlgorithm(BaseAlgorithm):
         known = self.policy_kwargs.get("student_arch")
         # a student that is loaded has no teacher to compute its budget from
         wanted = known if known is not None and self._met_budget == self.student_arch else self.student_arch
-        arch = self.find_arch(wanted, self.weight_bits, self.activation_bits, self.history)
+        bits = self.weight_bits, self.activation_bits
         if known is None and self.history is None and isinstance(self.teacher, Teacher) and self.teacher.has_memory:
-            self.history = arch.history if arch.history > 1 else RECURRENT_HISTORY
-            arch = self.find_arch(wanted, self.weight_bits, self.activation_bits, self.history)
+            own = self.find_arch(wanted, *bits).history
+            self.history = own if own > 1 else RECURRENT_HISTORY
+        arch = self.find_arch(wanted, *bits, self.history, self.history_actions)
+        if arch.history_actions and self.recording is not None:
+            raise ValueError(
+                "history_actions needs the actions between observations, and those of a recording are not read: leave it out, "
+                "or give an environment in place of observations="
+            )
         if known is not None and (built := self.find_arch(known)) != arch:
             raise ValueError(
                 f"This student was built with student_arch={built}, and the arguments ask for {arch}: size and bits cannot "
@@ -204,6 +212,7 @@ class DistillationAlgorithm(BaseAlgorithm):
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
         history: int | None = None,
+        history_actions: bool | None = None,
     ) -> StudentArch:
         """
         The architecture that a size means for this student's spaces and teacher.
@@ -212,9 +221,10 @@ class DistillationAlgorithm(BaseAlgorithm):
         :param weight_bits: see there
         :param activation_bits: see there
         :param history: number of observations that the student sees, ``None`` for the architecture's own
+        :param history_actions: whether it also sees the actions between them, ``None`` for the architecture's own
         """
         teacher_nbytes = self._teacher_nbytes if is_budget(student_arch) else None
-        task = replace(self._task, history=history)
+        task = replace(self._task, history=history, history_actions=history_actions)
         return choose_arch(student_arch, weight_bits, activation_bits, task, teacher_nbytes)
 
     @property

@@ -125,10 +125,15 @@ class DistillationBuffer:
 
         :param but: keys of the values that stay in float64
         """
-        if isinstance(self._store, DictStore):
-            self._store.to_float32(but)
-        elif isinstance(self._store, VectorStore) and None not in but:
-            self._store.to_float32()
+        if isinstance(single := self._single_observations, DictStore):
+            single.to_float32(but)
+        elif isinstance(single, VectorStore) and None not in but:
+            single.to_float32()
+
+    @property
+    def _single_observations(self) -> Any:
+        """The store of observations without those before them."""
+        return self._store.inner if isinstance(self._store, HistoryStore) else self._store
 
     def window_of(self, observations: Any, episode_starts: np.ndarray) -> Any:
         """
@@ -231,7 +236,7 @@ class DistillationBuffer:
         n = min(n, len(self))
         slots = (self._added - n + np.arange(n)) % self.capacity
         if isinstance(self._store, HistoryStore):
-            return self._samples(slots, th.device("cpu"), self._store.plain(slots))
+            return self._samples(slots, th.device("cpu"), self._store.inner.get(slots))
         return self._samples(slots[self._store.is_valid(slots)], th.device("cpu"))
 
     def _samples(self, slots: np.ndarray, device: th.device, stored: Any = None) -> DistillationSamples:

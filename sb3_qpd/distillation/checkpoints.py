@@ -21,6 +21,7 @@ import shutil
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -65,13 +66,20 @@ class Checkpoint:
     :param every: environment steps between two checkpoints, rounded up to the end of a round of 2,048 steps. ``None``: once a
         minute, and less often where a checkpoint takes more than 2.5 % of the time
     :param resume: go on from what is in the folder. A folder without a checkpoint is the start of a new run
+    :param after_write: called after each checkpoint, for example to copy the folder to another machine
     """
 
-    def __init__(self, folder: str | Path, every: int | None = None, resume: bool = False) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        every: int | None = None,
+        resume: bool = False,
+        after_write: Callable[[], None] | None = None,
+    ) -> None:
         if every is not None and every < 1:
             raise ValueError(f"every must be a number of environment steps of at least 1, or None, got {every!r}")
         # absolute: a simulator may change the current folder
-        self.folder, self.every, self.resume = Path(folder).absolute(), every, resume
+        self.folder, self.every, self.resume, self.after_write = Path(folder).absolute(), every, resume, after_write
 
     @property
     def num_timesteps(self) -> int | None:
@@ -441,6 +449,8 @@ class CheckpointWriter:
             self._has_warned = True
         else:
             self.n_written += 1
+            if self._checkpoint.after_write is not None:
+                self._checkpoint.after_write()
         self.seconds += time.perf_counter() - start
         self._note_time()
 

@@ -65,6 +65,8 @@ class QPDDistiller(FallingPrecision):
     :param activation_bits: bits of its hidden activations, ``None`` for the architecture's own; 32 is float
     :param history: number of observations that the student sees: the newest one, and those before it in the episode. ``None``
         is the architecture's own (1 where it has a name), and 8 where the teacher is recurrent
+    :param history_actions: whether the student also sees the actions between these observations, for a ``history`` of 2 or
+        more. ``None`` is the architecture's own, which is False where it has a name
     :param learning_rate: number or schedule; ``None`` is a cosine from 5e-2 to zero. The first 200 updates (a
         twentieth of a short run) warm up. Give one where ``policy_kwargs`` names an ``optimizer_class``
     :param batch_size: samples per gradient step; ``None`` is 256 for vectors and 128 for images
@@ -118,6 +120,7 @@ class QPDDistiller(FallingPrecision):
         weight_bits: int | tuple[int, ...] | None = None,
         activation_bits: int | None = None,
         history: int | None = None,
+        history_actions: bool | None = None,
         learning_rate: float | Schedule | None = None,
         batch_size: int | None = None,
         buffer_size: int = 100_000,
@@ -156,6 +159,7 @@ class QPDDistiller(FallingPrecision):
             weight_bits=weight_bits,
             activation_bits=activation_bits,
             history=history,
+            history_actions=history_actions,
             n_envs=n_envs,
             vec_env=vec_env,
             env_timeout=env_timeout,

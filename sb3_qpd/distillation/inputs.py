@@ -199,22 +199,38 @@ def saturate_outliers(policy: QuantActorCriticPolicy, teacher: Teacher, samples:
     return changed
 
 
-def clip_outliers(observations: Any, findings: list[dict[str, Any]], first_axis: int = 1) -> Any:
+def clip_outliers(observations: Any, findings: list[dict[str, Any]]) -> Any:
     """
     Observations with the features that saturate clipped to their range, for a calibration.
 
     :param observations: raw observations as tensors, shape (n, *observation_shape), or a dict of such tensors
     :param findings: from :func:`saturate_outliers`
-    :param first_axis: first axis of one observation; 2 in windows of observations
     :return: the observations; a copy where a feature saturates
     """
     for one in findings:
         if one["kind"] != "saturates":
             continue
         values = (observations if one["key"] is None else observations[one["key"]]).clone()
-        values.flatten(first_axis)[..., one["index"]].clamp_(one["low"], one["high"])
+        values.flatten(1)[:, one["index"]].clamp_(one["low"], one["high"])
         observations = values if one["key"] is None else {**observations, one["key"]: values}
     return observations
+
+
+def clip_windows(windows: th.Tensor, findings: list[dict[str, Any]], parts: tuple[ObservationPart, ...]) -> th.Tensor:
+    """
+    :func:`clip_outliers` of windows.
+
+    :param windows: shape (n, history, n_features)
+    :param findings: from :func:`saturate_outliers`
+    :param parts: what an observation consists of
+    """
+    clipped, used = windows.clone(), 0
+    for part in parts:
+        for one in findings:
+            if one["kind"] == "saturates" and one["key"] == part.key:
+                clipped[..., used + one["index"]].clamp_(one["low"], one["high"])
+        used += part.n_features
+    return clipped
 
 
 def _serves_better(

@@ -13,6 +13,7 @@ from sb3_qpd.distillation.collection import CollectingAlgorithm
 from sb3_qpd.distillation.hyperparameters import check_memory
 from sb3_qpd.distillation.inputs import (
     clip_outliers,
+    clip_windows,
     describe_findings,
     find_collapsed,
     find_unresolved,
@@ -60,7 +61,9 @@ class FallingPrecision(CollectingAlgorithm):
         self._last_calibration = self._progress
 
     def _without_outliers(self, samples: DistillationSamples) -> Any:
-        return clip_outliers(samples.observations, self.input_findings, 2 if self.policy.arch.history > 1 else 1)
+        if self.policy.arch.history > 1:
+            return clip_windows(samples.observations, self.input_findings, self.policy.features_extractor.parts)  # type: ignore[arg-type]
+        return clip_outliers(samples.observations, self.input_findings)
 
     def _take_off_offsets(self) -> None:
         """Freeze the origin of the student's input. From then on the ring keeps in float64 only what has one."""
@@ -80,8 +83,8 @@ class FallingPrecision(CollectingAlgorithm):
             return
         model, budget = self.policy.to_integer(), budget_nbytes(str(self.student_arch), self._teacher_nbytes)
         if model.nbytes > budget:
-            origin = model.input_origin.nbytes  # type: ignore[union-attr]
-            fitting = self.find_arch(f"{budget - origin}B", self.weight_bits, self.activation_bits, self.history)
+            origin, bits = model.input_origin.nbytes, (self.weight_bits, self.activation_bits)  # type: ignore[union-attr]
+            fitting = self.find_arch(f"{budget - origin}B", *bits, self.history, self.history_actions)
             raise ValueError(
                 f"The observations have offsets that float32 cannot carry. Their input origin of {origin:,} bytes makes the "
                 f"student {model.nbytes:,} bytes, and student_arch={self.student_arch!r} is {budget:,}. Give "

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from sb3_qpd.distillation.environment import EnvSource, raw_env
+from sb3_qpd.distillation.recording_files import MASKS
 from sb3_qpd.distillation.recordings import RecordedObservations, RecordingSource
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.observations import take_rows
@@ -74,18 +75,24 @@ class RecordedEnv(VecEnv):
         """See :class:`~stable_baselines3.common.vec_env.VecEnv`; there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """See :class:`~stable_baselines3.common.vec_env.VecEnv`; a recording has no other attributes than its render mode."""
-        if attr_name != "render_mode":
+        """See :class:`~stable_baselines3.common.vec_env.VecEnv`; there are the render mode, and action masks if recorded."""
+        if attr_name != "render_mode" and not self._is_masks(attr_name):
             raise AttributeError(f"A recording has no {attr_name}")
         return [None for _ in self._get_indices(indices)]
+
+    def _is_masks(self, name: str) -> bool:
+        return name == MASKS and self.recording.masks is not None
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """See :class:`~stable_baselines3.common.vec_env.VecEnv`."""
         raise AttributeError(f"A recording has no {attr_name}")
 
     def env_method(self, method_name: str, *args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
-        """See :class:`~stable_baselines3.common.vec_env.VecEnv`."""
-        raise AttributeError(f"A recording has no {method_name}")
+        """See :class:`~stable_baselines3.common.vec_env.VecEnv`; ``action_masks`` gives those of the newest observations."""
+        if not self._is_masks(method_name):
+            raise AttributeError(f"A recording has no {method_name}")
+        _, masks = self.recording.take(self._rows[list(self._get_indices(indices))])
+        return list(masks)  # type: ignore[arg-type]
 
     def env_is_wrapped(self, wrapper_class: type[Any], indices: VecEnvIndices = None) -> list[bool]:
         """See :class:`~stable_baselines3.common.vec_env.VecEnv`."""

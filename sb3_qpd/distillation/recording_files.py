@@ -2,7 +2,7 @@
 Files of recorded observations: ``.npz`` and Minari datasets. Nothing in them is executed.
 
 An ``.npz`` holds ``observations`` (or ``obs``), or one array for each key of a Dict. Where it also marks ends of episodes
-under one of the usual names, whole episodes are held out.
+under one of the usual names, whole episodes are held out. ``action_masks`` says which actions were allowed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ MAX_MEMBERS = 200
 NAMES = ("observations", "obs")
 ENDS = (("episode_ends",), ("dones",), ("terminations", "truncations"), ("terminals", "timeouts"), ("terminals",))
 STARTS = "episode_starts"
+MASKS = "action_masks"
 # other arrays that recordings hold beside their observations
 NOT_OBSERVED = ("actions", "acts", "rewards", "rews", "infos", "next_observations", "next_obs", "episode_returns", "logprobs")
 # exceptions of zipfile and of numpy's reader of headers on damaged files
@@ -45,12 +46,14 @@ class Recording:
     :param observations: array of shape (n, *observation_shape), or a dict of such arrays
     :param ends: number of observations up to the end of each episode, ``None`` where ends are not known
     :param spaces: observation and action space, where the source names them
+    :param masks: which actions were allowed, one row for each observation; ``None`` where the source does not say
     """
 
     name: str
     observations: Any
     ends: np.ndarray | None
     spaces: tuple[spaces.Space, spaces.Space] | None = None
+    masks: np.ndarray | None = None
 
 
 def read_recording(source: Any) -> Recording:
@@ -88,7 +91,7 @@ def read_npz(path: Path) -> Recording:
         if isinstance(error, _Refused):
             raise
         raise ValueError(f"{name} cannot be read as an .npz ({plain(str(error), 200)}). Write it with numpy.savez") from error
-    ends = _pop_ends(arrays, name)
+    ends, masks = _pop_ends(arrays, name), arrays.pop(MASKS, None)
     for key in NOT_OBSERVED:
         arrays.pop(key, None)
     observations: Any = next((arrays[key] for key in NAMES if key in arrays and len(arrays) == 1), arrays)
@@ -100,7 +103,7 @@ def read_npz(path: Path) -> Recording:
     n = lengths.pop()
     if ends is not None and (len(ends) == 0 or ends[-1] != n):
         raise ValueError(f"{name} says where episodes end for {ends[-1] if len(ends) else 0} observations, and holds {n}")
-    return Recording(name, observations, ends)
+    return Recording(name, observations, ends, masks=masks)
 
 
 class _Refused(ValueError):

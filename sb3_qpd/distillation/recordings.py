@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sb3_qpd.checks import is_finite
-from sb3_qpd.distillation.recording_files import Recording, read_recording
-from sb3_qpd.integer import ObservationPart
+from sb3_qpd.distillation.recording_files import MASKS, Recording, read_recording
+from sb3_qpd.integer import IntegerModel, ObservationPart
 from sb3_qpd.observations import check_finite, join, take_rows
 from sb3_qpd.spaces import action_head
 from sb3_qpd.teachers.own_policies import N_COMPARED, plays_differently, settle_labels
@@ -34,15 +34,18 @@ class RecordedObservations:
     :param source: an array of shape (n, *observation_shape), or a dict of such arrays; an iterable of episodes, each of such a
         form; the path of an ``.npz``; a Minari dataset, its id or its folder
     :param held_out: share of the observations that the student never learns from
+    :param action_masks: which discrete actions were allowed, shape (n, sum of all categories), for the teacher of a
+        ``MaskablePPO``. ``None`` takes the array ``action_masks`` of an ``.npz``
     :raises ValueError: there are too few observations, or they contradict themselves
     """
 
-    def __init__(self, source: RecordingSource, held_out: float = HELD_OUT) -> None:
+    def __init__(self, source: RecordingSource, held_out: float = HELD_OUT, action_masks: np.ndarray | None = None) -> None:
         if not is_finite(held_out) or not 0 <= held_out < 1:
             raise ValueError(f"held_out must be a share from 0 to below 1, got {held_out!r}")
         recording = _recording(source)
         self.name, self.spaces = recording.name, recording.spaces
         self.observations = recording.observations
+        self.masks = recording.masks if action_masks is None else np.asarray(action_masks)
         n = _length(self.observations)
         if n < 2:
             raise ValueError(f"{self.name} holds {n} observations: nothing can be learned and held out. Expected {EXPECTED}")
@@ -70,34 +73,82 @@ class RecordedObservations:
         known = set(held)
         self.learned = [episode for i, episode in enumerate(self.episodes) if i not in known]
 
-    def rows(self, episodes: list[slice]) -> Any:
+    def take(self, rows: np.ndarray) -> tuple[Any, np.ndarray | None]:
         """
-        The observations of some episodes as one batch.
+        Some observations, and their action masks where there are any.
+
+        :param rows: their indices
+        """
+        return take_rows(self.observations, rows), take_rows(self.masks, rows)  # type: ignore[arg-type]
+
+    def side_by_side(self, episodes: list[slice]) -> Iterator[np.ndarray]:
+        """
+        Indices of the first observations of all episodes, then of the second ones, and so on. Longer episodes come first, so
+        that those which go on are the first ones of each step.
 
         :param episodes: from ``held_out`` or ``learned``
         """
-        return join([take_rows(self.observations, episode) for episode in episodes])
+        longest = sorted(episodes, key=lambda episode: episode.start - episode.stop)
+        starts, lengths = np.array([(episode.start, episode.stop - episode.start) for episode in longest]).T
+        for step in range(lengths[0]):
+            yield starts[lengths > step] + step
 
     def fit(self, teacher: Teacher) -> None:
         """
         Give the observations the form that a teacher takes, and refuse those of another task. Images get channels first.
 
         :param teacher: the teacher
-        :raises ValueError: other keys, shapes or numbers than the teacher's observations have
+        :raises ValueError: other keys, shapes or numbers than the teacher's observations have, or no action masks for a
+            teacher that was trained with them
         """
         if self.spaces is not None:
             _check_actions(teacher, self.spaces[1], self.name)
-        parts = {part.key: part for part in teacher.parts}
-        given = self.observations if isinstance(self.observations, dict) else {None: self.observations}
-        if parts.keys() != given.keys():
+        self._fit_parts(teacher.parts, "teacher")
+        if teacher.uses_masks and self.masks is None:
             raise ValueError(
-                f"{self.name} holds {_keys(given)}, the teacher's observations are {_keys(parts)}: it is a recording of "
-                "another environment, or without its wrappers"
+                f"The teacher was trained with action masks, and {self.name} has none: add an array {MASKS} of shape "
+                f"({len(self)}, {sum(teacher.head.nvec)}), True where an action was allowed, to the .npz, or give it to "
+                "RecordedObservations"
             )
-        fitted = {key: _fitted(part, given[key], self.name) for key, part in parts.items()}
-        self.observations = fitted[None] if None in fitted else fitted
+        self._fit_masks(teacher.head.nvec if teacher.uses_masks else ())
         if plays_differently(teacher.policy):
             settle_labels(teacher, take_rows(self.observations, slice(N_COMPARED)))
+
+    def fit_student(self, model: IntegerModel) -> None:
+        """
+        Give the observations the form that a student takes, as :meth:`fit`. It may do without action masks.
+
+        :param model: the student
+        :raises ValueError: the recording has other keys, shapes or numbers
+        """
+        self._fit_parts(model.parts, "student")
+        self._fit_masks(model.action_nvec if model.uses_masks else ())
+
+    def _fit_parts(self, parts: Sequence[ObservationPart], player: str) -> None:
+        wanted = {part.key: part for part in parts}
+        given = self.observations if isinstance(self.observations, dict) else {None: self.observations}
+        if wanted.keys() != given.keys():
+            raise ValueError(
+                f"{self.name} holds {_keys(given)}, the {player}'s observations are {_keys(wanted)}: it is a recording of "
+                "another environment, or without its wrappers"
+            )
+        fitted = {key: _fitted(part, given[key], self.name, player) for key, part in wanted.items()}
+        self.observations = fitted[None] if None in fitted else fitted
+
+    def _fit_masks(self, nvec: Sequence[int]) -> None:
+        """Check the action masks of actions with these categories. A player without masks names none: they are dropped."""
+        if self.masks is None or not nvec:
+            self.masks = None
+            return
+        shape, name = (len(self), sum(nvec)), f"{MASKS} of {self.name}"
+        if self.masks.shape != shape or not np.isin(self.masks, (0, 1)).all():
+            got = f"{self.masks.dtype} of shape {self.masks.shape}"
+            raise ValueError(f"{name} must be an array of True and False of shape {shape}, got {got}")
+        self.masks = self.masks.astype(bool)
+        for i, allowed in enumerate(np.split(self.masks, np.cumsum(nvec)[:-1], axis=1)):
+            if not (is_allowed := allowed.any(1)).all():
+                row = int(np.argmin(is_allowed))
+                raise ValueError(f"{name} allow no action in row {row}, dimension {i}: leave out rows that no action followed")
 
 
 def _recording(source: RecordingSource) -> Recording:
@@ -162,14 +213,14 @@ def _keys(given: Mapping[str | None, Any]) -> str:
     return "one array" if set(given) == {None} else f"a dict of {', '.join(sorted(map(str, given)))}"
 
 
-def _fitted(part: ObservationPart, values: np.ndarray, name: str) -> np.ndarray:
+def _fitted(part: ObservationPart, values: np.ndarray, name: str, player: str) -> np.ndarray:
     where = name if part.key is None else f"{name}, key {part.key!r},"
     shape = values.shape[1:]
     if shape != part.shape and part.is_image and len(shape) == 3 and (shape[2], *shape[:2]) == part.shape:
         values = np.moveaxis(values, 3, 1)
     elif shape != part.shape:
         raise ValueError(
-            f"{where} holds observations of shape {shape}, the teacher takes {part.shape}: it is a recording of another "
+            f"{where} holds observations of shape {shape}, the {player} takes {part.shape}: it is a recording of another "
             "environment, or without its wrappers"
         )
     try:
@@ -177,7 +228,7 @@ def _fitted(part: ObservationPart, values: np.ndarray, name: str) -> np.ndarray:
     except ValueError as error:
         raise ValueError(f"{where} cannot be learned from: {error}") from error
     if part.kind == "image" and values.dtype != np.uint8:
-        raise ValueError(f"{where} holds images of {values.dtype}, the teacher takes uint8. Record raw observations")
+        raise ValueError(f"{where} holds images of {values.dtype}, the {player} takes uint8. Record raw observations")
     if part.kind == "one_hot":
         whole = values.astype(np.int64)
         if (whole != values).any() or (whole < 0).any() or (whole >= np.asarray(part.nvec).reshape(part.shape or ())).any():

@@ -1,4 +1,4 @@
-"""Where a ring keeps its observations: vectors, windows of vectors, Dicts, and stacked frames that are stored once."""
+"""Where a ring keeps its observations: vectors, Dicts, windows of either, and stacked frames that are stored once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+
+from sb3_qpd.integer import ObservationPart
+from sb3_qpd.observations import observation_rows
+from sb3_qpd.spaces import observation_parts
 
 Rows = dict[str, list[np.ndarray]]  # arrays by name, each in parts that follow each other
 
@@ -88,139 +92,6 @@ class VectorStore(_WholeObservations):
         return self._data.nbytes
 
 
-class HistoryStore(VectorStore):
-    """
-    Vectors that come back as windows of an episode's last observations. Each is stored once, in the order of the steps.
-
-    :param capacity: number of observations, a multiple of ``n_envs``
-    :param shape: shape of one observation
-    :param dtype: dtype of the environment's observations
-    :param is_exact: whether observations are kept in float64
-    :param history: number of observations in a window
-    :param n_envs: number of environments; each adds one observation at a time
-    :param n_action: numbers of the actions in a window, 0 for windows without actions
-    :raises ValueError: the ring is too small for a window of each environment
-    """
-
-    def __init__(
-        self,
-        capacity: int,
-        shape: tuple[int, ...],
-        dtype: np.dtype,
-        is_exact: bool,
-        history: int,
-        n_envs: int,
-        n_action: int = 0,
-    ) -> None:
-        if capacity < 2 * history * n_envs:
-            raise ValueError(
-                f"buffer_size must be at least {2 * history * n_envs} for history={history} and {n_envs} environments, got "
-                f"{capacity}"
-            )
-        super().__init__(capacity, shape, dtype, is_exact)
-        self._history, self._n_envs, self._capacity = history, n_envs, capacity
-        # observations of the same episode before each one, as far as a window reaches; -1: there was none in any episode
-        self._ages = np.zeros(capacity, np.int8)
-        self._newest_ages = np.full(n_envs, -1, np.int8)
-        self._n_added = 0
-        self._actions = np.zeros((capacity, n_action), np.float32)
-
-    def _ages_of(self, episode_starts: np.ndarray) -> np.ndarray:
-        older = np.minimum(self._newest_ages + 1, self._history - 1)
-        return np.where(episode_starts, 0, older).astype(np.int8)
-
-    def start(self, episode_starts: np.ndarray, actions: np.ndarray | None) -> None:
-        """
-        Say which of the observations that are added next begin an episode, and what follows them.
-
-        :param episode_starts: shape (n_envs,)
-        :param actions: the actions that are taken then, as the student sees them, shape (n_envs, n_action)
-        """
-        self._newest_ages = self._ages_of(episode_starts)
-        if actions is not None and self._actions.shape[1]:
-            self._actions[(self._n_added + np.arange(self._n_envs)) % self._capacity] = actions
-
-    def add(self, slots: np.ndarray, observations: np.ndarray) -> None:
-        super().add(slots, observations)
-        self._ages[slots] = self._newest_ages
-        self._n_added += len(slots)
-
-    def get(self, slots: np.ndarray) -> np.ndarray:
-        """
-        Windows, the newest observation last. What lies before the episode is NaN.
-
-        :param slots: places in the ring, shape (n,)
-        :return: float32 or float64, shape (n, history, *observation_shape)
-        """
-        return self._windows(slots, self._ages[slots])
-
-    def _windows(self, slots: np.ndarray, ages: np.ndarray) -> np.ndarray:
-        lags = np.arange(self._history - 1, -1, -1)
-        rows = (slots[:, None] - lags * self._n_envs) % self._capacity
-        windows = self._data[rows]
-        if windows.dtype == np.uint8:
-            windows = windows.astype(np.float32)
-        if self._actions.shape[1]:
-            actions = self._actions[rows]
-            actions[:, -1] = np.nan  # the newest action is what a student has to find
-            windows = np.concatenate([windows.reshape(*rows.shape, -1), actions], axis=2)
-        windows[lags > ages[:, None]] = np.nan
-        return windows
-
-    def window_of(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
-        """
-        The windows that end in the next observations, before these are added.
-
-        :param observations: shape (n_envs, *observation_shape)
-        :param episode_starts: as for :meth:`start`
-        :return: see :meth:`get`
-        """
-        slots = (self._n_added + np.arange(self._n_envs)) % self._capacity
-        windows = self._windows(slots, self._ages_of(episode_starts))
-        if self._actions.shape[1]:
-            windows[:, -1, : -self._actions.shape[1]] = observations.reshape(len(windows), -1)
-        else:
-            windows[:, -1] = observations
-        return windows
-
-    @property
-    def actions(self) -> np.ndarray:
-        """All stored actions, without a copy: shape (n, n_action)."""
-        return self._actions[: self._n_added]
-
-    def plain(self, slots: np.ndarray) -> np.ndarray:
-        """
-        Single observations without those before them.
-
-        :param slots: places in the ring
-        """
-        return super().get(slots)
-
-    def is_valid(self, slots: np.ndarray) -> np.ndarray:
-        """Whether a window is whole: the oldest rows of the ring have lost what was before them."""
-        n_newer = (self._n_added - 1 - slots) % self._capacity
-        return n_newer + self._ages[slots].astype(np.int64) * self._n_envs < min(self._n_added, self._capacity)
-
-    def rows(self, start: int, stop: int, position: int) -> Rows:
-        own: dict[str, np.ndarray] = {"ages": self._ages}
-        if self._actions.shape[1]:
-            own["actions"] = self._actions
-        return {**super().rows(start, stop, position), **{name: ring_parts(ring, start, stop) for name, ring in own.items()}}
-
-    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
-        super().put_back(start, rows)
-        put_into_ring(self._ages, start, rows["ages"])
-        if self._actions.shape[1]:
-            put_into_ring(self._actions, start, rows["actions"])
-        self._n_added = start + len(rows["ages"])
-        if len(rows["ages"]) >= self._n_envs:
-            self._newest_ages = rows["ages"][-self._n_envs :].copy()
-
-    @property
-    def nbytes(self) -> int:
-        return super().nbytes + self._ages.nbytes + self._actions.nbytes
-
-
 class DictStore(_WholeObservations):
     """
     Dict observations, with one :class:`VectorStore` for each key.
@@ -259,6 +130,128 @@ class DictStore(_WholeObservations):
     @property
     def nbytes(self) -> int:
         return sum(store.nbytes for store in self._stores.values())
+
+
+class HistoryStore(_WholeObservations):
+    """
+    Windows of an episode's last observations. Each observation is stored once, in the order of the steps.
+
+    :param inner: store of single observations
+    :param capacity: number of observations, a multiple of ``n_envs``
+    :param parts: what an observation consists of
+    :param history: number of observations in a window
+    :param n_envs: number of environments; each adds one observation at a time
+    :param n_action: numbers of the actions in a window, 0 for windows without actions
+    :raises ValueError: the ring is too small for a window of each environment
+    """
+
+    def __init__(
+        self,
+        inner: VectorStore | DictStore,
+        capacity: int,
+        parts: tuple[ObservationPart, ...],
+        history: int,
+        n_envs: int,
+        n_action: int = 0,
+    ) -> None:
+        if capacity < 2 * history * n_envs:
+            raise ValueError(
+                f"buffer_size must be at least {2 * history * n_envs} for history={history} and {n_envs} environments, got "
+                f"{capacity}"
+            )
+        self.inner, self._parts = inner, parts
+        self._history, self._n_envs, self._capacity = history, n_envs, capacity
+        # observations of the same episode before each one, as far as a window reaches; -1: there was none in any episode
+        self._ages = np.zeros(capacity, np.int8)
+        self._newest_ages = np.full(n_envs, -1, np.int8)
+        self._n_added = 0
+        self._actions = np.zeros((capacity, n_action), np.float32)
+
+    def _ages_of(self, episode_starts: np.ndarray) -> np.ndarray:
+        older = np.minimum(self._newest_ages + 1, self._history - 1)
+        return np.where(episode_starts, 0, older).astype(np.int8)
+
+    def start(self, episode_starts: np.ndarray, actions: np.ndarray | None) -> None:
+        """
+        Say which of the observations that are added next begin an episode, and what follows them.
+
+        :param episode_starts: shape (n_envs,)
+        :param actions: the actions that are taken then, as the student sees them, shape (n_envs, n_action)
+        """
+        self._newest_ages = self._ages_of(episode_starts)
+        if actions is not None and self._actions.shape[1]:
+            self._actions[(self._n_added + np.arange(self._n_envs)) % self._capacity] = actions
+
+    def add(self, slots: np.ndarray, observations: Any) -> None:
+        self.inner.add(slots, observations)
+        self._ages[slots] = self._newest_ages
+        self._n_added += len(slots)
+
+    def get(self, slots: np.ndarray) -> np.ndarray:
+        """
+        Windows, the newest observation last. What lies before the episode is NaN.
+
+        :param slots: places in the ring, shape (n,)
+        :return: float32 or float64, shape (n, history, n_features), see :func:`~sb3_qpd.observations.observation_rows`
+        """
+        return self._windows(slots, self._ages[slots])
+
+    def _windows(self, slots: np.ndarray, ages: np.ndarray) -> np.ndarray:
+        lags = np.arange(self._history - 1, -1, -1)
+        rows = (slots[:, None] - lags * self._n_envs) % self._capacity
+        windows = observation_rows(self._parts, self.inner.get(rows.reshape(-1))).reshape(*rows.shape, -1)
+        if windows.dtype != np.float64:
+            windows = windows.astype(np.float32, copy=False)
+        if self._actions.shape[1]:
+            actions = self._actions[rows]
+            actions[:, -1] = np.nan  # the newest action is what a student has to find
+            windows = np.concatenate([windows, actions], axis=2)
+        windows[lags > ages[:, None]] = np.nan
+        return windows
+
+    def window_of(self, observations: Any, episode_starts: np.ndarray) -> np.ndarray:
+        """
+        The windows that end in the next observations, before these are added.
+
+        :param observations: raw, shape (n_envs, *observation_shape), or a dict of such arrays
+        :param episode_starts: as for :meth:`start`
+        :return: see :meth:`get`
+        """
+        slots = (self._n_added + np.arange(self._n_envs)) % self._capacity
+        windows = self._windows(slots, self._ages_of(episode_starts))
+        newest = observation_rows(self._parts, observations)
+        windows[:, -1, : newest.shape[1]] = newest
+        return windows
+
+    @property
+    def actions(self) -> np.ndarray:
+        """All stored actions, without a copy: shape (n, n_action)."""
+        return self._actions[: self._n_added]
+
+    def is_valid(self, slots: np.ndarray) -> np.ndarray:
+        """Whether a window is whole: the oldest rows of the ring have lost what was before them."""
+        n_newer = (self._n_added - 1 - slots) % self._capacity
+        return n_newer + self._ages[slots].astype(np.int64) * self._n_envs < min(self._n_added, self._capacity)
+
+    def rows(self, start: int, stop: int, position: int) -> Rows:
+        own: dict[str, np.ndarray] = {"ages": self._ages}
+        if self._actions.shape[1]:
+            own["actions"] = self._actions
+        parts = {name: ring_parts(ring, start, stop) for name, ring in own.items()}
+        return {**self.inner.rows(start, stop, position), **parts}
+
+    def put_back(self, start: int, rows: Mapping[str, np.ndarray]) -> None:
+        self.inner.put_back(start, rows)
+        put_into_ring(self._ages, start, rows["ages"])
+        if self._actions.shape[1]:
+            put_into_ring(self._actions, start, rows["actions"])
+        self._n_added = start + len(rows["ages"])
+        if len(rows["ages"]) >= self._n_envs:
+            self._newest_ages = rows["ages"][-self._n_envs :].copy()
+
+    @property
+    def nbytes(self) -> int:
+        return self.inner.nbytes + self._ages.nbytes + self._actions.nbytes
 
 
 class FrameStore:
@@ -358,11 +351,13 @@ def make_store(
     :param history: number of observations in a window
     :param n_action: numbers of the actions in a window
     """
-    if history > 1:
-        sizes: Any = (capacity, space.shape, np.dtype(space.dtype), None in exact_keys, history, n_envs, n_action)
-        return HistoryStore(*sizes)
-    if isinstance(space, spaces.Dict):
-        return DictStore(capacity, space, exact_keys)
-    if stacked:
+    if stacked and history == 1:
         return FrameStore(capacity, space.shape, n_envs)  # type: ignore[arg-type]
-    return VectorStore(capacity, space.shape, np.dtype(space.dtype), None in exact_keys)  # type: ignore[arg-type]
+    single: VectorStore | DictStore
+    if isinstance(space, spaces.Dict):
+        single = DictStore(capacity, space, exact_keys)
+    else:
+        single = VectorStore(capacity, space.shape, np.dtype(space.dtype), None in exact_keys)  # type: ignore[arg-type]
+    if history == 1:
+        return single
+    return HistoryStore(single, capacity, observation_parts(space), history, n_envs, n_action)

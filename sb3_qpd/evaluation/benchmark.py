@@ -412,19 +412,14 @@ def _in_tflite(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
 
 
 def _in_c(path: Path, model: IntegerModel) -> Iterator[BenchmarkCase]:
-    from sb3_qpd.export.c.memory import raw_windows, window_model
-
     def actor_of(c_policy: CPolicy) -> Callable[[Any], Any]:
-        if model.history == 1:
-            return c_policy.actions
-        return lambda observations: c_policy.actions(raw_windows(model, observations, None))
+        return c_policy.actions
 
     nbytes, name = model.nbytes, "student, C" + ("" if path.name == C_FILE else f", {path.stem}")
     for flags in (("-O3",), ("-O3", "-march=native")):
-        c_policy, of_flags = compile_c(path, flags, window_model(model)), ", -march=native" if flags[1:] else ""
+        c_policy, of_flags = compile_c(path, flags, model), ", -march=native" if flags[1:] else ""
         yield BenchmarkCase(name + of_flags, partial(actor_of, c_policy), nbytes, c_policy.ram)
-    if model.history == 1:
-        yield BenchmarkCase(f"{name}, CPolicy.predict", lambda: _predict_one(compile_c(path, ("-O3",), model)), nbytes)
+    yield BenchmarkCase(f"{name}, CPolicy.predict", lambda: _predict_one(compile_c(path, ("-O3",), model)), nbytes)
 
 
 def _predict_one(player: CPolicy) -> Callable[[Any], Any]:

@@ -22,7 +22,7 @@ from sb3_qpd.evaluation.learning_record import LearningRecord
 from sb3_qpd.evaluation.report import mode_name, notes_of, to_json
 from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, episodes_needed, plan_episodes
 from sb3_qpd.integer import IntegerModel
-from sb3_qpd.observations import batch_size, pieces
+from sb3_qpd.observations import batch_size, pieces, take_rows
 from sb3_qpd.players import EpisodeRecorder, ObservationRecorder, Player
 from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.policies import QuantActorCriticPolicy
@@ -280,7 +280,7 @@ def states_of(model: IntegerModel, evidence: Evidence) -> np.ndarray | None:
     states: list[np.ndarray] = []
     state: Any = None
     for row, start in enumerate(evidence.episode_starts):
-        one, begins = evidence.observations[row : row + 1], np.array([start])
+        one, begins = take_rows(evidence.observations, slice(row, row + 1)), np.array([start])
         states.append(model.remember(one, state, begins)[0])
         _, state = model.predict(one, state, begins, deterministic=True)
     return np.concatenate(states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from sb3_qpd.distillation import losses
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.distillation.recordings import RecordedObservations
 from sb3_qpd.evaluation.report import to_json
-from sb3_qpd.observations import pieces, take_rows
+from sb3_qpd.observations import PIECE_SIZE
+from sb3_qpd.spaces import masked
 from sb3_qpd.student_folder import RECORDED, RECORDED_TEXT
 from sb3_qpd.teachers.teacher import Teacher, TeacherOutput
 from sb3_qpd.text import markdown
@@ -65,21 +67,51 @@ def measure_held_out(distiller: QPDDistiller) -> dict[str, Any]:
 def _measure(
     distiller: QPDDistiller, teacher: Teacher, recording: RecordedObservations, episodes: list[slice]
 ) -> dict[str, Any]:
-    rows = recording.rows(episodes)
-    n = sum(one.stop - one.start for one in episodes)
-    if n > MAX_MEASURED:
-        rows = take_rows(rows, np.linspace(0, n - 1, MAX_MEASURED).astype(int))  # type: ignore[arg-type]
-    labels = [teacher(part) for part in pieces([rows])]
-    targets = TeacherOutput(*(None if part[0] is None else th.cat(part).cpu() for part in zip(*labels, strict=True)))  # type: ignore[arg-type]
-    policy = distiller.policy
+    policy, model = distiller.policy, distiller.policy.to_integer()
     policy.set_training_mode(False)  # it then computes the bits of the integer model
-    outputs = [policy.actor_and_value(policy.obs_to_tensor(part)[0]) for part in pieces([rows])]
+    has_memory = teacher.has_memory or model.history > 1
+    labels, outputs = list[TeacherOutput](), list[Any]()
+    of_teacher: Any = None
+    of_student: Any = None
+    for rows in _steps(recording, episodes) if has_memory else _pieces(episodes):
+        observations, masks = recording.take(rows)
+        n, before = len(rows), None  # the episodes that go on are the first ones
+        target, of_teacher = teacher.label(observations, _first(of_teacher, n, axis=1), action_masks=masks)
+        if model.history > 1:
+            before, after = model.remember(observations, _first(of_student, n))
+            of_student = (after,)
+        labels.append(target)
+        outputs.append(policy.actor_and_value(policy.window_of(observations, before)))
+    targets = TeacherOutput(*(None if part[0] is None else th.cat(part).cpu() for part in zip(*labels, strict=True)))  # type: ignore[arg-type]
     actor, value = (th.cat(part).cpu() for part in zip(*outputs, strict=True))
-    found = {"observations": n, "episodes": len(episodes), **_actor_figures(distiller, teacher, actor, targets)}
+    n_rows = sum(one.stop - one.start for one in episodes)
+    found = {"observations": n_rows, "episodes": len(episodes), **_actor_figures(distiller, teacher, actor, targets)}
     if targets.value is not None:
         spread = float(targets.value.std(correction=0)) or 1.0
         found["value_error"] = float((value.flatten() - targets.value).abs().mean()) / spread
     return found
+
+
+def _pieces(episodes: list[slice]) -> Iterator[np.ndarray]:
+    """Indices of the observations, at most ``MAX_MEASURED``."""
+    rows = np.concatenate([np.arange(one.start, one.stop) for one in episodes])
+    if len(rows) > MAX_MEASURED:
+        rows = rows[np.linspace(0, len(rows) - 1, MAX_MEASURED).astype(int)]
+    yield from (rows[i : i + PIECE_SIZE] for i in range(0, len(rows), PIECE_SIZE))
+
+
+def _steps(recording: RecordedObservations, episodes: list[slice]) -> Iterator[np.ndarray]:
+    """Indices of the observations of whole episodes, step after step. Episodes are drawn until they have ``MAX_MEASURED``."""
+    drawn: list[slice] = []
+    for i in np.random.default_rng(0).permutation(len(episodes)):
+        if sum(one.stop - one.start for one in drawn) < MAX_MEASURED:
+            drawn.append(episodes[i])
+    return recording.side_by_side(drawn)
+
+
+def _first(state: Any, n: int, axis: int = 0) -> Any:
+    """The state of the first n episodes, which lie along an axis of its arrays."""
+    return None if state is None else tuple(one[(slice(None),) * axis + (slice(n),)] for one in state)
 
 
 def _actor_figures(distiller: QPDDistiller, teacher: Teacher, actor: th.Tensor, targets: TeacherOutput) -> dict[str, float]:
@@ -93,7 +125,7 @@ def _actor_figures(distiller: QPDDistiller, teacher: Teacher, actor: th.Tensor, 
             kl = losses.gaussian_kl(mean, policy.log_std.cpu(), target, targets.log_std, unit=unit)
             figures["kl"] = float(kl.mean())
         return figures
-    logits = head.logits(actor)
+    logits = masked(head.logits(actor), targets.masks)
     same = (head.best(logits) == head.best(targets.actor)).reshape(len(actor), -1).all(1)
     temperature = distiller.temperature * teacher.temperature_of(targets)
     sharpened = logits / distiller.student_temperature

@@ -298,14 +298,13 @@ def _file_steps(policy: Any, model: IntegerModel, takes_masks: bool = False) -> 
 
 
 def _c_steps(policy: Any, model: IntegerModel) -> Callable[..., Steps]:
-    from sb3_qpd.export.c.memory import raw_windows, window_model
+    names = [*model.step_names(), *([NEXT_STATE] if model.history > 1 else [])]
 
     def steps(observations: Any, masks: np.ndarray | None, state: np.ndarray | None) -> Steps:
-        seen = observations if model.history == 1 else raw_windows(model, observations, state)
-        values, actions = policy.trace(seen, window_model(model))
-        found = {**dict(zip(model.step_names(), values, strict=True)), "action": actions}
+        values, actions = policy.trace(observations, model, *([] if state is None else [state]))
+        found = {**dict(zip(names, values, strict=True)), "action": actions}
         if masks is not None and model.uses_masks:
-            found[MASKED_ACTION] = policy.run(seen, masks)[0]
+            found[MASKED_ACTION] = policy.run(observations, masks, *([] if state is None else [state]))[0]
         return found
 
     return steps

@@ -12,6 +12,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_qpd.distillation.recordings import RecordedObservations
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, build_env, check_env_type, make_recipe
 from sb3_qpd.evaluation.fitting import check_batch
@@ -101,6 +102,31 @@ def replay_masked(
             actions = act(observations, dones, masks)
             observations, _, dones, _ = vec_env.step(actions)
             jitter.add(actions, dones)
+
+
+def recorded_steps(
+    model: IntegerModel, recording: RecordedObservations, n_observations: int
+) -> Iterator[tuple[Any, np.ndarray | None, np.ndarray | None]]:
+    """
+    Observations of recorded episodes, held-out ones where there are any. The student acts, and nothing follows from that.
+
+    :param model: the student
+    :param recording: recorded observations
+    :param n_observations: largest number of observations
+    :return: see :func:`replay_masked`, several episodes side by side
+    """
+    recording.fit_student(model)
+    state: Any = None
+    for step in recording.side_by_side(recording.held_out or recording.learned):
+        rows, before = step[:n_observations], None
+        observations, masks = recording.take(rows)
+        if model.history > 1:
+            before, _ = model.remember(observations, None if state is None else (state[0][: len(rows)],))
+            _, state = model.predict(observations, (before,), deterministic=True)
+        yield observations, masks, before
+        n_observations -= len(rows)
+        if not n_observations:
+            return
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.distillation.recordings import RecordedObservations
 from sb3_qpd.envs.recipe import EnvSource
 from sb3_qpd.evaluation.report import write_report
 from sb3_qpd.evaluation.verify import Verification, load_model, verify
@@ -42,13 +43,13 @@ def write_student(
 
 
 def export_student(
-    distiller: QPDDistiller, env: EnvSource, folder: Path, targets: Sequence[str]
+    distiller: QPDDistiller, env: EnvSource | RecordedObservations, folder: Path, targets: Sequence[str]
 ) -> tuple[list[str], Verification]:
     """
     Export a student, and compare all of its forms.
 
     :param distiller: the student
-    :param env: environment of the observations that are compared
+    :param env: environment or recording of the observations that are compared
     :param folder: folder that :func:`write_student` filled
     :param targets: names of targets
     :return: names of the new files, and the comparison

@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sb3_qpd.checks import check_count, check_flags, check_seed, check_type
+from sb3_qpd.distillation.recordings import RecordedObservations
 from sb3_qpd.envs.recipe import EnvSource, is_env_source
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.fitting import check_batch, check_teacher_of
@@ -28,7 +29,7 @@ from sb3_qpd.evaluation.implementations import (
     find_implementations,
     integer_steps,
 )
-from sb3_qpd.evaluation.own_episodes import Jitter, replay, replay_masked
+from sb3_qpd.evaluation.own_episodes import Jitter, recorded_steps, replay, replay_masked
 from sb3_qpd.evaluation.own_exports import not_run
 from sb3_qpd.export.numpy import interpreter
 from sb3_qpd.integer import IntegerModel, StudentError
@@ -225,7 +226,7 @@ class Verification:
 
 def verify(
     folder: str | Path,
-    source: EnvSource | np.ndarray | Mapping[str, np.ndarray],
+    source: EnvSource | RecordedObservations | np.ndarray | Mapping[str, np.ndarray],
     n_observations: int = 1_000,
     *,
     policy: QuantActorCriticPolicy | None = None,
@@ -243,7 +244,8 @@ def verify(
 
     :param folder: folder with ``student.npz`` and what was exported from it, or a file in it
     :param source: environment that the student plays in, its id, or a class or function that makes one; or raw observations,
-        shape (n, *observation_shape), a dict of them for Dict observations
+        shape (n, *observation_shape), a dict of them for Dict observations; or a recording, of which held-out episodes are
+        taken where there are any
     :param n_observations: number of observations
     :param policy: the student as an SB3 policy, to compare it too
     :param teacher: its jitter is shown beside the student's
@@ -255,7 +257,8 @@ def verify(
     """
     is_env = is_env_source(source)
     if not is_env:
-        check_type("source", source, (np.ndarray, Mapping), "an environment, its id, or an array of observations (or a dict)")
+        known = (np.ndarray, Mapping, RecordedObservations)
+        check_type("source", source, known, "an environment, its id, a recording, or an array of observations (or a dict)")
     check_count("n_observations", n_observations)
     check_seed("seed", seed)
     check_flags(progress_bar=progress_bar, trust_code=trust_code)
@@ -274,8 +277,11 @@ def verify(
         raise ValueError(f"{folder} holds nothing to compare with {INTEGER_MODEL}: {found}")
     if teacher is not None:
         check_teacher_of(model, teacher)
-    seen = replay_masked(model, source, n_observations, seed, jitter) if is_env else _batch(model, source, n_observations)  # type: ignore[arg-type]
-    total = n_observations if is_env else min(n_observations, batch_size(source))
+    if isinstance(source, RecordedObservations):
+        seen: Any = recorded_steps(model, source, n_observations)
+    else:
+        seen = replay_masked(model, source, n_observations, seed, jitter) if is_env else _batch(model, source, n_observations)  # type: ignore[arg-type]
+    total = n_observations if is_env else min(n_observations, _size(source))
     with tqdm(total=total, desc="verify", unit="observation", disable=not progress_bar) as bar:
         for observations, masks, state in pieces(seen):
             result.add(model, implementations, observations, masks, state)
@@ -303,10 +309,14 @@ def _batch(model: IntegerModel, source: Any, n_observations: int) -> Iterator[tu
         return
     check_batch(model, observations)
     state: Any = None
-    for row in range(len(observations)):
-        one = observations[row : row + 1]
+    for row in range(batch_size(observations)):
+        one = take_rows(observations, slice(row, row + 1))
         yield one, None, model.remember(one, state)[0]
         _, state = model.predict(one, state, deterministic=True)
+
+
+def _size(source: Any) -> int:
+    return len(source) if isinstance(source, RecordedObservations) else batch_size(source)
 
 
 def _jitter_of(player: Player, env: EnvSource, n_observations: int, seed: int) -> float:

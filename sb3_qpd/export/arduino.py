@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sb3_qpd.export.c.exporter import TEMPLATES, c_sources
+from sb3_qpd.export.c.legend import plain
 from sb3_qpd.export.c.text import rename
 from sb3_qpd.export.c.vectors import some_observations
 from sb3_qpd.export.files import write_files
@@ -132,7 +133,7 @@ def _values(model: IntegerModel, library: str, c_name: str) -> dict[str, Any]:
     """What the two templates and the manifests say of the student."""
     env = model.metadata.get("env")
     env_id = env.get("env_id") if isinstance(env, dict) else None
-    of_env = f" for {_plain(env_id)}" if isinstance(env_id, str) else ""
+    of_env = f" for {plain(env_id)}" if isinstance(env_id, str) else ""
     return {
         "model": model,
         "library": library,
@@ -149,11 +150,6 @@ def _about_c(readme: str) -> dict[str, str]:
     """The layers and the table of memory in the README of the C export."""
     layers = [line for line in readme.splitlines() if line.startswith("    ")]
     return {"c_layers": "\n".join(layers), "c_memory": readme[readme.index("| memory") :]}
-
-
-def _plain(text: str) -> str:
-    """Text that ends no line, comment or string. An environment's name comes from a file."""
-    return re.sub(r"[^A-Za-z0-9_.:/-]", "_", text)[:100]
 
 
 def _features(model: IntegerModel) -> list[dict[str, float]]:

@@ -33,7 +33,6 @@ class StudentFacts:
     :param requantization: ``"float32"`` or ``"fixed"``, see :class:`~sb3_qpd.integer.IntegerLayer`
     :param has_origin: the student takes offsets off in float64, see :class:`~sb3_qpd.integer.IntegerModel`
     :param history: number of observations that the student sees
-    :param history_actions: the student sees the actions between these observations too
     """
 
     parts: tuple[ObservationPart, ...]
@@ -45,7 +44,6 @@ class StudentFacts:
     requantization: str = "float32"
     has_origin: bool = False
     history: int = 1
-    history_actions: bool = False
 
     @classmethod
     def of_model(cls, model: IntegerModel) -> StudentFacts:
@@ -64,7 +62,6 @@ class StudentFacts:
             requantization=model.requantization,
             has_origin=model.input_origin is not None,
             history=model.history,
-            history_actions=model.history_actions,
         )
 
 
@@ -83,7 +80,6 @@ class Target:
     :param requantizations: modes of requantization
     :param origins: observations in float64, whose offset is taken off before they are rounded
     :param memories: students that see several observations
-    :param remembered_actions: students that see the actions between these observations
     """
 
     dicts: bool = True
@@ -96,7 +92,6 @@ class Target:
     requantizations: tuple[str, ...] = REQUANTIZATIONS
     origins: bool = True
     memories: bool = True
-    remembered_actions: bool = True
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -117,8 +112,6 @@ class Target:
             yield "action masks"
         if student.history > 1 and not self.memories:
             yield f"a memory (history={student.history})"
-        if student.history_actions and not self.remembered_actions:
-            yield "a memory of actions (history_actions)"
         if student.has_origin and not self.origins:
             yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
         yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
@@ -145,7 +138,7 @@ def _either(choices: tuple[object, ...]) -> str:
 
 TARGETS = {
     "onnx": Target(requantizations=("float32",)),
-    "c": Target(remembered_actions=False),
+    "c": Target(),
     "tflite": Target(
         dicts=False,
         float_images=False,
@@ -156,7 +149,6 @@ TARGETS = {
         activation_bits=(8,),
         requantizations=("float32",),
         memories=False,
-        remembered_actions=False,
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student

@@ -59,18 +59,19 @@ def find_value_head(model: IntegerModel) -> IntegerLayer | None:
         raise ValueError(f"The value head in the student's metadata is none: {error}. Export the student again") from error
 
 
-def values_of(model: IntegerModel, observations: Any) -> np.ndarray:
+def values_of(model: IntegerModel, observations: Any, state: np.ndarray | None = None) -> np.ndarray:
     """
     The values of observations: integers, in units of the value head's multiplier.
 
     :param model: a model with a value head
     :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+    :param state: see :meth:`~sb3_qpd.IntegerModel.trace`
     :return: int64 within the range of int32, shape (batch_size,)
     :raises ValueError: the model has no value head
     """
     layer = find_value_head(model)
     if layer is None:
         raise ValueError("This student has no value head. Add it: add_value_head(model, policy)")
-    *steps, _ = model.trace(model.batch_of(observations))
+    *steps, _ = model.trace(model.batch_of(observations), state)
     ends = np.cumsum([1 + n_layers for n_layers in model.branches]) - 1
     return layer.accumulate(np.concatenate([steps[end].reshape(len(steps[end]), -1) for end in ends], axis=1))[:, 0]

@@ -166,11 +166,12 @@ def distributions(policies: Sequence[Policy], margin_line: float | None = None) 
     return draw("returns", plot, 0.8 + 0.62 * len(shown))
 
 
-def learning_curves(learning: Learning, teacher: Policy, random: Policy | None, has_kl: bool) -> Drawing:
+def learning_curves(learning: Learning, student: Policy, teacher: Policy, random: Policy | None, has_kl: bool) -> Drawing:
     """
     Curves over the steps, one below the other: validation return, loss, distance from the teacher. A band is the transition.
 
     :param learning: the record
+    :param student: the finished integer student, for the point at the end
     :param teacher: the teacher, for its line
     :param random: the random policy, for its line
     :param has_kl: whether the distance is a divergence, else an error of the action
@@ -179,6 +180,7 @@ def learning_curves(learning: Learning, teacher: Policy, random: Policy | None, 
     distance = "kl" if has_kl else "action_error"
     parts = [name for name in ("scores", "actor_loss", distance, "mean_weight_bits") if name == "scores" or name in columns]
     parts = parts if learning.scores else parts[1:]
+    end = max([step or 0 for step in columns["steps"]] + [score[0] for score in learning.scores])
     titles = {
         "scores": "Return of the integer student on validation episodes",
         "actor_loss": "Loss of the action (and, dashed, of the value)",
@@ -194,9 +196,10 @@ def learning_curves(learning: Learning, teacher: Policy, random: Policy | None, 
             axes.set_title(_wrapped(titles[part], is_narrow))
             if part == "scores":
                 _score_curve(axes, learning, teacher, random)
+                _final_score(axes, student, end)
+                cut_below(axes, teacher, random)
             else:
                 _column_curve(axes, columns, part)
-        end = max([step or 0 for step in columns["steps"]] + [score[0] for score in learning.scores])
         grid[-1].set_xlim(0, max(end, 1) * 1.02)
         steps_axis(grid[-1], is_narrow)
 
@@ -250,7 +253,12 @@ def _score_curve(axes: Axes, learning: Learning, teacher: Policy, random: Policy
     axes.fill_between(steps, low, high, color=STUDENT, alpha=0.2, linewidth=0)
     axes.plot(steps, means, "o-", color=STUDENT, markersize=4)
     axes.margins(y=0.15)
-    cut_below(axes, teacher, random)
+
+
+def _final_score(axes: Axes, student: Policy, steps: float) -> None:
+    """The finished student on test episodes. The last validation may be long before the end."""
+    axes.plot([steps] * 2, student.interval, color=INK, linewidth=1.5)
+    axes.plot([steps], [student.mean], "D", color=INK, markersize=5, markeredgecolor=drawing.SURFACE)
 
 
 def cut_below(axes: Axes, teacher: Policy | None, random: Policy | None) -> None:

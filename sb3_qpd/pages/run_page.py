@@ -205,9 +205,10 @@ def _learning(run: Run) -> Section | None:
     alt = f"Curves over the environment steps. {'; '.join(parts) or 'No validation was played'}."
     caption = (
         "Figure 2. How the student learned. The shaded band is the transition: the stronger, the lower the precision. Losses "
-        "are of single batches at the precision of training; return and divergence are of the integers."
+        "are of single batches at the precision of training; return and divergence are of the integers. The "
+        "diamond is the finished student on test episodes."
     )
-    drawing = figures.learning_curves(learning, run.policy("teacher"), run.random, has_kl)
+    drawing = figures.learning_curves(learning, run.policy("integer"), run.policy("teacher"), run.random, has_kl)
     record = Table("learning", "The record of learning", [names[name] for name in shown], rows)
     figure = Figure("learning", caption, alt, drawing, [record, *([validation] if scores else [])])
     return Section("learning", "Learning", figures=[figure])

@@ -72,6 +72,8 @@ def _configurations(job: Job, settings: SearchSettings, check: Callable[[QPDDist
     hyperparameters = {name: value for name, value in job.hyperparameters.items() if name != "n_envs"}
     env: Any = None
     names: set[str] = set()
+    known: dict[str, str] = {}  # sizes and bits that a student uses -> its name
+    repeated: list[str] = []
     left_out: dict[str, dict[str, BudgetError]] = {}  # size -> name with bits
     try:
         for size, bits in settings.candidates():
@@ -86,11 +88,17 @@ def _configurations(job: Job, settings: SearchSettings, check: Callable[[QPDDist
                 continue
             env = distiller.env
             check(distiller)
-            model = distiller.policy.to_integer()
-            yield replace(unbuilt, arch=distiller.policy.arch.asdict(), nbytes=model.nbytes)
+            arch = distiller.policy.arch
+            first = known.setdefault(arch.describe(distiller._has_images), name)
+            if first != name:
+                repeated.append(f"{name} is {first}")
+                continue
+            yield replace(unbuilt, arch=arch.asdict(), nbytes=distiller.policy.to_integer().nbytes)
     finally:
         if env is not None:
             env.close()
+    if repeated:
+        warnings.warn(f"Students with two names are tried once: {', '.join(repeated)}")
     for errors in left_out.values():
         reason = next(iter(errors.values()))
         if len(errors) == len(settings.bits):

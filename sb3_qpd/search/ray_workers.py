@@ -1,15 +1,25 @@
-"""Workers as Ray actors, on all nodes of a cluster."""
+"""
+Workers as Ray actors, on all nodes of a cluster.
+
+A trial keeps its checkpoint on the disk of its node. Each change also goes to the command, which gives the checkpoint to the
+node that goes on with the trial.
+"""
 
 from __future__ import annotations
 
 import queue
 import sys
+import tempfile
 import threading
+import warnings
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from sb3_qpd.envs.ray_env import check_port, connect
 from sb3_qpd.failures import describe_error
+from sb3_qpd.search.checkpoint_transfer import ChangeFinder, Changes, apply_changes, read_checkpoint, write_checkpoint
 from sb3_qpd.search.tasks import Failed, Message, Ready, Score, Task, Unusable, unpack_job
 from sb3_qpd.search.work import run_task
 
@@ -44,6 +54,8 @@ class RayWorkers:
         self._kind = ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy="SPREAD")(_Actor)
         self._actors: list[Any] = [None] * count
         self._pending: dict[Any, int] = {}  # the answer that an actor owes -> its number
+        self._folders: dict[int, Path] = {}  # number of an actor -> where the checkpoint of its task is kept
+        self._has_warned = False
         for worker in range(count):
             self._start(worker)
 
@@ -56,7 +68,11 @@ class RayWorkers:
         self.send(worker, None)
 
     def send(self, worker: int, message: Task | bool | None) -> None:
-        self._pending[self._actors[worker].next.remote(message)] = worker
+        files = {}
+        if isinstance(message, Task):
+            self._folders[worker] = Path(message.folder)
+            files = read_checkpoint(self._folders[worker])
+        self._pending[self._actors[worker].next.remote(message, files)] = worker
 
     def receive(self, timeout: float) -> list[tuple[int, Message]]:
         answered, _ = ray.wait(list(self._pending), num_returns=1, timeout=timeout)
@@ -65,7 +81,12 @@ class RayWorkers:
     def _read(self, answer: Any) -> list[tuple[int, Message]]:
         worker = self._pending.pop(answer)
         try:
-            return [(worker, ray.get(answer))]
+            message = ray.get(answer)
+            if not isinstance(message, Changes):
+                return [(worker, message)]
+            self._keep(worker, message)
+            self.send(worker, None)
+            return []
         except RayActorError as error:  # the actor, or its node
             if error.actor_init_failed:
                 return [(worker, Unusable(describe_error(error)))]
@@ -76,6 +97,21 @@ class RayWorkers:
             ray.kill(self._actors[worker])
             self._start(worker)
             return [(worker, Failed(_reason(error), is_lost=True))]
+
+    def _keep(self, worker: int, changes: Changes) -> None:
+        folder = self._folders.get(worker)
+        if folder is None:  # a change before it is missing
+            return
+        try:
+            apply_changes(folder, changes)
+        except OSError as error:
+            del self._folders[worker]
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"{folder} does not take a checkpoint ({error.strerror or error}). The search goes on. A trial whose node "
+                    "is lost repeats more of its steps"
+                )
 
     def close(self) -> None:
         for actor in self._actors:
@@ -96,31 +132,43 @@ class _Actor:
     def __init__(self, packed_job: bytes, import_path: list[str]) -> None:
         sys.path.extend(entry for entry in import_path if entry not in sys.path)
         self._answers: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message | Changes] = queue.SimpleQueue()
         try:
             self._job = unpack_job(packed_job)
             self._messages.put(Ready())
         except Exception as error:  # of any kind: modules of the environment are imported here
             self._messages.put(Unusable(describe_error(error)))
 
-    def next(self, message: Task | bool | None) -> Message:
+    def next(self, message: Task | bool | None, files: dict[str, bytes]) -> Message | Changes:
         """
         Take a message, and wait for the next one of the worker.
 
-        :param message: a task, the answer to a score, or ``None`` for the first message of the worker
+        :param message: a task, the answer to a score, or ``None`` where only the next message is wanted
+        :param files: the checkpoint of the task, contents by name
         """
         if isinstance(message, Task):
-            threading.Thread(target=self._run, args=(message,), daemon=True).start()
+            threading.Thread(target=self._run, args=(message, files), daemon=True).start()
         elif message is not None:
             self._answers.put(message)
         return self._messages.get()
 
-    def _run(self, task: Task) -> None:
+    def _run(self, task: Task, files: dict[str, bytes]) -> None:
         def answer(score: Score) -> bool:
             self._messages.put(score)
             return self._answers.get()
 
-        self._messages.put(run_task(self._job, task, answer))
+        try:
+            with tempfile.TemporaryDirectory(prefix="sb3-qpd-") as name:
+                folder = Path(name, "checkpoint")
+                write_checkpoint(folder, files)
+                finder = ChangeFinder(folder)
+                here = replace(task, folder=str(folder))
+                message = run_task(self._job, here, answer, lambda: self._messages.put(finder.changes()))
+                if not folder.is_dir():  # it was discarded, because it could not be read
+                    self._messages.put(finder.changes())
+        except OSError as error:  # the disk of the node
+            message = Failed(describe_error(error))
+        self._messages.put(message)
 
 
 def check_address(address: str) -> None:

@@ -86,7 +86,7 @@ class Task:
     :param name: unique name, also of its checkpoint's folder
     :param configuration: its size and bits
     :param seed: its training seed
-    :param folder: folder of its checkpoint
+    :param folder: folder of its checkpoint, on the machine that runs the search
     :param scored: rungs at which it was scored before
     :param is_retraining: whether it is trained for the result: it is scored on test episodes, and its files come back
     :param with_files: whether the files of a retrained student are wanted

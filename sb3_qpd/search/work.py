@@ -84,13 +84,14 @@ def make_distiller(job: Job, configuration: Configuration, seed: int, **changes:
     )
 
 
-def run_task(job: Job, task: Task, answer: Answer) -> Message:
+def run_task(job: Job, task: Task, answer: Answer, after_checkpoint: Callable[[], None] | None = None) -> Message:
     """
     Train a student and score it, on one thread.
 
     :param job: the job
     :param task: the student
     :param answer: takes the score at a rung to the search, and says whether the trial goes on
+    :param after_checkpoint: called after each checkpoint
     :return: :class:`Finished`, :class:`Stopped` or :class:`Failed`
     """
     th.set_num_threads(1)
@@ -100,7 +101,7 @@ def run_task(job: Job, task: Task, answer: Answer) -> Message:
         for kind in FOR_DEVELOPERS:
             warnings.simplefilter("ignore", kind)
         try:
-            result = _train(job, task, answer)
+            result = _train(job, task, answer, after_checkpoint)
         except TrialStopped:
             return Stopped(*_since(start))
         except CheckpointError as error:  # the next attempt begins anew
@@ -117,12 +118,13 @@ def _since(start: tuple[float, float]) -> tuple[float, float]:
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
-def _train(job: Job, task: Task, answer: Answer) -> Finished:
+def _train(job: Job, task: Task, answer: Answer, after_checkpoint: Callable[[], None] | None) -> Finished:
     distiller = make_distiller(job, task.configuration, task.seed)
     try:
         record = job.plan.learning_record() if task.with_files else None
         callback = record if task.is_retraining else RungScores(job, task.scored, answer)
-        checkpoint = None if job.checkpoint_every == 0 else Checkpoint(task.folder, job.checkpoint_every, resume=True)
+        every = job.checkpoint_every
+        checkpoint = None if every == 0 else Checkpoint(task.folder, every, resume=True, after_write=after_checkpoint)
         distiller.learn(job.timesteps, callback=callback, log_interval=None, checkpoint=checkpoint)
         return _score(distiller, job, task, None if record is None else record.to_json())
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing as mp
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -59,13 +60,17 @@ class LocalWorkers:
     """
     Processes of this machine, with one torch thread each. They end when the process that started them ends.
 
+    On Linux they are forked from a server that imports torch once for all of them.
+
     :param packed_job: from :func:`~sb3_qpd.search.tasks.pack_job`
     :param count: number of processes
     """
 
     def __init__(self, packed_job: bytes, count: int) -> None:
         self._packed_job = packed_job
-        self._context = mp.get_context("spawn")
+        self._context: Any = mp.get_context("forkserver" if sys.platform == "linux" else "spawn")
+        if sys.platform == "linux":  # macOS frameworks do not survive a fork
+            mp.set_forkserver_preload([__name__])
         self._starts = [0] * count
         self._connections: list[Connection] = [None] * count  # type: ignore[list-item]
         self._processes: list[Any] = [None] * count
@@ -85,8 +90,10 @@ class LocalWorkers:
         self._starts[worker] += 1
         ours, theirs = self._context.Pipe()
         # not a daemon: environments may want processes of their own
-        process = self._context.Process(target=_work, args=(theirs,), name=f"sb3-qpd worker {worker}")
         with safe_import_path(), interrupts_wait(), _one_thread():
+            # the server may have been started with other variables
+            arguments = (theirs, dict(os.environ))
+            process = self._context.Process(target=_work, args=arguments, name=f"sb3-qpd worker {worker}")
             process.start()
         theirs.close()
         self._connections[worker], self._processes[worker] = ours, process
@@ -153,8 +160,15 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(connection: Connection) -> None:
-    """The main function of a worker's process."""
+def _work(connection: Connection, variables: dict[str, str]) -> None:
+    """
+    The main function of a worker's process.
+
+    :param connection: to the search
+    :param variables: of the environment, as in the search's process
+    """
+    os.environ.clear()
+    os.environ.update(variables)
     tqdm.set_lock(threading.RLock())  # its own one is a semaphore of the system, which outlives a process that is killed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal: the search ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()

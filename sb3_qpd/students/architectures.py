@@ -74,7 +74,7 @@ class StudentArch:
             raise ValueError(f"StudentArch.history takes an integer of 1 to {MAX_HISTORY} observations, got {self.history!r}")
         if type(self.history_actions) is not bool or (self.history_actions and self.history == 1):
             got = f"history_actions={self.history_actions!r}, history={self.history}"
-            raise ValueError(f"StudentArch.history_actions is True or False, and needs a history of 2 or more, got {got}")
+            raise ValueError(f"history_actions is True or False, and needs a history of 2 or more, got {got}")
 
     def __repr__(self) -> str:
         return f"StudentArch({', '.join(f'{name}={value!r}' for name, value in self.asdict().items())})"
@@ -132,13 +132,15 @@ class StudentArch:
         changes: dict[str, Any] = {"weight_bits": weight_bits, "activation_bits": activation_bits}
         return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
-    def with_history(self, history: int | None) -> StudentArch:
+    def with_memory(self, history: int | None, history_actions: bool | None) -> StudentArch:
         """
         The same student with another memory.
 
         :param history: number of observations that it sees; ``None`` keeps it
+        :param history_actions: whether it also sees the actions between them; ``None`` keeps it
         """
-        return self if history is None else replace(self, history=history)
+        changes: dict[str, Any] = {"history": history, "history_actions": history_actions}
+        return replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     def asdict(self) -> dict[str, Any]:
         """The fields as plain values. Those of a memory are left out where there is none: older versions read the rest too."""

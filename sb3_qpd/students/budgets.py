@@ -171,7 +171,8 @@ def choose_arch(
     :raises TypeError: any other type
     """
     if not is_budget(student_arch):
-        return make_arch(student_arch, weight_bits, activation_bits, task.image_shapes).with_history(task.history)
+        sized = make_arch(student_arch, weight_bits, activation_bits, task.image_shapes)
+        return sized.with_memory(task.history, task.history_actions)
     n_bytes = budget_nbytes(str(student_arch), teacher_nbytes)
     if FLOAT_BITS in (weight_bits, activation_bits):
         raise ValueError(
@@ -240,13 +241,14 @@ def _arch_of(rule: SizeRule, width: int, task: StudentTask, units: int | None = 
     :param task: what it sees and answers
     :param units: units of the layer after the convolutions, ``None`` for the fewest
     """
-    bits = rule.weight_bits, rule.activation_bits, task.history or 1
+    bits = rule.weight_bits, rule.activation_bits
+    memory = task.history or 1, bool(task.history_actions)
     if not task.image_shapes:
-        return StudentArch((width,) * rule.n_layers, (), (), *bits)
+        return StudentArch((width,) * rule.n_layers, (), (), *bits, *memory)
     conv = tuple((n * width, *kernel) for n, kernel in zip(CHANNELS, _kernels_for(task), strict=True))
     has_vectors = len(task.groups) > len(task.image_shapes)
     hidden = (VECTOR_UNITS * width,) * rule.n_layers if has_vectors else ()
-    return StudentArch(hidden, conv, (rule.units * width if units is None else units,), *bits)
+    return StudentArch(hidden, conv, (rule.units * width if units is None else units,), *bits, *memory)
 
 
 def _kernels_for(task: StudentTask) -> tuple[tuple[int, int], ...]:

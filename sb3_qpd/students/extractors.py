@@ -144,7 +144,7 @@ class QuantExtractor(BaseFeaturesExtractor):
         """
         if self.origin is None:
             return observations
-        if self.n_action:
+        if self.history > 1:
             return (observations.double() - self.origin).float()  # type: ignore[union-attr]
         taken: dict[str | None, th.Tensor] = {}
         for part, own in zip(self.parts, self.origin.split([part.n_features for part in self.parts]), strict=True):
@@ -170,33 +170,35 @@ class QuantExtractor(BaseFeaturesExtractor):
 
         :param observations: as for :meth:`forward`
         """
+        if self.history > 1:
+            return self._without_nan(observations)  # type: ignore[arg-type]
         values = [observations if part.key is None else observations[part.key] for part in self.parts]  # type: ignore[index]
         if self.is_image:
             return values[0].contiguous(memory_format=th.channels_last)  # type: ignore[union-attr]
-        if self.history > 1:
-            return self._windows(values[0])  # type: ignore[arg-type]
         flat = [value.flatten(1) for value in values]  # type: ignore[union-attr]
         return flat[0] if len(flat) == 1 else th.cat(flat, dim=1)
 
-    def _windows(self, windows: th.Tensor) -> th.Tensor:
+    def check_windows(self, windows: Any) -> None:
         """
-        Windows of observations for the input grid, which is the same for each observation.
+        Refuse observations that are no windows.
 
-        What lies before an episode is NaN. It becomes the mean of the normalization, which is zero in integers.
-
-        :param windows: shape (batch_size, history, *observation_shape), the newest observation last. With actions each
-            observation is flat, and the action that followed it is beside it; that of the newest one is NaN
-        :return: shape (batch_size, history, n_features)
+        :param windows: shape (batch_size, history, n_features), the newest observation last, see
+            :func:`~sb3_qpd.observations.observation_rows`. With actions, the one that followed an observation is beside it;
+            that of the newest one is NaN
+        :raises ValueError: they have another shape
         """
-        shape = (self.history, *(self.parts[0].shape if not self.n_action else self._grid_shape))
-        if windows.shape[1:] != shape:
+        shape = (self.history, *self._grid_shape)
+        if isinstance(windows, dict) or windows.shape[1:] != shape:
+            got = "a dict" if isinstance(windows, dict) else tuple(windows.shape[1:])
             raise ValueError(
-                f"A student with a memory (history={self.history}) takes windows of shape {shape}, got "
-                f"{tuple(windows.shape[1:])}. It learns with QPDDistiller alone, and predict() carries its window as state"
+                f"A student with a memory (history={self.history}) takes windows of shape {shape}, got {got}. It learns with "
+                "QPDDistiller alone, and predict() carries its window as state"
             )
-        grid, flat = self.input_grid, windows.flatten(2)
-        assert isinstance(grid, VectorGrid)
-        return th.where(flat.isnan(), grid.mean.to(flat.dtype), flat)
+
+    def _without_nan(self, windows: th.Tensor) -> th.Tensor:
+        """What lies before an episode is NaN. It becomes the mean of the normalization, which is zero in integers."""
+        assert isinstance(self.input_grid, VectorGrid)
+        return th.where(windows.isnan(), self.input_grid.mean.to(windows.dtype), windows)
 
     def set_normalization(self, mean: np.ndarray | float, std: np.ndarray | float) -> None:
         """
@@ -274,11 +276,11 @@ def check_history(history: int, parts: tuple[ObservationPart, ...]) -> None:
     :param parts: what an observation consists of
     :raises ValueError: it sees several, and they are no vectors
     """
-    if history > 1 and (len(parts) > 1 or parts[0].kind != "vector" or parts[0].key is not None):
-        kinds = ", ".join(dict.fromkeys(part.kind if part.key is None else f"a Dict with a {part.kind}" for part in parts))
+    if history > 1 and any(part.is_image for part in parts):
         raise ValueError(
-            f"history={history}: a student with a memory takes vectors (a Box or MultiBinary), and these observations are of "
-            f"the kind {kinds}. Give history=1, or stack observations in the environment"
+            f"history={history}: a student with a memory takes vectors and indices, and these observations have images. Give "
+            "history=1, and stack frames with Stable-Baselines3's VecFrameStack, also for the teacher: the buffer stores each "
+            "frame once"
         )
 
 

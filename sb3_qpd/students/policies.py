@@ -22,7 +22,7 @@ from torch import nn
 
 from sb3_qpd.atomic import write_atomically
 from sb3_qpd.integer import IntegerModel, encode_actions
-from sb3_qpd.observations import check_finite
+from sb3_qpd.observations import check_finite, observation_rows
 from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, observation_parts
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
 from sb3_qpd.students.budgets import choose_arch
@@ -258,7 +258,12 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param obs: raw observations, shape (batch_size, *observation_shape)
         :param features_extractor: see :class:`~stable_baselines3.common.policies.ActorCriticPolicy`
         """
-        return super().extract_features(self.features_extractor.trunks[0].without_origin(obs), features_extractor)
+        trunk = self.features_extractor.trunks[0]
+        if self.arch.history > 1:  # rows of features, which SB3's preprocessing does not know
+            trunk.check_windows(obs)
+            windows: Any = trunk.without_origin(obs)
+            return (features_extractor or self.features_extractor)(windows.float())
+        return super().extract_features(trunk.without_origin(obs), features_extractor)
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """
@@ -377,17 +382,17 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         :param state: see :meth:`~sb3_qpd.IntegerModel.trace`; ``None``: there is no memory, or all episodes begin
         :return: the observations as tensors, or windows of them
         """
-        newest: Any = self.obs_to_tensor(observations)[0]
+        given, _ = self.obs_to_tensor(observations)
         if self.arch.history == 1:
-            return newest
-        newest = self._with_no_action(newest.double())
+            return given
+        newest = self._newest_rows(given)
         grid: Any = self.features_extractor.trunks[0].input_grid
-        shape = (len(newest), self.arch.history - 1, *newest.shape[1:])
+        shape = (len(newest), self.arch.history - 1, newest.shape[1])
         if state is None:
             before = th.full(shape, th.nan, dtype=th.float64, device=newest.device)
         else:
             before = th.as_tensor(state, device=newest.device) * (grid.std * grid.scale()) + grid.mean
-            before = (before if grid.origin is None else before + grid.origin).reshape(shape)
+            before = before if grid.origin is None else before + grid.origin
         return th.cat([before, newest[:, None]], dim=1)
 
     def _predict_window(
@@ -401,8 +406,8 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         """:meth:`predict` in torch with a memory: the state is a window of raw observations, NaN before an episode."""
         self.set_training_mode(False)
         tensor, is_batch = self.obs_to_tensor(observation)
-        newest = self._with_no_action(tensor.double())  # type: ignore[union-attr]
-        shape = (len(newest), self.arch.history - 1, *newest.shape[1:])
+        newest = self._newest_rows(tensor)
+        shape = (len(newest), self.arch.history - 1, newest.shape[1])
         before = np.full(shape, np.nan) if state is None else np.array(state[0])
         if before.dtype != np.float64 or before.shape != shape:
             raise ValueError(
@@ -421,12 +426,19 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
             after[:, -1, -self.head.n_outputs :] = self.encode_actions(actions)
         return (actions if is_batch else actions.squeeze(axis=0)), (after,)
 
-    def _with_no_action(self, observations: th.Tensor) -> th.Tensor:
-        """Observations as rows of a window, to which no action belongs yet."""
-        if not self.arch.history_actions:
-            return observations
-        flat = observations.flatten(1)
-        return th.cat([flat, flat.new_full((len(flat), self.head.n_outputs), th.nan)], dim=1)
+    def _newest_rows(self, observations: PyTorchObs) -> th.Tensor:
+        """Observations as rows of a window, in float64. No action belongs to them yet."""
+        if isinstance(observations, dict):
+            arrays: Any = {key: value.cpu().numpy() for key, value in observations.items()}
+        else:
+            arrays = observations.cpu().numpy()
+        for part in self.features_extractor.parts:
+            if part.kind == "one_hot":  # an index that is no category would be all zeros
+                part.batch(arrays if part.key is None else arrays[part.key])
+        rows = observation_rows(self.features_extractor.parts, arrays).astype(np.float64)
+        if self.arch.history_actions:
+            rows = np.concatenate([rows, np.full((len(rows), self.head.n_outputs), np.nan)], axis=1)
+        return th.as_tensor(rows, device=self.device)
 
     def _check_finite(self, observation: Any) -> None:
         space = self.observation_space

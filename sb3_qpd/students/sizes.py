@@ -29,13 +29,15 @@ class StudentTask:
     :param parts: what an observation consists of, see :func:`sb3_qpd.spaces.observation_parts`
     :param n_outputs: number of the head's outputs
     :param is_box: whether the action is a Box
-    :param history: number of observations that a student of a budget sees, ``None`` for the architecture's own
+    :param history: number of observations that the student sees, ``None`` for the architecture's own
+    :param history_actions: whether it also sees the actions between them, ``None`` for the architecture's own
     """
 
     parts: tuple[ObservationPart, ...]
     n_outputs: int
     is_box: bool = False
     history: int | None = None
+    history_actions: bool | None = None
 
     @property
     def image_shapes(self) -> list[tuple[int, ...]]:

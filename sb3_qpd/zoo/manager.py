@@ -260,7 +260,7 @@ class StudentManager(ExperimentManager):
     def _nbytes(self, params: dict[str, Any]) -> int:
         student = self._student  # the entry's: settings that are not searched come from it
         size = {name: params.get(name, getattr(student, name)) for name in SIZE}
-        arch = student.find_arch(**size, history=student.history)
+        arch = student.find_arch(**size, history=student.history, history_actions=student.history_actions)
         policy_class: type[QuantActorCriticPolicy] = student.policy_class  # type: ignore[assignment]
         policy_kwargs = {**student.policy_kwargs, "student_arch": arch}
         policy = policy_class(student.observation_space, student.action_space, student.lr_schedule, **policy_kwargs)

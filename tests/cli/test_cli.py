@@ -382,10 +382,9 @@ def test_stagingpublishes_together_and_keeps_what_is_not_in_the_way(tmp_path: Pa
 
 def test_force_leaves_nothing_of_an_earlier_run(teacher: str, compressed: Path, tmp_path: Path) -> None:
     model = IntegerModel.load(compressed / "student.npz")
-    exported = [path.name for target in TARGET_FILES for path in export(model, target, tmp_path / target)]
+    targets = [target for target, file in TARGET_FILES.items() if file]
+    exported = [path.name for target in targets for path in export(model, target, tmp_path / target)]
     ours = {
-        "policy_memory.h",
-        "policy_memory.c",
         "student_onnx.json",
         "report.html",
         "film.gif",

@@ -108,6 +108,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "recurrent": (recurrent, {}),
     "memory": (lambda: untrained(pointers()), {"history": 3, "buffer_size": 160}),
     "memory of actions": (lambda: untrained(pointers(BOX)), {"student_arch": ACTIONS_TOO}),
+    "memory of a Dict": (lambda: untrained(robots(), policy="MultiInputPolicy"), {"history": 3, "buffer_size": 160}),
     "origin": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {}),
     "origin, small ring": (lambda: untrained(make_vec_env(FarPointer, 4, seed=0)), {"buffer_size": 160}),
     "origin in a dict": (lambda: untrained(robots(), policy="MultiInputPolicy"), {}),

@@ -9,22 +9,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch as th
 from bounds import bounded
 from commands import QUICK as QUICK_OPTIONS
 from commands import mistake
 from gymnasium import spaces
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from toys import QUICK, Anything, Pointer, assert_equal_states
+from toys import QUICK, Anything, Pointer, Strict, assert_equal_states
 
 import sb3_qpd.distillation.distiller as distilling
-from sb3_qpd import Checkpoint, QPDDistiller, RecordedObservations, Teacher, TeacherError, load_teacher
+from sb3_qpd import Checkpoint, QPDDistiller, RecordedObservations, Teacher, TeacherError, export_onnx, load_teacher
 from sb3_qpd.cli import main
 from sb3_qpd.distillation import recording_files
 from sb3_qpd.distillation.checkpoint_files import CheckpointError
 from sb3_qpd.distillation.recorded_env import N_STREAMS, RecordedEnv
 from sb3_qpd.evaluation.comparison import make_report, plan_evaluation
 from sb3_qpd.evaluation.held_out import measure_held_out, measurement_files
+from sb3_qpd.evaluation.verify import Verification, verify
 
 PARTS = spaces.Dict({"joints": spaces.Box(-1, 1, (3,)), "room": spaces.Discrete(3)})
 ROWS = np.random.default_rng(0).normal(size=(2_000, 4)).astype(np.float32)
@@ -116,9 +119,10 @@ def test_each_observation_is_given_once_before_any_is_given_again(pointer: Teach
 
 def test_held_out_episodes_are_whole_and_never_learned(pointer: Teacher):
     recording = RecordedObservations([np.full((n, 3), n, np.float64) for n in range(1, 30)], held_out=0.3)
-    held, learned = (set(np.unique(recording.rows(part))) for part in (recording.held_out, recording.learned))
+    rows = [np.concatenate(list(recording.side_by_side(part))) for part in (recording.held_out, recording.learned)]
+    held, learned = (set(np.unique(recording.take(part)[0])) for part in rows)
     assert not held & learned and held | learned == set(range(1, 30))
-    assert 0.3 <= len(recording.rows(recording.held_out)) / len(recording) < 0.4
+    assert 0.3 <= len(rows[0]) / len(recording) < 0.4
     assert "29 episodes" in repr(recording)
 
 
@@ -312,6 +316,109 @@ def test_minari_is_asked_for(monkeypatch: pytest.MonkeyPatch):
         RecordedObservations("cartpole/test-v0")
 
 
+# --- action masks ---
+def masked_recording(n: int = 600) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    masks = rng.random((n, 5)) < 0.6
+    masks[np.arange(n), rng.integers(0, 2, n)] = masks[np.arange(n), rng.integers(2, 5, n)] = True
+    return {"observations": rng.uniform(-1, 1, (n, 3)).astype(np.float32), "action_masks": masks}
+
+
+@pytest.fixture(scope="module")
+def masking() -> MaskablePPO:
+    model = MaskablePPO("MlpPolicy", Strict(spaces.Box(-1, 1, (3,)), spaces.MultiDiscrete([2, 3])), device="cpu", seed=0)
+    with th.no_grad():
+        model.policy.action_net.weight.mul_(100)
+    return model
+
+
+def test_a_student_is_taught_under_the_recorded_masks(masking: MaskablePPO, tmp_path: Path):
+    recorded = masked_recording()
+    np.savez(tmp_path / "rows.npz", **recorded)
+    student = QPDDistiller(masking, observations=tmp_path / "rows.npz", **QUICK).learn(4_000)
+    assert student.uses_masks and student.to_integer().uses_masks
+    stored, of_ring = student._buffer.labels("masks"), student._buffer._store.get(np.arange(len(student._buffer)))
+    row_of = {row.tobytes(): i for i, row in enumerate(recorded["observations"])}
+    rows = [row_of[row.tobytes()] for row in of_ring]
+    assert np.array_equal(stored, recorded["action_masks"][rows]) and len(set(rows)) > 500
+    held = np.concatenate(list(student.recording.side_by_side(student.recording.held_out)))
+    x, masks = student.recording.take(held)
+    theirs, _ = masking.predict(x, deterministic=True, action_masks=masks)
+    ours, _ = student.predict(x, deterministic=True, action_masks=masks)
+    measured = measure_held_out(student)["held_out"]
+    assert measured["agreement"] == pytest.approx((theirs == ours).all(1).mean()) and measured["agreement"] > 0.6
+    assert measured["kl"] < 1
+    student.to_integer().save(tmp_path / "student.npz")
+    export_onnx(student.to_integer(), tmp_path)
+    result = verify(tmp_path, student.recording, 50, policy=student.policy)
+    assert result.holds and result.n_masked == 50 and ("ONNX Runtime", "masked_action") in result.rows
+    with pytest.raises(ValueError, match="action_masks of the recording must be an array of True and False of shape"):
+        verify(tmp_path, RecordedObservations(recorded["observations"], action_masks=masks), policy=student.policy)
+    given = RecordedObservations(recorded["observations"], action_masks=recorded["action_masks"])
+    assert_equal_states(QPDDistiller(masking, observations=given, **QUICK).learn(4_000), student)
+
+
+@pytest.mark.parametrize(
+    "masks, message",
+    [
+        (None, r"has none: add an array action_masks of shape \(600, 5\), True where an action was allowed"),
+        (np.ones((600, 4), bool), r"must be an array of True and False of shape \(600, 5\), got bool of shape \(600, 4\)"),
+        (np.ones((599, 5), bool), r"of shape \(600, 5\), got bool of shape \(599, 5\)"),
+        (np.full((600, 5), 0.5), "True and False of shape .* got float64"),
+        (np.arange(3000).reshape(600, 5) != 2 * 5 + 1, None),
+        (np.arange(3000).reshape(600, 5) // 5 != 7, "allow no action in row 7, dimension 0: leave out rows"),
+    ],
+)
+def test_masks_that_do_not_fit(masking: MaskablePPO, masks: Any, message: str | None):
+    recording = RecordedObservations(masked_recording()["observations"], action_masks=masks)
+    if message is None:
+        QPDDistiller(masking, observations=recording, **QUICK)
+        return
+    with pytest.raises(ValueError, match=message):
+        QPDDistiller(masking, observations=recording, **QUICK)
+
+
+def test_masks_of_other_teachers_have_no_effect(cartpole: Path, tmp_path: Path):
+    np.savez(tmp_path / "rows.npz", observations=ROWS, action_masks=np.ones((len(ROWS), 9)))
+    student = QPDDistiller(load_teacher(cartpole, device="cpu"), observations=tmp_path / "rows.npz", **QUICK)
+    assert not student.uses_masks and student.recording.masks is None
+
+
+# --- memory ---
+def test_a_student_with_a_memory_of_a_recurrent_teacher(tmp_path: Path):
+    """Held-out figures follow from predict on whole episodes, with the states of both."""
+    kwargs = {"lstm_hidden_size": 6, "net_arch": [5]}
+    env = Anything(PARTS, spaces.Discrete(3))
+    teacher = RecurrentPPO("MultiInputLstmPolicy", env, n_steps=8, device="cpu", seed=0, policy_kwargs=kwargs)
+    with th.no_grad():
+        for name, value in teacher.policy.named_parameters():
+            value.normal_(std=0.7, generator=th.Generator().manual_seed(len(name)))
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 30, 40)
+    episodes = [{"joints": rng.uniform(-1, 1, (n, 3)), "room": rng.integers(0, 3, n)} for n in lengths]
+    options = {**QUICK, "history": 3, "batch_size": 32}
+    student = QPDDistiller(teacher, observations=RecordedObservations(episodes, held_out=0.3), **options).learn(3_000)
+    equal = []
+    for episode in student.recording.held_out:
+        rows = np.arange(episode.start, episode.stop)
+        observations, _ = student.recording.take(rows)
+        theirs = ours = None
+        for row in range(len(rows)):
+            one = {key: value[row : row + 1] for key, value in observations.items()}
+            start = np.array([row == 0])
+            action, theirs = teacher.predict(one, theirs, start, deterministic=True)
+            mine, ours = student.predict(one, ours, start, deterministic=True)
+            equal.append(action == mine)
+    measured = measure_held_out(student)["held_out"]
+    assert measured["agreement"] == pytest.approx(np.mean(equal)) and measured["observations"] == len(equal)
+    student.to_integer().save(tmp_path / "student.npz")
+    export_onnx(student.to_integer(), tmp_path)
+    result = verify(tmp_path, student.recording, 60, policy=student.policy)
+    assert result.holds and result.n_observations == 60 and ("ONNX Runtime", "next_state") in result.rows
+    with pytest.raises(ValueError, match="history_actions needs the actions between observations, and those of a recording"):
+        QPDDistiller(teacher, observations=episodes, **options, history_actions=True)
+
+
 # --- command line ---
 def test_compress_without_an_environment(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     np.savez(tmp_path / "rows.npz", observations=ROWS)
@@ -324,6 +431,34 @@ def test_compress_without_an_environment(cartpole: Path, tmp_path: Path, capsys:
     assert json.loads((out / "recorded.json").read_text())["held_out"]["observations"] == 200
     assert "not measured: there was no environment" in capsys.readouterr().out
     assert main(["export", str(out), "--target", "numpy", "--out", str(tmp_path / "device")]) == 0
+
+
+def test_exports_are_verified_on_held_out_observations(
+    cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    np.savez(tmp_path / "rows.npz", observations=ROWS)
+    out, seen = tmp_path / "out", []
+    add = Verification.add
+    monkeypatch.setattr(Verification, "add", lambda *args: [seen.append(args[3]), add(*args)][1])
+    arguments = ["--observations", str(tmp_path / "rows.npz"), "--timesteps", "300", "--out", str(out), *QUICK_OPTIONS]
+    assert main(["compress", str(cartpole), *arguments, "--target", "onnx", "--target", "numpy"]) == 0
+    held = RecordedObservations(tmp_path / "rows.npz")
+    rows = {row.tobytes() for row in held.take(np.concatenate(list(held.side_by_side(held.held_out))))[0]}
+    assert {row.tobytes() for row in np.concatenate(seen)} == rows and len(rows) == 200
+    assert "200 observations, compared with the integer model" in capsys.readouterr().out
+    assert main(["verify", str(out), "--recording", str(tmp_path / "rows.npz"), "--observations", "50"]) == 0
+    assert "50 observations, compared with" in (printed := capsys.readouterr().out) and "policy in eval mode" in printed
+    (out / "student.onnx").write_bytes((out / "student.onnx").read_bytes()[:-1])
+    assert main(["verify", str(out), "--recording", str(tmp_path / "rows.npz"), "--observations", "50"]) == 1
+    with pytest.raises(SystemExit):
+        main(["verify", str(out), "--recording", str(tmp_path / "rows.npz"), "--env", "CartPole-v1"])
+    assert "--recording plays no episode" in capsys.readouterr().err
+    np.savez(tmp_path / "other.npz", observations=ROWS[:, :3])
+    with pytest.raises(SystemExit):
+        main(["verify", str(out), "--recording", str(tmp_path / "other.npz")])
+    assert "of shape (3,), the student takes (4,)" in capsys.readouterr().err
+    other = ["--force", "--target", "tflite", "--weight-bits", "3"]
+    assert "tflite does not support weights of 3 bits" in mistake(capsys, "compress", str(cartpole), *arguments, *other)
 
 
 def test_compress_with_an_environment(cartpole: Path, tmp_path: Path):

@@ -22,7 +22,7 @@ from sb3_qpd.cli import main
 from sb3_qpd.export.c.undistilled import export_undistilled_c
 from sb3_qpd.export.float_actor import ACTIVATIONS, Activation, FloatActor
 from sb3_qpd.export.onnx.undistilled import export_undistilled_onnx
-from sb3_qpd.observations import stack
+from sb3_qpd.observations import batch_size, stack, take_rows
 from sb3_qpd.teachers.float_layers import TOLERANCE, float_actor
 
 VECTOR, PICTURE = spaces.Box(-1, 1, (3,)), spaces.Box(0, 255, (4, 36, 36), np.uint8)
@@ -39,6 +39,13 @@ def normalized() -> VecNormalize:
     return env
 
 
+def normalized_dict() -> VecNormalize:
+    space = spaces.Dict({"int32_t": VECTOR, "action": spaces.Discrete(3), "*/": spaces.MultiBinary(2)})
+    env = VecNormalize(make_vec_env(lambda: Anything(space, BOX)), norm_obs_keys=["int32_t"], clip_obs=0.9)
+    env.obs_rms["int32_t"].mean, env.obs_rms["int32_t"].var = np.array([0.5, -0.5, 0.1]), np.array([0.5, 2.0, 0.1])
+    return env
+
+
 CASES: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
     "ppo": (PPO, "CartPole-v1", "MlpPolicy", {}),
     "ppo, VecNormalize": (PPO, normalized, "MlpPolicy", {}),
@@ -46,6 +53,7 @@ CASES: dict[str, tuple[Any, Any, str, dict[str, Any]]] = {
     "ppo, own extractor of the actor": (PPO, Anything(PICTURE, BOX), "CnnPolicy", {"share_features_extractor": False}),
     "ppo, colors": (PPO, Anything(COLORS, spaces.Discrete(3)), "CnnPolicy", {}),
     "ppo, Dict": (PPO, Anything(PARTS, spaces.MultiBinary(2)), "MultiInputPolicy", {}),
+    "ppo, Dict of vectors": (PPO, normalized_dict, "MultiInputPolicy", {}),
     "ppo, indices": (PPO, Anything(spaces.MultiDiscrete([2, 3]), BOX), "MlpPolicy", {}),
     "ppo, many dimensions": (PPO, Anything(spaces.Box(-1, 1, (20,)), spaces.Box(-0.4, 0.4, (17,))), "MlpPolicy", {}),
     "ppo, MultiBinary": (PPO, Anything(VECTOR, spaces.MultiBinary(3)), "MlpPolicy", {}),
@@ -90,7 +98,8 @@ def run_onnx(path: Path, actor: FloatActor, observations: Any) -> tuple[np.ndarr
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     given = observations if isinstance(observations, dict) else {None: observations}
-    feeds = {"observation" if key is None else f"observation/{key}": value for key, value in given.items()}
+    floats = {key: value.astype(np.float32) if value.dtype == np.int8 else value for key, value in given.items()}
+    feeds = {"observation" if key is None else f"observation/{key}": value for key, value in floats.items()}
     action, outputs = session.run(None, feeds)
     return action, outputs
 
@@ -103,22 +112,30 @@ class CActor:
         flags = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-O2", "-shared", "-fPIC"]
         subprocess.run(["cc", *flags, "policy.c", "-o", "policy.so", "-lm"], cwd=folder, check=True)
         self.library, self.actor = ctypes.CDLL(str(folder / "policy.so")), actor
-        self.part = actor.parts[0].part
+        self.parts = [one.part for one in actor.parts]
 
-    def __call__(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        actor = self.actor
+    def __call__(self, observations: Any) -> tuple[np.ndarray, np.ndarray]:
+        actor, n = self.actor, batch_size(observations)
         n_action = len(actor.nvec) if actor.nvec else actor.n_outputs
-        outputs = np.zeros((len(observations), actor.n_outputs), np.float32)
-        actions = np.zeros((len(observations), n_action), np.float32 if actor.is_box else np.int32)
-        for i, observation in enumerate(observations):
-            given = self.observe(observation)
+        outputs = np.zeros((n, actor.n_outputs), np.float32)
+        actions = np.zeros((n, n_action), np.float32 if actor.is_box else np.int32)
+        for i in range(n):
+            given = self.observe(take_rows(observations, i))
             assert self.library.policy_outputs(*given, outputs[i].ctypes) == 0
             assert self.library.policy_act(*given, actions[i].ctypes) == 0
-        return actions.reshape(len(observations), *actor.shape), outputs
+        return actions.reshape(n, *actor.shape), outputs
 
-    def observe(self, observation: np.ndarray) -> list[Any]:
-        if self.part.kind != "image":
-            self.kept = np.ascontiguousarray(observation, np.int32 if self.part.kind == "one_hot" else np.float32)
+    def observe(self, observation: Any) -> list[Any]:
+        dtypes = {"one_hot": np.int32, "image": np.uint8}
+        if isinstance(observation, dict):
+            fields = [(f"part{i}", dtypes.get(one.kind, np.float32), one.shape) for i, one in enumerate(self.parts)]
+            self.kept = np.zeros((), np.dtype([(name, dtype, (int(np.prod(shape)),)) for name, dtype, shape in fields], True))
+            for (name, *_), one in zip(fields, self.parts, strict=True):
+                value = np.moveaxis(observation[one.key], 0, -1) if one.kind == "image" else observation[one.key]
+                self.kept[name] = np.ravel(value)
+            return [self.kept.ctypes]
+        if self.parts[0].kind != "image":
+            self.kept = np.ascontiguousarray(observation, dtypes.get(self.parts[0].kind, np.float32))
             return [self.kept.ctypes]
         self.library.policy_reset()
         channels = len(observation)
@@ -151,11 +168,7 @@ def test_exports_answer_as_the_teacher_does(tmp_path: Path, case: str):
     assert_same((actor.actions(x), actor.outputs(x)), teacher, actor, x)
     export_undistilled_onnx(actor, tmp_path)
     assert_same(run_onnx(tmp_path / "teacher.onnx", actor, x), teacher, actor, x)
-    if isinstance(x, dict):
-        with pytest.raises(ValueError, match="this teacher's are a Dict. Take onnx"):
-            export_undistilled_c(actor, tmp_path)
-    else:
-        assert_same(CActor(actor, tmp_path)(x), teacher, actor, x)
+    assert_same(CActor(actor, tmp_path)(x), teacher, actor, x)
 
 
 OTHERS = "ELU GELU Hardtanh LeakyReLU ReLU6 SELU SiLU Sigmoid Softplus Softsign".split()
@@ -194,6 +207,14 @@ def test_the_c_refuses_what_it_cannot_take(tmp_path: Path):
     (tmp_path / "indices").mkdir()
     indices = CActor(float_actor(load_teacher(make("ppo, indices"), device="cpu")), tmp_path / "indices")
     assert indices.library.policy_outputs(np.array([0, 3], np.int32).ctypes, np.zeros(2, np.float32).ctypes) == -4
+    (tmp_path / "dict").mkdir()
+    parts = CActor(float_actor(load_teacher(make("ppo, Dict of vectors"), device="cpu")), tmp_path / "dict")
+    header, outputs = (tmp_path / "dict" / "policy.h").read_text(), np.zeros(2, np.float32)
+    assert all(field in header for field in ("float key[2];", "int32_t action;", "float int32_t_[3];"))
+    for key, value, code in (("action", 3, -4), ("int32_t", np.array([0, np.inf, 0]), -2), ("action", 2, 0)):
+        one = {"*/": np.zeros(2), "action": 0, "int32_t": np.zeros(3), key: value}
+        assert parts.library.policy_outputs(*parts.observe(one), outputs.ctypes) == code
+    assert parts.library.policy_act(None, outputs.ctypes) == -1
     (tmp_path / "image").mkdir()
     image = CActor(float_actor(load_teacher(make("ppo, colors"), device="cpu")), tmp_path / "image")
     assert image.library.policy_act(action.ctypes) == -3 and image.library.policy_push_frame(None) == -1

@@ -298,6 +298,10 @@ def test_a_film_of_a_student_that_minds_masks(monkeypatch: pytest.MonkeyPatch) -
     assert (
         taken.returns[0] == 1 and ((steps == 1) | (taken.returns[1:] == 1)).all()
     )  # CartPole: 1 a step, anew in each episode
+    fewer = film.take_film(student.policy.to_integer(), EnvRecipe("OnlyOne-v1"), every=3)
+    np.testing.assert_array_equal(fewer.pictures, taken.pictures[::3])
+    np.testing.assert_array_equal(fewer.returns, taken.returns[::3])
+    assert fewer.fps == taken.fps / 3
 
 
 def test_a_film_that_fails_keeps_no_student_at_home(

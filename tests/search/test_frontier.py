@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from stable_baselines3 import PPO
 
 from sb3_qpd import IntegerModel, QPDDistiller, frontier
 from sb3_qpd.cli import main
+from sb3_qpd.distillation.checkpoint_files import newest_steps
 
 SIZES = [{"hidden": [4]}, "nano"]
 STEPS = 4_200  # a trial writes a checkpoint after 2,048 and 4,096
@@ -74,6 +76,14 @@ def checkpoints(out: Path) -> list[Path]:
     return list(out.glob("unfinished/trials/*/state-?.npz"))
 
 
+def wait_for_new_checkpoint(out: Path) -> Callable[[], None]:
+    """A function that waits for a checkpoint that is not there yet."""
+    before = {path: path.stat().st_mtime_ns for path in checkpoints(out)}
+    return lambda: wait_for(
+        lambda: any(path.stat().st_mtime_ns != before.get(path) for path in checkpoints(out) if path.exists())
+    )
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -116,12 +126,17 @@ def test_a_search(whole: Path, teacher: str) -> None:
     assert hashlib.sha256((whole.parent / "alone.npz").read_bytes()).hexdigest() == first["checksum"]
 
 
+def start_driver(teacher: str, out: Path, search: dict[str, Any]) -> subprocess.Popen[bytes]:
+    """A search in a process of its own."""
+    code = "import sys, json; from sb3_qpd import frontier; frontier(*sys.argv[1:3], **json.loads(sys.argv[3]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    return subprocess.Popen([sys.executable, "-c", code, teacher, str(out), json.dumps(search)], env=environment)
+
+
 @pytest.mark.slow
 def test_driver_and_workers_are_killed(whole: Path, teacher: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    code = "import sys, json; from sb3_qpd import frontier; frontier(*sys.argv[1:3], **json.loads(sys.argv[3]))"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    driver = subprocess.Popen([sys.executable, "-c", code, teacher, str(out), json.dumps(SEARCH)], env=environment)
+    driver = start_driver(teacher, out, SEARCH)
     wait_for(lambda: checkpoints(out) or driver.poll() is not None)
     driver.kill()
     driver.wait()
@@ -131,8 +146,7 @@ def test_driver_and_workers_are_killed(whole: Path, teacher: str, tmp_path: Path
         frontier(teacher, out, **{**SEARCH, "timesteps": 5_000}, resume=True)
 
     def kill_workers() -> None:
-        before = {path: path.stat().st_mtime_ns for path in checkpoints(out)}
-        wait_for(lambda: any(path.stat().st_mtime_ns != before.get(path) for path in checkpoints(out) if path.exists()))
+        wait_for_new_checkpoint(out)()
         for process in mp.active_children():
             process.kill()
 
@@ -147,30 +161,60 @@ def test_driver_and_workers_are_killed(whole: Path, teacher: str, tmp_path: Path
     assert not list(tmp_path.glob(".*"))
 
 
+def watch_steps(out: Path, until: threading.Event) -> dict[str, list[int]]:
+    """Environment steps of each trial's newest checkpoint, whenever they change."""
+    steps: dict[str, list[int]] = {}
+    while not until.wait(0.02):
+        for folder in out.glob("unfinished/trials/*"):
+            newest, seen = newest_steps(folder), steps.setdefault(folder.name, [])
+            if newest is not None and newest not in seen[-1:]:
+                seen.append(newest)
+    return steps
+
+
 @pytest.mark.slow
-def test_two_nodes_of_which_one_is_killed(whole: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_and_one_of_two_nodes_are_killed(
+    whole: Path, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The nodes never use the folder of the search: checkpoints travel to it, and from it to the node that goes on."""
     ray = pytest.importorskip("ray", reason="Ray is not installed")
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other tests its default of 15 is hardly served
     out = tmp_path / "out"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    is_over = threading.Event()
     try:
         second = cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
+        with ThreadPoolExecutor() as threads:
+            watched = threads.submit(watch_steps, out, is_over)
+            driver = start_driver(teacher, out, {**SEARCH, "ray": cluster.address})
+            wait_for(lambda: checkpoints(out) or driver.poll() is not None)
+            driver.kill()
+            driver.wait()
+            before = {path: path.stat().st_mtime_ns for path in checkpoints(out)}
+            assert before
 
-        def kill_node() -> None:
-            wait_for(lambda: checkpoints(out))
-            cluster.remove_node(second, allow_graceful=False)
+            def kill_node() -> None:
+                wait_for(
+                    lambda: any(before.get(path) != path.stat().st_mtime_ns for path in checkpoints(out) if path.exists())
+                )
+                cluster.remove_node(second, allow_graceful=False)
 
-        killer = threading.Thread(target=kill_node, daemon=True)
-        killer.start()
-        frontier(teacher, out, **SEARCH, ray=cluster.address)
-        killer.join()
+            killer = threads.submit(kill_node)
+            try:
+                frontier(teacher, out, **SEARCH, ray=cluster.address, resume=True)
+            finally:
+                is_over.set()
+            killer.result()
         assert not ray.is_initialized()
     finally:
         cluster.shutdown()
     assert result_of(read(out)) == result_of(read(whole)) and files_of(out) == files_of(whole)
+    steps = watched.result()
+    assert any(len(seen) > 1 for seen in steps.values())
+    assert all(seen == sorted(seen) for seen in steps.values()), steps  # no trial has begun anew
 
 
 @pytest.mark.slow

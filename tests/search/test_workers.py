@@ -3,14 +3,13 @@
 import multiprocessing as mp
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import cloudpickle
 import gymnasium as gym
 import pytest
+from forked import run_forked
 
 from sb3_qpd.search.frontier import open_workers
 from sb3_qpd.search.tasks import Failed, Ready, Unusable
@@ -90,7 +89,13 @@ def test_a_worker_registers_an_environment_once(tmp_path: Path) -> None:
     job = LargeJob()
     job.specs = (gym.envs.registration.EnvSpec("Own-v0", entry_point="own_env:Own"),)
     (tmp_path / "job").write_bytes(cloudpickle.dumps(job))
-    program = "import gymnasium as gym; from sb3_qpd.search.tasks import unpack_job; unpack_job(open('job', 'rb').read())"
-    program += "; import own_env; gym.make('Own-v0')"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).parent), *sys.path])}
-    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", program], cwd=tmp_path, env=environment, check=True)
+    (tmp_path / "program.py").write_text(
+        "import sys, warnings, gymnasium as gym\n"
+        f"sys.path[:0] = [{str(tmp_path)!r}, {str(Path(__file__).parent)!r}]\n"
+        "warnings.simplefilter('error', UserWarning)\n"
+        "from sb3_qpd.search.tasks import unpack_job\n"
+        "unpack_job(open('job', 'rb').read())\n"
+        "import own_env; gym.make('Own-v0')\n"
+    )
+    done = run_forked(tmp_path / "program.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from memory import N_ENVS, SPACES, K, by_hand, episodes, make_policy, observations_of
+from memory import N_ENVS, SPACES, K, by_hand, episodes, flat, make_policy, observations_of
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -18,6 +18,7 @@ from toys import BOX, QUICK, Anything, assert_equal_states, pointers, untrained
 from sb3_qpd import IntegerModel, QPDDistiller, QuantActorCriticPolicy, StudentArch, evaluate, load_student
 from sb3_qpd.distillation.buffers import DistillationBuffer
 from sb3_qpd.integer import StudentError
+from sb3_qpd.observations import batch_size, take_rows
 from sb3_qpd.students.sizes import StudentTask, student_nbytes
 from sb3_qpd.teachers.teacher import TeacherOutput
 
@@ -36,7 +37,7 @@ def test_policy_and_integers_are_equal_across_episodes(kind: str, requantization
     begun: list[np.ndarray] = []
     actions_seen = set()
     for observations, starts in episodes(kind):
-        seen.append(observations)
+        seen.append(flat(kind, observations))
         begun.append(starts)
         windows = th.as_tensor(by_hand(seen, begun))
         actions, state = model.predict(observations, state, starts, deterministic=True)
@@ -58,9 +59,19 @@ def test_policy_and_integers_are_equal_across_episodes(kind: str, requantization
         assert np.array_equal(acc, policy.action_net.accumulators(features).numpy())
         actions_seen.add(actions.tobytes())
     assert len(actions_seen) > 5
-    single, one = model.predict(observations[0], None, deterministic=True)
-    assert single.shape == actions[0].shape and one[0].shape == (1, K - 1, model.parts[0].n_features)
+    single, one = model.predict(take_rows(observations, 0), None, deterministic=True)
+    assert single.shape == actions[0].shape and one[0].shape == (1, K - 1, windows.shape[2])
     assert np.array_equal(single, model.predict(observations, deterministic=True)[0][0])
+    assert np.array_equal(single, policy.predict(take_rows(observations, 0), None, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_indices_that_are_no_category(bits: int) -> None:
+    for kind, wrong in (("index", np.array([0, 5])), ("indices", np.array([[3, 0]])), ("dict", None)):
+        policy = make_policy(kind, weight_bits=bits, activation_bits=bits)
+        given = {**observations_of("dict", 2), "gear": np.array([1, 3])} if wrong is None else wrong
+        with pytest.raises(ValueError, match="Expected .* of 0 to"):
+            policy.predict(given)
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -78,8 +89,8 @@ def test_actions_between_the_observations_are_seen(kind: str, tmp_path: Path) ->
     begun: list[np.ndarray] = []
     differs = 0
     for observations, starts in episodes(kind):
-        flat = observations.reshape(N_ENVS, -1).astype(float)
-        rows.append(np.concatenate([flat, np.full((N_ENVS, n_action), np.nan)], axis=1))
+        numbers = flat(kind, observations)
+        rows.append(np.concatenate([numbers, np.full((N_ENVS, n_action), np.nan)], axis=1))
         begun.append(starts)
         windows = by_hand(rows, begun)
         before, _ = model.remember(observations, state, starts)
@@ -87,7 +98,7 @@ def test_actions_between_the_observations_are_seen(kind: str, tmp_path: Path) ->
         own, own_state = policy.predict(observations, own_state, starts, deterministic=True)
         in_torch, torch_state = policy._predict_window(observations, torch_state, starts, True, None)
         assert np.array_equal(own, actions) and np.array_equal(in_torch, actions)
-        assert np.array_equal(state[0], own_state[0]) and state[0].shape[2] == flat.shape[1] + n_action
+        assert np.array_equal(state[0], own_state[0]) and state[0].shape[2] == numbers.shape[1] + n_action
         with th.no_grad():
             policy.set_training_mode(False)
             expected = policy.action_net.accumulators(policy.extract_features(th.as_tensor(windows))).numpy()
@@ -132,7 +143,7 @@ def test_a_float_student_carries_raw_windows() -> None:
     policy = make_policy("box", weight_bits=32, activation_bits=32)
     state, seen, begun = None, [], []
     for observations, starts in episodes("box", 10):
-        seen.append(observations)
+        seen.append(flat("box", observations))
         begun.append(starts)
         actions, state = policy.predict(observations, state, starts, deterministic=True)
         with th.no_grad():
@@ -142,14 +153,14 @@ def test_a_float_student_carries_raw_windows() -> None:
         policy.predict(observations, (np.zeros((N_ENVS, K - 1, 4), np.int8),))
 
 
-@pytest.mark.parametrize("kind", ["discrete", "bytes"])
+@pytest.mark.parametrize("kind", ["discrete", "bytes", "index", "dict"])
 def test_the_ring_gives_windows_of_whole_episodes(kind: str) -> None:
     space, capacity = SPACES[kind][0], 2 * K * N_ENVS + N_ENVS
     buffer = DistillationBuffer(capacity, space, N_ENVS, seed=0, history=K)
     seen: list[np.ndarray] = []
     begun: list[np.ndarray] = []
     for observations, starts in episodes(kind, 60):
-        seen.append(observations)
+        seen.append(flat(kind, observations))
         begun.append(starts)
         ahead = buffer.window_of(observations, starts)
         expected = by_hand(seen, begun).astype(np.float32)
@@ -162,7 +173,7 @@ def test_the_ring_gives_windows_of_whole_episodes(kind: str) -> None:
     for window, step, env in zip(samples.observations.numpy(), steps, envs, strict=True):
         expected = by_hand(seen[: step + 1], begun[: step + 1])[env].astype(np.float32)
         assert np.array_equal(window, expected, equal_nan=True)
-    assert len(set(steps)) > 3 and buffer.newest(5).observations.shape == (5, *space.shape)
+    assert len(set(steps)) > 3 and batch_size(buffer.newest(5).observations) == 5
     other = DistillationBuffer(capacity, space, N_ENVS, seed=0, history=K)
     position = other.position
     rows = {name: np.concatenate(parts) for name, parts in buffer.rows_since(position).items()}
@@ -170,7 +181,7 @@ def test_the_ring_gives_windows_of_whole_episodes(kind: str) -> None:
     rngs = [np.random.default_rng(0) for _ in range(2)]
     samples = [one.sample(50, rng).observations for one, rng in zip((buffer, other), rngs, strict=True)]
     assert np.array_equal(*samples, equal_nan=True)
-    ends = other.window_of(seen[0], np.zeros(N_ENVS, bool)), buffer.window_of(seen[0], np.zeros(N_ENVS, bool))
+    ends = [one.window_of(observations, np.zeros(N_ENVS, bool)) for one in (other, buffer)]
     assert np.array_equal(*ends, equal_nan=True)
     with pytest.raises(ValueError, match="buffer_size must be at least 24"):
         DistillationBuffer(9, space, N_ENVS, history=K)
@@ -261,14 +272,28 @@ def test_history_by_name_budget_and_teacher() -> None:
     assert QPDDistiller(recurrent, **{**QUICK, "student_arch": StudentArch((4,), history=3)}).history == 3
 
 
+def test_actions_of_the_history_by_argument() -> None:
+    from sb3_contrib import RecurrentPPO
+
+    teacher = untrained(pointers())
+    for size in ("nano", "600B", {"hidden": [8, 8], "history": 5, "history_actions": True}):
+        student = QPDDistiller(teacher, **{**QUICK, "student_arch": size}, history=6, history_actions=True)
+        model = student.to_integer()
+        assert model.history == 6 and model.history_actions and model.n_remembered == 3 and student.history_actions is True
+        assert model.nbytes <= 600 or size != "600B"
+    assert not QPDDistiller(teacher, **{**QUICK, "student_arch": size}, history_actions=False).policy.arch.history_actions
+    recurrent = RecurrentPPO("MlpLstmPolicy", pointers(), n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 4})
+    arch = QPDDistiller(recurrent, **QUICK, history_actions=True).policy.arch
+    assert arch.history == 8 and arch.history_actions
+    for env in (pointers(), pointers(BOX)):
+        with pytest.raises(ValueError, match="needs a history of 2 or more, got history_actions=True, history=1"):
+            QPDDistiller(untrained(env), **QUICK, history_actions=True)
+
+
 def test_what_has_no_memory_is_refused_by_name() -> None:
-    for space in (
-        spaces.Box(0, 255, (1, 36, 36), np.uint8),
-        spaces.Discrete(3),
-        spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": spaces.Box(0, 255, (1, 36, 36), np.uint8)}),
-        spaces.Dict({"a": spaces.Box(-1, 1, (2,))}),
-    ):
-        with pytest.raises(ValueError, match="history=2: a student with a memory takes vectors"):
+    image = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    for space in (image, spaces.Dict({"a": spaces.Box(-1, 1, (2,)), "b": image})):
+        with pytest.raises(ValueError, match="history=2: .* these observations have images.* VecFrameStack"):
             arch = StudentArch((4,), ((2, 8, 4),), (4,), history=2)
             QuantActorCriticPolicy(space, spaces.Discrete(2), lambda _: 0.0, student_arch=arch)
     for given in ({"history_actions": True}, {"history": 3, "history_actions": 1}):
@@ -350,9 +375,11 @@ def test_a_student_of_a_recurrent_teacher_goes_all_the_way(tmp_path: Path, capsy
     path, out = tmp_path / "teacher.zip", tmp_path / "out"
     RecurrentPPO("MlpLstmPolicy", "CartPole-v1", n_steps=8, device="cpu", policy_kwargs={"lstm_hidden_size": 4}).save(path)
     given = ["--env", "CartPole-v1", "--timesteps", "256", "--no-check-teacher", "--episodes", "4", "--target", "onnx"]
-    assert main(["compress", str(path), *given, "--student-arch", "nano", "--out", str(out), "--history", "3"]) == 0
+    memory = ["--history", "3", "--history-actions"]
+    assert main(["compress", str(path), *given, "--student-arch", "nano", "--out", str(out), *memory]) == 0
     model = IntegerModel.load(out / "student.npz")
-    assert model.history == 3
+    assert model.history == 3 and model.history_actions
+    assert "history=3, history_actions=True" in repr(load_student(out))
     assert main(["verify", str(out), "--observations", "100"]) == 0
     output = capsys.readouterr().out
     assert "next_state" in output and "all equal where equality is promised" in output

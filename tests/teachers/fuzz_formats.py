@@ -26,6 +26,7 @@ from hub_server import HubServer, etag, running_hub
 from huggingface_hub import constants
 from onnx import helper, numpy_helper
 from random_students import draw
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO, SAC
 from student_files import student_files
 from students import BOX, IMAGE, VECTOR, make_student
@@ -427,12 +428,16 @@ def _hub() -> Format:
 
 
 # --- a policy by itself ---
+LSTM = {"lstm_hidden_size": 4, "net_arch": [4]}
+
+
 def honest_policies() -> list[Files]:
-    """Files of ``policy.save()`` of three families."""
+    """Files of ``policy.save()`` of four families."""
     models = [
         PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0),
         PPO("MlpPolicy", "Pendulum-v1", n_steps=8, batch_size=8, use_sde=True, device="cpu", seed=0),
         SAC("MlpPolicy", "Pendulum-v1", buffer_size=9, policy_kwargs={"net_arch": [4]}, device="cpu", seed=0),
+        RecurrentPPO("MlpLstmPolicy", "CartPole-v1", policy_kwargs=LSTM, device="cpu", seed=0),
     ]
     return [{"policy.pth": _saved(model)} for model in models]
 

@@ -168,11 +168,12 @@ def _hidden_in_weights(command: str) -> bytes:
     return torch_archive(b"\x80\x02" + pickle.dumps(Payload(command), protocol=2)[2:-1] + b"0" + honest[2:])
 
 
-def policy_with(key: str, command: str) -> bytes:
+def policy_with(key: str, command: str, is_recurrent: bool = False) -> bytes:
     """A file of ``policy.save()`` in which one value runs a command."""
     buffer = io.BytesIO()
     data: dict[str, Any] = {"observation_space": spaces.Discrete(2), "action_space": spaces.Discrete(2)}
-    saved: dict[str, Any] = {"data": data, "state_dict": {"action_net.weight": th.zeros(2)}}
+    names = ["action_net.weight", *(["value_net.weight", "lstm_actor.weight_hh_l0"] if is_recurrent else [])]
+    saved: dict[str, Any] = {"data": data, "state_dict": {name: th.zeros(4, 1) for name in names}}
     (saved if key in saved else data)[key] = Payload(command)
     th.save(saved, buffer)
     return buffer.getvalue()
@@ -205,6 +206,12 @@ RUNNING: dict[str, Attack] = {
     **{
         f"policy, in {key}": Attack("policy", _file("policy.pth", lambda command, key=key: policy_with(key, command)))
         for key in ("data", "state_dict", "lr_schedule", "observation_space", "optimizer_class")
+    },
+    **{
+        f"recurrent policy, in {key}": Attack(
+            "policy", _file("policy.pth", lambda command, key=key: policy_with(key, command, is_recurrent=True))
+        )
+        for key in ("lstm_kwargs", "lstm_hidden_size", "features_extractor_class")
     },
     **{
         f"zip, in {key}": Attack("sb3", _with_data(key, _reduce))

@@ -1,7 +1,6 @@
 """The real client of the Hub, against a server on this machine."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 import huggingface_hub
 import numpy as np
 import pytest
+from forked import run_forked
 from hub_server import HubServer, point_client_at, running_hub
 from huggingface_hub import constants
 from stable_baselines3 import PPO
@@ -375,13 +375,12 @@ def test_many_at_once(hub: HubServer, run: dict[str, bytes]) -> None:
 # --- as a user has it ---
 @pytest.mark.slow
 def test_the_command_line_with_environment_variables(hub: HubServer, run: dict[str, bytes], tmp_path: Path) -> None:
-    """Processes of their own: the client reads where the Hub is, and where its cache is, when it is imported."""
+    """In processes of their own: the client reads where the Hub is, and where its cache is, when it is imported."""
     commit = hub.publish("sb3/ppo-Pendulum-v1", run)
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
 
     def command(*arguments: str, **more: str) -> str:
-        argv = [sys.executable, "-m", "sb3_qpd", *arguments, "--no-progress"]
-        done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **variables, **more}, cwd=tmp_path)
+        done = run_forked("-m", "sb3_qpd", *arguments, "--no-progress", folder=tmp_path, **variables, **more)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -86,7 +86,7 @@ def test_a_student_of_behavioural_cloning(tmp_path: Path):
         (lambda saved: {**saved, "data": [1]}, "arguments as a dict"),
         (lambda saved: {**saved, "state_dict": {"action_net.weight": 1}}, "not a dict of named tensors"),
         (lambda saved: {**saved, "state_dict": {"mlp_extractor.x": th.zeros(2)}}, "no whole policy of SB3: .* mlp_extractor"),
-        (lambda saved: {**saved, "state_dict": {"lstm_actor.x": th.zeros(2)}}, "a recurrent policy"),
+        (lambda saved: {**saved, "state_dict": {"lstm_actor.x": th.zeros(2)}}, "no whole policy of SB3: .* lstm_actor"),
         (lambda saved: {**saved, "data": {**saved["data"], "student_arch": {}}}, "a student of this package"),
         (lambda saved: {**saved, "data": {**saved["data"], "net_arch": [5]}}, "contradict its spaces"),
         (lambda saved: {**saved, "data": {**saved["data"], "observation_space": 3}}, "not a space of gym"),
@@ -111,10 +111,26 @@ def test_weights_that_are_not_finite(tmp_path: Path):
         load_teacher(tmp_path / "policy.pth", device="cpu")
 
 
-def test_a_recurrent_policy(tmp_path: Path):
-    RecurrentPPO("MlpLstmPolicy", "CartPole-v1", device="cpu").policy.save(tmp_path / "policy.pth")
-    with pytest.raises(TeacherError, match="a recurrent policy, whose files are not supported"):
-        load_teacher(tmp_path / "policy.pth", device="cpu")
+@pytest.mark.parametrize(
+    "edit, message",
+    [
+        (lambda weights: weights.pop("lstm_actor.weight_hh_l0"), "lstm_hidden_size in policy_kwargs"),
+        (lambda weights: weights.update({"lstm_actor.weight_hh_l0": th.tensor(1.0)}), "lstm_hidden_size in policy_kwargs"),
+        (lambda weights: weights.update({"lstm_actor.weight_hh_l0": th.zeros(24, 7)}), "contradict"),
+        (lambda weights: weights.update({"lstm_actor.weight_hh_l1": th.zeros(24, 6)}), "contradict"),
+        (lambda weights: weights.pop("lstm_critic.bias_hh_l0"), "contradict"),
+        (lambda weights: weights.update({"critic.weight": th.zeros(6, 4)}), "contradict"),
+    ],
+)
+def test_lstms_that_do_not_fit(tmp_path: Path, edit: Any, message: str):
+    kwargs = {"lstm_hidden_size": 6, "net_arch": [4]}
+    model = RecurrentPPO("MlpLstmPolicy", "CartPole-v1", device="cpu", policy_kwargs=kwargs)
+    model.policy.save(tmp_path / "policy.pth")
+    saved = th.load(tmp_path / "policy.pth", weights_only=False)
+    edit(saved["state_dict"])
+    th.save(saved, tmp_path / "edited.pth")
+    with pytest.raises(TeacherError, match=message):
+        load_teacher(tmp_path / "edited.pth", device="cpu")
 
 
 def test_the_byte_order_of_another_processor(tmp_path: Path):

@@ -104,6 +104,8 @@ def test_labels_are_what_sb3_plays_on_whole_episodes(kind: str, tmp_path: Path) 
     assert read.algo == "ppo_lstm" and read.has_memory
     play(read, model)
     play(load_teacher(model, device="cpu"), model)
+    model.policy.save(tmp_path / "policy.pth")
+    play(load_teacher(tmp_path / "policy.pth", device="cpu"), model)
     weights = {name for name, _ in read.policy.named_parameters() if "lstm_actor" in name}
     assert read.macs > sum(read.policy.get_parameter(name).numel() for name in weights if "weight" in name)
     assert read.n_parameters > sum(read.policy.get_parameter(name).numel() for name in weights)

@@ -237,12 +237,12 @@ def test_yaml_bombs(text: str, teacher: PPO, capsys: pytest.CaptureFixture[str])
     Path("downloaded.yml").write_text(text)
     _run_folder(teacher, {}, None)
     Path("logs", "ppo", f"{ENV}_1", ENV, "config.yml").write_text(text)
-    with registered(), bounded(20, 2**28):
+    with registered(), bounded(20, 2**28, of_processor=True):
         for read in (yaml.safe_load, lambda file: yaml.load(file, Loader=yaml.UnsafeLoader)):
             with open("downloaded.yml") as file, pytest.raises(yaml.YAMLError):
                 read(file)
     for arguments in ([*TRAIN, "--algo", "ppo", "--conf-file", "downloaded.yml"], ENJOY):
-        with bounded(60, 2**30), pytest.raises(SystemExit) as exit_info:
+        with bounded(60, 2**30, of_processor=True), pytest.raises(SystemExit) as exit_info:
             main(arguments)
         assert exit_info.value.code == 2
         assert len(capsys.readouterr().err.splitlines()[-1]) < 1_000
@@ -268,7 +268,7 @@ def test_settings_of_a_run_folder(name: str, program: str, teacher: PPO, capsys:
     Path("logs", "ppo", f"{ENV}_1", ENV, "args.yml").write_text(yaml.safe_dump(args))
     arguments = [one for one in ENJOY if one not in ("--no-render", "--device", "cpu", "enjoy")]
     arguments = ENJOY if program == "enjoy" else ["zoo", program, *arguments[1:]]
-    with bounded(60, 2**30), pytest.raises(SystemExit) as exit_info:
+    with bounded(60, 2**30, of_processor=True), pytest.raises(SystemExit) as exit_info:
         main(arguments)
     assert exit_info.value.code == 2
     assert "The run folder was refused" in capsys.readouterr().err

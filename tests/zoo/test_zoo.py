@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from forked import run_forked
 from hub_server import point_client_at, running_hub
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
@@ -276,9 +277,11 @@ def test_a_student_goes_on_learning(run: Path, teacher: Path, tmp_path: Path) ->
 
 
 def test_environments_in_processes_of_their_own(teacher: Path, tmp_path: Path) -> None:
-    train(tmp_path, "-n", "128", "--vec-env", "subproc", params={"teacher": str(teacher), "n_envs": 2})
+    memory = {"history": 3, "history_actions": True}
+    train(tmp_path, "-n", "128", "--vec-env", "subproc", params={"teacher": str(teacher), "n_envs": 2, **memory})
     model = IntegerModel.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz")
     assert model.metadata["pipeline"] == []  # known to be none, though they are in other processes
+    assert model.history == 3 and model.history_actions
     assert (tmp_path / "logs" / "qpd" / f"{ENV}_1" / "student.npz").is_file()
 
 
@@ -317,14 +320,7 @@ def test_tracked_offline(teacher: Path, tmp_path: Path) -> None:
     pytest.importorskip("wandb", reason="wandb is not installed")
     settings = [f"teacher:{str(teacher)!r}", "check_teacher:False", "report_episodes:0", "n_envs:4", "learning_starts:64"]
     command = ["train", "--algo", "qpd", "--env", ENV, "-n", "400", "--eval-freq", "200", "--track", "-params", *settings]
-    done = subprocess.run(
-        [sys.executable, "-m", "sb3_qpd.zoo", *command],
-        cwd=tmp_path,
-        env={**os.environ, "WANDB_MODE": "offline"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_forked("-m", "sb3_qpd.zoo", *command, folder=tmp_path, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     content = record.read_bytes()
@@ -341,7 +337,8 @@ def test_push_load_and_enjoy_again(run: Path, teacher: Path, tmp_path: Path, cap
         (tmp_path, ["load_from_hub", *arguments, "-orga", "me"]),
         (tmp_path, ["enjoy", *arguments, *play]),
     ]
-    code = """
+    script = tmp_path / "script.py"
+    script.write_text("""
 import json, os, runpy, sys
 for folder, arguments in json.loads(sys.argv[1]):
     os.chdir(folder)
@@ -351,16 +348,11 @@ for folder, arguments in json.loads(sys.argv[1]):
         runpy.run_module("sb3_qpd.zoo", run_name="__main__")
     except SystemExit as end:
         assert not end.code, arguments
-"""
+""")
     with running_hub() as hub:
         private = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": hub.token, "TRUST_REMOTE_CODE": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", code, json.dumps([(str(folder), given) for folder, given in programs])],
-            env={**os.environ, **private, "HF_HUB_DISABLE_TELEMETRY": "1"},
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        private["HF_HUB_DISABLE_TELEMETRY"] = "1"
+        done = run_forked(script, json.dumps([(str(folder), given) for folder, given in programs]), **private)
         assert done.returncode == 0, done.stderr
         played = done.stdout.partition("program: enjoy")[2]
         files = hub.repositories["me/qpd-CartPole-v1"].commits[hub.repositories["me/qpd-CartPole-v1"].refs["main"]]
@@ -473,6 +465,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"student_arch": "nanno"}, "Unknown student_arch 'nanno'. Known: nano"),
     ({"transition": "blent"}, "blend"),
     ({"weight_bits": 9}, "Bits must be one of"),
+    ({"history_actions": True}, "history_actions is True or False, and needs a history of 2 or more"),
 ]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.lib.recfunctions import repack_fields
 
 from sb3_qpd.export.c.layout import lay_out, plan_arena
-from sb3_qpd.export.c.memory import episode_windows, window_model
+from sb3_qpd.export.c.memory import Memory
 from sb3_qpd.export.c.runtime import find_compiler, run_compiler
 from sb3_qpd.export.c.text import read_template, rename
 from sb3_qpd.export.c.vectors import c_observations
@@ -182,15 +182,14 @@ def emulate(
 
     :param folder: folder that ``export_c`` wrote into
     :param model: the student, which brings raw observations to the form that its C takes
-    :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+    :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays. For a student with
+        a memory they are one episode
     :param microcontroller: a key of ``MICROCONTROLLERS``
     :param cflags: options for the compiler of the policy
     :param name: name that was given to ``export_c``
     :raises MisfitError: if the student does not fit the microcontroller
     :raises RuntimeError: if tools are missing, or the build or the emulator fails
     """
-    if model.history > 1:
-        model, observations = window_model(model), episode_windows(model, observations)
     if problem := missing_tools(microcontroller):
         raise RuntimeError(problem)
     chip = MICROCONTROLLERS[microcontroller]
@@ -233,6 +232,7 @@ def _check_fit(microcontroller: str, memory: tuple[int, int], model: IntegerMode
             "requantization='fixed'"
         )
     needed = plan_arena(lay_out(model))[1] + _STACK + 8 * sum(len(layer.weight) for layer in model.layers)
+    needed += Memory(model).window_bytes if model.history > 1 else 0
     if model.nbytes + _CODE > flash or needed > ram:
         raise MisfitError(
             f"{microcontroller}: it has {flash} bytes of flash and {ram} of RAM. The student needs about "

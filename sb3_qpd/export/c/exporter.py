@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from sb3_qpd.checks import check_flags
 from sb3_qpd.export.c.fields import Field, fields_of
 from sb3_qpd.export.c.layout import CLayer, Layout, Place, dimensions, lay_out, plan_arena
 from sb3_qpd.export.c.legend import legend, plain
-from sb3_qpd.export.c.memory import before_episode, episode_windows, window_model
+from sb3_qpd.export.c.memory import Memory
 from sb3_qpd.export.c.proof import prove_sizes
 from sb3_qpd.export.c.templating import environment
 from sb3_qpd.export.c.text import (
@@ -70,97 +71,88 @@ TEMPLATES.filters |= {
 }
 
 
-def export_c(
-    model: IntegerModel,
-    out_dir: Path,
-    *,
-    name: str = "policy",
-    n_frames: int | None = None,
-    observations: Any = None,
-    reentrant: bool = False,
-    probabilities: bool = False,
-    with_value: bool = False,
-) -> list[Path]:
+@dataclass(frozen=True)
+class COptions:
     """
-    Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` and ``policy_README.md``.
+    Options of the target ``c``.
 
-    The C computes what ``model`` computes, with the model's requantization. ``main.c`` is an example that checks the test
-    vectors. The functions of a student with a memory take a whole window, which ``policy_memory.h`` and ``policy_memory.c``
-    keep.
-
-    :param model: the student
-    :param out_dir: a folder that exists
     :param name: name of the files, and prefix of every public name in them. A name other than ``policy`` is in front of the
         names of test vectors and example too, so that a folder or a program holds several policies
     :param n_frames: number of frames in an image observation, each with an equal share of the channels. By default the
         ``frame_stack`` that the student was trained with. Without one, three channels are one frame, and other numbers of
         channels are as many frames
     :param observations: raw observations for the test vectors, of which at most 32 (images: 2) are used. By default random
-        ones
+        ones. For a student with a memory they are those of one episode
     :param reentrant: write functions whose memory is the caller's, so that several threads can act at once
     :param probabilities: write ``policy_weights``, which gives the weights that actions are drawn with
     :param with_value: write ``policy_value`` too. The model needs a value head,
         see :func:`~sb3_qpd.export.value_head.add_value_head`
-    :return: the files
-    :raises ValueError: if C cannot take the student, or an argument does not fit it
+    :raises ValueError: an option is none of its values
     """
-    options: dict[str, Any] = {"name": name, "n_frames": n_frames, "observations": observations, "reentrant": reentrant}
-    options |= {"probabilities": probabilities, "with_value": with_value}
+
+    name: str = "policy"
+    n_frames: int | None = None
+    observations: Any = None
+    reentrant: bool = False
+    probabilities: bool = False
+    with_value: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", self.name) or self.name in RESERVED:
+            wanted = f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}"
+            raise ValueError(f"{wanted}, got {self.name!r}")
+        check_flags(reentrant=self.reentrant, probabilities=self.probabilities, with_value=self.with_value)
+
+
+def export_c(model: IntegerModel, out_dir: Path, **options: Any) -> list[Path]:
+    """
+    Write ``policy.h``, ``policy.c``, ``test_vectors.h``, ``main.c`` and ``policy_README.md``.
+
+    The C computes what ``model`` computes, with the model's requantization. ``main.c`` is an example that checks the test
+    vectors.
+
+    :param model: the student
+    :param out_dir: a folder that exists
+    :param options: see :class:`COptions`
+    :return: the files
+    :raises ValueError: if C cannot take the student, or an option does not fit it
+    """
     return write_files(out_dir, {file: text.encode() for file, text in c_sources(model, **options).items()})
 
 
-def c_sources(
-    model: IntegerModel,
-    *,
-    name: str = "policy",
-    n_frames: int | None = None,
-    observations: Any = None,
-    reentrant: bool = False,
-    probabilities: bool = False,
-    with_value: bool = False,
-) -> dict[str, str]:
+def c_sources(model: IntegerModel, **options: Any) -> dict[str, str]:
     """
-    The files of :func:`export_c`, which has the same arguments, as texts by name.
+    The files of :func:`export_c` as texts by name.
 
-    :raises ValueError: if C cannot take the student, or an argument does not fit it
+    :param model: the student
+    :param options: see :class:`COptions`
+    :raises ValueError: if C cannot take the student, or an option does not fit it
     """
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name) or name in RESERVED:
-        raise ValueError(f"name must be a lower-case C identifier such as 'policy', and none of {RESERVED}, got {name!r}")
-    check_flags(reentrant=reentrant, probabilities=probabilities, with_value=with_value)
+    given = COptions(**options)
     check_target("c", StudentFacts.of_model(model))
-    if probabilities and model.is_box:
+    if given.probabilities and model.is_box:
         raise ValueError("probabilities=True is for discrete actions, this student has a Box: its deviation is in the header")
-    value = find_value_head(model) if with_value else None
-    if with_value and value is None:
+    value = find_value_head(model) if given.with_value else None
+    if given.with_value and value is None:
         raise ValueError(
             "with_value=True needs a value head: add_value_head(model, policy), or export student.zip --with-value"
         )
-    if model.history > 1 and (reentrant or probabilities or with_value):
-        raise ValueError(
-            f"reentrant, probabilities and with_value are for students without a memory, not history={model.history}: "
-            "leave them out, or distill with history=1"
-        )
-    if model.history > 1 and observations is not None:
-        observations = episode_windows(model, observations)
-    whole = window_model(model)
-    values = _values(whole, lay_out(whole, value), n_frames, observations)
-    values |= {"name": name, "history": model.history, "reentrant": reentrant, "probabilities": probabilities}
-    files = {f"{name}.h": "policy.h", f"{name}.c": "policy.c"}
-    files |= {rename(f, name): f for f in ("test_vectors.h", "main.c")}
-    if model.history > 1:
-        files |= {f"{name}_memory.{end}": f"memory.{end}" for end in "hc"}
-        values["before"] = _before(model)
-    files[f"{name}_README.md"] = "README.md"  # a folder may have a README of its own
-    return {file: rename(TEMPLATES.get_template(template).render(values), name) for file, template in files.items()}
+    values = _values(model, lay_out(model, value), given)
+    files = {rename(file, given.name): file for file in ("policy.h", "policy.c", "test_vectors.h", "main.c")}
+    files[f"{given.name}_README.md"] = "README.md"  # a folder may have a README of its own
+    return {file: rename(TEMPLATES.get_template(template).render(values), given.name) for file, template in files.items()}
 
 
-def _values(model: IntegerModel, layout: Layout, n_frames: int | None, observations: Any) -> dict[str, Any]:
+def _values(model: IntegerModel, layout: Layout, options: COptions) -> dict[str, Any]:
     """Everything about the student that the templates refer to."""
     layers = layout.layers
     places, arena_bytes = plan_arena(layout)
     prove_sizes(model, layout, places, arena_bytes)
-    n_frames, env = _n_frames(model, n_frames), model.metadata.get("env")
+    n_frames, env = _n_frames(model, options.n_frames), model.metadata.get("env")
     return {
+        "name": options.name,
+        "reentrant": options.reentrant,
+        "probabilities": options.probabilities,
         "model": model,
         "layers": layers,
         "head_layer": layout.head,
@@ -173,7 +165,7 @@ def _values(model: IntegerModel, layout: Layout, n_frames: int | None, observati
         "arena_bytes": arena_bytes,
         "constant_bytes": _constant_bytes(model, layers),
         "n_frames": n_frames,
-        "vectors": make_vectors(model, n_frames, observations, layout.value is not None),
+        "vectors": make_vectors(model, n_frames, options.observations, layout.value is not None),
         "version": __version__,
         "legend": legend(model),
         "teacher": plain(model.metadata.get("teacher")),
@@ -192,17 +184,11 @@ def _chains(fields: list[Field], layout: Layout, places: list[Place]) -> list[di
         start = of_trunk[0].input if of_trunk else places[-1].input + features
         pairs = list(zip(trunk.layers, of_trunk, strict=True))
         own = [field for field in fields if field.part in trunk.parts]
-        n_inputs = math.prod(trunk.input_shape)
-        chains.append({"number": number, "trunk": trunk, "fields": own, "layers": pairs, "input": start, "n_inputs": n_inputs})
+        n_inputs, n_read = math.prod(trunk.input_shape), sum(part.n_features for part in trunk.parts)
+        sizes = {"input": start, "n_inputs": n_inputs, "n_read": n_read}
+        chains.append({"number": number, "trunk": trunk, "fields": own, "layers": pairs, **sizes})
         used, features = used + len(trunk.layers), features + trunk.n_features
     return chains
-
-
-def _before(model: IntegerModel) -> np.ndarray:
-    """The observation that stands before an episode, in the type that C takes."""
-    if model.requantization == "fixed":
-        return np.zeros(model.parts[0].n_features, int)  # on the input grid already
-    return before_episode(model)
 
 
 def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
@@ -223,27 +209,28 @@ def _n_frames(model: IntegerModel, n_frames: int | None) -> int:
 
 def _observation(model: IntegerModel) -> dict[str, Any]:
     """
-    Kind, C type and size of an observation; for indices the bytes that stand for a category in the first layer's input.
+    Kind, C type and size of an observation, and the memory of those before it.
 
-    ``several_fields`` is for observations that one array of vectors, indices or frames does not hold.
+    ``is_checked`` says whether C has to look for numbers that it cannot take.
     """
-    fields, kind = fields_of(model), model.parts[0].kind
-    several_fields = model.is_dict or kind == "float_image"
-    first = fields[0]
+    fields, is_fixed = fields_of(model), model.requantization == "fixed"
+    first, has_grid = fields[0], any(field.has_grid for field in fields)
+    has_indices = any(field.kind == "one_hot" for field in fields)
     return {
         "fields": fields,
-        "several_fields": several_fields,
+        "memory": Memory(model) if model.history > 1 else None,
+        "history": model.history,
         "is_dict": model.is_dict,
         "image": model.is_image,
-        "vector": kind == "vector" and not several_fields,
-        "indices": kind == "one_hot" and not several_fields,
-        "has_grid": any(field.has_grid for field in fields),
-        "has_indices": any(field.kind == "one_hot" for field in fields),
+        "is_vector": first.kind == "vector" and not model.is_dict,
+        "is_indices": first.kind == "one_hot" and not model.is_dict,
+        "has_grid": has_grid,
+        "has_indices": has_indices,
+        "is_checked": has_indices or (has_grid and not is_fixed),
         "observation_type": "struct policy_observation" if model.is_dict else first.c_type,
         "real_type": first.raw_type,
         "has_origin": any(field.origin is not None for field in fields),
         "observation_size": math.prod(model.observation_shape),
-        **({"absent": first.absent, "present": first.present} if kind == "one_hot" else {}),
         "observation_bytes": sum(field.size * BYTES[field.c_type] for field in fields),
     }
 
@@ -278,9 +265,9 @@ def _constant_bytes(model: IntegerModel, layers: list[CLayer]) -> int:
         pointers = 2 + min(1, scales) + fixed
         total += layer.stored.nbytes + (4 + scales) * layer.n_out + 4 * pointers + len(sizes) * size
     total += sum(field.constant_bytes for field in fields_of(model))
+    total += Memory(model).constant_bytes if model.history > 1 else 0
     if model.is_box:
         total += (8 if fixed else 12) * len(model.layers[-1].bias)
     else:
-        total += 4 * EXP_HIGH.size + 2 * EXP_LOW.size
-        total += 5 * len(model.action_nvec) if model.action_shape else 0
+        total += 4 * EXP_HIGH.size + 2 * EXP_LOW.size + 5 * len(model.action_nvec)
     return total

@@ -103,6 +103,14 @@ class Field:
         """Its name in a declaration."""
         return self.name if self.is_scalar else f"{self.name}[{self.size}]"
 
+    def macro(self, what: str) -> str:
+        """
+        The macro of numbers that bring the field to its grid.
+
+        :param what: ``"MULTIPLIER"``, ``"OFFSET"`` or ``"ORIGIN"``
+        """
+        return f"POLICY_OBSERVATION_{what}" if self.part.key is None else f"POLICY_{what}_OF_{self.name.upper()}"
+
     @property
     def comment(self) -> str:
         """What it holds."""
@@ -133,12 +141,12 @@ class Field:
     @property
     def absent(self) -> np.ndarray:
         """The bytes that stand for a category which is not the index: on the first layer's grid, 128 higher."""
-        return _byte(self.offset)
+        return to_byte(self.offset)
 
     @property
     def present(self) -> np.ndarray:
         """The bytes that stand for a category which is the index."""
-        return _byte(self.multiplier + self.offset)
+        return to_byte(self.multiplier + self.offset)
 
     @property
     def constant_bytes(self) -> int:
@@ -150,7 +158,12 @@ class Field:
         return 8 * len(self.multiplier) + (0 if self.origin is None else 8 * self.size)
 
 
-def _byte(grid: np.ndarray) -> np.ndarray:
+def to_byte(grid: np.ndarray) -> np.ndarray:
+    """
+    Bytes of the first layer's input, 128 higher than its grid.
+
+    :param grid: numbers on the grid before they are rounded
+    """
     return (np.clip(np.rint(grid), -128, 127) + 128).astype(int)
 
 

@@ -8,6 +8,7 @@ from itertools import islice
 
 import numpy as np
 
+from sb3_qpd.export.c.memory import Memory
 from sb3_qpd.export.requirements import LARGEST_INPUT
 from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart, fixed_point
 
@@ -130,25 +131,34 @@ class CTrunk:
 
     :param parts: parts of the observation that it takes: an image, or all vectors and indices
     :param layers: its layers, in the order of the computation
+    :param window: bytes of the window that its first layer reads; 0: the student has no memory
     """
 
     parts: tuple[ObservationPart, ...]
     layers: list[CLayer]
+    window: int = 0
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of its input, channels first."""
+        if self.window:
+            return (self.window,)
         return self.parts[0].shape if self.parts[0].is_image else (sum(part.n_features for part in self.parts),)
 
     @property
     def is_read_in_place(self) -> bool:
-        """Whether its input is an image of bytes, which the first layer reads where it lies."""
-        return self.parts[0].kind == "image"
+        """Whether the first layer reads its input where it lies: an image of bytes, or a window."""
+        return not self.is_copied or self.window > 0
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether its observations are brought to bytes first."""
+        return self.parts[0].kind != "image"
 
     @property
     def shift(self) -> int:
         """What C adds to its input grid, so that inputs are never negative."""
-        return 0 if self.is_read_in_place else 128
+        return 128 if self.is_copied else 0
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -217,7 +227,7 @@ def lay_out(model: IntegerModel, value: IntegerLayer | None = None) -> Layout:
     trunks: list[CTrunk] = []
     layers, counts = iter(model.layers), {"conv": 0, "fc": 0}
     for parts, n_layers in zip(model.trunks, model.branches, strict=True):
-        trunks.append(trunk := CTrunk(parts, []))
+        trunks.append(trunk := CTrunk(parts, [], Memory(model).window_bytes if model.history > 1 else 0))
         for i, layer in enumerate(islice(layers, n_layers)):
             kind = "conv" if layer.is_conv else "fc"
             counts[kind] += 1

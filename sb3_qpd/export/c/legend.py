@@ -26,7 +26,7 @@ def legend(model: IntegerModel) -> list[str]:
 
 def plain(text: Any) -> str:
     """
-    Text that is safe in a comment of C: ``*/`` in a name would end the comment.
+    Text that is safe in a comment of C, and in a string or a line of other files: it ends none of them.
 
     :param text: from a file
     """

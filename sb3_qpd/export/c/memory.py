@@ -1,84 +1,148 @@
-"""A student with a memory in C: the code of a student without one that takes whole windows, and the window in front of it."""
+"""The memory of a student in C: its window on the grid of the first layer, and how actions come to that grid."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from sb3_qpd.integer import IntegerModel, ObservationPart
+from sb3_qpd.export.c.fields import to_byte
+from sb3_qpd.integer import IntegerModel
 
 
-def window_model(model: IntegerModel) -> IntegerModel:
+@dataclass(frozen=True)
+class Memory:
     """
-    The student without a memory whose observation is a whole window, the oldest observation first.
-
-    :param model: any student; one without a memory is returned as it is
-    """
-    k, size = model.history, model.history * model.parts[0].n_features
-    if k == 1:
-        return model
-    grid: dict[str, Any] = {
-        name: np.tile(values, k)
-        for name in ("input_multiplier", "input_offset", "input_origin")
-        if (values := getattr(model, name)) is not None
-    }
-    return replace(model, history=1, observation_shape=(size,), parts=(ObservationPart("vector", (size,)),), **grid)
-
-
-def before_episode(model: IntegerModel) -> np.ndarray:
-    """
-    The raw observation that stands before an episode: the one that is zero on the input grid.
+    The memory of a student in C.
 
     :param model: a student with a memory
-    :return: float32, shape (n_features,), or float64 where the student has an input origin
-    :raises ValueError: float32 has no such number for a feature
     """
-    return _raw(model, np.zeros((1, model.parts[0].n_features), np.int8))[0]
 
+    model: IntegerModel
 
-def raw_windows(model: IntegerModel, observations: np.ndarray, state: np.ndarray | None) -> np.ndarray:
-    """
-    Windows of raw observations for :func:`window_model`, which rounds them to the same integers.
+    @property
+    def n_action(self) -> int:
+        """Bytes of an action; 0: the student sees no actions."""
+        return self.model.n_remembered
 
-    :param model: a student with a memory
-    :param observations: raw observations, shape (batch_size, *observation_shape)
-    :param state: see :meth:`~sb3_qpd.IntegerModel.trace`; ``None`` begins episodes
-    :return: shape (batch_size, history * n_features)
-    """
-    n = len(observations)
-    grid = np.zeros((n, model.history - 1, model.parts[0].n_features), np.int8) if state is None else state
-    before = _raw(model, grid.reshape(-1, grid.shape[2])).reshape(n, -1)
-    return np.concatenate([before, observations.reshape(n, -1).astype(before.dtype)], axis=1)
+    @property
+    def n_features(self) -> int:
+        """Bytes of an observation."""
+        return sum(part.n_features for part in self.model.parts)
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of an observation and of the action after it."""
+        return self.n_features + self.n_action
 
-def episode_windows(model: IntegerModel, observations: np.ndarray) -> np.ndarray:
-    """
-    The windows of one episode.
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that are kept between two steps."""
+        return (self.model.history - 1) * self.step_bytes
 
-    :param model: a student with a memory
-    :param observations: raw observations of the episode, shape (n, *observation_shape)
-    :return: shape (n, history * n_features)
-    """
-    k, first = model.history, before_episode(model)
-    steps = observations.reshape(len(observations), -1).astype(first.dtype)
-    padded = np.concatenate([np.tile(first, (k - 1, 1)), steps])
-    return np.concatenate([padded[lag : lag + len(steps)] for lag in range(k)], axis=1)
+    @property
+    def window_bytes(self) -> int:
+        """Bytes that the first layer reads: the state, and the newest observation."""
+        return self.state_bytes + self.n_features
 
+    @property
+    def is_box(self) -> bool:
+        """Whether it remembers actions of a Box."""
+        return self.n_action > 0 and self.model.is_box
 
-def _raw(model: IntegerModel, grid: np.ndarray) -> np.ndarray:
-    """Raw observations that a model rounds to these integers."""
-    assert model.input_multiplier is not None and model.input_offset is not None
-    m, a = (values.astype(np.float64) for values in (model.input_multiplier, model.input_offset))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        x = np.where(m > 0, (grid - a) / m, 0.0)
-    x = x.astype(np.float32) if model.input_origin is None else x.astype(np.float32) + model.input_origin
-    found = model.quantize_input(x.reshape(len(x), *model.observation_shape))
-    if (found != grid).any():
-        feature = int(np.argwhere(found != grid)[0, 1])
-        raise ValueError(
-            f"No number of float32 is {grid[found != grid][0]} on the input grid of feature {feature}, which C needs for the "
-            "window of a student with a memory. Subtract the offset of this feature in the environment"
-        )
-    return x
+    @property
+    def is_bits(self) -> bool:
+        """Whether it remembers actions of bits, each of which is one byte."""
+        return self.n_action > 0 and self.model.n_bits > 0
+
+    @property
+    def nvec(self) -> tuple[int, ...]:
+        """Categories of the actions that it remembers, each of which is one byte; ``()`` for others."""
+        return self.model.action_nvec if self.n_action and not self.is_box and not self.is_bits else ()
+
+    @property
+    def multiplier(self) -> np.ndarray:
+        """Multipliers that bring an action to the grid."""
+        assert self.model.input_multiplier is not None
+        return self.model.input_multiplier[-self.n_action :]
+
+    @property
+    def offset(self) -> np.ndarray:
+        """Offsets that bring an action to the grid."""
+        assert self.model.input_offset is not None
+        return self.model.input_offset[-self.n_action :]
+
+    @property
+    def absent(self) -> np.ndarray:
+        """The byte of each category, or bit, that was not the action."""
+        return to_byte(self.offset)
+
+    @property
+    def present(self) -> np.ndarray:
+        """The byte of each category, or bit, that was the action."""
+        return to_byte(self.multiplier + self.offset)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Bytes of its tables in flash."""
+        if not self.n_action:
+            return 0
+        if not self.model.is_box:
+            return 2 * self.n_action + 4 * len(self.nvec)
+        return 4 * len(self.steps) + 6 * self.n_action if self.model.requantization == "fixed" else 8 * self.n_action
+
+    # -- actions of a Box without floating point: a sorted table of the integers at which the byte changes ------------------
+
+    @property
+    def first(self) -> np.ndarray:
+        """The byte of each number of a Box at its least value."""
+        return self._bytes_at(self.model.bounds_in_units()[0])
+
+    @property
+    def falls(self) -> np.ndarray:
+        """Whether the byte of each number falls while the number rises."""
+        return (self._bytes_at(self.model.bounds_in_units()[1]) < self.first).astype(int)
+
+    @property
+    def steps(self) -> np.ndarray:
+        """
+        The steps of one number after the other: the least integers, in units of the head, at which a byte is passed.
+
+        It holds a zero where there are none, as C has no empty arrays.
+        """
+        found = np.concatenate(self._steps())
+        return found if len(found) else np.zeros(1, np.int64)
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Where the steps of each number end."""
+        return np.cumsum([len(steps) for steps in self._steps()])
+
+    def _steps(self) -> list[np.ndarray]:
+        lowest, highest = self.model.bounds_in_units()
+        n = np.abs(self._bytes_at(highest) - self.first)
+        low = np.repeat(lowest, n)  # the byte is not yet passed here
+        high = np.repeat(highest, n)  # it is passed here
+        number = np.repeat(np.arange(len(n)), n)
+        passed = np.concatenate([np.arange(1, count + 1) for count in n])
+        while (high - low > 1).any():
+            middle = (low + high) // 2
+            has_passed = np.abs(self._bytes_of(middle, number) - self.first[number]) >= passed
+            low, high = np.where(has_passed, low, middle), np.where(has_passed, middle, high)
+        return np.split(high, np.cumsum(n)[:-1])
+
+    def _bytes_at(self, units: np.ndarray) -> np.ndarray:
+        return self._bytes_of(units, np.arange(self.n_action))
+
+    def _bytes_of(self, units: np.ndarray, number: np.ndarray) -> np.ndarray:
+        """
+        The bytes of an action's numbers, as :meth:`~sb3_qpd.IntegerModel.remember` rounds them.
+
+        :param units: the numbers in units of the head
+        :param number: which of the Box each one is
+        """
+        low, high = (np.ravel(np.asarray(bound))[number] for bound in (self.model.action_low, self.model.action_high))
+        with np.errstate(over="ignore"):
+            actions = np.clip(units.astype(np.float32) * self.model.layers[-1].multiplier[number], low, high)
+            scaled = actions * self.multiplier[number]
+            return to_byte(scaled + self.offset[number])

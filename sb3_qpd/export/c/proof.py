@@ -12,6 +12,7 @@ from itertools import combinations, islice
 import numpy as np
 
 from sb3_qpd.export.c.layout import CLayer, Layout, Place, dimensions
+from sb3_qpd.export.c.memory import Memory
 from sb3_qpd.integer import IntegerModel
 
 MAX_ARENA = 2**31  # bytes; offsets are 32-bit numbers
@@ -49,7 +50,7 @@ def _prove_trunks(model: IntegerModel, layout: Layout, places: list[Place], aren
     """The layers of each trunk fit one to the next. No trunk writes over the features of another one."""
     trunks, remaining, features = layout.trunks, iter(places), list[Region]()
     for parts, trunk in zip(model.trunks, trunks, strict=True):
-        before = sum(part.n_features for part in parts)
+        before = Memory(model).window_bytes if model.history > 1 else sum(part.n_features for part in parts)
         for i, (layer, place) in enumerate(zip(trunk.layers, islice(remaining, len(trunk.layers)), strict=True)):
             regions = [] if i == 0 and trunk.is_read_in_place else [("input", place.input, place.input + before)]
             _prove_input(layer, before)

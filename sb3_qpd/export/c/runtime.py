@@ -56,7 +56,8 @@ class CPolicy:
     A student's C, compiled into a shared library, and called from Python.
 
     :meth:`load` is the shortest way to one. Its :meth:`predict` gives what :meth:`IntegerModel.predict` gives, in a few
-    microseconds. Like the C it has static memory: threads must not use one object at the same time. ``library`` is the loaded
+    microseconds. Like the C it has static memory: threads must not use one object at the same time. What a student with a
+    memory remembers is given at each call, as to the integer model; without it an episode begins. ``library`` is the loaded
     library, for functions of the C that have no method here.
 
     :param folder: folder that ``export_c`` wrote into
@@ -91,6 +92,7 @@ class CPolicy:
         self.ram = ctypes.c_int32.in_dll(self.library, "harness_ram").value  # static bytes, the stack of frames included
         self.is_double = bool(ctypes.c_int32.in_dll(self.library, "harness_is_double").value)
         self._observation = tuple(four.in_dll(self.library, "harness_observation"))  # frames, height, width, channels
+        self._state_size = ctypes.c_int32.in_dll(self.library, "harness_state_size").value
         self._model = model
         if model is not None:
             self._prepare_predict(model)
@@ -119,6 +121,8 @@ class CPolicy:
         name, dtype, size = ("box_action", np.float32, self.n_outputs) if self.is_box else ("action", np.int64, n)
         self._action = self._memory(f"harness_one_{name}", dtype, size).reshape(model.action_shape)
         self._bits = self._memory("harness_one_bits", np.uint32, n)
+        state_shape = (1, model.history - 1, -1) if self._state_size else (0,)
+        self._state = self._memory("harness_one_state", np.int8, self._state_size).reshape(state_shape)
         if model.is_dict or part.is_image:
             self._input_shape: tuple[int, ...] | None = None  # all observations take the other way
         elif part.kind == "one_hot":
@@ -149,8 +153,8 @@ class CPolicy:
         Box take longer: the integer model checks the observation and chooses the action, and C computes the network.
 
         :param observation: see :meth:`IntegerModel.predict`
-        :param state: returned as it came, there is no memory
-        :param episode_start: not used
+        :param state: see :meth:`IntegerModel.predict`
+        :param episode_start: see :meth:`IntegerModel.predict`
         :param deterministic: see :meth:`IntegerModel.predict`
         :param action_masks: see :meth:`IntegerModel.predict`
         :return: actions in environment units, and ``state``
@@ -162,15 +166,29 @@ class CPolicy:
             and observation.dtype.char in self._input_dtypes
             and action_masks is None
             and (deterministic or not self.is_box)
+            and (not self._state_size or self._write_state(state, episode_start))
         ):
             self._write(observation)
             if not deterministic:
                 self._bits[:] = model.random_bits(1).reshape(-1)
             if not self._one(not deterministic):  # else the integer model says what is wrong
-                return self._action.copy(), state
+                return self._action.copy(), ((self._state.copy(),) if self._state_size else state)
         batch, is_batch = model._batch(observation)
-        actions = model.actions(self.outputs(batch).astype(np.int64), deterministic, action_masks)
+        before = model.remember(batch, state, episode_start)[0] if self._state_size else None
+        actions = model.actions(self.outputs(batch, before).astype(np.int64), deterministic, action_masks)
+        if before is not None:
+            state = (model.remember(batch, (before,), actions=actions)[1],)
         return (actions if is_batch else actions.squeeze(axis=0)), state
+
+    def _write_state(self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> bool:
+        """Put what a student with a memory remembers where C reads it; ``False``: it is none, which the integer model says."""
+        if state is None or (episode_start is not None and np.all(episode_start)):
+            self._state[:] = 0
+            return True
+        is_state = state[0].dtype == np.int8 and state[0].shape == self._state.shape
+        if is_state:
+            self._state[:] = state[0]
+        return is_state
 
     def _write(self, observation: np.ndarray) -> None:
         """Put an observation where C reads it. What overflows there becomes infinite, which C refuses."""
@@ -184,24 +202,28 @@ class CPolicy:
         """Seed the generator that sampled actions come from."""
         self._known_model().set_random_seed(seed)
 
-    def outputs(self, observations: Any) -> np.ndarray:
+    def outputs(self, observations: Any, state: np.ndarray | None = None) -> np.ndarray:
         """
         The head's accumulators, as :meth:`IntegerModel.accumulators` computes them.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param state: see :meth:`IntegerModel.trace`
         :return: int32, shape (batch_size, n_out)
         """
         batch = self._prepare(observations)
         outputs = np.empty((len(batch), self.n_outputs), np.int32)
-        self._call("harness_outputs", _pointer(batch), ctypes.c_int64(len(batch)), _pointer(outputs))
+        self._call("harness_outputs", *self._given(batch, state), _pointer(outputs))
         return outputs
 
-    def weights(self, observations: Any, action_masks: np.ndarray | None = None) -> np.ndarray:
+    def weights(
+        self, observations: Any, action_masks: np.ndarray | None = None, state: np.ndarray | None = None
+    ) -> np.ndarray:
         """
         The weights that actions are drawn with, see :meth:`IntegerModel.weights`.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         :param action_masks: for students that were taught with masks, shape (batch_size, sum(action_nvec))
+        :param state: see :meth:`IntegerModel.trace`
         :return: uint32, shape (batch_size, sum(action_nvec))
         :raises ValueError: the C was exported without ``probabilities=True``
         """
@@ -210,15 +232,15 @@ class CPolicy:
             raise ValueError("This C has no weights: export it with probabilities=True")
         masks = None if action_masks is None else np.ascontiguousarray(action_masks, np.uint8)
         weights = np.empty((len(batch), sum(model.action_nvec)), np.uint32)
-        pointers = _pointer(batch), ctypes.c_int64(len(batch)), None if masks is None else _pointer(masks), _pointer(weights)
-        self._call("harness_weights", *pointers)
+        self._call("harness_weights", *self._given(batch, state), _pointer(masks), _pointer(weights))
         return weights
 
-    def values(self, observations: Any) -> np.ndarray:
+    def values(self, observations: Any, state: np.ndarray | None = None) -> np.ndarray:
         """
         The values of observations, see :func:`~sb3_qpd.export.value_head.values_of`.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param state: see :meth:`IntegerModel.trace`
         :return: int32, shape (batch_size,)
         :raises ValueError: the C was exported without ``with_value=True``
         """
@@ -226,17 +248,20 @@ class CPolicy:
             raise ValueError("This C has no value head: export it with with_value=True")
         batch = self._prepare(observations)
         values = np.empty(len(batch), np.int32)
-        self._call("harness_values", _pointer(batch), ctypes.c_int64(len(batch)), _pointer(values))
+        self._call("harness_values", *self._given(batch, state), _pointer(values))
         return values
 
-    def trace(self, observations: Any, model: IntegerModel) -> tuple[list[np.ndarray], np.ndarray]:
+    def trace(
+        self, observations: Any, model: IntegerModel, state: np.ndarray | None = None
+    ) -> tuple[list[np.ndarray], np.ndarray]:
         """
         The integers after each step, as :meth:`IntegerModel.trace` yields them, and the actions.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         :param model: the integer model, for the shapes of its layers
-        :return: input grid and outputs of each layer of each trunk, accumulators of the head; and the most probable (or mean)
-            actions
+        :param state: see :meth:`IntegerModel.trace`
+        :return: input grid and outputs of each layer of each trunk, accumulators of the head, and (with a memory) the state of
+            the next step; and the most probable (or mean) actions
         :raises ValueError: if the C was exported from a model with other layers
         """
         n, shapes, shifts = batch_size(observations), list[tuple[int, ...]](), list[int]()
@@ -244,14 +269,15 @@ class CPolicy:
             shapes += [trunk.input_shape, *(layer.output_shape for layer in trunk.layers)]
             shifts += [trunk.shift, *(0 for _ in trunk.layers)]
         sizes = [*(math.prod(shape) for shape in shapes), 4 * len(model.layers[-1].weight)]
-        buffer = np.empty((n, sum(sizes)), np.uint8)
-        actions = self._act(observations, None, buffer)
+        buffer, after = np.empty((n, sum(sizes)), np.uint8), np.zeros((n, self._state_size), np.int8)
+        actions = self._act(observations, None, buffer, state=state, after=after)
         *parts, outputs = np.split(buffer, np.cumsum(sizes)[:-1], axis=1)
         steps: list[np.ndarray] = [
             np.moveaxis(x.reshape(n, *shape[1:], shape[0]), -1, 1) for x, shape in zip(parts, shapes, strict=True)
         ]
         steps = [x.astype(np.int16) - shift if shift else x for x, shift in zip(steps, shifts, strict=True)]
-        return [*steps, np.ascontiguousarray(outputs).view(np.int32)], actions
+        steps.append(np.ascontiguousarray(outputs).view(np.int32))
+        return ([*steps, after.reshape(n, model.history - 1, -1)] if self._state_size else steps), actions
 
     def act(self, observation: Any, random_bits: int | np.ndarray | None = None) -> np.ndarray:
         """
@@ -265,7 +291,11 @@ class CPolicy:
         return self.actions(one, None if random_bits is None else np.array([random_bits]))[0]
 
     def actions(
-        self, observations: Any, random_bits: np.ndarray | None = None, action_masks: np.ndarray | None = None
+        self,
+        observations: Any,
+        random_bits: np.ndarray | None = None,
+        action_masks: np.ndarray | None = None,
+        state: np.ndarray | None = None,
     ) -> np.ndarray:
         """
         The actions for a batch of observations, see :meth:`act`.
@@ -273,18 +303,22 @@ class CPolicy:
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         :param random_bits: uint32, shape (batch_size,) or, for an action of n indices, (batch_size, n)
         :param action_masks: for students that were taught with masks, shape (batch_size, sum(action_nvec))
+        :param state: see :meth:`IntegerModel.trace`
         :return: shape (batch_size,), (batch_size, n) or (batch_size, action_dim)
         """
-        return self._act(observations, random_bits, None, action_masks)
+        return self._act(observations, random_bits, None, action_masks, state)
 
-    def run(self, observations: Any, action_masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def run(
+        self, observations: Any, action_masks: np.ndarray | None = None, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         The most probable (or mean) actions, and the head's accumulators.
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         :param action_masks: for students that were taught with masks, shape (batch_size, sum(action_nvec))
+        :param state: see :meth:`IntegerModel.trace`
         """
-        return self.actions(observations, None, action_masks), self.outputs(observations)
+        return self.actions(observations, None, action_masks, state), self.outputs(observations, state)
 
     def _act(
         self,
@@ -292,6 +326,8 @@ class CPolicy:
         random_bits: np.ndarray | None,
         trace: np.ndarray | None,
         action_masks: np.ndarray | None = None,
+        state: np.ndarray | None = None,
+        after: np.ndarray | None = None,
     ) -> np.ndarray:
         if self.is_box and random_bits is not None:
             raise ValueError("random_bits are for discrete actions, this student has a Box: act(observation) gives its mean")
@@ -300,9 +336,8 @@ class CPolicy:
         bits = None if random_bits is None else np.ascontiguousarray(np.reshape(random_bits, shape), np.uint32)
         masks = None if action_masks is None else np.ascontiguousarray(action_masks, np.uint8)
         actions, box_actions = np.zeros(shape, np.int32), np.zeros((len(batch), self.n_outputs), np.float32)
-        given = [_pointer(batch), ctypes.c_int64(len(batch)), *(None if x is None else _pointer(x) for x in (masks, bits))]
-        traced = (None, ctypes.c_int64(0)) if trace is None else (_pointer(trace), ctypes.c_int64(trace.size))
-        self._call("harness_act", *given, _pointer(actions), _pointer(box_actions), *traced)
+        given = *self._given(batch, state), *map(_pointer, (masks, bits, actions, box_actions, after, trace))
+        self._call("harness_act", *given, ctypes.c_int64(0 if trace is None else trace.size))
         return box_actions if self.is_box else actions.astype(np.int64)
 
     def _prepare(self, observations: Any) -> np.ndarray:
@@ -319,6 +354,14 @@ class CPolicy:
         if flat.dtype != np.uint8:
             raise ValueError(f"Expected images of dtype uint8, got {flat.dtype}")
         return np.ascontiguousarray(frames_of(flat, n_frames))
+
+    def _given(self, batch: np.ndarray, state: np.ndarray | None) -> tuple[object, ...]:
+        """The first arguments of a function of the harness. ctypes keeps arrays alive that its pointers came from."""
+        if state is not None and (state.dtype != np.int8 or state.size != len(batch) * self._state_size):
+            wanted = f"a state of int8 with {self._state_size} numbers for each observation"
+            raise ValueError(f"Expected {wanted}, got {state.dtype} of shape {state.shape}")
+        states = None if state is None else np.ascontiguousarray(state)
+        return _pointer(batch), _pointer(states), ctypes.c_int64(len(batch))
 
     def _known_model(self) -> IntegerModel:
         if self._model is None:
@@ -344,5 +387,5 @@ def _raise(code: int) -> NoReturn:
     raise ValueError(f"The C policy returned {code}: {_REASONS.get(code, 'see the codes in the header')}")
 
 
-def _pointer(array: np.ndarray) -> ctypes.c_void_p:
-    return array.ctypes.data_as(ctypes.c_void_p)
+def _pointer(array: np.ndarray | None) -> ctypes.c_void_p | None:
+    return None if array is None else array.ctypes.data_as(ctypes.c_void_p)

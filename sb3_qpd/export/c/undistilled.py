@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sb3_qpd.export.c.fields import Field, c_names
 from sb3_qpd.export.c.templating import environment
 from sb3_qpd.export.files import write_files
-from sb3_qpd.export.float_actor import Activation, Conv, FloatActor, Layer
+from sb3_qpd.export.float_actor import Activation, Conv, FloatActor, InputPart, Layer
 from sb3_qpd.version import __version__
 
 HEADER, SOURCE = "policy.h", "policy.c"
@@ -44,37 +46,34 @@ def export_undistilled_c(actor: FloatActor, out_dir: Path) -> list[Path]:
     :param actor: the teacher's actor
     :param out_dir: a folder that exists
     :return: the files
-    :raises ValueError: the observation is a Dict
     """
-    if len(actor.parts) > 1 or actor.parts[0].part.key is not None:
-        raise ValueError("--target c --undistilled takes observations of one array, this teacher's are a Dict. Take onnx")
     values = _values(actor)
     texts = {file: TEMPLATES.get_template(f"undistilled_{file}").render(values) for file in (HEADER, SOURCE)}
     return write_files(out_dir, {file: text.encode() for file, text in texts.items()})
 
 
 def _values(actor: FloatActor) -> dict[str, Any]:
-    one = actor.parts[0]
-    part = one.part
-    steps, largest = _steps([*one.layers, *actor.layers], part.shape, part.n_features)
-    kinds = {layer.kind for layer in (*one.layers, *actor.layers) if isinstance(layer, Activation)}
-    env = actor.metadata.get("env")
-    has_mean = not part.is_image and bool(np.any(one.mean))
+    layers = [*(layer for one in actor.parts for layer in one.layers), *actor.layers]
+    kinds, env = {layer.kind for layer in layers if isinstance(layer, Activation)}, actor.metadata.get("env")
+    inputs, n_features, largest, n_layers = list[dict[str, Any]](), 0, 0, 0
+    keys = [one.part.key for one in actor.parts if one.part.key is not None]
+    for one, name in zip(actor.parts, c_names(keys) or ["observation"], strict=True):
+        steps, n, most = _steps(one.layers, one.part.shape, one.part.n_features, n_layers)
+        inputs.append(_input(one, name) | {"steps": steps, "at": n_features, "n_out": n})
+        n_features, largest, n_layers = n_features + n, max(largest, most), n_layers + len(steps)
+    steps, _, most = _steps(actor.layers, (), n_features, n_layers)
+    part, is_image = actor.parts[0].part, not keys and actor.parts[0].part.kind == "image"
     values: dict[str, Any] = {
         "actor": actor,
+        "inputs": inputs,
         "steps": steps,
-        "buffer_size": max(largest, part.n_features),
+        "all_steps": [*(step for one in inputs for step in one["steps"]), *steps],
+        "is_dict": bool(keys),
+        "n_features": n_features,
+        "buffer_size": max(largest, most),
         "activations": {kind: EXPRESSIONS[kind] for kind in sorted(kinds)},
-        "image": part.kind == "image",
-        "indices": part.kind == "one_hot",
-        "nvec": ", ".join(map(str, part.nvec)),
-        "observation_type": {"image": "uint8_t", "one_hot": "int32_t"}.get(part.kind, "float"),
-        "observation_size": math.prod(part.shape),
-        "n_features": part.n_features,
-        "means": [_numbers(np.broadcast_to(half, part.shape)) for half in one.split_mean] if has_mean else [],
-        "factor": _numbers(np.broadcast_to(one.factor, part.shape)) if not part.is_image and np.any(one.factor != 1) else "",
-        "pixel": _number(float(one.factor)) if part.is_image else "",
-        "clip": _number(one.clip) if math.isfinite(one.clip) else "",
+        "has_conv": any(isinstance(layer, Conv) for layer in layers),
+        "image": is_image,
         "action_nvec": ", ".join(map(str, actor.nvec)),
         "discrete": bool(actor.nvec) and not actor.shape,
         "low": ", ".join(map(_number, actor.low)),  # of a macro, which is one line
@@ -84,13 +83,37 @@ def _values(actor: FloatActor) -> dict[str, Any]:
         "version": __version__,
         "n_bytes": 4 * actor.n_parameters,
     }
-    return values | (_frames(part.shape, env) if part.kind == "image" else {})
+    return values | (_frames(part.shape, env) if is_image else {})
 
 
-def _steps(layers: list[Layer], shape: tuple[int, ...], n: int) -> tuple[list[dict[str, Any]], int]:
-    """The layers as the template calls them, and the largest number of values between two of them."""
+def _input(one: InputPart, name: str) -> dict[str, Any]:
+    """A part of the observation as the templates read it."""
+    part = one.part
+    empty = np.zeros(0, np.float32)
+    has_mean = not part.is_image and bool(np.any(one.mean))
+    return {
+        "field": Field(part, name, False, empty, empty, None),
+        "key": _plain(part.key),
+        "nvec": ", ".join(map(str, part.nvec)),
+        "means": [_numbers(np.broadcast_to(half, part.shape)) for half in one.split_mean] if has_mean else [],
+        "factor": _numbers(np.broadcast_to(one.factor, part.shape)) if not part.is_image and np.any(one.factor != 1) else "",
+        "pixel": _number(float(one.factor)) if part.is_image else "",
+        "clip": _number(one.clip) if math.isfinite(one.clip) else "",
+    }
+
+
+def _steps(layers: Sequence[Layer], shape: tuple[int, ...], n: int, first: int) -> tuple[list[dict[str, Any]], int, int]:
+    """
+    Layers as the templates call them.
+
+    :param layers: layers that follow each other
+    :param shape: shape of an image that they take
+    :param n: number of values that they take
+    :param first: number of the first layer
+    :return: the layers, the number of values that they give, and the largest number of values between two of them
+    """
     steps, largest = list[dict[str, Any]](), n
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(layers, first):
         if isinstance(layer, Activation):
             steps.append({"kind": layer.kind, "n": n, "parameters": [_number(one) for one in (*layer.parameters, 0, 0)[:2]]})
             continue
@@ -104,7 +127,7 @@ def _steps(layers: list[Layer], shape: tuple[int, ...], n: int) -> tuple[list[di
             steps.append({"kind": "dense", "n_in": n, "n_out": len(layer.bias), **arrays})
             n = len(layer.bias)
         largest = max(largest, n)
-    return steps, largest
+    return steps, n, largest
 
 
 def _frames(shape: tuple[int, ...], env: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from sb3_qpd.checks import check_type
 from sb3_qpd.export.c.fields import Field, fields_of
 from sb3_qpd.export.value_head import values_of
 from sb3_qpd.integer import IntegerModel
+from sb3_qpd.observations import batch_size, take_rows
 
 _N_IMAGES, _N_VECTORS = 2, 32
 DTYPES = {"uint8_t": np.uint8, "int8_t": np.int8, "int32_t": np.int32, "float": np.float32, "double": np.float64}
@@ -62,7 +63,7 @@ class Vectors(NamedTuple):
     :param outputs: the head's accumulators, shape (batch_size, n_out)
     :param actions: the most probable actions; means of a Box in the unit of ``policy_act``
     :param random_bits: uint32 for each index of a discrete action; ``None`` for a Box
-    :param samples: the actions that are drawn with ``random_bits``; ``None`` for a Box
+    :param samples: the actions that are drawn with ``random_bits``, in an episode of their own; ``None`` for a Box
     :param weights: the weights that they are drawn with; ``None`` for a Box
     :param masks: the categories that are allowed; ``None``: the student takes no masks
     :param values: what ``policy_value`` gives; ``None``: the C has no value head
@@ -84,23 +85,45 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: Any, with_val
 
     :param model: the student
     :param n_frames: number of frames in an observation; 1 for vectors
-    :param observations: raw observations, of which evenly spaced ones are taken; ``None`` draws some
+    :param observations: raw observations, of which evenly spaced ones are taken; ``None`` draws some. A student with a memory
+        takes them for one episode
     :param with_values: whether the model has a value head
     """
     n = _N_IMAGES if any(part.is_image for part in model.parts) else _N_VECTORS
     observations = some_observations(model, n) if observations is None else _spaced(model, observations, n)
-    outputs = model.accumulators(observations)  # checks shape and dtype too
+    n = len(model.accumulators(observations))  # checks shape and dtype
+    masks = some_masks(model, n) if model.uses_masks else None
+    states = _states(model, observations, lambda acc, row: model.actions(acc, action_masks=take_rows(masks, row)))
+    outputs = model.accumulators(observations, states)
     given = c_observations(model, n_frames, observations)
-    values = values_of(model, observations) if with_values else None
+    values = values_of(model, observations, states) if with_values else None
     if model.is_box and model.requantization == "fixed":
         return Vectors(given, outputs, np.clip(outputs, *model.bounds_in_units()), values=values)
     if model.is_box:
-        return Vectors(given, outputs, model.actions(outputs).reshape(len(outputs), -1), values=values)
-    shape = (len(outputs), len(model.action_nvec))[: 2 if model.action_shape else 1]
-    random_bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
-    masks = some_masks(model, len(outputs)) if model.uses_masks else None
-    drawn, weights = model.sample(outputs, random_bits, masks), model.weights(outputs, masks)
-    return Vectors(given, outputs, model.actions(outputs, action_masks=masks), random_bits, drawn, weights, masks, values)
+        return Vectors(given, outputs, model.actions(outputs).reshape(n, -1), values=values)
+    shape = (n, len(model.action_nvec))[: 2 if model.action_shape else 1]
+    bits = np.random.default_rng(1).integers(0, 2**32, shape, np.uint64)
+    drawn = _states(model, observations, lambda acc, row: model.sample(acc, bits[row], take_rows(masks, row)))
+    samples, weights = model.sample(model.accumulators(observations, drawn), bits, masks), model.weights(outputs, masks)
+    return Vectors(given, outputs, model.actions(outputs, action_masks=masks), bits, samples, weights, masks, values)
+
+
+def _states(model: IntegerModel, observations: Any, choose: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray | None:
+    """
+    What a student remembers at each observation of one episode, see :meth:`~sb3_qpd.IntegerModel.trace`.
+
+    :param choose: gives the action of a step, from the head's accumulators and the row of the observation
+    :return: ``None``: the student has no memory
+    """
+    if model.history == 1:
+        return None
+    states, state = list[np.ndarray](), None
+    for row in range(batch_size(observations)):
+        one = take_rows(observations, slice(row, row + 1))
+        states.append(model.remember(one, state)[0])
+        action = choose(model.accumulators(one, states[-1]), slice(row, row + 1))
+        state = (model.remember(one, (states[-1],), actions=action)[1],)
+    return np.concatenate(states)
 
 
 def _spaced(model: IntegerModel, observations: Any, n: int) -> Any:

@@ -135,7 +135,7 @@ def _input_infos(model: IntegerModel, channels_last: bool, is_plain: bool = Fals
 
 
 def _state_infos(model: IntegerModel, name: str, is_plain: bool) -> list[onnx.ValueInfoProto]:
-    shape: list[str | int | None] = ["batch", model.history - 1, model.parts[0].n_features + model.n_remembered]
+    shape: list[str | int | None] = ["batch", model.history - 1, model.n_features + model.n_remembered]
     kind = TensorProto.FLOAT if is_plain else TensorProto.INT8
     return [helper.make_tensor_value_info(name, kind, shape)] if model.history > 1 else []
 

@@ -26,6 +26,7 @@ _SCHEDULE = [("__builtin__", "getattr"), ("builtins", "getattr"), ("stable_basel
 _CLASSES = {
     "policies": ("ActorCriticPolicy", "ActorCriticCnnPolicy", "MultiInputActorCriticPolicy"),
     "maskable": ("MaskableActorCriticPolicy", "MaskableActorCriticCnnPolicy", "MaskableMultiInputActorCriticPolicy"),
+    "recurrent": ("RecurrentActorCriticPolicy", "RecurrentActorCriticCnnPolicy", "RecurrentMultiInputActorCriticPolicy"),
     "dqn": ("DQNPolicy", "CnnPolicy", "MultiInputPolicy"),
     "qrdqn": ("QRDQNPolicy", "CnnPolicy", "MultiInputPolicy"),
     "td3": ("TD3Policy", "CnnPolicy", "MultiInputPolicy"),
@@ -34,7 +35,8 @@ _CLASSES = {
     "crossq": ("CrossQPolicy",) * 3,
     "ars": ("ARSPolicy",) * 3,
 }
-_ALGOS = {"policies": "ppo", "maskable": "maskableppo"}  # other families have the name of their algorithm
+# other families have the name of their algorithm
+_ALGOS = {"policies": "ppo", "maskable": "maskableppo", "recurrent": "ppo_lstm"}
 
 
 def is_policy_file(archive: Archive) -> bool:
@@ -106,12 +108,12 @@ def _family(data: Mapping[str, Any], weights: Mapping[str, th.Tensor], path: str
     if "student_arch" in data:
         raise TeacherError(f"{path} holds a student of this package, not a teacher. Expected the policy of an SB3 agent")
     tops = {name.split(".")[0] for name in weights}
-    if any(name.startswith("lstm") for name in tops):
-        raise TeacherError(f"{path} holds a recurrent policy, whose files are not supported. {WAY_OUT}")
     if "quantile_net" in tops and "quantile_net_target" in tops:
         return "qrdqn"
     if "q_net" in tops and "q_net_target" in tops:
         return "dqn"
+    if {"action_net", "value_net", "lstm_actor"} <= tops:
+        return "recurrent"
     if {"action_net", "value_net"} <= tops:
         return "policies" if "use_sde" in data else "maskable"
     if {"actor", "critic"} <= tops:
@@ -142,11 +144,27 @@ def _class_name(family: str, data: Mapping[str, Any]) -> str:
 def _arguments(family: str, data: Mapping[str, Any], weights: Mapping[str, th.Tensor]) -> dict[str, Any]:
     """The keyword arguments of SB3's class. Those that ``policy.save()`` leaves out are found in the weights."""
     arguments = {key: value for key, value in data.items() if value is not None and key != "lr_schedule"}
-    if family in ("policies", "maskable") and not _shares_extractor(weights):
+    if family in ("policies", "maskable", "recurrent") and not _shares_extractor(weights):
         arguments["share_features_extractor"] = False
+    if family == "recurrent":
+        arguments |= _lstm_arguments(weights)
     if family == "ars":
         arguments["with_bias"] = any(name.endswith(".bias") for name in weights)
     return arguments
+
+
+def _lstm_arguments(weights: Mapping[str, th.Tensor]) -> dict[str, Any]:
+    """Sizes of the LSTMs, and which of them there are. A dropout is not known, and has no effect on a policy that plays."""
+    layers = [name for name in weights if re.fullmatch(r"lstm_actor\.weight_hh_l\d+", name)]
+    first = weights.get("lstm_actor.weight_hh_l0")
+    has_critic = any(name.startswith("lstm_critic.") for name in weights)
+    return {
+        "lstm_hidden_size": first.shape[-1] if first is not None and first.dim() else 0,
+        "n_lstm_layers": len(layers),
+        "lstm_kwargs": {"bias": "lstm_actor.bias_hh_l0" in weights},
+        "enable_critic_lstm": has_critic,
+        "shared_lstm": not has_critic and "critic.weight" not in weights,
+    }
 
 
 def _shares_extractor(weights: Mapping[str, th.Tensor]) -> bool:

@@ -1,24 +1,41 @@
 //: import "macros.h" as macros with context
-enum { N_INDICES = ${model.action_nvec | length} };
-static const uint32_t action_categories[N_INDICES] = ${model.action_nvec | integers | inline};
-static const uint8_t weight_shifts[N_INDICES] = ${weight_shifts | integers | inline};
+//: set n_indices = model.action_nvec | length
+//: set allowed_parameter = "const uint8_t *allowed, " if masks else ""
+//: set allowed_of_index = "allowed == NULL ? NULL : allowed + first, " if masks else ""
+//: set allowed_argument = "allowed, " if masks else ""
+//: set i_is_allowed = "is_allowed(allowed, i)"
+enum { N_INDICES = ${n_indices}, N_CATEGORIES = ${n_categories} };
+//: if n_indices > 1
+static const uint32_t action_categories[N_INDICES] POLICY_FLASH = ${model.action_nvec | integers | inline};
+//: endif
+static const uint8_t weight_shifts[N_INDICES] POLICY_FLASH = ${weight_shifts | integers | inline};
 
 /* exp(-d) in integers, for d in units of 1/256: one table for its quarters times one table for the rest. */
 static const uint32_t exp_high[64] POLICY_FLASH = ${exp_high | integers | block};
 static const uint16_t exp_low[64] POLICY_FLASH = ${exp_low | integers | block};
 
+static uint32_t n_categories(uint32_t index)
+{
+//: if n_indices == 1
+    (void)index;
+    return N_CATEGORIES;
+//: else
+    return POLICY_READ_32(action_categories + index);
+//: endif
+}
+
+//: if masks
 static int is_allowed(const uint8_t *allowed, uint32_t i)
 {
     return allowed == NULL || allowed[i] != 0;
 }
 
-//: if masks
 /* Each index needs a category that is allowed. */
 static int check_masks(const uint8_t *allowed)
 {
     uint32_t index, i, n;
-    for (index = 0; allowed != NULL && index < N_INDICES; allowed += action_categories[index], index++) {
-        for (i = 0, n = 0; i < action_categories[index]; i++) {
+    for (index = 0; allowed != NULL && index < N_INDICES; allowed += n_categories(index), index++) {
+        for (i = 0, n = 0; i < n_categories(index); i++) {
             n += allowed[i] != 0;
         }
         if (n == 0) {
@@ -30,7 +47,7 @@ static int check_masks(const uint8_t *allowed)
 
 //: endif
 /* Scores of all categories of the first index, then of the second, and so on. */
-//: set parameters = macros.observation_parameter ~ macros.mask_parameter ~ "int32_t scores[POLICY_N_CATEGORIES]"
+//: set parameters = macros.observation_parameter ~ macros.mask_parameter ~ "int32_t scores[N_CATEGORIES]"
 ${"static int all_scores(%s)" | format(parameters) | signature}
 {
 //: set to = "outputs" if model.n_bits else "scores"
@@ -57,38 +74,45 @@ ${"static int all_scores(%s)" | format(parameters) | signature}
 //: endif
 }
 
-/* The category with the largest score, of those that are allowed. */
-static int32_t best(const int32_t *scores, const uint8_t *allowed, uint32_t n)
+/* The category with the largest score${", of those that are allowed" if masks}. */
+static uint32_t best(const int32_t *scores, ${allowed_parameter}uint32_t n)
 {
+//: if masks
     uint32_t i, found = n;
     for (i = 0; i < n; i++) {
-        if (is_allowed(allowed, i) && (found == n || scores[i] > scores[found])) {
+        if (${i_is_allowed} && (found == n || scores[i] > scores[found])) {
             found = i;
         }
     }
-    return (int32_t)found;
+//: else
+    uint32_t i, found = 0;
+    for (i = 1; i < n; i++) {
+        found = scores[i] > scores[found] ? i : found;
+    }
+//: endif
+    return found;
 }
 
-/* Weights of the categories of one index, proportional to exp(score); zero where a category is not allowed. */
+/* Weights of the categories of one index, proportional to exp(score)${"; zero where a category is not allowed" if masks}. */
 //: set multiplier, shift = model.nat_scale
-static void weigh(const int32_t *scores, const uint8_t *allowed, uint32_t index, uint32_t *weights)
+static void weigh(const int32_t *scores, ${allowed_parameter}uint32_t index, uint32_t *weights)
 {
-    const uint32_t n = action_categories[index];
-    const int32_t largest = scores[best(scores, allowed, n)];
+    const uint32_t n = n_categories(index);
+    const int32_t largest = scores[best(scores, ${allowed_argument}n)];
     uint32_t i;
     for (i = 0; i < n; i++) {
         const uint32_t below = (uint32_t)largest - (uint32_t)scores[i];
         const uint64_t units = ((uint64_t)below * ${multiplier}u + ((uint64_t)1 << ${shift - 1})) >> ${shift};
         weights[i] = 0;
-        if (is_allowed(allowed, i) && units < 4096) { /* from 16 nats on the weight is zero */
+        if (${i_is_allowed ~ " && " if masks}units < 4096) { /* from 16 nats on the weight is zero */
             const uint64_t high = POLICY_READ_32(exp_high + (units >> 6));
-            weights[i] = (uint32_t)((high * POLICY_READ_16(exp_low + (units & 63))) >> weight_shifts[index]);
+            weights[i] = (uint32_t)((high * POLICY_READ_16(exp_low + (units & 63))) >> POLICY_READ_8(weight_shifts + index));
         }
     }
 }
 
 /* The first category at which the running sum of the weights passes a random share of their total. */
-static int32_t draw(const uint32_t *weights, uint32_t n, uint32_t random_bits)
+static uint32_t draw(const uint32_t *weights, uint32_t n, uint32_t random_bits)
 {
     uint32_t i, total = 0, running = 0, threshold;
     for (i = 0; i < n; i++) {
@@ -98,7 +122,7 @@ static int32_t draw(const uint32_t *weights, uint32_t n, uint32_t random_bits)
     for (i = 0; running + weights[i] <= threshold; i++) {
         running += weights[i];
     }
-    return (int32_t)i;
+    return i;
 }
 
 //: set given = macros.observation_parameter ~ macros.mask_parameter
@@ -106,28 +130,33 @@ static int32_t draw(const uint32_t *weights, uint32_t n, uint32_t random_bits)
 //: set action_of_index = "action[index]" if several else "*action"
 ${"int policy_act%s(%s%s)" | format(macros.r, given, macros.action_parameter) | signature}
 {
-    int32_t scores[POLICY_N_CATEGORIES];
+    int32_t scores[N_CATEGORIES];
     uint32_t index, first = 0;
     const int code = action == NULL ? POLICY_NULL_POINTER : all_scores(${arguments}scores);
     if (code != POLICY_OK) {
         return code;
     }
-    for (index = 0; index < N_INDICES; first += action_categories[index], index++) {
-        ${action_of_index} = best(scores + first, ${macros.masks_of_index}, action_categories[index]);
+    for (index = 0; index < N_INDICES; first += n_categories(index), index++) {
+        ${action_of_index} = (int32_t)best(scores + first, ${allowed_of_index}n_categories(index));
     }
+//: if memory
+    move_on(${macros.remembered_arguments});
+//: endif
     return POLICY_OK;
 }
 
-${"int policy_weights%s(%s%s)" | format(macros.r, given, macros.weights_parameter) | signature}
+//: set is_public = masks or probabilities
+//: set weights = "policy_weights" ~ macros.r if is_public else "all_weights"
+${"%sint %s(%suint32_t weights[N_CATEGORIES])" | format("" if is_public else "static ", weights, given) | signature}
 {
-    int32_t scores[POLICY_N_CATEGORIES];
+    int32_t scores[N_CATEGORIES];
     uint32_t index, first = 0;
     const int code = weights == NULL ? POLICY_NULL_POINTER : all_scores(${arguments}scores);
     if (code != POLICY_OK) {
         return code;
     }
-    for (index = 0; index < N_INDICES; first += action_categories[index], index++) {
-        weigh(scores + first, ${macros.masks_of_index}, index, weights + first);
+    for (index = 0; index < N_INDICES; first += n_categories(index), index++) {
+        weigh(scores + first, ${allowed_of_index}index, weights + first);
     }
     return POLICY_OK;
 }
@@ -136,13 +165,16 @@ ${"int policy_weights%s(%s%s)" | format(macros.r, given, macros.weights_paramete
 //: set null = "action == NULL || random_bits == NULL" if several else "action == NULL"
 ${"int policy_sample%s(%s%s%s)" | format(macros.r, given, macros.random_parameter, macros.action_parameter) | signature}
 {
-    uint32_t weights[POLICY_N_CATEGORIES], index, first = 0;
-    const int code = ${null} ? POLICY_NULL_POINTER : policy_weights${macros.r}(${arguments}weights);
+    uint32_t weights[N_CATEGORIES], index, first = 0;
+    const int code = ${null} ? POLICY_NULL_POINTER : ${weights}(${arguments}weights);
     if (code != POLICY_OK) {
         return code;
     }
-    for (index = 0; index < N_INDICES; first += action_categories[index], index++) {
-        ${action_of_index} = draw(weights + first, action_categories[index], ${bits_of_index});
+    for (index = 0; index < N_INDICES; first += n_categories(index), index++) {
+        ${action_of_index} = (int32_t)draw(weights + first, n_categories(index), ${bits_of_index});
     }
+//: if memory
+    move_on(${macros.remembered_arguments});
+//: endif
     return POLICY_OK;
 }

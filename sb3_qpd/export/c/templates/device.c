@@ -212,8 +212,13 @@ int main(void)
     }
     while (transfer(SYS_READ, in, observation, sizeof observation) == 0) {
         observe();
+#ifdef POLICY_HISTORY
+        (void)policy_outputs(OBSERVED result.outputs); /* after an action, the observation is one of the last ones */
         act();
+#else
+        act(); /* the newest frame of images is pushed there */
         (void)policy_outputs(OBSERVED result.outputs);
+#endif
         (void)transfer(SYS_WRITE, out, &result, sizeof result);
     }
     for (deepest = stack_low; *deepest == 0xa5a5a5a5u; deepest++) {

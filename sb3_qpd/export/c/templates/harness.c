@@ -63,7 +63,14 @@ const int32_t harness_observation[4] = {1, 1, POLICY_OBSERVATION_SIZE, 1};
 #ifndef POLICY_STACK_BYTES
 #define POLICY_STACK_BYTES 0
 #endif
+#ifdef POLICY_HISTORY
+#define STATE_SIZE POLICY_STATE_BYTES
+const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_WINDOW_BYTES;
+#else
+#define STATE_SIZE 0
 const int32_t harness_ram = POLICY_ARENA_BYTES + POLICY_STACK_BYTES;
+#endif
+const int32_t harness_state_size = STATE_SIZE; /* what a student with a memory remembers */
 
 #ifdef POLICY_N_ACTIONS
 #define N_ACTIONS POLICY_N_ACTIONS
@@ -116,13 +123,41 @@ static int observe(const element *observation)
 }
 #endif
 
+/* What is remembered at observation i, on the grid of the first layer; NULL: an episode begins. */
+static void set_state(const int8_t *states, int64_t i)
+{
+#if STATE_SIZE
+    int at;
+    policy_reset();
+    for (at = 0; states != NULL && at < STATE_SIZE; at++) {
+        POLICY_WINDOW[at] = (uint8_t)(states[i * STATE_SIZE + at] + 128);
+    }
+#else
+    (void)states, (void)i;
+#endif
+}
+
+/* What is remembered after observation i. */
+static void get_state(int8_t *states, int64_t i)
+{
+#if STATE_SIZE
+    int at;
+    for (at = 0; states != NULL && at < STATE_SIZE; at++) {
+        states[i * STATE_SIZE + at] = (int8_t)(POLICY_WINDOW[at] - 128);
+    }
+#else
+    (void)states, (void)i;
+#endif
+}
+
 #define HARNESS_OTHER_LAYERS (-100)
 
-int harness_outputs(const element *observations, int64_t n, int32_t *outputs)
+int harness_outputs(const element *observations, const int8_t *states, int64_t n, int32_t *outputs)
 {
     int64_t i;
     int code = POLICY_OK;
     for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, outputs += POLICY_N_OUTPUTS) {
+        set_state(states, i);
         code = observe(observations);
         code = code == POLICY_OK ? policy_outputs(OBSERVED outputs) : code;
     }
@@ -130,10 +165,10 @@ int harness_outputs(const element *observations, int64_t n, int32_t *outputs)
 }
 
 #ifdef POLICY_USES_MASKS
-#define N_CATEGORIES POLICY_N_CATEGORIES
+#define MASK_SIZE POLICY_N_CATEGORIES
 #define MASKED masks,
 #else
-#define N_CATEGORIES 0
+#define MASK_SIZE 0
 #define MASKED
 #endif
 
@@ -158,10 +193,10 @@ static int act(const uint8_t *masks, const uint32_t *random_bits, int32_t *actio
 /*
  * Discrete actions are drawn with `random_bits`, one for each index of each action; NULL takes the most probable ones. Box
  * actions are means, in float. `masks` may be NULL. `trace`, if not NULL, receives the bytes of all steps one after the other,
- * `trace_size` in all.
+ * `trace_size` in all. `states` and `next_states` are what a student with a memory remembers before and after; each may be NULL.
  */
-int harness_act(const element *observations, int64_t n, const uint8_t *masks, const uint32_t *random_bits, int32_t *actions,
-                float *box_actions, uint8_t *trace, int64_t trace_size)
+int harness_act(const element *observations, const int8_t *states, int64_t n, const uint8_t *masks, const uint32_t *random_bits,
+                int32_t *actions, float *box_actions, int8_t *next_states, uint8_t *trace, int64_t trace_size)
 {
     int64_t i;
     int code = POLICY_OK;
@@ -169,9 +204,11 @@ int harness_act(const element *observations, int64_t n, const uint8_t *masks, co
     trace_left = (size_t)trace_size;
     for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
         const uint32_t *const bits = random_bits == NULL ? NULL : random_bits + i * N_INDICES;
-        const uint8_t *const allowed = masks == NULL ? NULL : masks + i * N_CATEGORIES;
+        const uint8_t *const allowed = masks == NULL ? NULL : masks + i * MASK_SIZE;
+        set_state(states, i);
         code = observe(observations);
         code = code == POLICY_OK ? act(allowed, bits, actions + i * N_INDICES, box_actions + i * POLICY_N_OUTPUTS) : code;
+        get_state(next_states, i);
     }
     if (code == POLICY_OK && trace != NULL && (trace_to == NULL || trace_left != 0)) {
         code = HARNESS_OTHER_LAYERS;
@@ -181,31 +218,33 @@ int harness_act(const element *observations, int64_t n, const uint8_t *masks, co
 }
 
 #if defined(POLICY_USES_MASKS) || defined(POLICY_HAS_WEIGHTS)
-int harness_weights(const element *observations, int64_t n, const uint8_t *masks, uint32_t *weights)
+int harness_weights(const element *observations, const int8_t *states, int64_t n, const uint8_t *masks, uint32_t *weights)
 {
     int64_t i;
     int code = POLICY_OK;
     (void)masks;
     for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE, weights += POLICY_N_CATEGORIES) {
 #ifdef POLICY_USES_MASKS
-        const uint8_t *const allowed = masks == NULL ? NULL : masks + i * N_CATEGORIES;
-        code = observe(observations);
-        code = code == POLICY_OK ? policy_weights(OBSERVED allowed, weights) : code;
+        const uint8_t *const allowed = masks == NULL ? NULL : masks + i * POLICY_N_CATEGORIES;
+#define ALLOWED allowed,
 #else
-        code = observe(observations);
-        code = code == POLICY_OK ? policy_weights(OBSERVED weights) : code;
+#define ALLOWED
 #endif
+        set_state(states, i);
+        code = observe(observations);
+        code = code == POLICY_OK ? policy_weights(OBSERVED ALLOWED weights) : code;
     }
     return code;
 }
 #endif
 
 #ifdef POLICY_VALUE_SCALE
-int harness_values(const element *observations, int64_t n, int32_t *values)
+int harness_values(const element *observations, const int8_t *states, int64_t n, int32_t *values)
 {
     int64_t i;
     int code = POLICY_OK;
     for (i = 0; i < n && code == POLICY_OK; i++, observations += OBSERVATION_SIZE) {
+        set_state(states, i);
         code = observe(observations);
         code = code == POLICY_OK ? policy_value(OBSERVED values + i) : code;
     }
@@ -218,6 +257,7 @@ element harness_one_observation[OBSERVATION_SIZE];
 uint32_t harness_one_bits[N_INDICES];
 int64_t harness_one_action[N_INDICES];
 float harness_one_box_action[POLICY_N_OUTPUTS];
+int8_t harness_one_state[STATE_SIZE + 1]; /* before the call, and after it */
 
 #if IS_INDICES
 int64_t harness_one_indices[OBSERVATION_SIZE];
@@ -242,7 +282,9 @@ int harness_one(int is_drawn)
 {
     int32_t action[N_INDICES] = {0};
     int i, code = observe_one();
+    set_state(harness_one_state, 0);
     code = code == POLICY_OK ? act(NULL, is_drawn ? harness_one_bits : NULL, action, harness_one_box_action) : code;
+    get_state(harness_one_state, 0);
     for (i = 0; i < N_INDICES; i++) {
         harness_one_action[i] = action[i];
     }

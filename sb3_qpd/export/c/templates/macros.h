@@ -16,24 +16,44 @@ ${"%-6s" | format(layer.name)} ${shapes} ${kernel}${integers.weight_bits}-bit we
 
 //# The first parameters of functions that take an observation. Images were pushed frame by frame before, and are not passed.
 //: set r = "_r" if reentrant else ""
-//: set own_observation = "const struct policy_observation *observation, "
-//: set own_observation = own_observation if is_dict else "const " ~ observation_type ~ " observation[POLICY_OBSERVATION_SIZE], "
-//: set given_parameter = "" if image else own_observation
+//: set of_array = "const " ~ observation_type ~ " observation[POLICY_OBSERVATION_SIZE]"
+//: set own_observation = "const struct policy_observation *observation" if is_dict else of_array
+//: set given_parameter = "" if image else own_observation ~ ", "
 //: set given_argument = "" if image else "observation, "
 //: set observation_parameter = ("struct policy_state *state, " if reentrant else "") ~ given_parameter
 //: set observation_argument = ("state, " if reentrant else "") ~ given_argument
 //: set mask_parameter = "const uint8_t allowed[POLICY_N_CATEGORIES], " if masks else ""
 //: set mask_argument = "allowed, " if masks else ""
-//: set masks_of_index = "allowed == NULL ? NULL : allowed + first" if masks else "NULL"
 //: set size_of_action = "POLICY_N_OUTPUTS" if box else "POLICY_N_ACTIONS"
 //: set action_parameter = "int32_t *action" if discrete else "%s action[%s]" | format(action_type, size_of_action)
 //: set random_parameter = "const uint32_t random_bits[POLICY_N_ACTIONS], " if several else "uint32_t random_bits, "
 //: set weights_parameter = "uint32_t weights[POLICY_N_CATEGORIES]"
 
+//# What brings an observation to its grid, in fixed mode.
+//: set raw_of = "struct policy_raw_observation *observation, " if is_dict else real_type ~ " observation[POLICY_OBSERVATION_SIZE], "
+//: set grid_of = "struct policy_observation *grid" if is_dict else "int8_t grid[POLICY_OBSERVATION_SIZE]"
+//: set quantize_parameters = "const " ~ raw_of ~ grid_of
+//: set quantize_int16_parameters = "const int16_t *values, int8_t *grid, uint32_t n"
+//: set of_vector = "const int16_t values[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]"
+//: set quantize_int16_parameters = of_vector if is_vector else quantize_int16_parameters
+
+//# What a student with a memory remembers of a step, and the functions that end a step.
+//: set state_only = "struct policy_state *state" if reentrant else ""
+//: set remembers_action = memory and memory.n_action
+//: set taken_action = "const %s *action" | format(action_type) if remembers_action else ""
+//: set remembered_parameters = [state_only, taken_action] | select | join(", ") or "void"
+//: set remembered_arguments = (["state"] if reentrant else []) + (["action"] if remembers_action else [])
+//: set remembered_arguments = remembered_arguments | join(", ")
+//: set constant_action = "const %s" | format(action_parameter) if remembers_action else ""
+//: set step_parameters = [own_observation, constant_action] | select | join(", ")
+//: set remember_parameters = [state_only, step_parameters] | select | join(", ")
+
 //# The functions of the interface that need memory: name, result, parameters and arguments.
 //: set given = given_argument ~ mask_argument
 //: set frame = ("push_frame", "int", "const uint8_t frame[POLICY_FRAME_SIZE]", "frame")
-//: set functions = [("reset", "void", "", ""), frame] if image else []
+//: set reset = ("reset", "void", "", "")
+//: set remember = ("remember", "int", step_parameters, "observation, action" if remembers_action else "observation")
+//: set functions = [reset, frame] if image else [reset, remember] if memory else []
 //: set outputs = ("outputs", "int", given_parameter ~ "int32_t outputs[POLICY_N_OUTPUTS]", given_argument ~ "outputs")
 //: set act = ("act", "int", given_parameter ~ mask_parameter ~ action_parameter, given ~ "action")
 //: set drawn_parameters = given_parameter ~ mask_parameter ~ random_parameter ~ action_parameter
@@ -98,25 +118,6 @@ sums[3] = sum_3;
 const int code = action == NULL ? POLICY_NULL_POINTER : policy_outputs${r}(${observation_argument}outputs);
 if (code != POLICY_OK) {
     return code;
-}
-//:- endmacro
-
-//# Draws an index and leaves it in `i`. Its probability is proportional to exp(score - largest score).
-//: macro draw(scores, n, random_bits, weight_shift, line_break=" ")
-//: set multiplier, shift = model.nat_scale
-for (i = 1; i < ${n}; i++) {
-    largest = ${scores}[i] > largest ? ${scores}[i] : largest;
-}
-for (i = 0; i < ${n}; i++) {
-    const uint32_t below = (uint32_t)largest - (uint32_t)${scores}[i];
-    const uint64_t units =${line_break}((uint64_t)below * ${multiplier}u + ((uint64_t)1 << ${shift - 1})) >> ${shift};
-    if (units < 4096) { /* from 16 nats on the weight is zero */
-        total += (uint32_t)(((uint64_t)POLICY_READ_32(exp_high + (units >> 6)) * POLICY_READ_16(exp_low + (units & 63))) >> ${weight_shift});
-    }
-    running[i] = total;
-}
-threshold = (uint32_t)(((uint64_t)${random_bits} * total) >> 32);
-for (i = 0; running[i] <= threshold; i++) {
 }
 //:- endmacro
 

@@ -1,7 +1,8 @@
 //: import "macros.h" as macros with context
 //: set observed = "const struct policy_observation *observation" if is_dict else "const " ~ observation_type ~ " *observation"
 //: set unit = "int8_t" if fixed else "uint8_t"
-//: set vectors = fields | rejectattr("part.is_image") | list
+//: set has_floats = fields | selectattr("raw_type", "equalto", "float") | list
+//: set finite_actions = memory and memory.is_box and not fixed
 /* -- observations ---------------------------------------------------------------------------------------------------- */
 
 //: for field in fields if field.kind == "one_hot"
@@ -11,7 +12,7 @@ static const uint8_t present_in_${field.name}[${field.present | length}] POLICY_
 static const uint32_t categories_of_${field.name}[${field.size}] POLICY_FLASH = ${field.part.nvec | integers | inline};
 
 //: endfor
-//: if has_indices
+//: if has_indices or memory and memory.nvec
 static int are_categories(const int32_t *indices, const uint32_t *categories, uint32_t n)
 {
     uint32_t i;
@@ -36,8 +37,7 @@ static uint8_t *put_indices(uint8_t *in, const int32_t *indices, const uint32_t 
 }
 
 //: endif
-//: if has_grid
-//: if fixed
+//: if has_grid and fixed
 /* 128 is added to the grid, so that inputs are never negative; the biases of the first layer subtract it. */
 static uint8_t *put_grid(uint8_t *in, const int8_t *grid, uint32_t n)
 {
@@ -60,7 +60,7 @@ static const double origin_of_${field.name}${array} = ${field.origin | doubles |
 //: endif
 //: endfor
 //#
-//: if fields | selectattr("raw_type", "equalto", "float") | list
+//: if has_floats or finite_actions
 static int are_finite(const float *values, uint32_t n)
 {
     uint32_t i, bits;
@@ -74,9 +74,20 @@ static int are_finite(const float *values, uint32_t n)
 }
 
 //: endif
-/* clamp(round(x m + a), -128, 127), half to even. `volatile` prevents a fused x m + a, which would round only once. */
+//: if has_grid or finite_actions
+/* clamp(round(x m + a), -128, 127), half to even. `volatile`, or assembler, prevents a fused x m + a, which would round once. */
 static int32_t to_grid(float x, float multiplier, float offset)
 {
+#if POLICY_VFP
+    float scaled, shifted;
+    int32_t rounded;
+    __asm__("vmul.f32 %0, %1, %2" : "=t"(scaled) : "t"(x), "t"(multiplier));
+    shifted = scaled + offset;
+    __asm__("vcvtr.s32.f32 %0, %1" : "=t"(shifted) : "t"(shifted));
+    memcpy(&rounded, &shifted, 4);
+    __asm__("ssat %0, #8, %1" : "=r"(rounded) : "r"(rounded));
+    return rounded;
+#else
     const volatile float scaled = x * multiplier;
     const float shifted = scaled + offset;
     const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
@@ -84,10 +95,12 @@ static int32_t to_grid(float x, float multiplier, float offset)
     int32_t bits;
     memcpy(&bits, &rounded, 4);
     return bits - 0x4b400000;
+#endif
 }
 
+//: endif
 //: set shift = "" if fixed else " + 128"
-//: if fields | selectattr("raw_type", "equalto", "float") | list
+//: if has_floats or finite_actions
 //: if not fixed
 /* 128 is added to the grid, so that inputs are never negative; the biases of the first layer subtract it. */
 //: endif
@@ -131,7 +144,6 @@ static ${unit} *put_doubles(
 }
 
 //: endif
-//: endif
 //: macro is_finite(field, pointer)
 //: if field.origin is none
 are_finite(${field.of(pointer)}, ${field.size})
@@ -148,9 +160,7 @@ put_doubles(${to}, ${field.of(pointer)}, origin_of_${field.name}, ${affine}, ${f
 //:- endif
 //:- endmacro
 //: if has_grid and fixed
-//: set raw = "struct policy_raw_observation *observation" if is_dict else real_type ~ " observation[POLICY_OBSERVATION_SIZE]"
-//: set grid = "struct policy_observation *grid" if is_dict else "int8_t grid[POLICY_OBSERVATION_SIZE]"
-int policy_quantize(const ${raw}, ${grid})
+int policy_quantize(${macros.quantize_parameters})
 {
     if (observation == NULL || grid == NULL) {
         return POLICY_NULL_POINTER;
@@ -174,13 +184,13 @@ int policy_quantize(const ${raw}, ${grid})
 
 #endif
 
-int policy_quantize_int16(const int16_t *values, int8_t *grid, uint32_t n)
+int policy_quantize_int16(${macros.quantize_int16_parameters})
 {
     uint32_t i;
     if (values == NULL || grid == NULL) {
         return POLICY_NULL_POINTER;
     }
-    for (i = 0; i < n; i++) {
+    for (i = 0; i < ${"POLICY_OBSERVATION_SIZE" if is_vector else "n"}; i++) {
         const int32_t rounded = (values[i] + 32768 + 128) / 256 - 128;
         grid[i] = (int8_t)(rounded < 127 ? rounded : 127);
     }
@@ -188,7 +198,7 @@ int policy_quantize_int16(const int16_t *values, int8_t *grid, uint32_t n)
 }
 
 //: endif
-//: if has_indices or has_grid and not fixed
+//: if is_checked
 /* A code for an observation that the policy cannot take. */
 static int check(${observed})
 {
@@ -207,8 +217,8 @@ static int check(${observed})
 }
 
 //: endif
-//: for chain in chains if not chain.trunk.is_read_in_place
-/* The input of ${(chain.layers[0][0] if chain.layers else head_layer).name}: ${chain.n_inputs} bytes. */
+//: for chain in chains if chain.trunk.is_copied
+/* The input of ${(chain.layers[0][0] if chain.layers else head_layer).name}${", the newest observation in it" if memory}: ${chain.n_read} bytes. */
 static void read_trunk_${chain.number}(${observed}, uint8_t *in)
 {
 //: for field in chain.fields

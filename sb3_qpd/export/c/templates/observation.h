@@ -9,16 +9,13 @@ struct policy_observation {
 //: endfor
 };
 
-//: else
+//: elif fields[0].part.is_image
 //: set channels, height, width = model.observation_shape
 /* An observation is an image of ${fields[0].comment}. */
 #define POLICY_IMAGE_HEIGHT ${height}
 #define POLICY_IMAGE_WIDTH ${width}
 #define POLICY_IMAGE_CHANNELS ${channels}
 
-//: endif
-//: if has_origin and not fixed
-/* A double is a number that a float cannot carry. Its origin is taken off before the rest becomes float. */
 //: endif
 //: if has_grid and fixed
 /*
@@ -29,20 +26,27 @@ struct policy_observation {
  * x is the number in units of the environment, m its multiplier, a its offset, and o its origin, where there is one. Take
  * the origin off in double or in integers: a float cannot carry x. An image has one m and one a for all of its pixels.
  */
+//: elif has_origin
+/* A double is a number that a float cannot carry. Its origin is taken off before the rest becomes float. */
+//: endif
 //: for field in fields if field.has_grid
-//: set of = "_OF_%s" | format(field.name | upper) if is_dict else "_OF_OBSERVATION"
-#define POLICY_MULTIPLIER${of} ${field.multiplier | floats | inline}
-#define POLICY_OFFSET${of} ${field.offset | floats | inline}
+//: if fixed
+#define ${field.macro("MULTIPLIER")} ${field.multiplier | floats | inline}
+#define ${field.macro("OFFSET")} ${field.offset | floats | inline}
+//: endif
 //: if field.origin is not none
-#define POLICY_ORIGIN${of} ${field.origin | doubles | inline}
+#define ${field.macro("ORIGIN")} ${field.origin | doubles | inline}
 //: endif
 //: endfor
+//: if has_grid and fixed or has_origin
 //#
+//: endif
+//: if has_grid and fixed
 /*
- * Convert n numbers of 16 bits to the grid: q = (v + 128) / 256, rounded down. A number counts 1/256 of a grid step:
+ * Convert numbers of 16 bits to the grid: q = (v + 128) / 256, rounded down. A number counts 1/256 of a grid step:
  * v = 256 ((x - o) m + a), or x = (v / 256 - a) / m + o.
  */
-int policy_quantize_int16(const int16_t *values, int8_t *grid, uint32_t n);
+int policy_quantize_int16(${macros.quantize_int16_parameters});
 
 //: if is_dict
 /* An observation in units of the environment, for policy_quantize. */
@@ -53,4 +57,9 @@ struct policy_raw_observation {
 };
 
 //: endif
+/* Convert an observation. Compile policy.c with -DPOLICY_FLOAT_HELPERS; nothing else uses floating point. */
+#ifdef POLICY_FLOAT_HELPERS
+int policy_quantize(${macros.quantize_parameters});
+#endif
+
 //: endif

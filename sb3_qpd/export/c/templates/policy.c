@@ -8,7 +8,7 @@
 //: set half_eights = layers | rejectattr("run", "divisibleby", 8) | list
 //: set half_eights = half_eights or layers | rejectattr("n_in", "divisibleby", 8) | list
 //: set four_frames = image and n_frames == 4 and model.observation_shape[0] == 4
-//: set self = "state->" if reentrant else ""
+//: set held = "state->" if reentrant else ""
 //: set at = "at(state, %d)" if reentrant else "at(%d)"
 //: set unpacked_parameter = ", int8_t *unpacked" if packed else ""
 //: set flash_rows = packed and unpacked
@@ -89,7 +89,7 @@ typedef int16_t dense_input;
 #define POLICY_DSP 0
 #endif
 
-//: if hidden or vector
+//: if hidden or has_grid or memory
 /* ARM's FPU rounds half to even in one instruction. */
 #if defined(__arm__) && defined(__ARM_FP) && (__ARM_FP & 4) != 0
 #define POLICY_VFP 1
@@ -179,6 +179,10 @@ static uint8_t stack[POLICY_STACK_BYTES]; /* pixel after pixel; within a pixel t
 //: endif
 static int has_frame = 0;
 
+//: elif memory
+static uint8_t window[POLICY_WINDOW_BYTES];
+static int has_begun = 0;
+
 //: endif
 static uint8_t *at(uint32_t offset)
 {
@@ -229,14 +233,14 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
     }
 //: if four_frames
     for (pixel = 0; pixel < POLICY_FRAME_SIZE; pixel++) {
-        ${self}stack[pixel] = (${self}stack[pixel] >> 8 & kept) | (uint32_t)frame[pixel] << 24;
+        ${held}stack[pixel] = (${held}stack[pixel] >> 8 & kept) | (uint32_t)frame[pixel] << 24;
     }
 //: else
     for (pixel = 0; pixel < POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH; pixel++) {
-        uint8_t *const frames = ${self}stack + pixel * n;
+        uint8_t *const frames = ${held}stack + pixel * n;
 //: if n_frames > 1
         for (channel = 0; channel < kept; channel++) {
-            frames[channel] = ${self}has_frame ? frames[channel + POLICY_FRAME_CHANNELS] : 0;
+            frames[channel] = ${held}has_frame ? frames[channel + POLICY_FRAME_CHANNELS] : 0;
         }
 //: endif
         for (channel = 0; channel < POLICY_FRAME_CHANNELS; channel++) {
@@ -244,126 +248,16 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE])
         }
     }
 //: endif
-    ${self}has_frame = 1;
+    ${held}has_frame = 1;
     return POLICY_OK;
 }
 
 //: endif
-//: if vector
-/* -- observations ---------------------------------------------------------------------------------------------------- */
-
-//: if fixed
-#ifdef POLICY_FLOAT_HELPERS
-
-//: endif
-static const float input_multiplier[POLICY_OBSERVATION_SIZE] POLICY_FLASH = ${model.input_multiplier | floats | inline};
-static const float input_offset[POLICY_OBSERVATION_SIZE] POLICY_FLASH = ${model.input_offset | floats | inline};
-
-//: if has_origin
-static const double input_origin[POLICY_OBSERVATION_SIZE] = POLICY_OBSERVATION_ORIGIN;
-
-/* The processor's double, and its constants: not with -fsingle-precision-constant or -fshort-double, and not on AVR. */
-typedef char policy_needs_double_of_64_bits[sizeof(double) == 8 && sizeof(1.0) == 8 ? 1 : -1];
-
-/* From 2^128 - 2^103 on, a double becomes an infinite float. */
-static int is_finite(const double *observation)
-{
-    uint32_t i;
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        const double rest = observation[i] - input_origin[i];
-        if (!(rest > -3.4028235677973366e+38 && rest < 3.4028235677973366e+38)) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
-//: else
-static int is_finite(const float *observation)
-{
-    uint32_t i, bits;
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        memcpy(&bits, observation + i, 4);
-        if ((bits & 0x7f800000u) == 0x7f800000u) {
-            return 0;
-        }
-    }
-    return 1;
-}
-
-//: endif
-/* clamp(round(x m + a), -128, 127), half to even. `volatile`, or assembler, prevents a fused x m + a, which would round once. */
-//: if has_origin
-static int32_t to_grid(double observed, uint32_t feature)
-{
-    const float x = (float)(observed - input_origin[feature]);
-//: else
-static int32_t to_grid(float x, uint32_t feature)
-{
-//: endif
-    const float multiplier = POLICY_READ_FLOAT(input_multiplier + feature), offset = POLICY_READ_FLOAT(input_offset + feature);
-#if POLICY_VFP
-    float scaled, shifted;
-    int32_t rounded;
-    __asm__("vmul.f32 %0, %1, %2" : "=t"(scaled) : "t"(x), "t"(multiplier));
-    shifted = scaled + offset;
-    __asm__("vcvtr.s32.f32 %0, %1" : "=t"(shifted) : "t"(shifted));
-    memcpy(&rounded, &shifted, 4);
-    __asm__("ssat %0, #8, %1" : "=r"(rounded) : "r"(rounded));
-    return rounded;
-#else
-    const volatile float scaled = x * multiplier;
-    const float shifted = scaled + offset;
-    const float clamped = shifted < -128.0f ? -128.0f : (shifted > 127.0f ? 127.0f : shifted);
-    const float rounded = clamped + 12582912.0f; /* 1.5 2^23: the last bit of the mantissa counts 1 */
-    int32_t bits;
-    memcpy(&bits, &rounded, 4);
-    return bits - 0x4b400000;
-#endif
-}
-
-//: if fixed
-int policy_quantize(const ${real_type} observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE])
-{
-    uint32_t i;
-    if (observation == NULL || grid == NULL) {
-        return POLICY_NULL_POINTER;
-    }
-    if (!is_finite(observation)) {
-        return POLICY_NOT_FINITE;
-    }
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        grid[i] = (int8_t)to_grid(observation[i], i);
-    }
-    return POLICY_OK;
-}
-
-#endif
-
-int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE])
-{
-    uint32_t i;
-    if (observation == NULL || grid == NULL) {
-        return POLICY_NULL_POINTER;
-    }
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        const int32_t rounded = (observation[i] + 32768 + 128) / 256 - 128;
-        grid[i] = (int8_t)(rounded < 127 ? rounded : 127);
-    }
-    return POLICY_OK;
-}
-
-//: endif
-//: elif indices
-/* -- observations ---------------------------------------------------------------------------------------------------- */
-
-/* A category on the input grid plus 128: where it is not the index, and where it is. */
-static const uint8_t absent[${absent | length}] POLICY_FLASH = ${absent | integers | inline};
-static const uint8_t present[${present | length}] POLICY_FLASH = ${present | integers | inline};
-static const uint32_t categories[POLICY_OBSERVATION_SIZE] POLICY_FLASH = POLICY_CATEGORIES;
-
-//: elif several_fields
+//: if not image
 //: include "observation.c"
+//: endif
+//: if memory
+//: include "memory.c"
 //: endif
 /* -- the policy ----------------------------------------------------------------------------------------------------- */
 
@@ -374,22 +268,14 @@ ${"int policy_outputs%s(%s)" | format(macros.r, parameters) | signature}
 //: if hidden_dense
     int32_t sums[${hidden_dense | map(attribute="n_out") | max}];
 //: endif
-//: if vector
-    uint32_t i;
-//: elif indices
-    uint32_t i, category, feature = 0;
-//: endif
 //: if image
     if (${no_state}outputs == NULL) {
         return POLICY_NULL_POINTER;
     }
-    if (!${self}has_frame) {
+    if (!${held}has_frame) {
         return POLICY_NO_FRAME;
     }
-    POLICY_TRACE(0, ${self}stack, POLICY_STACK_BYTES);
-
-//: elif several_fields
-//: if has_indices or has_grid and not fixed
+//: elif is_checked
     const int code = ${no_state}observation == NULL || outputs == NULL ? POLICY_NULL_POINTER : check(observation);
     if (code != POLICY_OK) {
         return code;
@@ -399,61 +285,25 @@ ${"int policy_outputs%s(%s)" | format(macros.r, parameters) | signature}
         return POLICY_NULL_POINTER;
     }
 //: endif
-//: elif reentrant
-    uint8_t *in;
-    if (state == NULL || observation == NULL || outputs == NULL) {
-        return POLICY_NULL_POINTER;
-    }
-    in = ${at | format(chains[0].input)};
-//: else
-    uint8_t *const in = at(${chains[0].input});
-    if (observation == NULL || outputs == NULL) {
-        return POLICY_NULL_POINTER;
-    }
-//: endif
-//: if vector
-//: if not fixed
-    if (!is_finite(observation)) {
-        return POLICY_NOT_FINITE;
-    }
-//: endif
-    /* 128 is added to the grid, so that inputs are never negative; the biases of the first layer subtract it. */
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        in[i] = (uint8_t)(${"observation[i]" if fixed else "to_grid(observation[i], i)"} + 128);
-    }
-    POLICY_TRACE(0, in, POLICY_OBSERVATION_SIZE);
-
-//: elif indices
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        if (observation[i] < 0 || (uint32_t)observation[i] >= POLICY_READ_32(categories + i)) {
-            return POLICY_NO_CATEGORY;
-        }
-    }
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        for (category = 0; category < POLICY_READ_32(categories + i); category++, feature++) {
-            in[feature] = category == (uint32_t)observation[i] ? POLICY_READ_8(present + feature) : POLICY_READ_8(absent + feature);
-        }
-    }
-    POLICY_TRACE(0, in, ${absent | length});
-
+//: if memory
+    read_trunk_0(observation, newest(${"state" if reentrant}));
 //: endif
 //: set step = namespace(n=0)
-//: set halves = self ~ "arena.halves + %d"
+//: set halves = held ~ "arena.halves + %d"
 //: set unpacked = ", (int8_t *)%s" | format(at) if packed else ""
+//: set own = "(const uint8_t *)%sstack" | format(held) if image else held ~ "window" if memory
 //: for chain in chains
 //: set in_place = chain.trunk.is_read_in_place
-//: set whole = "(const uint8_t *)%sstack" | format(self) if image else chain.fields[0].of("observation")
+//: set whole = own or chain.fields[0].of("observation")
 //: set begin = whole if in_place else at | format(chain.input)
 //: set step.n = step.n + (1 if loop.index0 else 0)
-//: if several_fields
-//: if not in_place
+//: if chain.trunk.is_copied and not memory
     read_trunk_${chain.number}(observation, ${begin});
 //: elif chains | length > 1 and not chain.layers
     memcpy(${at | format(chain.input)}, ${whole}, ${chain.n_inputs});
 //: endif
     POLICY_TRACE(${step.n}, ${begin}, ${chain.n_inputs});
 
-//: endif
 //: for layer, place in chain.layers
 //: set step.n = step.n + 1
 //: set source = begin if loop.first else at | format(place.input)
@@ -469,9 +319,8 @@ ${"int policy_outputs%s(%s)" | format(macros.r, parameters) | signature}
 //: endfor
 //: endfor
 //: set only = chains[0]
-//: set reads_image = chains | length == 1 and only.trunk.is_read_in_place and not only.layers
-//: set whole = "(const uint8_t *)%sstack" | format(self) if image else only.fields[0].of("observation")
-//: set source = whole if reads_image else at | format(head_place.input)
+//: set reads_in_place = chains | length == 1 and only.trunk.is_read_in_place and not only.layers
+//: set source = own or only.fields[0].of("observation") if reads_in_place else at | format(head_place.input)
 //: set room = halves | format(head_place.columns // 2) ~ (unpacked | format(head_place.unpacked) if packed else "")
     /* ${macros.describe(head_layer)} */
     connect(&${head_layer.name}, ${source}, outputs, ${room});
@@ -493,103 +342,9 @@ ${"int policy_value%s(%sint32_t *value)" | format(macros.r, macros.observation_p
 }
 
 //: endif
-//: if masks or probabilities
+//: if not box
 //: include "choices.c"
 //: else
-//: if several
-static const uint32_t action_categories[POLICY_N_ACTIONS] = POLICY_ACTION_CATEGORIES;
-
-/* Scores of all categories of the first index, then of the second, and so on. */
-static int all_scores(${macros.observation_parameter}int32_t scores[${model.action_nvec | sum}])
-{
-//: if model.n_bits
-    int32_t outputs[POLICY_N_OUTPUTS], i;
-    const int code = policy_outputs${macros.r}(${macros.observation_argument}outputs);
-    for (i = 0; code == POLICY_OK && i < POLICY_N_OUTPUTS; i++) {
-        scores[2 * i] = 0;
-        scores[2 * i + 1] = outputs[i];
-    }
-    return code;
-//: else
-    return policy_outputs${macros.r}(${macros.observation_argument}scores);
-//: endif
-}
-
-int policy_act${macros.r}(${macros.observation_parameter}int32_t action[POLICY_N_ACTIONS])
-{
-    int32_t all[${model.action_nvec | sum}];
-    const int32_t *scores = all;
-    uint32_t index, i;
-    const int code = action == NULL ? POLICY_NULL_POINTER : all_scores(${macros.observation_argument}all);
-    if (code != POLICY_OK) {
-        return code;
-    }
-    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
-        uint32_t best = 0;
-        for (i = 1; i < action_categories[index]; i++) {
-            best = scores[i] > scores[best] ? i : best;
-        }
-        action[index] = (int32_t)best;
-    }
-    return POLICY_OK;
-}
-
-//: elif discrete
-int policy_act${macros.r}(${macros.observation_parameter}int32_t *action)
-{
-    int32_t outputs[POLICY_N_OUTPUTS], i, best = 0;
-    ${macros.compute_outputs() | indent}
-    for (i = 1; i < POLICY_N_OUTPUTS; i++) {
-        best = outputs[i] > outputs[best] ? i : best;
-    }
-    *action = best;
-    return POLICY_OK;
-}
-
-//: endif
-//: if not box
-/* exp(-d) in integers, for d in units of 1/256: one table for its quarters times one table for the rest. */
-static const uint32_t exp_high[64] POLICY_FLASH = ${exp_high | integers | block};
-static const uint16_t exp_low[64] POLICY_FLASH = ${exp_low | integers | block};
-//: endif
-//: if several
-static const uint8_t weight_shifts[POLICY_N_ACTIONS] = ${weight_shifts | integers | inline};
-
-int policy_sample${macros.r}(
-    ${macros.observation_parameter}const uint32_t random_bits[POLICY_N_ACTIONS], int32_t action[POLICY_N_ACTIONS])
-{
-    int32_t all[${model.action_nvec | sum}];
-    const int32_t *scores = all;
-    uint32_t index, i;
-    const int code =
-        action == NULL || random_bits == NULL ? POLICY_NULL_POINTER : all_scores(${macros.observation_argument}all);
-    if (code != POLICY_OK) {
-        return code;
-    }
-    for (index = 0; index < POLICY_N_ACTIONS; scores += action_categories[index], index++) {
-        uint32_t running[${model.action_nvec | max}], total = 0, threshold;
-        int32_t largest = scores[0];
-        ${macros.draw("scores", "action_categories[index]", "random_bits[index]", "weight_shifts[index]", "\n        ")
-           | indent(8)}
-        action[index] = (int32_t)i;
-    }
-    return POLICY_OK;
-}
-//: elif discrete
-//#
-int policy_sample${macros.r}(${macros.observation_parameter}uint32_t random_bits, int32_t *action)
-{
-    int32_t outputs[POLICY_N_OUTPUTS], largest, i;
-    uint32_t running[POLICY_N_OUTPUTS], total = 0, threshold;
-    ${macros.compute_outputs() | indent}
-    largest = outputs[0];
-    ${macros.draw("outputs", "POLICY_N_OUTPUTS", "random_bits", weight_shifts[0]) | indent}
-    *action = i;
-    return POLICY_OK;
-}
-//: endif
-//: endif
-//: if box
 //: if fixed
 static const int32_t lowest[POLICY_N_OUTPUTS] POLICY_FLASH = ${lowest | integers | inline};
 static const int32_t highest[POLICY_N_OUTPUTS] POLICY_FLASH = ${highest | integers | inline};
@@ -602,6 +357,9 @@ int policy_act${macros.r}(${macros.observation_parameter}int32_t action[POLICY_N
         const int32_t low = (int32_t)POLICY_READ_32(lowest + i), high = (int32_t)POLICY_READ_32(highest + i);
         action[i] = outputs[i] < low ? low : (outputs[i] > high ? high : outputs[i]);
     }
+//: if memory
+    move_on(${macros.remembered_arguments});
+//: endif
     return POLICY_OK;
 }
 
@@ -630,6 +388,9 @@ int policy_act${macros.r}(${macros.observation_parameter}float action[POLICY_N_O
     int32_t outputs[POLICY_N_OUTPUTS], i;
     ${macros.compute_outputs() | indent}
     ${macros.clip_mean("outputs", "action") | indent}
+//: if memory
+    move_on(${macros.remembered_arguments});
+//: endif
     return POLICY_OK;
 }
 //: endif

@@ -24,18 +24,17 @@ extern "C" {
 enum {
     POLICY_OK = 0,
     POLICY_NULL_POINTER = -1, /* an argument is NULL */
+//: if has_grid or memory and memory.is_box
+    POLICY_NOT_FINITE = -2, /* a number is NaN or infinity */
+//: endif
+//: if image
+    POLICY_NO_FRAME = -3, /* no frame was pushed after the last policy_reset */
+//: endif
+//: if has_indices or memory and memory.nvec
+    POLICY_NO_CATEGORY = -4, /* an index is negative, or not below its number of categories */
+//: endif
 //: if masks
     POLICY_NO_ACTION = -5, /* of an index of the action no category is allowed */
-//: endif
-//: if several_fields
-    POLICY_NOT_FINITE = -2, /* the observation holds NaN or infinity */
-    POLICY_NO_CATEGORY = -4 /* an index of the observation is negative, or not below its number of categories */
-//: elif vector
-    POLICY_NOT_FINITE = -2 /* the observation holds NaN or infinity */
-//: elif indices
-    POLICY_NO_CATEGORY = -4 /* an index of the observation is negative, or not below its number of categories */
-//: else
-    POLICY_NO_FRAME = -3 /* no frame was pushed after the last policy_reset */
 //: endif
 };
 
@@ -50,7 +49,7 @@ enum {
 //: elif not is_dict
 #define POLICY_OBSERVATION_SIZE ${observation_size}
 //: endif
-//: if indices
+//: if is_indices
 //: set categories = model.parts[0].nvec | integers | inline
 #define POLICY_CATEGORIES ${categories} /* of each index of an observation; indices start at 0 */
 //: endif
@@ -62,6 +61,11 @@ enum {
 //: endif
 //: set head = model.layers[-1]
 #define POLICY_ARENA_BYTES ${arena_bytes} /* static RAM shared by the layers */
+//: if memory
+#define POLICY_HISTORY ${history} /* observations that the policy sees */
+#define POLICY_STATE_BYTES ${memory.state_bytes} /* what it remembers between two steps */
+#define POLICY_WINDOW_BYTES ${memory.window_bytes} /* static RAM that holds this, and the newest observation */
+//: endif
 //: if masks or probabilities
 #define POLICY_N_CATEGORIES ${n_categories} /* of all indices of an action together */
 //: endif
@@ -110,57 +114,42 @@ void policy_reset(void);
  */
 int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE]);
 
-//: elif several_fields
+//: else
 //: include "observation.h"
-//: elif vector and fixed
-/*
- * An observation has 8 bits for each feature, the input grid of the first layer:
- *
-//: if has_origin
- *     q = clamp(round((x - o) m + a), -128, 127)
- *
- * x is the feature in units of the environment, o its origin, m its multiplier and a its offset. Take the origin off in
- * double or in integers: a float cannot carry x.
- */
-#define POLICY_OBSERVATION_ORIGIN ${model.input_origin | doubles | inline}
-//: else
- *     q = clamp(round(x m + a), -128, 127)
- *
- * x is the feature in units of the environment, m its multiplier and a its offset.
- */
 //: endif
-#define POLICY_OBSERVATION_MULTIPLIER ${model.input_multiplier | floats | inline}
-#define POLICY_OBSERVATION_OFFSET ${model.input_offset | floats | inline}
-
-/*
- * Convert features of 16 bits to the grid: q = (n + 128) / 256, rounded down. A feature counts 1/256 of a grid step:
-//: if has_origin
- * n = 256 ((x - o) m + a), or x = (n / 256 - a) / m + o.
-//: else
- * n = 256 (x m + a), or x = (n / 256 - a) / m.
-//: endif
- */
-int policy_quantize_int16(const int16_t observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
-
-//: elif has_origin
-/* Observations are double: a float cannot carry their values. This origin is taken off before the rest becomes float. */
-#define POLICY_OBSERVATION_ORIGIN ${model.input_origin | doubles | inline}
-
-//: endif
-//: if fixed and (vector or box or several_fields and has_grid)
-/* Conversions from and to float. Compile policy.c with -DPOLICY_FLOAT_HELPERS; nothing else uses floating point. */
+//: if box and fixed
+/* Compile policy.c with -DPOLICY_FLOAT_HELPERS; nothing else uses floating point. */
 #ifdef POLICY_FLOAT_HELPERS
-//: if vector
-int policy_quantize(const ${real_type} observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
-//: elif is_dict and has_grid
-int policy_quantize(const struct policy_raw_observation *observation, struct policy_observation *grid);
-//: elif several_fields and has_grid
-int policy_quantize(const float observation[POLICY_OBSERVATION_SIZE], int8_t grid[POLICY_OBSERVATION_SIZE]);
-//: endif
-//: if box
 int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS]);
-//: endif
 #endif
+
+//: endif
+//: if memory
+/*
+ * The policy sees its last POLICY_HISTORY observations, which it keeps itself on the 8-bit grid of the first layer${", and the" if memory.n_action else "."}
+//: if memory.n_action
+ * actions between them.
+//: endif
+ *
+ * Call policy_reset at the start of an episode: it forgets them. Before the first call nothing is remembered.
+ *
+//: if box
+ * policy_act ends a step: the observation that it is given becomes one of the last ones. Other functions see the same
+//: else
+ * policy_act and policy_sample end a step: the observation that they are given becomes one of the last ones. Other functions
+ * see the same
+//: endif
+ * observations and remember nothing. Call them before.
+ */
+void policy_reset(void);
+
+/*
+ * End a step without computing an action, in a program that chooses the action itself: remember the observation${", and the" if memory.n_action else "."}
+//: if memory.n_action
+ * action that was taken.
+//: endif
+ */
+${"int policy_remember(%s);" | format(macros.step_parameters) | signature}
 
 //: endif
 /*
@@ -228,6 +217,8 @@ int policy_value(${macros.given_parameter}int32_t *value);
  * The same functions with memory that the caller gives: threads act at the same time, each with a policy_state of its own.
 //: if image
  * Call policy_reset_r before the first frame. Frames belong to the policy_state that they were pushed into.
+//: elif memory
+ * Call policy_reset_r before the first observation. Each policy_state has a memory of its own.
 //: else
  * It needs no initialization, and holds nothing between two calls.
 //: endif
@@ -244,6 +235,9 @@ struct policy_state {
 //: elif image
     uint8_t stack[POLICY_STACK_BYTES]; /* pixel after pixel; within a pixel the oldest frame first */
     int has_frame;
+//: elif memory
+    uint8_t window[POLICY_WINDOW_BYTES]; /* the last observations on the grid of the first layer, plus 128 */
+    int has_begun;
 //: endif
 };
 

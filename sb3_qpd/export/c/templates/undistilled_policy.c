@@ -4,26 +4,29 @@
 #include <stddef.h>
 #include <string.h>
 
-//: for step in steps if step.kind in ("dense", "conv")
+//: for step in all_steps if step.kind in ("dense", "conv")
 static const float ${step.name}_weight[] = {
     ${step.weight}};
 static const float ${step.name}_bias[] = {
     ${step.bias}};
 //: endfor
-//: if means
+//: for one in inputs
+//: set field = one.field
+//: if one.means
 //# a mean in two numbers
-static const float observation_mean[POLICY_OBSERVATION_SIZE] = {
-    ${means[0]}};
-static const float observation_mean_rest[POLICY_OBSERVATION_SIZE] = {
-    ${means[1]}};
+static const float mean_of_${field.name}[${field.size}] = {
+    ${one.means[0]}};
+static const float mean_rest_of_${field.name}[${field.size}] = {
+    ${one.means[1]}};
 //: endif
-//: if factor
-static const float observation_factor[POLICY_OBSERVATION_SIZE] = {
-    ${factor}};
+//: if one.factor
+static const float factor_of_${field.name}[${field.size}] = {
+    ${one.factor}};
 //: endif
-//: if indices
-static const int32_t observation_categories[POLICY_OBSERVATION_SIZE] = POLICY_CATEGORIES;
+//: if field.kind == "one_hot"
+static const int32_t categories_of_${field.name}[${field.size}] = {${one.nvec}};
 //: endif
+//: endfor
 //: if actor.is_box
 static const float action_low[POLICY_N_OUTPUTS] = POLICY_ACTION_LOW;
 static const float action_high[POLICY_N_OUTPUTS] = POLICY_ACTION_HIGH;
@@ -32,6 +35,9 @@ static const int32_t action_categories[POLICY_N_ACTIONS] = POLICY_ACTION_CATEGOR
 //: endif
 
 static float buffer_a[${buffer_size}], buffer_b[${buffer_size}];
+//: if is_dict
+static float features[${n_features}];
+//: endif
 
 //: for kind, expression in activations.items()
 static void apply_${kind}(float *values, size_t n, float a, float b)
@@ -58,7 +64,7 @@ static void dense(const float *weight, const float *bias, const float *input, fl
     }
 }
 
-//: if image
+//: if has_conv
 static void conv(const float *weight, const float *bias, const float *input, float *output, size_t n_in, size_t height,
                  size_t width, size_t rows, size_t columns, size_t row_step, size_t column_step, size_t n_out,
                  size_t out_height, size_t out_width)
@@ -83,6 +89,8 @@ static void conv(const float *weight, const float *bias, const float *input, flo
     }
 }
 
+//: endif
+//: if image
 static uint8_t frames[POLICY_N_FRAMES][POLICY_FRAME_SIZE]; /* the newest one is the last */
 static int has_frame = 0;
 
@@ -115,69 +123,64 @@ static int read_observation(float *values)
     for (f = 0; f < POLICY_N_FRAMES; f++) {
         for (c = 0; c < POLICY_FRAME_CHANNELS; c++) {
             for (i = 0; i < area; i++) {
-                values[(f * POLICY_FRAME_CHANNELS + c) * area + i] = (float)frames[f][i * POLICY_FRAME_CHANNELS + c] * ${pixel};
+                values[(f * POLICY_FRAME_CHANNELS + c) * area + i] = (float)frames[f][i * POLICY_FRAME_CHANNELS + c] * ${inputs[0].pixel};
             }
         }
     }
     return POLICY_OK;
 }
 
-//: elif indices
-static int read_observation(const int32_t *observation, float *values)
+//: endif
+//: for one in inputs if not image
+//: set field = one.field
+static int read_${field.name}(const ${field.raw_type} *given, float *values)
 {
+//: if field.kind == "one_hot"
     size_t i, at = 0;
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        if (observation[i] < 0 || observation[i] >= observation_categories[i]) {
+    for (i = 0; i < ${field.size}; i++) {
+        if (given[i] < 0 || given[i] >= categories_of_${field.name}[i]) {
             return POLICY_NO_CATEGORY;
         }
-        at += (size_t)observation_categories[i];
+        at += (size_t)categories_of_${field.name}[i];
     }
     memset(values, 0, at * sizeof *values);
-    for (i = 0, at = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        values[at + (size_t)observation[i]] = 1.0f;
-        at += (size_t)observation_categories[i];
+    for (i = 0, at = 0; i < ${field.size}; i++) {
+        values[at + (size_t)given[i]] = 1.0f;
+        at += (size_t)categories_of_${field.name}[i];
     }
-    return POLICY_OK;
-}
-
+//: elif field.kind == "image"
+//: set channels, height, width = field.part.shape
+    size_t c, i;
+    for (c = 0; c < ${channels}; c++) {
+        for (i = 0; i < ${height * width}; i++) {
+            values[c * ${height * width} + i] = (float)given[i * ${channels} + c] * ${one.pixel};
+        }
+    }
 //: else
-static int read_observation(const float *observation, float *values)
-{
     size_t i;
-    for (i = 0; i < POLICY_OBSERVATION_SIZE; i++) {
-        float x = observation[i];
+    for (i = 0; i < ${field.size}; i++) {
+        float x = given[i];
         if (!isfinite(x)) {
             return POLICY_NOT_FINITE;
         }
-//: if means
-        x -= observation_mean[i];
-        x -= observation_mean_rest[i];
+//: if one.means
+        x -= mean_of_${field.name}[i];
+        x -= mean_rest_of_${field.name}[i];
 //: endif
-//: if factor
-        x *= observation_factor[i];
+//: if one.factor
+        x *= factor_of_${field.name}[i];
 //: endif
-//: if clip
-        x = x < -${clip} ? -${clip} : (x > ${clip} ? ${clip} : x);
+//: if one.clip
+        x = x < -${one.clip} ? -${one.clip} : (x > ${one.clip} ? ${one.clip} : x);
 //: endif
         values[i] = x;
     }
+//: endif
     return POLICY_OK;
 }
 
-//: endif
-//: set given = "" if image else "const " + observation_type + " observation[POLICY_OBSERVATION_SIZE], "
-//: set passed = "" if image else "observation, "
-int policy_outputs(${given}float outputs[POLICY_N_OUTPUTS])
-{
-    float *x = buffer_a, *y = buffer_b, *z;
-    int code;
-    if (outputs == NULL${"" if image else " || observation == NULL"}) {
-        return POLICY_NULL_POINTER;
-    }
-    code = read_observation(${passed}x);
-    if (code != POLICY_OK) {
-        return code;
-    }
+//: endfor
+//: macro run(steps)
 //: for step in steps
 //: if step.kind == "dense"
     dense(${step.name}_weight, ${step.name}_bias, x, y, ${step.n_in}, ${step.n_out});
@@ -190,6 +193,36 @@ int policy_outputs(${given}float outputs[POLICY_N_OUTPUTS])
     z = x, x = y, y = z;
 //: endif
 //: endfor
+//: endmacro
+//: set own = "const " ~ inputs[0].field.raw_type ~ " observation[POLICY_OBSERVATION_SIZE], "
+//: set given = "" if image else "const struct policy_observation *observation, " if is_dict else own
+//: set passed = "" if image else "observation, "
+int policy_outputs(${given}float outputs[POLICY_N_OUTPUTS])
+{
+    float *x = buffer_a, *y = buffer_b, *z;
+    int code;
+    if (outputs == NULL${"" if image else " || observation == NULL"}) {
+        return POLICY_NULL_POINTER;
+    }
+//: for one in inputs
+//: if is_dict
+//: set place = "x" if one.steps else "features + %d" | format(one.at)
+    code = read_${one.field.name}(${one.field.of("observation")}, ${place});
+//: else
+    code = read_observation(${passed}x);
+//: endif
+    if (code != POLICY_OK) {
+        return code;
+    }
+${run(one.steps)}
+//:- if is_dict and one.steps
+    memcpy(features + ${one.at}, x, ${one.n_out} * sizeof *x);
+//: endif
+//: endfor
+//: if is_dict
+    memcpy(x, features, sizeof features);
+//: endif
+${run(steps)}
 //: if actor.unscales
     {
         size_t i;

@@ -15,13 +15,9 @@ extern "C" {
 enum {
     POLICY_OK = 0,
     POLICY_NULL_POINTER = -1, /* an argument is NULL */
-//: if indices
+    POLICY_NOT_FINITE = -2, /* the observation holds NaN or infinity */
+    POLICY_NO_FRAME = -3, /* no frame was pushed after the last policy_reset */
     POLICY_NO_CATEGORY = -4 /* an index of the observation is negative, or not below its number of categories */
-//: elif image
-    POLICY_NO_FRAME = -3 /* no frame was pushed after the last policy_reset */
-//: else
-    POLICY_NOT_FINITE = -2 /* the observation holds NaN or infinity */
-//: endif
 };
 
 //: if image
@@ -30,14 +26,21 @@ enum {
 #define POLICY_FRAME_CHANNELS ${channels} /* interleaved: R G B R G B ... */
 #define POLICY_FRAME_SIZE (POLICY_FRAME_HEIGHT * POLICY_FRAME_WIDTH * POLICY_FRAME_CHANNELS)
 #define POLICY_N_FRAMES ${n_frames} /* frames in an observation */
+//: elif is_dict
+/* An observation: a field for each key. */
+struct policy_observation {
+//: for one in inputs
+    ${one.field.raw_type} ${one.field.declarator}; /* "${one.key}": ${one.field.comment} */
+//: endfor
+};
 //: else
-#define POLICY_OBSERVATION_SIZE ${observation_size}
+#define POLICY_OBSERVATION_SIZE ${inputs[0].field.size}
+//: if inputs[0].field.kind == "one_hot"
+#define POLICY_CATEGORIES {${inputs[0].nvec}} /* of each index of an observation; indices start at 0 */
 //: endif
-//: if indices
-#define POLICY_CATEGORIES {${nvec}} /* of each index of an observation; indices start at 0 */
 //: endif
 #define POLICY_N_OUTPUTS ${actor.n_outputs}
-#define POLICY_BUFFER_BYTES ${8 * buffer_size} /* static RAM shared by the layers */
+#define POLICY_BUFFER_BYTES ${8 * buffer_size + (4 * n_features if is_dict else 0)} /* static RAM shared by the layers */
 //: if actor.is_box
 //# the bounds of the action
 #define POLICY_ACTION_LOW {${low}}
@@ -56,7 +59,8 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE]);
 
 //: set given = ""
 //: else
-//: set given = "const " + observation_type + " observation[POLICY_OBSERVATION_SIZE], "
+//: set own = "const " ~ inputs[0].field.raw_type ~ " observation[POLICY_OBSERVATION_SIZE], "
+//: set given = "const struct policy_observation *observation, " if is_dict else own
 //: endif
 /*
  * The outputs of the last layer: ${"the mean action before it is clipped" if actor.is_box else "logits or Q-values"}.

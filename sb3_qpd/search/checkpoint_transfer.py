@@ -1,0 +1,93 @@
+"""The checkpoint of a trial on another machine: its files travel, so that no disk has to be shared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sb3_qpd.atomic import write_atomically
+from sb3_qpd.distillation.checkpoint_files import ACTIONS, SEGMENT, STATE_FILES
+
+
+@dataclass(frozen=True)
+class Changes:
+    """
+    What a write has changed in the folder of a checkpoint.
+
+    :param files: contents of the files that are new or have changed, by name
+    :param names: names of all files of the checkpoint
+    """
+
+    files: dict[str, bytes]
+    names: frozenset[str]
+
+
+class ChangeFinder:
+    """
+    Finds what each write changes in the folder of a checkpoint.
+
+    :param folder: folder of the checkpoint
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known = _stamps(folder)
+
+    def changes(self) -> Changes:
+        """What has changed since the last call. No process may write there meanwhile."""
+        stamps = _stamps(self._folder)
+        changed = [name for name, stamp in stamps.items() if self._known.get(name) != stamp]
+        self._known = stamps
+        return Changes({name: (self._folder / name).read_bytes() for name in changed}, frozenset(stamps))
+
+
+def read_checkpoint(folder: Path) -> dict[str, bytes]:
+    """
+    The files of a checkpoint.
+
+    :param folder: folder of the checkpoint, whether or not it exists
+    :return: contents by name
+    """
+    return {name: (folder / name).read_bytes() for name in _stamps(folder)}
+
+
+def write_checkpoint(folder: Path, files: Mapping[str, bytes]) -> None:
+    """
+    Write files of a checkpoint. A state comes after the files that it names, so that an interruption leaves a whole one.
+
+    :param folder: folder of the checkpoint, created where it is missing
+    :param files: contents by name
+    :raises OSError: the disk does not take them
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(files, key=lambda name: name in STATE_FILES):
+        write_atomically(folder / name, files[name])
+
+
+def apply_changes(folder: Path, changes: Changes) -> None:
+    """
+    Repeat what a write has changed elsewhere.
+
+    :param folder: folder of the checkpoint
+    :param changes: all changes so far were applied there, in their order
+    :raises OSError: the disk does not take them
+    """
+    write_checkpoint(folder, changes.files)
+    for name in _stamps(folder).keys() - changes.names:
+        with suppress(OSError):
+            (folder / name).unlink()
+
+
+def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Name of each file of a checkpoint -> inode, size and time of its last change."""
+    entries = os.scandir(folder) if folder.is_dir() else ()
+    ours = (entry for entry in entries if entry.name in (*STATE_FILES, ACTIONS) or SEGMENT.fullmatch(entry.name))
+    return {entry.name: (entry.inode(), *_size_and_time(entry)) for entry in ours}
+
+
+def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
+    status = entry.stat(follow_symlinks=False)
+    return status.st_size, status.st_mtime_ns
