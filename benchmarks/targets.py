@@ -186,8 +186,8 @@ def in_numpy(folder: Path, model: IntegerModel) -> Act:
 
 
 def run(player: Any, observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
-    """The ``run`` of a policy in a runtime."""
-    actions, _, *after = player.run(observations, masks, *([] if state is None else [state]))
+    """The ``run`` of a policy in a runtime, which may know neither masks nor a state."""
+    actions, _, *after = player.run(observations, *(() if masks is None and state is None else (masks, state)))
     return actions, after[0] if after else None
 
 
@@ -198,8 +198,7 @@ def in_onnx_runtime(folder: Path, model: IntegerModel) -> Act:
 
 def in_tflite(folder: Path, model: IntegerModel, xnnpack: bool = True) -> Act:
     """``student.tflite`` in LiteRT."""
-    player = TflitePolicy(folder / "student.tflite", xnnpack=xnnpack)
-    return lambda observations, masks, state: (player.run(observations)[0], None)
+    return functools.partial(run, TflitePolicy(folder / "student.tflite", xnnpack=xnnpack))
 
 
 def in_c(folder: Path, model: IntegerModel, name: str = "policy") -> Act:
