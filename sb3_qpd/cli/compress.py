@@ -27,7 +27,7 @@ from sb3_qpd.cli.hyperparameters import (
     add_hyperparameters,
     check_hyperparameter_flags,
     check_integer,
-    given_hyperparameters,
+    distiller_arguments,
     take_entry,
 )
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
@@ -261,7 +261,7 @@ def _make_distiller(
 
     from sb3_qpd.distillation.distiller import QPDDistiller
 
-    given = given_hyperparameters(args)
+    given = distiller_arguments(args)
     given["observations"] = args.observations
     distiller = QPDDistiller(teacher, recipe, verbose=1, **{**given, **changes})  # verbose: the check of the teacher is shown
     if args.tensorboard_log is not None:  # for TensorBoard alone: nothing of it on stdout

@@ -23,7 +23,7 @@ from sb3_qpd.cli.errors import EXIT_DIFFERENCE, one_line, user_errors
 from sb3_qpd.cli.hyperparameters import (
     add_hyperparameters,
     check_hyperparameter_flags,
-    given_hyperparameters,
+    distiller_arguments,
     take_entry,
 )
 from sb3_qpd.cli.models import check_device, check_environment, load_teacher
@@ -194,7 +194,7 @@ def frontier(args: argparse.Namespace) -> int:
                 targets=args.target,
                 progress_bar=args.progress,
                 command=args.command_line,
-                **given_hyperparameters(args),
+                **distiller_arguments(args),
             )
     except KeyboardInterrupt:
         if (args.out / UNFINISHED).exists():

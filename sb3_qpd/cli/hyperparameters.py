@@ -140,6 +140,20 @@ def given_hyperparameters(args: argparse.Namespace) -> dict[str, Any]:
     return {name: value for name in flag_names() if (value := getattr(args, name, None)) is not None}
 
 
+def distiller_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """
+    What was given as flags, as ``QPDDistiller`` takes it: it reads a number as a constant learning rate.
+
+    :param args: arguments of the command
+    """
+    from sb3_qpd.distillation.schedules import CosineSchedule
+
+    given = given_hyperparameters(args)
+    if "learning_rate" in given:
+        given["learning_rate"] = CosineSchedule(given["learning_rate"])
+    return given
+
+
 def take_entry(args: argparse.Namespace, recipe: "EnvRecipe | None") -> None:
     """
     Take what the user did not give from the environment's entry in ``qpd.yml``: steps, size, bits and the other settings.
@@ -153,10 +167,15 @@ def take_entry(args: argparse.Namespace, recipe: "EnvRecipe | None") -> None:
     if recipe is None:
         args.timesteps = args.timesteps or DEFAULT_TIMESTEPS
         return
+    from sb3_qpd.distillation.schedules import COSINE
     from sb3_qpd.zoo.entries import read_entries
 
-    name = "atari" if recipe.is_atari else recipe.env_id.rpartition(":")[2]
-    entry = dict(read_entries().get(name, {}))
+    entries, name = read_entries(), recipe.env_id.rpartition(":")[2]
+    if recipe.is_atari and name not in entries:
+        name = "atari"
+    entry = dict(entries.get(name, {}))
+    if "learning_rate" in entry:
+        entry["learning_rate"] = float(entry["learning_rate"].removeprefix(COSINE))  # as the flag names it
     # an entry's bits suit its own size
     own_bits = ("weight_bits", "activation_bits") if is_budget(getattr(args, "student_arch", None)) else ()
     keys = [key for key in flag_names() if key in entry and key not in own_bits]

@@ -8,6 +8,7 @@ from numbers import Real
 from sb3_qpd.checks import check_type
 
 WARM_UP_UPDATES = 200  # a full learning rate from the first update leaves a CNN's ReLUs dead
+LINEAR, COSINE = "lin_", "cos_"  # before the first rate in an entry of RL Zoo's syntax: linear to zero, half a cosine to zero
 DEFAULT_LEARNING_RATE = 5e-2  # first value of the cosine, for the optimizer MuonAdam
 
 

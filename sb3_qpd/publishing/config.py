@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sb3_qpd.distillation.schedules import DEFAULT_LEARNING_RATE, CosineSchedule
+from sb3_qpd.distillation.schedules import COSINE, DEFAULT_LEARNING_RATE, LINEAR, CosineSchedule
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.envs.zoo_config import to_zoo_entry
 from sb3_qpd.integer import IntegerModel
@@ -24,8 +24,12 @@ SETTINGS = (
     *("temperature", "student_temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
     *("transition", "transition_start", "transition_end", "max_grad_norm"),
 )
-# Schedules that an entry can name: class -> its attribute, and the prefix that RL Zoo writes before the number
-SCHEDULES = {"ConstantSchedule": ("val", ""), "SimpleLinearSchedule": ("initial_value", "lin_")}
+# Schedules that an entry can name: class -> its attribute, and the prefix before the number in an entry
+SCHEDULES = {
+    "ConstantSchedule": ("val", ""),
+    "SimpleLinearSchedule": ("initial_value", LINEAR),
+    CosineSchedule.__name__: ("initial", COSINE),
+}
 
 
 def make_config(report: Mapping[str, Any], model: IntegerModel, student: bytes | None) -> bytes:
@@ -70,10 +74,9 @@ def _learning_rate(value: Any) -> tuple[dict[str, Any], list[str]]:
     if not is_pickled(value):
         return ({} if value is None else {"learning_rate": value}), []
     kind = str(value.get(":type:")).rstrip("'>").rpartition(".")[2]
-    if kind == CosineSchedule.__name__:
-        if value.get("initial") == DEFAULT_LEARNING_RATE:
-            return {}, []
-    elif kind in SCHEDULES and isinstance(number := value.get(SCHEDULES[kind][0]), float):
+    if kind == CosineSchedule.__name__ and value.get("initial") == DEFAULT_LEARNING_RATE:
+        return {}, []
+    if kind in SCHEDULES and isinstance(number := value.get(SCHEDULES[kind][0]), float):
         prefix = SCHEDULES[kind][1]
         return {"learning_rate": f"{prefix}{number}" if prefix else number}, []
     return {}, [f"learning_rate: a {kind} of its own, which an entry cannot name"]

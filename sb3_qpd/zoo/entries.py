@@ -10,6 +10,7 @@ import yaml
 
 from sb3_qpd.checks import did_you_mean
 from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.distillation.schedules import COSINE, LINEAR
 from sb3_qpd.envs.atari import NATIVE_WRAPPER_KWARGS
 from sb3_qpd.envs.recipe import ATARI_WRAPPER, MAX_FRAME_STACK, EnvRecipe
 from sb3_qpd.envs.registry import running_id
@@ -98,12 +99,16 @@ def _check_integers(entry: Mapping[str, Any]) -> None:
 def _check_learning_rate(rate: Any) -> None:
     if not isinstance(rate, str):
         return
+    kind, mark, number = rate.partition("_")
     try:
-        float(rate.partition("_")[2])
-    except ValueError as error:
+        is_known = kind + mark in (LINEAR, COSINE) and 0 <= float(number) <= 1
+    except ValueError:
+        is_known = False
+    if not is_known:
         raise ValueError(
-            f"learning_rate must be a number (in YAML 1.1 with a point: 0.001), or linear to zero: lin_0.001, got {rate!r}"
-        ) from error
+            f"learning_rate must be a number (in YAML 1.1 with a point: 0.001), linear to zero ({LINEAR}0.001), or a cosine "
+            f"to zero ({COSINE}0.001), got {rate!r}"
+        )
 
 
 def expand_env_id(teacher: Any, env_name: str) -> Any:

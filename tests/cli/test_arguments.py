@@ -9,7 +9,8 @@ from commands import mistake
 from sb3_qpd import QPDDistiller
 from sb3_qpd.cli import main, make_parser
 from sb3_qpd.cli.arguments import architecture, key_value
-from sb3_qpd.cli.hyperparameters import LEFT_OUT, flag_names, hyperparameters
+from sb3_qpd.cli.hyperparameters import LEFT_OUT, distiller_arguments, flag_names, hyperparameters, take_entry
+from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.students.architectures import make_arch
 from sb3_qpd.version import __version__
 
@@ -117,3 +118,25 @@ def test_help_explains_environments_of_other_packages(capsys: pytest.CaptureFixt
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert "my_envs:Cart-v0" in capsys.readouterr().out
+
+
+def test_a_learning_rate_is_the_first_of_a_cosine() -> None:
+    """As its help says. ``QPDDistiller`` itself reads a number as a constant rate, as SB3 does."""
+    args = make_parser().parse_args(["compress", "teacher.zip", "--out", "out", "--learning-rate", "1e-2"])
+    schedule = distiller_arguments(args)["learning_rate"]
+    assert [schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([1e-2, 5e-3, 0])
+    args = make_parser().parse_args(["compress", "teacher.zip", "--out", "out"])
+    assert "learning_rate" not in distiller_arguments(args)
+
+
+def test_a_game_has_an_entry_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its own entry counts, as in RL Zoo; ``atari`` is for all other games. A cosine is what the flag would give."""
+    first = {}
+    for game in ("BreakoutNoFrameskip-v4", "PongNoFrameskip-v4"):
+        args = make_parser().parse_args(["compress", "teacher.zip", "--out", "out"])
+        take_entry(args, EnvRecipe(game))
+        schedule = distiller_arguments(args).get("learning_rate")
+        first[game] = args.timesteps, args.temperature, None if schedule is None else schedule(1.0)
+    assert first == {"BreakoutNoFrameskip-v4": (500_000, 0.4, 0.025), "PongNoFrameskip-v4": (100_000, None, None)}
+    told = capsys.readouterr().out
+    assert "From the entry BreakoutNoFrameskip-v4 of" in told and "From the entry atari of" in told

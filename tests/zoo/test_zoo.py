@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -384,6 +385,15 @@ def trained_with(teacher: Path, folder: Path, **config: Any) -> str:
     return str(copied)
 
 
+@pytest.mark.parametrize(("text", "half"), [("cos_0.01", 0.005), ("lin_0.01", 0.005), (0.01, 0.01)])
+def test_learning_rates_of_an_entry(text: Any, half: float, teacher: Path, tmp_path: Path) -> None:
+    """A cosine is ours, the others are RL Zoo's. At a quarter of the run the cosine is still high."""
+    train(tmp_path, "-n", "64", params={"teacher": str(teacher), "learning_rate": text})
+    student = QPDDistiller.load(tmp_path / "logs" / "qpd" / f"{ENV}_1" / f"{ENV}.zip", device="cpu")
+    late = {"cos_0.01": 0.01 * 0.5 * (1 - math.cos(math.pi / 4)), "lin_0.01": 0.0025}.get(text, 0.01)
+    assert [student.lr_schedule(left) for left in (1.0, 0.5, 0.25)] == pytest.approx([0.01, half, late])
+
+
 def test_a_wrapper_of_ones_own(teacher: Path, tmp_path: Path) -> None:
     """It is played in the environments that RL Zoo builds, where the teacher's config.yml names it too."""
     own = f"{__name__}.OwnWrapper"
@@ -456,7 +466,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         ({"report_episodes": value}, "report_episodes must be 0 (no report) or an integer")
         for value in ("abc", None, 2.5, -3, 1)
     ),
-    ({"learning_rate": "fast"}, "or linear to zero: lin_0.001, got 'fast'"),
+    ({"learning_rate": "fast"}, "linear to zero (lin_0.001), or a cosine to zero (cos_0.001), got 'fast'"),
+    ({"learning_rate": "exp_0.01"}, "or a cosine to zero (cos_0.001), got 'exp_0.01'"),
+    ({"learning_rate": "cos_2"}, "or a cosine to zero (cos_0.001), got 'cos_2'"),
     (
         {"callback": "rl_zoo3.callbacks.Nobodys"},
         "The entry names a class that does not exist: module 'rl_zoo3.callbacks' has no attribute",
