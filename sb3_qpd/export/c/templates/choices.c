@@ -86,8 +86,10 @@ static uint32_t best(const int32_t *scores, ${allowed_parameter}uint32_t n)
     }
 //: else
     uint32_t i, found = 0;
+    int32_t largest = scores[0];
     for (i = 1; i < n; i++) {
-        found = scores[i] > scores[found] ? i : found;
+        found = scores[i] > largest ? i : found;
+        largest = scores[i] > largest ? scores[i] : largest;
     }
 //: endif
     return found;
