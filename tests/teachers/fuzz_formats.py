@@ -524,7 +524,7 @@ def mutate_recording(files: Files, rng: random.Random) -> Files:
 
 def open_recording(folder: Path) -> None:
     recording = RecordedObservations(folder / "rows.npz")
-    recording.rows(recording.held_out)
+    recording.take(np.concatenate(list(recording.side_by_side(recording.held_out or recording.learned))))
 
 
 FORMATS = {
