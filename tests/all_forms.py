@@ -145,6 +145,9 @@ def _check_tflite(student: RandomStudent, folder: Path) -> str:
     got_actions, got_outputs = policy.run(student.observations)
     _equal(got_outputs, outputs, "outputs of TFLite")
     _equal(got_actions, actions, "actions of TFLite")
+    if student.masks is not None:
+        masked, _ = policy.run(student.observations, student.masks)
+        _equal(masked, _predict(model, student.observations, student.masks), "masked actions of TFLite")
     return "equal"
 
 
@@ -311,25 +314,17 @@ def _not_finite(student: RandomStudent) -> Iterator[Any]:
 
 def _refused_by(target: str, model: IntegerModel) -> list[str]:
     """Why a target refuses a model, as patterns of its message; none: it has to take it."""
-    kinds, hidden, head = {part.kind for part in model.parts}, model.layers[:-1], model.layers[-1]
-    reasons = {
-        "does not support .*Dict observations": target == "tflite" and model.is_dict,
-        "does not support .*images of floats": target == "tflite" and "float_image" in kinds,
-        "does not support .*action masks": target == "tflite" and model.uses_masks,
-        "does not support .*in float64 with an offset": target == "tflite" and model.input_origin is not None,
-    }
+    hidden, head = model.layers[:-1], model.layers[-1]
+    reasons = {"does not support .*in float64 with an offset": target == "tflite" and model.input_origin is not None}
     if target == "c":
         reasons["A sum in layer .* could reach .*, which does not fit int32"] = _largest_sum_in_c(model) >= 2**31
     else:
-        several = not model.is_box and model.action_shape != ()
         limits = [layer.multiplier for layer in hidden]
         numbers = [
             head.multiplier,
             *(x for x in (model.input_multiplier, model.action_low, model.action_high) if x is not None),
         ]
         reasons |= {
-            "does not support .*MultiDiscrete observations": "one_hot" in kinds,
-            "does not support .*MultiBinary actions": several,
             "does not support .*weights of . bits": any(layer.weight_bits not in (4, 8) for layer in model.layers),
             "does not support .*activations of . bits": any(layer.activation_bits != 8 for layer in hidden),
             "XNNPACK takes multipliers": any((m < 2.0**-32).any() or (m >= 256).any() for m in limits),

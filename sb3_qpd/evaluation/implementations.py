@@ -130,9 +130,9 @@ def _find_onnx(path: Path, start: Starter, model: IntegerModel, is_float: bool) 
 def _find_tflite(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:
     from sb3_qpd.export.tflite.runtime import TflitePolicy
 
-    yield Implementation("TFLite, XNNPACK", path.name, _file_steps(start(partial(TflitePolicy, path)), model), is_float)
-    own = start(partial(TflitePolicy, path, xnnpack=False))
-    yield Implementation("TFLite, own kernels", path.name, _file_steps(own, model), is_exact=False)
+    for name, xnnpack in (("TFLite, XNNPACK", True), ("TFLite, own kernels", False)):
+        policy = start(partial(TflitePolicy, path, xnnpack=xnnpack))
+        yield Implementation(name, path.name, _file_steps(policy, model, model.uses_masks), is_float and xnnpack)
 
 
 def _find_c(path: Path, start: Starter, model: IntegerModel, is_float: bool) -> Iterator[Implementation]:

@@ -72,8 +72,6 @@ class Target:
 
     :param dicts: Dict observations
     :param float_images: images of floats
-    :param indices: Discrete and MultiDiscrete observations
-    :param several_actions: MultiDiscrete and MultiBinary actions
     :param masks: action masks
     :param weight_bits: bits that weights may have
     :param activation_bits: bits that outputs of hidden layers may have
@@ -84,8 +82,6 @@ class Target:
 
     dicts: bool = True
     float_images: bool = True
-    indices: bool = True
-    several_actions: bool = True
     masks: bool = True
     weight_bits: tuple[int, ...] = ALL_BITS
     activation_bits: tuple[int, ...] = ALL_BITS
@@ -104,10 +100,6 @@ class Target:
             yield "Dict observations"
         if "float_image" in kinds and not self.float_images:
             yield "images of floats"
-        if "one_hot" in kinds and not self.indices:
-            yield "Discrete and MultiDiscrete observations"
-        if not student.is_box and student.action_shape and not self.several_actions:
-            yield "MultiDiscrete and MultiBinary actions"
         if student.uses_masks and not self.masks:
             yield "action masks"
         if student.history > 1 and not self.memories:
@@ -140,21 +132,15 @@ TARGETS = {
     "onnx": Target(requantizations=("float32",)),
     "c": Target(),
     "tflite": Target(
-        dicts=False,
-        float_images=False,
-        indices=False,
-        several_actions=False,
-        masks=False,
         weight_bits=(4, 8),
         activation_bits=(8,),
         requantizations=("float32",),
-        memories=False,
         origins=False,  # it has no subtraction in float64
     ),
     "numpy": Target(),  # takes every student
     "js": Target(),
     "micropython": Target(),
-    "arduino": Target(dicts=False, float_images=False, masks=False, memories=False),
+    "arduino": Target(),
 }
 
 

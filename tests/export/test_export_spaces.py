@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx
 import pytest
-from gymnasium import spaces
 from space_students import ACTIONS, OBSERVATIONS, make_student
 from students import assert_same_bits
 from toys import sample
@@ -18,7 +17,9 @@ from sb3_qpd import IntegerModel, QuantActorCriticPolicy, export_c, export_numpy
 from sb3_qpd.evaluation.verify import verify
 from sb3_qpd.export import EXPORTERS, StudentFacts, check_target
 from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
+from sb3_qpd.export.c.vectors import some_masks
 from sb3_qpd.export.onnx.runtime import OnnxPolicy
+from sb3_qpd.export.tflite.runtime import TflitePolicy
 from sb3_qpd.observations import take_rows
 from sb3_qpd.spaces import action_head, observation_parts
 
@@ -122,35 +123,32 @@ def test_c_refuses_an_index_that_is_none() -> None:
                 policy.act(np.array(wrong))
 
 
-@pytest.mark.parametrize(
-    "observation, action, masks, what",
-    [
-        ("Dict", "Discrete", False, "Dict observations; images of floats"),
-        ("float image", "Discrete", False, "images of floats"),
-        ("vector", "Discrete", True, "action masks"),
-    ],
-)
-def test_what_is_refused_by_name(observation: str, action: str, masks: bool, what: str, tmp_path: Path) -> None:
-    model = make_student(observation, action, 8, uses_masks=masks).to_integer()
-    with pytest.raises(ValueError, match=f"The target tflite does not support {what}"):
-        export_tflite(model, tmp_path)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("uses_masks", [False, True])
+@pytest.mark.parametrize("observation, action", [*CASES, ("Dict of vectors", "Box"), ("MultiDiscrete", "MultiBinary")])
+def test_tflite(observation: str, action: str, uses_masks: bool, tmp_path: Path) -> None:
+    if uses_masks and action == "Box":
+        pytest.skip("masks are for discrete actions")
+    model = make_student(observation, action, 8, uses_masks=uses_masks).to_integer()
+    observations, masks = sample(OBSERVATIONS[observation], 200, seed=1), some_masks(model, 200) if uses_masks else None
+    policy = TflitePolicy(export_tflite(model, tmp_path)[0])
+    steps = dict(zip(model.step_names(), model.trace(observations), strict=True))
+    traced = policy.trace(observations)
+    assert list(traced) == list(steps)
+    for name, values in traced.items():
+        np.testing.assert_array_equal(values, steps[name], err_msg=name)
+    for given in (None, masks) if uses_masks else (None,):
+        actions, outputs = policy.run(observations, given)
+        assert_same_bits(outputs, model.logits(observations))
+        assert_same_bits(actions, model.predict(observations, deterministic=True, action_masks=given)[0])
+    one = take_rows(observations, slice(3, 4))
+    assert_same_bits(policy.run(one)[0], model.predict(one, deterministic=True)[0])
 
 
-@pytest.mark.parametrize(
-    "observation, action", [("Discrete", "Discrete"), ("vector", "MultiDiscrete"), ("vector", "MultiDiscrete of one")]
-)
-def test_tflite_refuses_more(observation: str, action: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tflite does not support .*MultiDiscrete.*. Take the target onnx, c"):
-        export_tflite(make_student(observation, action, 8).to_integer(), tmp_path)
-
-
-def test_tflite_refuses_one_index_in_an_array(tmp_path: Path) -> None:
-    """MultiDiscrete([3]): the action is an array of one index, TFLite's would be a scalar."""
-    policy = QuantActorCriticPolicy(OBSERVATIONS["vector"], spaces.MultiDiscrete([3]), lambda _: 0.0, "nano")
-    policy.calibrate(policy.obs_to_tensor(sample(OBSERVATIONS["vector"], 64))[0])
-    with pytest.raises(ValueError, match="tflite does not support MultiDiscrete"):
-        export_tflite(policy.to_integer(), tmp_path)
+def test_images_of_tflite_with_channels_last(tmp_path: Path) -> None:
+    """Images of bytes alone: those of floats have their channels first."""
+    model, observations = make_student("Dict", "Discrete", 8).to_integer(), sample(OBSERVATIONS["Dict"], 50)
+    policy = TflitePolicy(export_tflite(model, tmp_path, channels_last=True)[0])
+    assert_same_bits(policy.run(observations)[1], model.logits(observations))
 
 
 @pytest.mark.parametrize("target", EXPORTERS)

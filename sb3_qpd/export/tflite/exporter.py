@@ -1,6 +1,9 @@
 """
 The target ``tflite``: one file that maps raw observations to actions and logits (or means).
 
+Its inputs are those of the ONNX file: ``observation``, or ``observation/key`` for each key of a Dict, then ``state`` and
+``action_masks`` where the student has them. Its outputs are ``action``, ``logits`` (or ``mean``) and ``next_state``.
+
 Hidden layers are int8 with scales of 1, M and 1. For these XNNPACK, the interpreter's default on a CPU, requantizes by the
 rule of :class:`~sb3_qpd.integer.IntegerLayer`. TFLite's own kernels round twice. The head has a few hundred weights, and is
 computed in float32 on integers, so that its accumulators are exact too.
@@ -8,40 +11,22 @@ computed in float32 on integers, so that its accumulators are exact too.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sb3_qpd.export.files import without_paths, write_files
 from sb3_qpd.export.requirements import StudentFacts, accumulator_bound, accumulator_bounds, check_target
-from sb3_qpd.integer import IntegerLayer, IntegerModel, pack
+from sb3_qpd.export.tflite.graph import INT4_VERSION, Graph, schema
+from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart
 from sb3_qpd.version import __version__
 
-try:
-    import flatbuffers
-    from ai_edge_litert import schema_py_generated as schema
-except ImportError as error:
-    raise ImportError("The target tflite needs the package ai-edge-litert: pip install 'sb3_qpd[litert]'") from error
-
-SCHEMA_VERSION = 3
 ZERO_POINT = -128  # of activations: the grid of 0 to 255 in int8
 FLOAT32_EXACT = 2**24  # float32 holds all integers up to here
 MULTIPLIERS = 2.0**-32, 256.0  # XNNPACK takes them from the first to below the second
 LARGEST_PRODUCT = 2.0**31  # of accumulator and multiplier: below -2^31, some kernels give 255 instead of 0
 # TFLite takes denormal numbers for zero; with a larger input multiplier, a denormal observation would matter
 SMALLEST_NUMBER, LARGEST_INPUT_MULTIPLIER = 2.0**-126, 2.0**96
-TYPES = {
-    np.dtype(np.float32): schema.TensorType.FLOAT32,
-    np.dtype(np.int32): schema.TensorType.INT32,
-    np.dtype(np.int64): schema.TensorType.INT64,
-    np.dtype(np.uint8): schema.TensorType.UINT8,
-    np.dtype(np.int8): schema.TensorType.INT8,
-}
-# versions of operators with the types used here; others have version 1
-VERSIONS = {"CONV_2D": 3, "FULLY_CONNECTED": 5, "QUANTIZE": 2, "DEQUANTIZE": 2, "ARG_MAX": 2}
-INT4_VERSION = 10  # of FULLY_CONNECTED with packed weights
 
 
 def export_tflite(model: IntegerModel, out_dir: Path, *, channels_last: bool = False) -> list[Path]:
@@ -50,7 +35,7 @@ def export_tflite(model: IntegerModel, out_dir: Path, *, channels_last: bool = F
 
     :param model: a student with activations of 8 bits, weights of 8 or 4 bits, and float32 requantization
     :param out_dir: a folder that exists
-    :param channels_last: the graph takes images of shape (batch_size, height, width, channels), the layout of TFLite's own
+    :param channels_last: the graph takes images of bytes as (batch_size, height, width, channels), the layout of TFLite's own
         convolutions
     :return: the file
     :raises ValueError: if TFLite cannot take the student, or an option does not fit it
@@ -67,14 +52,10 @@ def make_tflite(model: IntegerModel, *, channels_last: bool = False) -> bytes:
     """
     check_target("tflite", StudentFacts.of_model(model))
     _check_weights(model)
-    if channels_last and not model.is_image:
+    if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
-    graph = _Graph()
-    x = graph.input_grid(model, channels_last)
-    for i, layer in enumerate(model.layers[:-1]):
-        x = graph.layer(x, layer, i)
-    outputs = graph.head(x, model)
-    return graph.serialize(outputs, {"sb3_qpd": __version__, **without_paths(model.metadata)})
+    policy = _Policy(model, channels_last)
+    return policy.graph.serialize(policy.build(), {"sb3_qpd": __version__, **without_paths(model.metadata)})
 
 
 def _check_weights(model: IntegerModel) -> None:
@@ -106,108 +87,147 @@ def _refuse_denormals(model: IntegerModel, instead: str) -> None:
         raise ValueError(f"TFLite takes input multipliers up to 2^96, this model has {most:.3g}. {instead}")
 
 
-class _Graph:
-    """Tensors, buffers and operators of the graph that is being built."""
+class _Policy:
+    """
+    The graph of a student.
 
-    def __init__(self) -> None:
-        self.tensors: list[Any] = []
-        self.buffers = [schema.BufferT()]  # the first one is empty by convention
-        self.operators: list[Any] = []
-        self.codes: dict[tuple[str, int], int] = {}
-        self.shape: tuple[int, ...] = ()  # of the latest output, without the batch; images channels last
+    :param model: the student
+    :param channels_last: see :func:`export_tflite`
+    """
 
-    def tensor(self, name: str, dtype: Any, shape: tuple[int, ...], scale: Any = None, zero_point: int = 0) -> int:
+    def __init__(self, model: IntegerModel, channels_last: bool) -> None:
+        self.graph = Graph()
+        self._model, self._channels_last = model, channels_last
+        self._state: int | None = None
+        self._newest = 0  # the newest observation on the grid, of a student with a memory
+
+    def build(self) -> list[int]:
+        """Add all operators, and return the tensors that the graph returns."""
+        model = self._model
+        raw = {part.key: self._observation(part) for part in model.parts}
+        if model.history > 1:
+            n_features = sum(part.n_features for part in model.parts) + model.n_remembered
+            self._state = self.graph.input("state", np.int8, (model.history - 1, n_features), scale=1)
+        n = sum(model.action_nvec)
+        masks = self.graph.input("action_masks", np.bool_, (n,)) if model.uses_masks else None
+        features, used, start = list[int](), 0, 0
+        for number, (parts, n_layers) in enumerate(zip(model.trunks, model.branches, strict=True)):
+            x, used = self._input_grid(parts, raw, used, f"input_grid{number or ''}")
+            for i in range(start, start + n_layers):
+                x = self._layer(x, model.layers[i], i)
+            start += n_layers
+            features.append(x)
+        acc, outputs = self._head(features)
+        action = self._box_action(outputs) if model.is_box else self._discrete_action(acc, masks)
+        return [action, outputs, *([] if self._state is None else [self._next_state(action)])]
+
+    # -- observations ------------------------------------------------------------------------------------------------------
+
+    def _observation(self, part: ObservationPart) -> int:
+        """The input of a part, as the caller gives it."""
+        name = "observation" if part.key is None else f"observation/{part.key}"
+        if part.kind == "one_hot":
+            return self.graph.input(name, np.int64, part.shape)
+        if part.kind != "image":
+            return self.graph.input(name, np.float32, part.shape)
+        channels, *sides = part.shape
+        return self.graph.input(name, np.uint8, (*sides, channels) if self._channels_last else part.shape, scale=1)
+
+    def _input_grid(
+        self, parts: tuple[ObservationPart, ...], raw: dict[str | None, int], used: int, name: str
+    ) -> tuple[int, int]:
         """
-        Add a tensor that the graph computes. Its first axis is the batch, of any size.
+        Observations on the input grid of a trunk, in int8.
 
-        :param name: its name
-        :param dtype: its numpy dtype
-        :param shape: its shape without the batch
-        :param scale: scale of a quantized tensor
-        :param zero_point: zero point of a quantized tensor
-        :return: its index
+        :param used: multipliers of the trunks before
+        :return: the grid, and the multipliers of the trunks up to this one
         """
-        tensor = schema.TensorT()
-        tensor.name, tensor.type, tensor.buffer = name, TYPES[np.dtype(dtype)], 0
-        tensor.shape, tensor.shapeSignature = [1, *shape], [-1, *shape]
-        return self._append(tensor, scale, zero_point)
+        graph, part = self.graph, parts[0]
+        if part.is_image:
+            x = raw[part.key]
+            x = x if part.kind == "image" and self._channels_last else self._images_with_channels_last(x)
+            if part.kind == "image":
+                out = graph.tensor(name, np.int8, graph.shape(x), 1, ZERO_POINT)
+                return graph.operator("QUANTIZE", [x], out, schema.QuantizeOptionsT()), used
+            return self._to_grid(x, slice(used, used + 1), name), used + 1
+        vectors = [self._numbers(raw[part.key], part) for part in parts]
+        n = sum(graph.shape(x)[0] for x in vectors)
+        if self._state is None:
+            return self._to_grid(graph.concatenate(vectors), slice(used, used + n), name), used + n
+        self._newest = self._to_grid(graph.concatenate(vectors), slice(used, used + n), "newest")
+        before = graph.reshape(self._state, (int(np.prod(graph.shape(self._state))),))
+        return graph.concatenate([before, self._newest], name), used + n
 
-    def constant(self, name: str, values: np.ndarray, scale: Any = None, bits: int = 8) -> int:
-        """
-        Add a tensor with fixed values.
+    def _images_with_channels_last(self, x: int) -> int:
+        graph = self.graph
+        channels, *sides = graph.shape(x)
+        name = f"transposed{x}"
+        order = graph.constant(f"{name}_order", np.array([0, 2, 3, 1], np.int32))
+        is_bytes = graph.tensors[x].type == schema.TensorType.UINT8
+        out = graph.tensor(name, np.uint8 if is_bytes else np.float32, (*sides, channels), 1 if is_bytes else None)
+        return graph.operator("TRANSPOSE", [x, order], out, schema.TransposeOptionsT())
 
-        :param name: its name
-        :param values: its values in the dtype that is stored; weights of 4 bits as int8
-        :param scale: scale of a quantized tensor, or one scale for each entry of the first axis
-        :param bits: 4 packs two weights into a byte
-        :return: its index
-        """
-        tensor, buffer = schema.TensorT(), schema.BufferT()
-        tensor.name, tensor.shape, tensor.buffer = name, list(values.shape), len(self.buffers)
-        tensor.type = TYPES[values.dtype] if bits == 8 else schema.TensorType.INT4
-        # TFLite's int4 is two's complement, pack() is offset by 8: the sign bit is the difference
-        content = values.tobytes() if bits == 8 else (pack(values, 4) ^ 0x88).tobytes()
-        buffer.data = np.frombuffer(content, np.uint8)
-        self.buffers.append(buffer)
-        return self._append(tensor, scale, 0)
+    def _numbers(self, x: int, part: ObservationPart) -> int:
+        """A part as a vector of float32. An index becomes zeros and a one; one that is no category becomes zeros alone."""
+        x = self.graph.reshape(x, (int(np.prod(part.shape)),))
+        return x if part.kind == "vector" else self._one_hot(x, part.nvec, f"one_hot{x}")
 
-    def _append(self, tensor: Any, scale: Any, zero_point: int) -> int:
-        tensor.hasRank = True
-        if scale is not None:
-            tensor.quantization = schema.QuantizationParametersT()
-            tensor.quantization.scale = np.atleast_1d(np.asarray(scale, np.float32))
-            tensor.quantization.zeroPoint = np.full(tensor.quantization.scale.shape, zero_point, np.int64)
-        self.tensors.append(tensor)
-        return len(self.tensors) - 1
+    def _one_hot(self, x: int, nvec: tuple[int, ...], name: str) -> int:
+        """Indices in int64, each as zeros and a one."""
+        graph, n = self.graph, sum(nvec)
+        numbers = graph.constant(f"{name}_numbers", np.repeat(np.arange(len(nvec), dtype=np.int32), nvec))
+        options = schema.GatherOptionsT()
+        options.axis = 1
+        repeated = graph.operator("GATHER", [x, numbers], graph.tensor(f"{name}_index", np.int64, (n,)), options)
+        categories = graph.constant(f"{name}_category", np.concatenate([np.arange(size, dtype=np.int64) for size in nvec]))
+        is_category = graph.tensor(f"{name}_is_category", np.bool_, (n,))
+        x = graph.operator("EQUAL", [repeated, categories], is_category, schema.EqualOptionsT())
+        return graph.operator("CAST", [x], graph.tensor(name, np.float32, (n,)), schema.CastOptionsT())
 
-    def operator(self, name: str, inputs: list[int], output: int, options: Any = None, version: int | None = None) -> int:
-        """
-        Add a builtin operator.
+    def _to_grid(self, x: int, numbers: slice, name: str) -> int:
+        """clamp(round(x m + a), -128, 127) in int8."""
+        graph, model = self.graph, self._model
+        assert model.input_multiplier is not None and model.input_offset is not None
+        shape = graph.shape(x)
+        multiplier = graph.constant(f"{name}_multiplier", np.ascontiguousarray(model.input_multiplier[numbers]))
+        offset = graph.constant(f"{name}_offset", np.ascontiguousarray(model.input_offset[numbers]))
+        x = graph.operator("MUL", [x, multiplier], graph.tensor(f"{name}_scaled", np.float32, shape), schema.MulOptionsT())
+        x = graph.operator("ADD", [x, offset], graph.tensor(f"{name}_shifted", np.float32, shape), schema.AddOptionsT())
+        x = graph.operator(
+            "ROUND", [x], graph.tensor(f"{name}_rounded", np.float32, shape)
+        )  # half to even; QUANTIZE may differ
+        return graph.operator("QUANTIZE", [x], graph.tensor(name, np.int8, shape, 1, 0), schema.QuantizeOptionsT())
 
-        :param name: its name in ``BuiltinOperator``
-        :param inputs: indices of tensors
-        :param output: index of a tensor
-        :param options: its options, an object of the type ``<Name>OptionsT``
-        :param version: its version, by default the one in ``VERSIONS``
-        :return: ``output``
-        """
-        key = name, version or VERSIONS.get(name, 1)
-        operator = schema.OperatorT()
-        operator.opcodeIndex = self.codes.setdefault(key, len(self.codes))
-        operator.inputs, operator.outputs = inputs, [output]
-        if options is not None:
-            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
-            operator.builtinOptions = options
-        self.operators.append(operator)
-        return output
+    def _next_state(self, action: int) -> int:
+        """The state without its oldest observation, and with the newest one."""
+        graph, model = self.graph, self._model
+        assert self._state is not None
+        row = [self._newest, *([self._action_grid(action)] if model.history_actions else [])]
+        newest = graph.concatenate(row)
+        newest = graph.reshape(newest, (1, *graph.shape(newest)))
+        kept = [graph.rows(self._state, 1, model.history - 2)] if model.history > 2 else []
+        return graph.concatenate([*kept, newest], "next_state")
 
-    def input_grid(self, model: IntegerModel, channels_last: bool) -> int:
-        """Raw observations to the input grid, in int8."""
-        if not model.is_image:
-            return self._vector_grid(model)
-        channels, height, width = model.observation_shape
-        self.shape = (height, width, channels)
-        x = self.tensor("observation", np.uint8, self.shape if channels_last else model.observation_shape, scale=1)
-        if not channels_last:
-            order = self.constant("channels_last", np.array([0, 2, 3, 1], np.int32))
-            out = self.tensor("transposed", np.uint8, self.shape, scale=1)
-            x = self.operator("TRANSPOSE", [x, order], out, schema.TransposeOptionsT())
-        out = self.tensor("input_grid", np.int8, self.shape, 1, ZERO_POINT)
-        return self.operator("QUANTIZE", [x], out, schema.QuantizeOptionsT())
+    def _action_grid(self, action: int) -> int:
+        """The action on the input grid."""
+        graph, model = self.graph, self._model
+        n = model.n_remembered
+        if model.is_box:
+            x = graph.reshape(action, (n,))
+        elif model.n_bits:
+            x = graph.operator(
+                "CAST", [graph.reshape(action, (n,))], graph.tensor("bits", np.float32, (n,)), schema.CastOptionsT()
+            )
+        else:
+            x = self._one_hot(graph.reshape(action, (len(model.action_nvec),)), model.action_nvec, "action_one_hot")
+        assert model.input_multiplier is not None
+        return self._to_grid(x, slice(len(model.input_multiplier) - n, None), "action_grid")
 
-    def _vector_grid(self, model: IntegerModel) -> int:
-        shape = model.observation_shape
-        x = self._flatten(self.tensor("observation", np.float32, shape), shape, np.float32)
-        multiplier, offset = (
-            self.constant(name, np.asarray(getattr(model, name))) for name in ("input_multiplier", "input_offset")
-        )
-        x = self.operator("MUL", [x, multiplier], self.tensor("scaled", np.float32, self.shape), schema.MulOptionsT())
-        x = self.operator("ADD", [x, offset], self.tensor("shifted", np.float32, self.shape), schema.AddOptionsT())
-        x = self.operator("ROUND", [x], self.tensor("rounded", np.float32, self.shape))  # half to even; QUANTIZE may differ
-        return self.operator("QUANTIZE", [x], self.tensor("input_grid", np.int8, self.shape, 1, 0), schema.QuantizeOptionsT())
+    # -- layers ------------------------------------------------------------------------------------------------------------
 
-    def layer(self, x: int, layer: IntegerLayer, i: int) -> int:
+    def _layer(self, x: int, layer: IntegerLayer, i: int) -> int:
         """A convolution or fully connected layer with requantization, int8 to int8. The lower clamp is the ReLU."""
+        graph = self.graph
         name = "CONV_2D" if layer.is_conv else "FULLY_CONNECTED"
         # XNNPACK has no convolution with packed weights, leaves rows of an odd number of them to TFLite's own kernels, and
         # computes with 16 times the accumulators
@@ -217,94 +237,92 @@ class _Graph:
             weight = layer.weight.transpose(0, 2, 3, 1)
             options = schema.Conv2DOptionsT()
             options.padding, options.strideH, options.strideW = schema.Padding.VALID, layer.stride, layer.stride
-            height, width = ((side - weight.shape[1]) // layer.stride + 1 for side in self.shape[:2])
+            height, width = ((side - weight.shape[1]) // layer.stride + 1 for side in graph.shape(x)[:2])
             shape: tuple[int, ...] = (height, width, len(weight))
         else:
-            weight, x = self._weight_of_flat(layer), self._flatten(x, self.shape, np.int8)
+            weight, x = self._weight_of_flat(layer.weight, x), self._flat(x)
             options, shape = schema.FullyConnectedOptionsT(), (len(weight),)
         inputs = [
             x,
-            self.constant(f"weight{i}", np.ascontiguousarray(weight), layer.multiplier, 4 if is_packed else 8),
-            self.constant(f"bias{i}", layer.bias.astype(np.int32), layer.multiplier),
+            graph.constant(f"weight{i}", np.ascontiguousarray(weight), layer.multiplier, 4 if is_packed else 8),
+            graph.constant(f"bias{i}", layer.bias.astype(np.int32), layer.multiplier),
         ]
-        self.shape = shape
-        out = self.tensor(f"layer{i}", np.int8, shape, 1, ZERO_POINT)
-        return self.operator(name, inputs, out, options, INT4_VERSION if is_packed else None)
+        out = graph.tensor(f"layer{i}", np.int8, shape, 1, ZERO_POINT)
+        return graph.operator(name, inputs, out, options, INT4_VERSION if is_packed else None)
 
-    def head(self, x: int, model: IntegerModel) -> list[int]:
-        """The head's accumulators in float32, the logits and their argmax, or the mean and the clipped action."""
-        layer, n = model.layers[-1], (len(model.layers[-1].bias),)
-        weight, x = self._weight_of_flat(layer), self._flatten(x, self.shape, np.int8)
-        x = self.operator("DEQUANTIZE", [x], self.tensor("features", np.float32, self.shape), schema.DequantizeOptionsT())
-        packed = self.constant("head_weight", np.ascontiguousarray(weight), 1)
-        real = schema.TensorT()
-        real.name, real.type, real.shape, real.buffer = "head_real_weight", schema.TensorType.FLOAT32, list(weight.shape), 0
-        w = self.operator("DEQUANTIZE", [packed], self._append(real, None, 0), schema.DequantizeOptionsT())
-        bias = self.constant("head_bias", layer.bias.astype(np.float32))
-        acc = self.tensor("accumulators", np.float32, n)
-        self.operator("FULLY_CONNECTED", [x, w, bias], acc, schema.FullyConnectedOptionsT(), 1)
-        outputs = self.tensor("mean" if model.is_box else "logits", np.float32, n)
-        self.operator("MUL", [acc, self.constant("unit", layer.multiplier)], outputs, schema.MulOptionsT())
-        return [self._action(acc, outputs, model), outputs]
+    def _head(self, features: list[int]) -> tuple[int, int]:
+        """The head's accumulators in float32, and the logits or the mean."""
+        graph, layer = self.graph, self._model.layers[-1]
+        n, ends = (len(layer.bias),), np.cumsum([int(np.prod(graph.shape(x))) for x in features])[:-1]
+        columns = np.split(layer.weight, ends, axis=1)
+        weight = np.concatenate([self._weight_of_flat(one, x) for one, x in zip(columns, features, strict=True)], axis=1)
+        x = graph.concatenate([self._in_float(self._flat(x), f"features{i or ''}") for i, x in enumerate(features)])
+        packed = graph.constant("head_weight", np.ascontiguousarray(weight), 1)
+        w = graph.unscaled("head_real_weight", weight.shape)
+        w = graph.operator("DEQUANTIZE", [packed], w, schema.DequantizeOptionsT())
+        bias = graph.constant("head_bias", layer.bias.astype(np.float32))
+        acc = graph.tensor("accumulators", np.float32, n)
+        graph.operator("FULLY_CONNECTED", [x, w, bias], acc, schema.FullyConnectedOptionsT(), 1)
+        outputs = graph.tensor("mean" if self._model.is_box else "logits", np.float32, n)
+        graph.operator("MUL", [acc, graph.constant("unit", layer.multiplier)], outputs, schema.MulOptionsT())
+        return acc, outputs
 
-    def _action(self, acc: int, outputs: int, model: IntegerModel) -> int:
-        if not model.is_box:
-            options = schema.ArgMaxOptionsT()
-            options.outputType = schema.TensorType.INT64
-            axis = self.constant("axis", np.array(1, np.int32))
-            return self.operator("ARG_MAX", [acc, axis], self.tensor("action", np.int64, ()), options)
-        x = outputs
+    def _in_float(self, x: int, name: str) -> int:
+        return self.graph.operator(
+            "DEQUANTIZE", [x], self.graph.tensor(name, np.float32, self.graph.shape(x)), schema.DequantizeOptionsT()
+        )
+
+    def _flat(self, x: int) -> int:
+        return self.graph.reshape(x, (int(np.prod(self.graph.shape(x))),))
+
+    def _weight_of_flat(self, weight: np.ndarray, x: int) -> np.ndarray:
+        """Weights of a fully connected layer for an input that is flattened channels last."""
+        shape = self.graph.shape(x)
+        if len(shape) != 3:
+            return weight
+        height, width, channels = shape
+        return weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(len(weight), -1)
+
+    # -- actions -----------------------------------------------------------------------------------------------------------
+
+    def _box_action(self, mean: int) -> int:
+        graph, model, x = self.graph, self._model, mean
         for name, bound in (("MAXIMUM", "action_low"), ("MINIMUM", "action_high")):
-            limit = self.constant(bound, np.asarray(getattr(model, bound), np.float32))
-            out = self.tensor(f"within_{bound}", np.float32, self.tensors[outputs].shape[1:])
-            x = self.operator(name, [x, limit], out, schema.MaximumMinimumOptionsT())
-        shape = self.constant("action_shape", np.array([-1, *model.action_shape], np.int32))
-        return self.operator("RESHAPE", [x, shape], self.tensor("action", np.float32, model.action_shape))
+            limit = graph.constant(bound, np.asarray(getattr(model, bound), np.float32).reshape(-1))
+            out = graph.tensor(f"within_{bound}", np.float32, graph.shape(mean))
+            x = graph.operator(name, [x, limit], out, schema.MaximumMinimumOptionsT())
+        return graph.reshape(x, model.action_shape, "action")
 
-    def _weight_of_flat(self, layer: IntegerLayer) -> np.ndarray:
-        """Weights of a fully connected layer for images that are flattened channels last."""
-        if len(self.shape) != 3:
-            return layer.weight
-        height, width, channels = self.shape
-        return layer.weight.reshape(-1, channels, height, width).transpose(0, 2, 3, 1).reshape(len(layer.weight), -1)
+    def _discrete_action(self, acc: int, masks: int | None) -> int:
+        """For each index the category with the largest accumulator, of those that are allowed; the first of equal ones."""
+        graph, model = self.graph, self._model
+        n = len(model.action_nvec)
+        scores = self._scores_of_bits(acc) if model.n_bits else acc
+        if masks is not None:
+            lowest = graph.constant("lowest", np.array(np.finfo(np.float32).min))
+            allowed = graph.tensor("allowed", np.float32, graph.shape(scores))
+            scores = graph.operator("SELECT_V2", [masks, scores, lowest], allowed, schema.SelectV2OptionsT())
+        if model.n_bits:
+            best = self._largest(graph.reshape(scores, (n, 2)), 2, "bits_of_action", (n,))
+            return graph.reshape(best, model.action_shape, "action")
+        if not model.action_shape:
+            return self._largest(scores, 1, "action", ())
+        starts = np.cumsum((0, *model.action_nvec[:-1]))
+        parts = [graph.rows(scores, int(start), size) for start, size in zip(starts, model.action_nvec, strict=True)]
+        indices = [graph.reshape(self._largest(one, 1, f"index{i}", ()), (1,)) for i, one in enumerate(parts)]
+        return graph.reshape(graph.concatenate(indices), model.action_shape, "action")
 
-    def _flatten(self, x: int, shape: tuple[int, ...], dtype: Any) -> int:
-        self.shape = (int(np.prod(shape)),)
-        if len(shape) == 1:
-            return x
-        name = f"flat{len(self.tensors)}"
-        out = self.tensor(name, dtype, self.shape, *((1, ZERO_POINT) if dtype is np.int8 else ()))
-        return self.operator("RESHAPE", [x, self.constant(f"{name}_shape", np.array([-1, *self.shape], np.int32))], out)
+    def _scores_of_bits(self, acc: int) -> int:
+        """The logit of 0 is 0, that of 1 is the output: for one bit after the other."""
+        graph, (n,) = self.graph, self.graph.shape(acc)
+        zeros = graph.operator("ZEROS_LIKE", [acc], graph.tensor("zeros", np.float32, (n,)), schema.ZerosLikeOptionsT())
+        options = schema.PackOptionsT()
+        options.valuesCount, options.axis = 2, 2
+        x = graph.operator("PACK", [zeros, acc], graph.tensor("pairs", np.float32, (n, 2)), options)
+        return graph.reshape(x, (2 * n,))
 
-    def serialize(self, outputs: list[int], metadata: dict[str, Any]) -> bytes:
-        """
-        The content of the file.
-
-        :param outputs: indices of the tensors that the graph returns
-        :param metadata: JSON values, stored under the name ``sb3_qpd``
-        """
-        graph, model, entry, buffer = schema.SubGraphT(), schema.ModelT(), schema.MetadataT(), schema.BufferT()
-        graph.name, graph.tensors, graph.operators = "policy", self.tensors, self.operators
-        graph.inputs, graph.outputs = [0], outputs
-        entry.name, entry.buffer = "sb3_qpd", len(self.buffers)
-        buffer.data = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
-        model.version, model.description, model.subgraphs = SCHEMA_VERSION, "sb3_qpd", [graph]
-        model.buffers, model.metadata = [*self.buffers, buffer], [entry]
-        model.operatorCodes = []
-        for name, version in self.codes:
-            code = schema.OperatorCodeT()
-            code.builtinCode, code.version = getattr(schema.BuiltinOperator, name), version
-            code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-            model.operatorCodes.append(code)
-        return pack_flatbuffer(model)
-
-
-def pack_flatbuffer(model: Any) -> bytes:
-    """
-    A TFLite model as the content of a file.
-
-    :param model: a ``ModelT``
-    """
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    def _largest(self, x: int, axis: int, name: str, shape: tuple[int, ...]) -> int:
+        options = schema.ArgMaxOptionsT()
+        options.outputType = schema.TensorType.INT64
+        inputs = [x, self.graph.constant(f"{name}_axis", np.array(axis, np.int32))]
+        return self.graph.operator("ARG_MAX", inputs, self.graph.tensor(name, np.int64, shape), options)

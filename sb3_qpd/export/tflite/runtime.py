@@ -14,7 +14,8 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from sb3_qpd.export.files import is_step
-from sb3_qpd.export.tflite.exporter import pack_flatbuffer
+from sb3_qpd.export.tflite.graph import pack_flatbuffer
+from sb3_qpd.observations import batch_size
 
 _NOTICE = b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n"
 
@@ -34,31 +35,36 @@ class TflitePolicy:
         self._interpreter = self._open(self._content)
         self._tracing: Any = None
 
-    def run(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def run(
+        self, observations: Any, action_masks: np.ndarray | None = None, state: np.ndarray | None = None
+    ) -> tuple[np.ndarray, ...]:
         """
         Actions and network outputs for a batch.
 
-        :param observations: raw observations, shape (batch_size, *observation_shape)
-        :return: actions, and logits or means
+        :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param action_masks: which discrete actions are allowed; ``None`` allows all
+        :param state: of a student with a memory, see :meth:`~sb3_qpd.IntegerModel.trace`; ``None``: episodes begin
+        :return: actions, and logits or means; the next state of a student with a memory
         """
-        actions, outputs = self._invoke(self._interpreter, observations)[:2]
-        return actions, outputs
+        return tuple(self._invoke(self._interpreter, observations, action_masks, state))
 
-    def trace(self, observations: np.ndarray) -> dict[str, np.ndarray]:
+    def trace(self, observations: Any, state: np.ndarray | None = None) -> dict[str, np.ndarray]:
         """
         The integers after each step, by name: ``input_grid``, ``layer0``, ``layer1``, ..., ``accumulators``.
 
-        :param observations: raw observations, shape (batch_size, *observation_shape)
+        :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
+        :param state: see :meth:`run`
         :return: shape (batch_size, n), or (batch_size, channels, height, width) of images
         """
         model = schema.ModelT.InitFromPackedBuf(self._content)
         graph = model.subgraphs[0]
         names = [tensor.name.decode() for tensor in graph.tensors]
         traced = [i for i, name in enumerate(names) if is_step(name)]
+        n_outputs = len(graph.outputs)
         if self._tracing is None:
             graph.outputs = [*graph.outputs, *traced]
             self._tracing = self._open(pack_flatbuffer(model))
-        values = self._invoke(self._tracing, observations)[2:]
+        values = self._invoke(self._tracing, observations, None, state)[n_outputs:]
         zero_points = [
             0 if graph.tensors[i].quantization is None else graph.tensors[i].quantization.zeroPoint[0] for i in traced
         ]
@@ -75,17 +81,39 @@ class TflitePolicy:
             opened.allocate_tensors()
         return opened
 
-    def _invoke(self, opened: Any, observations: np.ndarray) -> list[np.ndarray]:
-        (given,) = opened.get_input_details()
-        x = observations.astype(given["dtype"])
-        if x.ndim == 4 and tuple(given["shape_signature"][1:]) != x.shape[1:]:
-            x = np.ascontiguousarray(np.moveaxis(x, 1, -1))
-        if tuple(given["shape"]) != x.shape:
-            opened.resize_tensor_input(given["index"], x.shape)
+    def _invoke(
+        self, opened: Any, observations: Any, action_masks: np.ndarray | None, state: np.ndarray | None
+    ) -> list[np.ndarray]:
+        inputs = opened.get_input_details()
+        values = [self._value_of(given, observations, action_masks, state) for given in inputs]
+        if any(tuple(given["shape"]) != x.shape for given, x in zip(inputs, values, strict=True)):
+            for given, x in zip(inputs, values, strict=True):
+                opened.resize_tensor_input(given["index"], x.shape)
             opened.allocate_tensors()
-        opened.set_tensor(given["index"], x)
+        for given, x in zip(inputs, values, strict=True):
+            opened.set_tensor(given["index"], x)
         opened.invoke()
         return [opened.get_tensor(entry["index"]) for entry in opened.get_output_details()]
+
+    def _value_of(
+        self, given: Any, observations: Any, action_masks: np.ndarray | None, state: np.ndarray | None
+    ) -> np.ndarray:
+        """An input of the graph, in the type and layout that it takes."""
+        name, shape = given["name"], tuple(given["shape_signature"][1:])
+        if name == "state":
+            return (
+                np.zeros((batch_size(observations), *shape), np.int8)
+                if state is None
+                else np.ascontiguousarray(state, np.int8)
+            )
+        if name == "action_masks":
+            allowed = np.ones(1, bool) if action_masks is None else np.asarray(action_masks, bool)
+            return np.ascontiguousarray(np.broadcast_to(allowed, (batch_size(observations), *shape)))
+        x = observations[name.removeprefix("observation/")] if isinstance(observations, dict) else observations
+        with np.errstate(over="ignore"):
+            x = x.astype(given["dtype"])
+        is_other_layout = x.ndim == 4 and shape != x.shape[1:]
+        return np.ascontiguousarray(np.moveaxis(x, 1, -1) if is_other_layout else x)
 
 
 @contextmanager
