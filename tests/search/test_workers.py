@@ -32,7 +32,6 @@ def receive_until(workers: LocalWorkers, count: int) -> list[tuple[int, object]]
     return messages
 
 
-@pytest.mark.slow
 def test_workers_start_side_by_side_and_again() -> None:
     workers = LocalWorkers(cloudpickle.dumps(LargeJob()), 2)
     try:
@@ -46,7 +45,6 @@ def test_workers_start_side_by_side_and_again() -> None:
     assert not mp.active_children()
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGINT for another process on Windows")
 def test_ctrl_c_leaves_a_worker_that_still_imports_alone(capfd: pytest.CaptureFixture[str]) -> None:
     """A terminal sends it to all processes, and the command ends its workers itself."""
@@ -60,7 +58,6 @@ def test_ctrl_c_leaves_a_worker_that_still_imports_alone(capfd: pytest.CaptureFi
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
     workers = LocalWorkers(b"no pickle", 1)
     try:
@@ -70,7 +67,6 @@ def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
         workers.close()
 
 
-@pytest.mark.slow
 def test_one_trial_has_one_worker() -> None:
     workers = open_workers(b"no pickle", 1, 100, None)
     try:
@@ -79,7 +75,6 @@ def test_one_trial_has_one_worker() -> None:
         workers.close()
 
 
-@pytest.mark.slow
 def test_a_worker_registers_an_environment_once(tmp_path: Path) -> None:
     """The module of an environment registers it. A second time gives a warning, which is an error here."""
     (tmp_path / "own_env.py").write_text(
