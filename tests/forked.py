@@ -25,7 +25,7 @@ def run_forked(*arguments: str | Path, folder: Path | None = None, **variables: 
 
     :param arguments: ``-m``, the name of a module and its arguments; or the path of a script and its arguments
     :param folder: current folder of the program; ``None`` for that of the tests
-    :param variables: of the environment, besides those of the tests
+    :param variables: environment variables, besides those of the tests
     """
     command, environment = [*map(str, arguments)], {**os.environ, **variables}
     folder = Path.cwd() if folder is None else folder

@@ -165,7 +165,7 @@ def _work(connection: Connection, variables: dict[str, str]) -> None:
     The main function of a worker's process.
 
     :param connection: to the search
-    :param variables: of the environment, as in the search's process
+    :param variables: the environment variables of the search's process
     """
     os.environ.clear()
     os.environ.update(variables)

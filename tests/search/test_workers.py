@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import gymnasium as gym
@@ -21,6 +22,22 @@ class LargeJob:
 
     def __init__(self) -> None:
         self.weights, self.specs = bytes(2**20), ()
+
+
+class NeedsVariable(LargeJob):
+    """
+    A job that only a process with a variable of the environment can read.
+
+    :param value: value of the variable
+    """
+
+    def __init__(self, value: str) -> None:
+        super().__init__()
+        self.value = value
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        assert os.environ["OF_THE_SEARCH"] == self.value
 
 
 def receive_until(workers: LocalWorkers, count: int) -> list[tuple[int, object]]:
@@ -65,6 +82,17 @@ def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
         assert worker == 0 and isinstance(message, Unusable) and "UnpicklingError" in message.error
     finally:
         workers.close()
+
+
+def test_workers_have_the_variables_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are forked from a server, which may have been started with others."""
+    for value in ("1", "2"):
+        monkeypatch.setenv("OF_THE_SEARCH", value)
+        workers = LocalWorkers(cloudpickle.dumps(NeedsVariable(value)), 1)
+        try:
+            assert receive_until(workers, 1) == [(0, Ready())]
+        finally:
+            workers.close()
 
 
 def test_one_trial_has_one_worker() -> None:
