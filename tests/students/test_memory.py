@@ -17,8 +17,10 @@ from toys import BOX, QUICK, Anything, assert_equal_states, pointers, untrained
 
 from sb3_qpd import IntegerModel, QPDDistiller, QuantActorCriticPolicy, StudentArch, evaluate, load_student
 from sb3_qpd.distillation.buffers import DistillationBuffer
+from sb3_qpd.distillation.inputs import clip_windows
 from sb3_qpd.integer import StudentError
 from sb3_qpd.observations import batch_size, take_rows
+from sb3_qpd.spaces import observation_parts
 from sb3_qpd.students.sizes import StudentTask, student_nbytes
 from sb3_qpd.teachers.teacher import TeacherOutput
 
@@ -110,6 +112,16 @@ def test_actions_between_the_observations_are_seen(kind: str, tmp_path: Path) ->
         without[:, :, -n_action:] = 0
         differs += int((model.accumulators(observations, without) != acc).any())
     assert differs > 10, "the actions have to matter"
+
+
+def test_outliers_of_a_window_are_clipped_in_their_column() -> None:
+    windows = th.as_tensor(flat("dict", observations_of("dict", 12)).reshape(3, K, -1))
+    windows[0, 0] = th.nan
+    ends = {"kind": "saturates", "low": -1.0, "high": 2.0}
+    findings = [{**ends, "key": "pose", "index": 1}, {"kind": "few_levels", "feature": "pose[0]"}]
+    clipped, expected = clip_windows(windows, findings, observation_parts(SPACES["dict"][0])), windows.clone()
+    expected[..., -1] = expected[..., -1].clamp(-1, 2)
+    assert th.equal(clipped.nan_to_num(99), expected.nan_to_num(99)) and not th.equal(clipped[1:], windows[1:])
 
 
 def test_a_memory_matters_and_ends_with_the_episode() -> None:
