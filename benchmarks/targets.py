@@ -27,7 +27,6 @@ from gymnasium import spaces
 from sb3_qpd import IntegerModel, QuantActorCriticPolicy
 from sb3_qpd.export import EXPORTERS, export
 from sb3_qpd.export.c.emulator import MisfitError, emulate
-from sb3_qpd.export.c.memory import raw_windows, window_model
 from sb3_qpd.export.c.runtime import CPolicy
 from sb3_qpd.export.c.vectors import some_masks
 from sb3_qpd.export.interpreters import InterpretedPolicy, Interpreter
@@ -157,6 +156,7 @@ class Form:
     :param open: makes the function that acts, from the folder and the integer model
     :param is_promised: whether equality is promised
     :param n_images: number of observations of a student with images
+    :param plays_one_episode: whether a student with a memory plays one episode, as nothing can be called between two steps
     """
 
     name: str
@@ -165,6 +165,7 @@ class Form:
     open: Callable[[Path, IntegerModel], Act]
     is_promised: bool = True
     n_images: int = N
+    plays_one_episode: bool = False
 
 
 def in_numpy(folder: Path, model: IntegerModel) -> Act:
@@ -185,8 +186,8 @@ def in_numpy(folder: Path, model: IntegerModel) -> Act:
 
 
 def run(player: Any, observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
-    """The ``run`` of a policy in a runtime."""
-    actions, _, *after = player.run(observations, masks, *([] if state is None else [state]))
+    """The ``run`` of a policy in a runtime, which may know neither masks nor a state."""
+    actions, _, *after = player.run(observations, *(() if masks is None and state is None else (masks, state)))
     return actions, after[0] if after else None
 
 
@@ -197,25 +198,23 @@ def in_onnx_runtime(folder: Path, model: IntegerModel) -> Act:
 
 def in_tflite(folder: Path, model: IntegerModel, xnnpack: bool = True) -> Act:
     """``student.tflite`` in LiteRT."""
-    player = TflitePolicy(folder / "student.tflite", xnnpack=xnnpack)
-    return lambda observations, masks, state: (player.run(observations)[0], None)
+    return functools.partial(run, TflitePolicy(folder / "student.tflite", xnnpack=xnnpack))
 
 
 def in_c(folder: Path, model: IntegerModel, name: str = "policy") -> Act:
     """The C, compiled for this computer."""
-    player = CPolicy(folder, name=name, model=window_model(model))
+    player = CPolicy(folder, name=name, model=model)
 
     def act(observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
-        seen = observations if model.history == 1 else raw_windows(model, observations, state)
-        actions = player.actions(seen, None, masks).reshape(-1, *model.action_shape)
-        return actions, None if state is None else model.remember(observations, (state,), actions=actions)[1]
+        actions = player.actions(observations, None, masks, state).reshape(-1, *model.action_shape)
+        return actions, None if state is None else player.trace(observations, model, state)[0][-1]
 
     return act
 
 
 def library_of(folder: Path) -> tuple[Path, str]:
     """The sources of an Arduino library, and the name of its C."""
-    (source,) = (path for path in folder.glob("*/src/*.c") if not path.stem.endswith("_memory"))
+    (source,) = folder.glob("*/src/*.c")
     return source.parent, source.stem
 
 
@@ -225,7 +224,10 @@ def in_arduino(folder: Path, model: IntegerModel) -> Act:
 
 
 def on_uno(folder: Path, model: IntegerModel) -> Act:
-    """The library's C, compiled for an Arduino Uno with Arduino's own optimization, under simavr."""
+    """
+    The C of the library, compiled for an Arduino Uno with the optimization of Arduino, under simavr. All observations are one
+    episode.
+    """
     sources, name = library_of(folder)
 
     def act(observations: Any, masks: np.ndarray | None, state: State) -> tuple[np.ndarray, State]:
@@ -264,7 +266,7 @@ TABLES = {
         Form("JavaScript", "js", {}, in_node),
         Form("MicroPython", "micropython", {}, in_micropython, n_images=N_SLOW),
         Form("Arduino library", "arduino", {}, in_arduino),
-        Form("Arduino Uno", "arduino", {}, on_uno),
+        Form("Arduino Uno", "arduino", {}, on_uno, plays_one_episode=True),
         Form("ONNX, `--names godot`", "onnx", {"names": "godot"}, in_onnx_runtime),
         Form("ONNX, `--float`", "onnx", {"form": "float"}, in_onnx_runtime, is_promised=False),
         Form(
@@ -304,6 +306,15 @@ def count_in_episodes(kind: Kind, model: IntegerModel, act: Act) -> int:
     return total
 
 
+def count_in_one_episode(kind: Kind, model: IntegerModel, act: Act) -> int:
+    """The same for a runtime that takes all observations of an episode at once."""
+    observations, state, expected = some_observations(kind), None, []
+    for row in range(N):
+        action, state = model.predict(observations[row : row + 1], state, deterministic=True)
+        expected.append(action)
+    return count_rows(act(observations, None, None)[0], np.concatenate(expected))
+
+
 def count_rows(actions: np.ndarray, expected: np.ndarray) -> int:
     return int((actions.reshape(len(expected), -1) != expected.reshape(len(expected), -1)).any(1).sum())
 
@@ -318,7 +329,11 @@ def compare(kind: Kind, model: IntegerModel, form: Form, reasons: dict[str, int]
             return f"refused ({numbers_of(split(str(error)), reasons)})"
         act = form.open(Path(folder), model)
         try:
-            found = count_differences(kind, model, act, n) if model.history == 1 else count_in_episodes(kind, model, act)
+            if model.history == 1:
+                found = count_differences(kind, model, act, n)
+            else:
+                count = count_in_one_episode if form.plays_one_episode else count_in_episodes
+                found = count(kind, model, act)
         except MisfitError as error:
             return f"does not fit ({numbers_of([str(error).replace('atmega328p: ', 'Arduino Uno: ')], reasons)})"
     if not form.is_promised:
@@ -373,7 +388,8 @@ What ran the files of the second table:
 - JavaScript: node {subprocess.check_output(["node", "--version"], text=True).strip().lstrip("v")}.
 - MicroPython: {micropython}, on {N_SLOW} observations of images.
 - Arduino library: its C, compiled for this computer.
-- Arduino Uno: the same C, compiled with `avr-gcc -Os` for an ATmega328P, under simavr.
+- Arduino Uno: the same C, compiled with `avr-gcc -Os` for an ATmega328P, under simavr. A student with a
+  memory plays one episode of {N} steps there.
 - ONNX: ONNX Runtime. The largest logit is the action, as in the engine.
 
 """

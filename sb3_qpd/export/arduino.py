@@ -23,7 +23,8 @@ from sb3_qpd.integer import IntegerModel
 from sb3_qpd.version import __version__
 
 MAX_NAME = 32  # characters of a library's name that arduino-lint recommends at most
-N_VECTORS, N_IMAGES = 4, 1  # observations that the sketch checks: an Uno keeps them in its RAM
+# observations that the sketch checks: an Uno keeps them in its RAM; the most for a student with a memory
+N_VECTORS, N_IMAGES, MOST_VECTORS = 4, 1, 12
 
 
 def export_arduino(
@@ -107,7 +108,8 @@ def _check_arguments(library: str, version: str, author: str, url: str) -> None:
 
 def _sources(model: IntegerModel, library: str, c_name: str, n_frames: int | None) -> dict[str, str]:
     """The files of the C export in their places, and its README."""
-    observations = some_observations(model, N_IMAGES if model.is_image else N_VECTORS)
+    n_vectors = N_VECTORS if model.history == 1 else min(model.history + 2, MOST_VECTORS)  # beyond the first window
+    observations = some_observations(model, N_IMAGES if any(part.is_image for part in model.parts) else n_vectors)
     texts = c_sources(model, name=c_name, n_frames=n_frames, observations=observations)
     sketch = f"examples/{library.removesuffix('Policy') or 'Policy'}"
     vectors = next(name for name in texts if name.endswith("test_vectors.h"))
@@ -154,7 +156,7 @@ def _about_c(readme: str) -> dict[str, str]:
 
 def _features(model: IntegerModel) -> list[dict[str, float]]:
     """The range and the step of each feature of a vector on the input grid, in units of the environment."""
-    if model.parts[0].kind != "vector":
+    if model.is_dict or model.parts[0].kind != "vector":
         return []
     return [{"low": low, "high": high, "step": (high - low) / 255} for low, high in feature_ranges(model)]
 

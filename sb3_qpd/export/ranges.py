@@ -18,4 +18,5 @@ def feature_ranges(model: IntegerModel) -> np.ndarray:
     origin = 0.0 if model.input_origin is None else model.input_origin.ravel()
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):  # a multiplier of 0: the feature is constant
         ends = [(end - offset) / multiplier + origin for end in (-128, 127)]
-    return np.sort(np.stack(ends, axis=1), axis=1)
+    of_features = len(multiplier) - model.n_remembered  # those of remembered actions follow
+    return np.sort(np.stack(ends, axis=1), axis=1)[:of_features]

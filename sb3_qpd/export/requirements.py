@@ -140,7 +140,7 @@ TARGETS = {
     "numpy": Target(),  # takes every student
     "js": Target(),
     "micropython": Target(),
-    "arduino": Target(dicts=False, float_images=False, masks=False, memories=False),
+    "arduino": Target(),
 }
 
 

@@ -3,6 +3,7 @@ The library folder of the target ``arduino``: arduino-lint's rules (numbers as i
 manifests, and the sketch, built for an Arduino Uno with Arduino's own core and run.
 """
 
+import ctypes
 import json
 import re
 import shutil
@@ -12,16 +13,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from memory import episodes
+from memory import make_policy as make_with_memory
+from space_students import make_student as make_of_space
 from students import BOX, DISCRETE, IMAGE, VECTOR, make_student
 
+from sb3_qpd import QuantActorCriticPolicy
 from sb3_qpd.cli import main
 from sb3_qpd.export import export_arduino
+from sb3_qpd.export.c.runtime import CPolicy, find_compiler, run_compiler
+from sb3_qpd.export.c.vectors import c_observations
 from sb3_qpd.integer import REQUANTIZATIONS
 from sb3_qpd.student_folder import arduino_libraries
 
 CORE = Path("/usr/share/arduino/hardware/arduino/avr")
 UNO = ["-mmcu=atmega328p", "-DF_CPU=16000000L", "-DARDUINO=10819", "-DARDUINO_AVR_UNO", "-DARDUINO_ARCH_AVR", "-Os"]
 CATEGORIES = ("Display", "Communication", "Signal Input/Output", "Sensors", "Device Control", "Timing", "Data Storage")
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in ("cc", "gcc", "clang")), reason="needs a C compiler"
+)
 
 
 @pytest.fixture(scope="module")
@@ -209,10 +221,25 @@ def compile_for_uno(sources: list[Path], build: Path, include: tuple[Path, ...] 
         assert not done.returncode and (CORE in source.parents or not done.stderr), done.stderr
 
 
+def make_of_dict() -> QuantActorCriticPolicy:
+    return make_of_space("Dict of vectors", "MultiDiscrete", 8, uses_masks=True)
+
+
+# name of a test -> student and mode of its requantization
+ON_UNO = {
+    "discrete": (lambda: make_student(VECTOR, DISCRETE, (8, 8)), "float32"),
+    "box": (lambda: make_student(VECTOR, BOX, (8, 8)), "fixed"),
+    "Dict, masks": (make_of_dict, "float32"),
+    "memory": (lambda: make_with_memory("discrete", 8), "float32"),
+    "memory of actions": (lambda: make_with_memory("box", history_actions=True), "fixed"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("action_space", "requantization"), zip((DISCRETE, BOX), REQUANTIZATIONS, strict=True))
-def test_the_sketch_runs_on_an_uno(action_space, requantization, core, tmp_path):
-    model = make_student(VECTOR, action_space, (8, 8)).to_integer(env={"env_id": "LunarLander-v3"})
+@pytest.mark.parametrize("kind", ON_UNO)
+def test_the_sketch_runs_on_an_uno(kind, core, tmp_path):
+    make, requantization = ON_UNO[kind]
+    model = make().to_integer(env={"env_id": "LunarLander-v3"})
     model.requantization = requantization
     (library,) = export_arduino(model, tmp_path)
     sketch = library / "examples" / "LunarLander"
@@ -229,6 +256,50 @@ def test_the_sketch_runs_on_an_uno(action_space, requantization, core, tmp_path)
         line = next(line for line in simavr.stdout if "test vectors differ" in line)
         simavr.kill()
     assert re.search(r"(?<!\d)0 of the test vectors differ, microseconds: \d+", line)
+
+
+@needs_compiler
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+@pytest.mark.parametrize("observation", ["float image", "Dict", "MultiDiscrete"])
+def test_the_check_of_the_sketch_takes_every_student(observation, requantization, tmp_path):
+    """Action masks, Dict observations and images of floats, compiled for this computer."""
+    model = make_of_space(observation, "MultiDiscrete", 8, uses_masks=True).to_integer(env={"env_id": "CartPole-v1"})
+    model.requantization = requantization
+    (library,) = export_arduino(model, tmp_path)
+    readme = (library / "README.md").read_text()
+    assert ("images need more memory" in readme) == (observation != "MultiDiscrete") and "Range of each" not in readme
+    (tmp_path / "main.c").write_text("int count_differences(void);\nint main(void) { return count_differences(); }\n")
+    sources = [tmp_path / "main.c", library / "examples" / "CartPole" / "check.c", library / "src" / "cart_pole.c"]
+    run_compiler([*find_compiler(), "-Wall", "-Wextra", "-Werror", "-I", library / "src", *sources, "-o", tmp_path / "check"])
+    assert subprocess.run([tmp_path / "check"]).returncode == 0
+
+
+@needs_compiler
+@pytest.mark.parametrize("requantization", REQUANTIZATIONS)
+@pytest.mark.parametrize("kind", ["discrete", "box"])
+def test_a_library_remembers_until_it_is_reset(kind, requantization, tmp_path):
+    """Whole episodes through the functions that a sketch calls."""
+    model = make_with_memory(kind, history_actions=True).to_integer(env={"env_id": "CartPole-v1"})
+    model.requantization = requantization
+    (library,) = export_arduino(model, tmp_path)
+    assert len(re.findall(r"^\| \d \| -?[\d.e+-]+ \|", (library / "README.md").read_text(), re.MULTILINE)) == model.n_features
+    assert "cart_pole_reset\tKEYWORD2" in (library / "keywords.txt").read_text()
+    assert "call cart_pole_reset at the start of each episode" in (library / "examples/CartPole/CartPole.ino").read_text()
+    assert "Call `cart_pole_reset()` at the start of each episode" in (library / "README.md").read_text()
+    c = CPolicy(library / "src", ("-O1",), "cart_pole", model=model).library
+    action = np.zeros(model.action_shape or 1, np.int32 if requantization == "fixed" or not model.is_box else np.float32)
+    state = None
+    for observations, starts in episodes(kind, 40):
+        one, before = observations[:1], model.remember(observations[:1], state, starts[:1])[0]
+        if starts[0]:
+            c.cart_pole_reset()
+        given = c_observations(model, 1, one)
+        assert c.cart_pole_act(given.ctypes.data_as(ctypes.c_void_p), action.ctypes.data_as(ctypes.c_void_p)) == 0
+        acc = model.accumulators(one, before)
+        in_units = model.is_box and requantization == "fixed"
+        expected = np.clip(acc, *model.bounds_in_units()) if in_units else model.actions(acc)
+        np.testing.assert_array_equal(action.reshape(-1), expected.reshape(-1))
+        state = model.predict(one, (before,), deterministic=True)[1]
 
 
 def test_images_are_for_larger_boards(tmp_path):

@@ -8,7 +8,9 @@ from boards import is_same_on, students_in_c
 from gymnasium import spaces
 from students import BOX, DISCRETE, IMAGE, VECTOR, make_student, some_observations
 from test_microcontrollers import needs, recorded
+from toys import sample
 
+from sb3_qpd import QuantActorCriticPolicy
 from sb3_qpd.export.c.emulator import MisfitError, emulate
 from sb3_qpd.export.c.exporter import export_c
 from sb3_qpd.integer import REQUANTIZATIONS
@@ -49,6 +51,18 @@ def test_box_actions_on_an_uno(requantization, tmp_path):
     if requantization == "fixed":
         expected = np.clip(seen.outputs, *model.bounds_in_units())
     np.testing.assert_array_equal(seen.actions, expected)
+
+
+def test_a_struct_has_no_padding_on_an_uno(tmp_path):
+    """An index of four bytes and a vector of five: a computer pads them to twelve."""
+    needs(UNO)
+    space = spaces.Dict(gear=spaces.Discrete(4), joints=spaces.Box(-1, 1, (5,)))
+    policy = QuantActorCriticPolicy(space, DISCRETE, lambda _: 0.0, "nano")
+    policy.calibrate(policy.obs_to_tensor(sample(space, 32))[0])
+    model, observations = policy.to_integer(), sample(space, 30, seed=1)
+    model.requantization = "fixed"
+    export_c(model, tmp_path)
+    np.testing.assert_array_equal(emulate(tmp_path, model, observations, UNO).outputs, model.accumulators(observations))
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from sb3_qpd.evaluation.verify import verify
 from sb3_qpd.export.interpreters import InterpretedPolicy, Interpreter
 from sb3_qpd.export.js.runtime import JsPolicy, start_node
 from sb3_qpd.export.micropython.runtime import MicroPythonPolicy, start_micropython
+from sb3_qpd.observations import batch_size
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def test_programs_carry_the_state(
     policies, mine = policies_of(model, tmp_path, request), None
     for observations, starts in episodes(kind, 12):
         before, _ = model.remember(observations, mine, starts)
-        acc, random = model.accumulators(observations, before), numbers_for(model, len(observations), rng)
+        acc, random = model.accumulators(observations, before), numbers_for(model, batch_size(observations), rng)
         if not model.is_box:
             drawn = model.sample(acc, random)
             expected_state = model.remember(observations, (before,), actions=drawn)[1]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.recfunctions import repack_fields
 
 from sb3_qpd.export.c.layout import lay_out, plan_arena
 from sb3_qpd.export.c.memory import Memory
@@ -197,7 +198,9 @@ def emulate(
     with tempfile.TemporaryDirectory() as build:
         program = _build(Path(folder).resolve(), Path(build), chip, cflags, name)
         n_frames = _n_frames(Path(folder, f"{name}.h"))
-        c_observations(model, n_frames, observations).tofile(Path(build, "observations.bin"))
+        given = c_observations(model, n_frames, observations)
+        given = repack_fields(given) if chip.is_avr else given  # without padding: an AVR aligns to bytes
+        given.tofile(Path(build, "observations.bin"))
         done = subprocess.run([*shlex.split(chip.emulator), program], cwd=build, capture_output=True, text=True)
         results = Path(build, "results.bin")
         if done.returncode or not results.exists():

@@ -1,6 +1,9 @@
 /*
  * Checks the policy on this board: computes the outputs and actions of test vectors, and prints how many differ and how
  * long it took. In a sketch of your own, fill an observation from your sensors and call policy_act, see src/${c_name}.h.
+//: if model.history > 1
+ * The policy remembers its last ${model.history} observations: call policy_reset at the start of each episode, as check.c does.
+//: endif
  */
 #include <${library}.h>
 
