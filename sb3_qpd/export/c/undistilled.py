@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd.export.c.fields import Field, c_names
+from sb3_qpd.export.c.legend import plain
 from sb3_qpd.export.c.templating import environment
 from sb3_qpd.export.files import write_files
 from sb3_qpd.export.float_actor import Activation, Conv, FloatActor, InputPart, Layer
@@ -78,8 +79,8 @@ def _values(actor: FloatActor) -> dict[str, Any]:
         "discrete": bool(actor.nvec) and not actor.shape,
         "low": ", ".join(map(_number, actor.low)),  # of a macro, which is one line
         "high": ", ".join(map(_number, actor.high)),
-        "teacher": _plain(actor.metadata.get("teacher")),
-        "env_id": _plain(env.get("env_id")) if isinstance(env, dict) else "",
+        "teacher": plain(actor.metadata.get("teacher")),
+        "env_id": plain(env.get("env_id")) if isinstance(env, dict) else "",
         "version": __version__,
         "n_bytes": 4 * actor.n_parameters,
     }
@@ -93,7 +94,7 @@ def _input(one: InputPart, name: str) -> dict[str, Any]:
     has_mean = not part.is_image and bool(np.any(one.mean))
     return {
         "field": Field(part, name, False, empty, empty, None),
-        "key": _plain(part.key),
+        "key": plain(part.key),
         "nvec": ", ".join(map(str, part.nvec)),
         "means": [_numbers(np.broadcast_to(half, part.shape)) for half in one.split_mean] if has_mean else [],
         "factor": _numbers(np.broadcast_to(one.factor, part.shape)) if not part.is_image and np.any(one.factor != 1) else "",
@@ -149,8 +150,3 @@ def _number(value: float) -> str:
 def _numbers(values: np.ndarray) -> str:
     texts = [_number(value) for value in np.ravel(values)]
     return ",\n    ".join(", ".join(texts[at : at + 8]) for at in range(0, len(texts), 8))
-
-
-def _plain(text: Any) -> str:
-    """Text that is safe in a comment of C."""
-    return re.sub(r"[^A-Za-z0-9_.: @/+-]", "_", text).replace("*/", "_")[:100] if isinstance(text, str) else ""
