@@ -57,7 +57,8 @@ class Form:
     :param open: makes the function that acts, from the folder and the integer model
     :param is_promised: whether equality is promised
     :param n_images: number of observations of a student with images
-    :param plays_one_episode: whether a student with a memory plays one episode, as nothing can be called between two steps
+    :param is_emulated: the program on an emulated board reads all observations at once: a student with a memory plays one
+        episode, and no masks are given
     """
 
     name: str
@@ -66,7 +67,7 @@ class Form:
     open: Callable[[Path, IntegerModel], Act]
     is_promised: bool = True
     n_images: int = N
-    plays_one_episode: bool = False
+    is_emulated: bool = False
 
 
 def in_numpy(folder: Path, model: IntegerModel) -> Act:
@@ -167,7 +168,7 @@ TABLES = {
         Form("JavaScript", "js", {}, in_node),
         Form("MicroPython", "micropython", {}, in_micropython, n_images=N_SLOW),
         Form("Arduino library", "arduino", {}, in_arduino),
-        Form("Arduino Uno", "arduino", {}, on_uno, plays_one_episode=True),
+        Form("Arduino Uno", "arduino", {}, on_uno, is_emulated=True),
         Form("ONNX, `--names godot`", "onnx", {"names": "godot"}, in_onnx_runtime),
         Form("ONNX, `--float`", "onnx", {"form": "float"}, in_onnx_runtime, is_promised=False),
         Form(
@@ -184,11 +185,11 @@ TABLES = {
 # -- comparison -------------------------------------------------------------------------------------------------------
 
 
-def count_differences(kind: Kind, model: IntegerModel, act: Act, n: int) -> int:
+def count_differences(kind: Kind, model: IntegerModel, act: Act, n: int, with_masks: bool) -> int:
     """Observations with another action than the integer model's, without masks and with masks."""
     observations = some_observations(kind, n)
     total = 0
-    for given in (None, some_masks(model, n).astype(bool)) if model.uses_masks else (None,):
+    for given in (None, some_masks(model, n).astype(bool)) if with_masks else (None,):
         expected = model.predict(observations, deterministic=True, action_masks=given)[0]
         total += count_rows(act(observations, given, None)[0], expected)
     return total
@@ -232,9 +233,9 @@ def compare(kind: Kind, model: IntegerModel, form: Form, reasons: dict[str, int]
         act = form.open(Path(folder), model)
         try:
             if model.history == 1:
-                found = count_differences(kind, model, act, n)
+                found = count_differences(kind, model, act, n, with_masks=model.uses_masks and not form.is_emulated)
             else:
-                count = count_in_one_episode if form.plays_one_episode else count_in_episodes
+                count = count_in_one_episode if form.is_emulated else count_in_episodes
                 found = count(kind, model, act)
         except MisfitError as error:
             return f"does not fit ({numbers_of([str(error).replace('atmega328p: ', 'Arduino Uno: ')], reasons)})"
@@ -290,8 +291,8 @@ What ran the files of the second table:
 - JavaScript: node {subprocess.check_output(["node", "--version"], text=True).strip().lstrip("v")}.
 - MicroPython: {micropython}, on {N_SLOW} observations of images.
 - Arduino library: its C, compiled for this computer.
-- Arduino Uno: the same C, compiled with `avr-gcc -Os` for an ATmega328P, under simavr. A student with a
-  memory plays one episode of {N} steps there.
+- Arduino Uno: the same C, compiled with `avr-gcc -Os` for an ATmega328P, under simavr. It is
+  given no masks, and a student with a memory plays one episode of {N} steps.
 - ONNX: ONNX Runtime. The largest logit is the action, as in the engine.
 
 """
