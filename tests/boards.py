@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from random_students import RandomStudent, draw
 
-from sb3_qpd.export import StudentFacts, check_target, export_c
+from sb3_qpd.export import check_target, export_c
 from sb3_qpd.export.c.emulator import MICROCONTROLLERS, MisfitError, emulate
 from sb3_qpd.integer import REQUANTIZATIONS
 
@@ -27,7 +27,7 @@ def students_in_c(first_seed: int) -> Iterator[RandomStudent]:
         student = draw(seed)
         student.model.requantization = REQUANTIZATIONS[seed % 2]
         try:
-            check_target("c", StudentFacts.of_model(student.model))
+            check_target("c", student.model)
         except ValueError:
             continue
         yield student

@@ -5,20 +5,20 @@ from collections.abc import Sequence
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.export import StudentFacts, check_target
+from sb3_qpd.export import check_target
 
 
 def check_targets(distiller: QPDDistiller, targets: Sequence[str]) -> None:
     """
-    Refuse targets that cannot take the student. Spaces, masks and bits are known before training.
+    Refuse targets that cannot take the student. Bits are known before training.
 
     :param distiller: trained or not
     :param targets: names of targets
     :raises ValueError: a target cannot take the student
     """
-    facts = StudentFacts.of_model(distiller.policy.to_integer())
+    model = distiller.policy.to_integer()
     for target in targets:
-        check_target(target, facts)
+        check_target(target, model)
 
 
 class CheckTargets(BaseCallback):

@@ -17,12 +17,11 @@ from typing import Any
 
 from sb3_qpd.atomic import AtomicFolder
 from sb3_qpd.checks import check_path
-from sb3_qpd.export.requirements import StudentFacts, check_model, check_target, find_target
+from sb3_qpd.export.requirements import check_model, check_target, find_target
 from sb3_qpd.integer import IntegerModel
 
 __all__ = [
     "EXPORTERS",
-    "StudentFacts",
     "check_model",
     "check_target",
     "export",

@@ -18,7 +18,7 @@ from sb3_qpd.export.c.text import rename
 from sb3_qpd.export.c.vectors import some_observations
 from sb3_qpd.export.files import write_files
 from sb3_qpd.export.ranges import feature_ranges
-from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.requirements import check_target
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.version import __version__
 
@@ -50,7 +50,7 @@ def export_arduino(
     :return: the folder
     :raises ValueError: if C cannot take the student, or an argument does not fit
     """
-    check_target("arduino", StudentFacts.of_model(model))
+    check_target("arduino", model)
     library = _library_name(model) if name is None else name
     _check_arguments(library, version, author, url)
     c_name = _c_name(library)

@@ -1,7 +1,7 @@
 """
 What each target can take of a student.
 
-Most of it follows from spaces, bits and masks, so :func:`check_target` can refuse a target before a student is trained. Only
+Most of it follows from bits alone, so :func:`check_target` can refuse a target before a student is trained. Only
 what depends on the trained weights is left to the exporters: multipliers and accumulators outside a target's range.
 """
 
@@ -13,56 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sb3_qpd.checks import check_choice
-from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer, IntegerModel, ObservationPart
+from sb3_qpd.integer import REQUANTIZATIONS, IntegerLayer, IntegerModel
 
 LARGEST_INPUT = 255  # of any layer: no grid has more than 8 bits
 ALL_BITS = (2, 3, 4, 5, 6, 7, 8)
-
-
-@dataclass(frozen=True)
-class StudentFacts:
-    """
-    What decides which targets can take a student.
-
-    :param parts: what an observation consists of, see :func:`sb3_qpd.spaces.observation_parts`
-    :param is_box: the action is a Box
-    :param action_shape: shape of one action, ``()`` for a Discrete one
-    :param uses_masks: the student takes action masks
-    :param weight_bits: bits of the weights, one number for each layer, head included
-    :param activation_bits: bits of the outputs, one number for each hidden layer
-    :param requantization: ``"float32"`` or ``"fixed"``, see :class:`~sb3_qpd.integer.IntegerLayer`
-    :param has_origin: the student takes offsets off in float64, see :class:`~sb3_qpd.integer.IntegerModel`
-    :param history: number of observations that the student sees
-    """
-
-    parts: tuple[ObservationPart, ...]
-    is_box: bool
-    action_shape: tuple[int, ...] = ()
-    uses_masks: bool = False
-    weight_bits: tuple[int, ...] = (8,)
-    activation_bits: tuple[int, ...] = (8,)
-    requantization: str = "float32"
-    has_origin: bool = False
-    history: int = 1
-
-    @classmethod
-    def of_model(cls, model: IntegerModel) -> StudentFacts:
-        """
-        Facts of an integer model.
-
-        :param model: trained or not: ``policy.to_integer()`` of a new policy will do
-        """
-        return cls(
-            parts=model.parts,
-            is_box=model.is_box,
-            action_shape=model.action_shape,
-            uses_masks=model.uses_masks,
-            weight_bits=tuple(layer.weight_bits for layer in model.layers),
-            activation_bits=tuple(layer.activation_bits for layer in model.layers[:-1]),
-            requantization=model.requantization,
-            has_origin=model.input_origin is not None,
-            history=model.history,
-        )
 
 
 @dataclass(frozen=True)
@@ -81,23 +35,25 @@ class Target:
     requantizations: tuple[str, ...] = REQUANTIZATIONS
     origins: bool = True
 
-    def lacks(self, student: StudentFacts) -> Iterator[str]:
+    def lacks(self, model: IntegerModel) -> Iterator[str]:
         """
         What the student has and the target does not support, in words.
 
-        :param student: facts of the student
+        :param model: trained or not: ``policy.to_integer()`` of a new policy will do
         """
-        if student.has_origin and not self.origins:
+        if model.input_origin is not None and not self.origins:
             yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
-        yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
-        yield from _other_bits("activations", student.activation_bits, self.activation_bits, "--activation-bits")
-        if student.requantization not in self.requantizations:
+        weights = [layer.weight_bits for layer in model.layers]
+        yield from _other_bits("weights", weights, self.weight_bits, "--weight-bits")
+        activations = [layer.activation_bits for layer in model.layers[:-1]]
+        yield from _other_bits("activations", activations, self.activation_bits, "--activation-bits")
+        if model.requantization not in self.requantizations:
             (mode,) = self.requantizations
             change = f"set model.requantization = {mode!r}, or --requantization {mode}"
-            yield f"requantization={student.requantization!r} ({change})"
+            yield f"requantization={model.requantization!r} ({change})"
 
 
-def _other_bits(what: str, bits: tuple[int, ...], supported: tuple[int, ...], flag: str) -> Iterator[str]:
+def _other_bits(what: str, bits: list[int], supported: tuple[int, ...], flag: str) -> Iterator[str]:
     """The first layer whose bits a target does not have."""
     for i, n in enumerate(bits):
         if n not in supported:
@@ -138,18 +94,18 @@ def find_target(name: str) -> Target:
     return TARGETS[name]
 
 
-def check_target(target: str, student: StudentFacts) -> None:
+def check_target(target: str, model: IntegerModel) -> None:
     """
     Refuse a target that cannot take a student, with what it does not support and the targets that do.
 
     Needs neither a trained student nor the packages of the target.
 
     :param target: a key of ``TARGETS``
-    :param student: facts of the student
+    :param model: trained or not: ``policy.to_integer()`` of a new policy will do
     :raises ValueError: if the target is unknown, or cannot take the student
     """
-    if lacks := list(find_target(target).lacks(student)):
-        fit = tuple(name for name, other in TARGETS.items() if not any(other.lacks(student)))
+    if lacks := list(find_target(target).lacks(model)):
+        fit = tuple(name for name, other in TARGETS.items() if not any(other.lacks(model)))
         way_out = f"Take the target {_either(fit)}" if fit else "No target does"
         raise ValueError(f"The target {target} does not support {'; '.join(lacks)}. {way_out}")
 

@@ -22,7 +22,7 @@ from sb3_qpd.evaluation.cache import digest_of
 from sb3_qpd.evaluation.comparison import EvaluationPlan, plan_evaluation
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.evaluation.statistics import MIN_VERDICT_EPISODES, Evaluation, compare, margin_of
-from sb3_qpd.export import StudentFacts, check_target, find_exporter
+from sb3_qpd.export import check_target, find_exporter
 from sb3_qpd.search.planning import plan_trials, portable_env
 from sb3_qpd.search.progress import SearchProgress
 from sb3_qpd.search.results import (
@@ -248,9 +248,9 @@ class _Search:
         self.staging = AtomicFolder(out, force or self._folder.exists(), argument="out")
 
     def _check_targets(self, distiller: QPDDistiller) -> None:
-        facts = StudentFacts.of_model(distiller.policy.to_integer())
+        model = distiller.policy.to_integer()
         for target in self._job.targets:
-            check_target(target, facts)
+            check_target(target, model)
 
     def open(self, storage: str | None, study_name: str) -> None:
         """

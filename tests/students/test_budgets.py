@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 from sb3_qpd import QPDDistiller, QuantActorCriticPolicy, StudentArch, load_student
-from sb3_qpd.export.requirements import TARGETS, StudentFacts
+from sb3_qpd.export.requirements import TARGETS
 from sb3_qpd.integer import ObservationPart
 from sb3_qpd.spaces import action_head, observation_parts
 from sb3_qpd.students.budgets import (
@@ -75,7 +75,7 @@ def test_a_chosen_student_fits_and_can_be_exported() -> None:
             policy = build(observation_space, action_space, student_arch=f"{n_bytes}B")
         model = policy.to_integer()
         assert model.nbytes <= n_bytes
-        of_bits = [lack for name in TARGETS for lack in TARGETS[name].lacks(StudentFacts.of_model(model)) if "bits" in lack]
+        of_bits = [lack for name in TARGETS for lack in TARGETS[name].lacks(model) if "bits" in lack]
         assert not of_bits
 
 

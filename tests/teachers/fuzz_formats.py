@@ -37,7 +37,7 @@ from sb3_qpd.evaluation.own_exports import own_copy
 from sb3_qpd.export import export
 from sb3_qpd.export.c.layout import lay_out, plan_arena
 from sb3_qpd.export.c.proof import prove_sizes
-from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.requirements import check_target
 from sb3_qpd.publishing.push import _prepare
 from sb3_qpd.teachers.hub import list_files, parse_source
 
@@ -207,7 +207,7 @@ def open_npz(folder: Path) -> None:
     }
     model.predict(observation if model.is_dict else observation[None], deterministic=True)
     with contextlib.suppress(ValueError):  # which C cannot take
-        check_target("c", StudentFacts.of_model(model))
+        check_target("c", model)
         layout = lay_out(model)
         prove_sizes(model, layout, *plan_arena(layout))
 

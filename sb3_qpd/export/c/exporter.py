@@ -45,7 +45,7 @@ from sb3_qpd.export.c.text import (
 )
 from sb3_qpd.export.c.vectors import make_vectors
 from sb3_qpd.export.files import write_files
-from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.requirements import check_target
 from sb3_qpd.export.value_head import find_value_head
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, weight_shift
 from sb3_qpd.version import __version__
@@ -129,7 +129,7 @@ def c_sources(model: IntegerModel, **options: Any) -> dict[str, str]:
     :raises ValueError: if C cannot take the student, or an option does not fit it
     """
     given = COptions(**options)
-    check_target("c", StudentFacts.of_model(model))
+    check_target("c", model)
     if given.probabilities and model.is_box:
         raise ValueError("probabilities=True is for discrete actions, this student has a Box: its deviation is in the header")
     value = find_value_head(model) if given.with_value else None

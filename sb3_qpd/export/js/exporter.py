@@ -18,7 +18,7 @@ from sb3_qpd.export.embedding import (
     trunk_facts,
 )
 from sb3_qpd.export.files import names_of, write_files
-from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.requirements import check_target
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerModel, ObservationPart
 from sb3_qpd.version import __version__
 
@@ -37,7 +37,7 @@ def export_js(model: IntegerModel, out_dir: Path, *, channels_last: bool = False
     :return: the file
     :raises ValueError: if an option does not fit the student
     """
-    check_target("js", StudentFacts.of_model(model))
+    check_target("js", model)
     if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     template = resources.files("sb3_qpd.export.js").joinpath("policy.mjs").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ from sb3_qpd.export.embedding import (
     trunk_facts,
 )
 from sb3_qpd.export.files import names_of, write_files
-from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.requirements import check_target
 from sb3_qpd.integer import EXP_HIGH, EXP_LOW, IntegerLayer, IntegerModel
 from sb3_qpd.version import __version__
 
@@ -37,7 +37,7 @@ def export_micropython(model: IntegerModel, out_dir: Path) -> list[Path]:
     :param out_dir: a folder that exists
     :return: the file
     """
-    check_target("micropython", StudentFacts.of_model(model))
+    check_target("micropython", model)
     template = resources.files("sb3_qpd.export.micropython").joinpath("policy.py.in").read_text(encoding="utf-8")
     before, place, after = template.partition(PLACE)
     assert place

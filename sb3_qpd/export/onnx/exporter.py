@@ -14,7 +14,7 @@ from sb3_qpd.export.files import without_paths, write_files
 from sb3_qpd.export.onnx.graph import MASKS, NEXT_STATE, STATE, Graph, input_name, output_name
 from sb3_qpd.export.onnx.names import GODOT, check_godot, godot_names, rename, write_godot
 from sb3_qpd.export.onnx.plain import PlainGraph, check_plain
-from sb3_qpd.export.requirements import StudentFacts, check_target
+from sb3_qpd.export.requirements import check_target
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.version import __version__
 
@@ -113,7 +113,7 @@ def _check_options(model: IntegerModel, form: str, channels_last: bool, is_for_g
     """Refuse an unknown form, and options that do not fit the student."""
     if form not in FORMS:
         raise ValueError(f"form must be one of {FORMS}, got {form!r}")
-    check_target("onnx", StudentFacts.of_model(model))
+    check_target("onnx", model)
     if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
     if is_for_godot:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from sb3_qpd.export.files import without_paths, write_files
-from sb3_qpd.export.requirements import StudentFacts, accumulator_bound, accumulator_bounds, check_target
+from sb3_qpd.export.requirements import accumulator_bound, accumulator_bounds, check_target
 from sb3_qpd.export.tflite.graph import INT4_VERSION, Graph, schema
 from sb3_qpd.integer import IntegerLayer, IntegerModel, ObservationPart
 from sb3_qpd.version import __version__
@@ -50,7 +50,7 @@ def make_tflite(model: IntegerModel, *, channels_last: bool = False) -> bytes:
     :param model: see :func:`export_tflite`
     :param channels_last: see :func:`export_tflite`
     """
-    check_target("tflite", StudentFacts.of_model(model))
+    check_target("tflite", model)
     _check_weights(model)
     if channels_last and not any(part.kind == "image" for part in model.parts):
         raise ValueError(f"channels_last is for images, this student takes observations of shape {model.observation_shape}")
