@@ -70,24 +70,16 @@ class Target:
     """
     What a target supports.
 
-    :param dicts: Dict observations
-    :param float_images: images of floats
-    :param masks: action masks
     :param weight_bits: bits that weights may have
     :param activation_bits: bits that outputs of hidden layers may have
     :param requantizations: modes of requantization
     :param origins: observations in float64, whose offset is taken off before they are rounded
-    :param memories: students that see several observations
     """
 
-    dicts: bool = True
-    float_images: bool = True
-    masks: bool = True
     weight_bits: tuple[int, ...] = ALL_BITS
     activation_bits: tuple[int, ...] = ALL_BITS
     requantizations: tuple[str, ...] = REQUANTIZATIONS
     origins: bool = True
-    memories: bool = True
 
     def lacks(self, student: StudentFacts) -> Iterator[str]:
         """
@@ -95,15 +87,6 @@ class Target:
 
         :param student: facts of the student
         """
-        kinds = {part.kind for part in student.parts}
-        if student.parts[0].key is not None and not self.dicts:
-            yield "Dict observations"
-        if "float_image" in kinds and not self.float_images:
-            yield "images of floats"
-        if student.uses_masks and not self.masks:
-            yield "action masks"
-        if student.history > 1 and not self.memories:
-            yield f"a memory (history={student.history})"
         if student.has_origin and not self.origins:
             yield "observations in float64 with an offset that float32 cannot carry (subtract it in the environment)"
         yield from _other_bits("weights", student.weight_bits, self.weight_bits, "--weight-bits")
