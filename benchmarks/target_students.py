@@ -23,15 +23,15 @@ class Kind:
     """
     A kind of student.
 
-    :param name: for the table
-    :param observations: their space
-    :param actions: their space
+    :param name: name in the table
+    :param observations: space of the observations
+    :param actions: space of the actions
     :param bits: bits of weights and activations
-    :param uses_masks: whether it takes action masks
+    :param uses_masks: whether the student takes action masks
     :param origin: offsets of the observations, taken off in float64
     :param requantization: see :class:`~sb3_qpd.integer.IntegerModel`
-    :param history: number of observations that it sees
-    :param history_actions: it also sees the actions between them
+    :param history: number of observations that the student sees
+    :param history_actions: whether the student also sees the actions between them
     """
 
     name: str

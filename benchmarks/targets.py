@@ -186,7 +186,7 @@ TABLES = {
 
 
 def count_differences(kind: Kind, model: IntegerModel, act: Act, n: int, with_masks: bool) -> int:
-    """Observations with another action than the integer model's, without masks and with masks."""
+    """How many observations have another action than the integer model's, without masks and with masks."""
     observations = some_observations(kind, n)
     total = 0
     for given in (None, some_masks(model, n).astype(bool)) if with_masks else (None,):
@@ -196,7 +196,7 @@ def count_differences(kind: Kind, model: IntegerModel, act: Act, n: int, with_ma
 
 
 def count_in_episodes(kind: Kind, model: IntegerModel, act: Act) -> int:
-    """The same over episodes: each of the two carries its own state, which zeros replace where an episode begins."""
+    """The same count over episodes: runtime and model carry states of their own, and zeros begin an episode."""
     drawn = some_observations(kind)
     steps = [take_rows(drawn, slice(row, row + N_ENVS)) for row in range(0, N, N_ENVS)]
     starts = np.random.default_rng(2).random((len(steps), N_ENVS)) < 0.2
@@ -210,7 +210,7 @@ def count_in_episodes(kind: Kind, model: IntegerModel, act: Act) -> int:
 
 
 def count_in_one_episode(kind: Kind, model: IntegerModel, act: Act) -> int:
-    """The same for a runtime that takes all observations of an episode at once."""
+    """The same count for a runtime that takes all observations of an episode at once."""
     observations, state, expected = some_observations(kind), None, []
     for row in range(N):
         action, state = model.predict(take_rows(observations, slice(row, row + 1)), state, deterministic=True)

@@ -376,7 +376,7 @@ def _check_parts(parts: Any, observation_shape: Any) -> None:
 
 
 def _check_history(history: Any, has_actions: Any, parts: Any) -> None:
-    """A memory is one of vectors and indices."""
+    """A memory holds vectors and indices, and no images."""
     if type(has_actions) is not bool or (has_actions and history == 1):
         raise StudentError(f"history_actions must be true or false, and false without a history, got {_kind(has_actions)}")
     _check_integer("history", history, 1, MAX_HISTORY)

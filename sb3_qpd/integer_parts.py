@@ -223,7 +223,7 @@ class ObservationPart:
         return batch.astype(np.float32) if self.is_image else to_float32(self.row(batch), origin)
 
     def row(self, batch: np.ndarray) -> np.ndarray:
-        """Each vector as one row, and indices as zeros and ones: shape (batch_size, n_features), no image's."""
+        """Vectors or indices as rows of shape (batch_size, n_features), each index as zeros and a one. Not for images."""
         x = batch.reshape(len(batch), math.prod(self.shape))
         if self.kind == "one_hot":
             x = np.concatenate([np.arange(n) == x[:, i : i + 1] for i, n in enumerate(self.nvec)], axis=1)

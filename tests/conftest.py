@@ -63,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def _processor_seconds() -> float:
-    """Those of this process, of all programs that it has waited for, and of those that still run, such as a fork server."""
+    """Processor seconds of this process and of its programs: those that ended, and those that run, such as a fork server."""
     return sum(os.times()[:4]) + sum(map(_seconds_of, Path("/proc/self/task").glob("*/children")))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sb3_qpd.child_processes import interrupts_wait, take_interrupts
 
-SECONDS = 900  # on however busy a machine
+SECONDS = 900  # even on a very busy machine
 WITH_TORCH = "sb3_qpd.search.workers"  # imports torch and most of the package, but no optional package
 
 
@@ -47,7 +47,7 @@ def run_forked(*arguments: str | Path, folder: Path | None = None, **variables: 
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str], output: Path, errors: Path) -> None:
-    """Be the program."""
+    """Run the program in this process, which was forked for it."""
     take_interrupts()
     for stream, path in ((1, output), (2, errors)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)

@@ -356,9 +356,9 @@ def publish(
     replaced = (*OUTPUTS, CHECKPOINT) if is_finished or report is not None else OUTPUTS
     try:
         _write_files(distiller, env, staging.path, report, step and step(staging.out), more)
-        libraries = arduino_libraries(staging.place)  # of an earlier student: their names are its environment's
+        libraries = arduino_libraries(staging.place)  # an earlier student may have left some, named after its environment
         names = staging.commit(replacing=(*replaced, *libraries))
-        for library in libraries:  # a commit of one file after the other leaves folders
+        for library in libraries:  # a commit that replaces single files leaves the folders
             shutil.rmtree(staging.place / library, ignore_errors=True)
         return names, staging.out
     except OSError as error:

@@ -142,7 +142,8 @@ def given_hyperparameters(args: argparse.Namespace) -> dict[str, Any]:
 
 def distiller_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """
-    What was given as flags, as ``QPDDistiller`` takes it: it reads a number as a constant learning rate.
+    The given flags as arguments of ``QPDDistiller``. It would read a number as a constant learning rate, so the rate becomes
+    the cosine that the flag's help promises.
 
     :param args: arguments of the command
     """
@@ -175,7 +176,7 @@ def take_entry(args: argparse.Namespace, recipe: "EnvRecipe | None") -> None:
         name = "atari"
     entry = dict(entries.get(name, {}))
     if "learning_rate" in entry:
-        entry["learning_rate"] = float(entry["learning_rate"].removeprefix(COSINE))  # as the flag names it
+        entry["learning_rate"] = float(entry["learning_rate"].removeprefix(COSINE))  # the cosine's first rate, as in the flag
     # an entry's bits suit its own size
     own_bits = ("weight_bits", "activation_bits") if is_budget(getattr(args, "student_arch", None)) else ()
     keys = [key for key in flag_names() if key in entry and key not in own_bits]
@@ -209,7 +210,7 @@ def check_hyperparameter_flags(args: argparse.Namespace) -> None:
     check_vec_env(values["vec_env"])
     check_workers(values["vec_env"], values["env_timeout"], values["restart_envs"])
     arch = check_arch(values["student_arch"], values["weight_bits"], values["activation_bits"])
-    # without --history the actions' own check waits for the teacher: a recurrent one's student has a history by default
+    # without --history only the teacher tells whether history_actions fits: a recurrent one gives its student a history
     actions = values["history_actions"] if values["history"] is not None else None
     check_integer(arch.with_memory(values["history"], actions))
 

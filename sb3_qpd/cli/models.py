@@ -172,7 +172,7 @@ def open_policy(folder: Path, args: argparse.Namespace) -> "QuantActorCriticPoli
     """
     The policy of a student's zip, which needs no environment.
 
-    :param folder: of the student
+    :param folder: folder of the student
     :param args: arguments of the command, with ``--device``
     :return: ``None`` where there is no zip
     """

@@ -75,7 +75,7 @@ class RecordedEnv(VecEnv):
         """See :class:`~stable_baselines3.common.vec_env.VecEnv`; there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """See :class:`~stable_baselines3.common.vec_env.VecEnv`; there are the render mode, and action masks if recorded."""
+        """See :class:`~stable_baselines3.common.vec_env.VecEnv`; there is a render mode, and action masks where recorded."""
         if attr_name != "render_mode" and not self._is_masks(attr_name):
             raise AttributeError(f"A recording has no {attr_name}")
         return [None for _ in self._get_indices(indices)]

@@ -116,7 +116,7 @@ class RecordedObservations:
 
     def fit_student(self, model: IntegerModel) -> None:
         """
-        Give the observations the form that a student takes, as :meth:`fit`. It may do without action masks.
+        Give the observations the form that a student takes, as :meth:`fit` does for a teacher. Action masks may be missing.
 
         :param model: the student
         :raises ValueError: the recording has other keys, shapes or numbers
@@ -136,7 +136,7 @@ class RecordedObservations:
         self.observations = fitted[None] if None in fitted else fitted
 
     def _fit_masks(self, nvec: Sequence[int]) -> None:
-        """Check the action masks of actions with these categories. A player without masks names none: they are dropped."""
+        """Check action masks for these categories. ``nvec`` is empty for a player without masks: they are dropped."""
         if self.masks is None or not nvec:
             self.masks = None
             return

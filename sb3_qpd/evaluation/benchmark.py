@@ -266,7 +266,7 @@ def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:
     The emulations as text.
 
     :param seen: from :func:`microcontrollers`
-    :param mhz: clock of the processors in MHz; that of an AVR is the Arduino Uno's
+    :param mhz: clock of the processors in MHz; an AVR has the clock of an Arduino Uno
     """
     lines = [f"{'C, emulated':26} {'instructions':>12} {'MHz':>6} {'ms':>9} {'flash':>10} {'RAM + stack':>12}"]
     for name, one in seen.items():
@@ -282,10 +282,10 @@ def microcontroller_table(seen: dict[str, Emulation | str], mhz: float) -> str:
 
 def clock_of(microcontroller: str, mhz: float) -> float:
     """
-    The clock in MHz that a time is told for.
+    The clock in MHz that a time is computed for.
 
     :param microcontroller: a key of ``MICROCONTROLLERS``
-    :param mhz: clock of those that are sold with several clocks
+    :param mhz: clock of all microcontrollers but AVR, which has the clock of an Arduino Uno
     """
     return UNO_MHZ if MICROCONTROLLERS[microcontroller].counts_cycles else mhz
 

@@ -75,7 +75,7 @@ def _measure(
     of_student: Any = None
     for rows in _steps(recording, episodes) if has_memory else _pieces(episodes):
         observations, masks = recording.take(rows)
-        n, before = len(rows), None  # the episodes that go on are the first ones
+        n, before = len(rows), None  # the rows of episodes that go on come first
         target, of_teacher = teacher.label(observations, _first(of_teacher, n, axis=1), action_masks=masks)
         if model.history > 1:
             before, after = model.remember(observations, _first(of_student, n))

@@ -108,7 +108,8 @@ def recorded_steps(
     model: IntegerModel, recording: RecordedObservations, n_observations: int
 ) -> Iterator[tuple[Any, np.ndarray | None, np.ndarray | None]]:
     """
-    Observations of recorded episodes, held-out ones where there are any. The student acts, and nothing follows from that.
+    Observations of recorded episodes, held-out ones where there are any. The student's actions
+    change no observation: only a memory of actions sees them.
 
     :param model: the student
     :param recording: recorded observations

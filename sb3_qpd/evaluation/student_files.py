@@ -49,7 +49,7 @@ def export_student(
     Export a student, and compare all of its forms.
 
     :param distiller: the student
-    :param env: environment or recording of the observations that are compared
+    :param env: environment or recording that gives the observations to compare
     :param folder: folder that :func:`write_student` filled
     :param targets: names of targets
     :return: names of the new files, and the comparison

@@ -23,7 +23,8 @@ from sb3_qpd.integer import IntegerModel
 from sb3_qpd.version import __version__
 
 MAX_NAME = 32  # characters of a library's name that arduino-lint recommends at most
-# observations that the sketch checks: an Uno keeps them in its RAM; the most for a student with a memory
+# numbers of observations that the sketch checks, which an Uno keeps in its RAM: vectors, images, and the most vectors for a
+# student with a memory
 N_VECTORS, N_IMAGES, MOST_VECTORS = 4, 1, 12
 
 

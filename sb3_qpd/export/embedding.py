@@ -98,9 +98,9 @@ def n_inputs(layer: IntegerLayer) -> int:
 
 def state_size(model: IntegerModel) -> int:
     """
-    Numbers of the state of a student with a memory, see :meth:`~sb3_qpd.integer.IntegerModel.trace`.
+    How many numbers the state of a student has, see :meth:`~sb3_qpd.integer.IntegerModel.trace`. 0: it has no memory.
 
-    :param model: any student; without a memory its state has none
+    :param model: any student
     """
     return (model.history - 1) * (sum(part.n_features for part in model.parts) + model.n_remembered)
 

@@ -1,8 +1,8 @@
 """
-What each target can take of a student.
+Which students each target can take.
 
-Most of it follows from bits alone, so :func:`check_target` can refuse a target before a student is trained. Only
-what depends on the trained weights is left to the exporters: multipliers and accumulators outside a target's range.
+Bits and the mode of requantization are known before a student is trained, so :func:`check_target` can refuse a target then.
+The exporters check what depends on the trained weights: multipliers and accumulators outside a target's range.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Target:
 
     def lacks(self, model: IntegerModel) -> Iterator[str]:
         """
-        What the student has and the target does not support, in words.
+        Everything that the student needs and the target does not support, in words.
 
         :param model: trained or not: ``policy.to_integer()`` of a new policy will do
         """

@@ -102,7 +102,8 @@ def take_film(player: Player, recipe: EnvRecipe, every: int = 1) -> Film:
 
     :param player: anything with SB3's ``predict``
     :param recipe: its environment
-    :param every: number of steps from one picture to the next. Each step is rendered: environments move particles then
+    :param every: number of steps from one picture to the next. Each step is rendered, because some
+        environments move their particles while they render
     """
     shown = recipe if recipe.is_native else make_recipe(recipe, {"render_mode": "rgb_array"})
     env = shown.make_vec_env(1, seed=VALIDATION_SEED, training=False)

@@ -15,7 +15,7 @@ from sb3_qpd.distillation.checkpoint_files import ACTIONS, SEGMENT, STATE_FILES
 @dataclass(frozen=True)
 class Changes:
     """
-    What a write has changed in the folder of a checkpoint.
+    The changes that a write made in the folder of a checkpoint.
 
     :param files: contents of the files that are new or have changed, by name
     :param names: names of all files of the checkpoint
@@ -27,7 +27,7 @@ class Changes:
 
 class ChangeFinder:
     """
-    Finds what each write changes in the folder of a checkpoint.
+    Finds the changes that each write made in the folder of a checkpoint.
 
     :param folder: folder of the checkpoint
     """
@@ -37,7 +37,7 @@ class ChangeFinder:
         self._known = _stamps(folder)
 
     def changes(self) -> Changes:
-        """What has changed since the last call. No process may write there meanwhile."""
+        """The changes since the last call. No process may write to the folder meanwhile."""
         stamps = _stamps(self._folder)
         changed = [name for name, stamp in stamps.items() if self._known.get(name) != stamp]
         self._known = stamps
@@ -69,10 +69,10 @@ def write_checkpoint(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def apply_changes(folder: Path, changes: Changes) -> None:
     """
-    Repeat what a write has changed elsewhere.
+    Repeat the changes that a write made in another folder.
 
     :param folder: folder of the checkpoint
-    :param changes: all changes so far were applied there, in their order
+    :param changes: changes of one write. Those of all earlier writes were applied to the folder before
     :raises OSError: the disk does not take them
     """
     write_checkpoint(folder, changes.files)

@@ -100,7 +100,7 @@ class RayWorkers:
 
     def _keep(self, worker: int, changes: Changes) -> None:
         folder = self._folders.get(worker)
-        if folder is None:  # a change before it is missing
+        if folder is None:  # an earlier change could not be kept
             return
         try:
             apply_changes(folder, changes)
@@ -164,7 +164,7 @@ class _Actor:
                 finder = ChangeFinder(folder)
                 here = replace(task, folder=str(folder))
                 message = run_task(self._job, here, answer, lambda: self._messages.put(finder.changes()))
-                if not folder.is_dir():  # it was discarded, because it could not be read
+                if not folder.is_dir():  # the run discarded a checkpoint that it could not read
                     self._messages.put(finder.changes())
         except OSError as error:  # the disk of the node
             message = Failed(describe_error(error))

@@ -91,7 +91,7 @@ class LocalWorkers:
         ours, theirs = self._context.Pipe()
         # not a daemon: environments may want processes of their own
         with safe_import_path(), interrupts_wait(), _one_thread():
-            # the server may have been started with other variables
+            # the fork server may have been started with other environment variables
             arguments = (theirs, dict(os.environ))
             process = self._context.Process(target=_work, args=arguments, name=f"sb3-qpd worker {worker}")
             process.start()

@@ -183,8 +183,8 @@ class QuantExtractor(BaseFeaturesExtractor):
         Refuse observations that are no windows.
 
         :param windows: shape (batch_size, history, n_features), the newest observation last, see
-            :func:`~sb3_qpd.observations.observation_rows`. With actions, the one that followed an observation is beside it;
-            that of the newest one is NaN
+            :func:`~sb3_qpd.observations.observation_rows`. Where the student sees actions, the action that followed an
+            observation is beside it. Beside the newest one is NaN
         :raises ValueError: they have another shape
         """
         shape = (self.history, *self._grid_shape)
@@ -196,7 +196,7 @@ class QuantExtractor(BaseFeaturesExtractor):
             )
 
     def _without_nan(self, windows: th.Tensor) -> th.Tensor:
-        """What lies before an episode is NaN. It becomes the mean of the normalization, which is zero in integers."""
+        """NaN marks numbers before an episode. It becomes the mean of the normalization, which is zero in integers."""
         assert isinstance(self.input_grid, VectorGrid)
         return th.where(windows.isnan(), self.input_grid.mean.to(windows.dtype), windows)
 
@@ -274,7 +274,7 @@ def check_history(history: int, parts: tuple[ObservationPart, ...]) -> None:
 
     :param history: number of observations that a student sees
     :param parts: what an observation consists of
-    :raises ValueError: it sees several, and they are no vectors
+    :raises ValueError: it sees several, and they have images
     """
     if history > 1 and any(part.is_image for part in parts):
         raise ValueError(

@@ -427,7 +427,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         return (actions if is_batch else actions.squeeze(axis=0)), (after,)
 
     def _newest_rows(self, observations: PyTorchObs) -> th.Tensor:
-        """Observations as rows of a window, in float64. No action belongs to them yet."""
+        """Observations as rows of a window, in float64. Their actions are not chosen yet, so they are NaN."""
         if isinstance(observations, dict):
             arrays: Any = {key: value.cpu().numpy() for key, value in observations.items()}
         else:

@@ -121,7 +121,7 @@ def test_help_explains_environments_of_other_packages(capsys: pytest.CaptureFixt
 
 
 def test_a_learning_rate_is_the_first_of_a_cosine() -> None:
-    """As its help says. ``QPDDistiller`` itself reads a number as a constant rate, as SB3 does."""
+    """The flag gives a cosine, as its help says. ``QPDDistiller`` itself reads a number as a constant rate, as SB3 does."""
     args = make_parser().parse_args(["compress", "teacher.zip", "--out", "out", "--learning-rate", "1e-2"])
     schedule = distiller_arguments(args)["learning_rate"]
     assert [schedule(left) for left in (1.0, 0.5, 0.0)] == pytest.approx([1e-2, 5e-3, 0])
@@ -130,7 +130,7 @@ def test_a_learning_rate_is_the_first_of_a_cosine() -> None:
 
 
 def test_a_game_has_an_entry_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    """Its own entry counts, as in RL Zoo; ``atari`` is for all other games. A cosine is what the flag would give."""
+    """A game's own entry counts, as in RL Zoo. ``atari`` is for all other games. A cosine is what the flag would give."""
     first = {}
     for game in ("BreakoutNoFrameskip-v4", "PongNoFrameskip-v4"):
         args = make_parser().parse_args(["compress", "teacher.zip", "--out", "out"])

@@ -54,7 +54,7 @@ def test_box_actions_on_an_uno(requantization, tmp_path):
 
 
 def test_a_struct_has_no_padding_on_an_uno(tmp_path):
-    """An index of four bytes and a vector of five: a computer pads them to twelve."""
+    """A Dict of an index in four bytes and a vector of five: a computer pads the struct to twelve bytes."""
     needs(UNO)
     space = spaces.Dict(gear=spaces.Discrete(4), joints=spaces.Box(-1, 1, (5,)))
     policy = QuantActorCriticPolicy(space, DISCRETE, lambda _: 0.0, "nano")

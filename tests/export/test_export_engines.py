@@ -215,7 +215,7 @@ def test_plain_float_operators_of_random_students(tmp_path: Path) -> None:
 @pytest.mark.parametrize("has_actions", [True, False])
 @pytest.mark.parametrize("kind", WITH_MEMORY)
 def test_plain_float_operators_carry_a_state(kind: str, has_actions: bool, tmp_path: Path) -> None:
-    """Over episodes: the state is float32 in the file, and the most probable action is what the next steps see."""
+    """Over episodes the state is float32 in the file, and the next steps see the most probable action."""
     model = make_with_memory(kind, 2 if kind == "box" else 4, history_actions=has_actions).to_integer()
     path, agreement = export_onnx(model, tmp_path, form="float")
     proto, mine = onnx.load(path), None

@@ -167,7 +167,7 @@ def test_c_keeps_the_window(
 
 @needs_compiler
 def test_a_program_in_c_plays_episodes(tmp_path: Path) -> None:
-    """The functions as a device calls them: nothing is set but by them, and what looks at a window does not move it on."""
+    """The functions as a device calls them: only they change the memory, and ``policy_outputs`` leaves it as it is."""
     model = make_policy("box", history_actions=True).to_integer()
     export_c(model, tmp_path, reentrant=True)
     robot = CPolicy(tmp_path, ("-O1",), model=model).library

@@ -155,7 +155,7 @@ def test_images_of_tflite_with_channels_last(tmp_path: Path) -> None:
 def test_a_target_is_refused_before_training_by_the_same_words(
     observation: str, action: str, target: str, tmp_path: Path
 ) -> None:
-    """By a student that has learned nothing, as by the trained one."""
+    """A student that has learned nothing is refused like the trained one."""
     model = make_student(observation, action, 4).to_integer()
     options = {"weight_bits": 4, "activation_bits": 4, "normalized_image": True}
     new = QuantActorCriticPolicy(OBSERVATIONS[observation], ACTIONS[action], lambda _: 0.0, "nano", **options)

@@ -41,7 +41,7 @@ def policies_of(model: IntegerModel, folder: Path, request: pytest.FixtureReques
 
 
 def numbers_for(model: IntegerModel, n: int, rng: np.random.Generator) -> np.ndarray:
-    """What actions are drawn with."""
+    """Random numbers that actions are drawn with."""
     if model.is_box:
         return rng.standard_normal((n, model.layers[-1].bias.size))
     return rng.integers(0, 2**32, (n, len(model.action_nvec)), np.uint64)
@@ -103,7 +103,7 @@ def test_a_page_calls_reset_at_the_start_of_an_episode(kind: str, has_actions: b
     const found = {json.dumps(list(zip(steps, starts, strict=True)))}.map(([observation, isStart], i) => {{
       if (isStart) policy.reset();
       if (i % 3) other.act(observation); // another environment
-      policy.outputs(observation); // looks, and does not move on
+      policy.outputs(observation); // the memory stays as it is
       return policy.act(observation);
     }});
     let message = "";

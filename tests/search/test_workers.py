@@ -85,7 +85,7 @@ def test_a_job_that_no_worker_can_read(tmp_path: Path) -> None:
 
 
 def test_workers_have_the_variables_of_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are forked from a server, which may have been started with others."""
+    """Workers are forked from a server, which may have been started with other variables."""
     for value in ("1", "2"):
         monkeypatch.setenv("OF_THE_SEARCH", value)
         workers = LocalWorkers(cloudpickle.dumps(NeedsVariable(value)), 1)

@@ -375,7 +375,7 @@ def test_many_at_once(hub: HubServer, run: dict[str, bytes]) -> None:
 # --- as a user has it ---
 @pytest.mark.slow
 def test_the_command_line_with_environment_variables(hub: HubServer, run: dict[str, bytes], tmp_path: Path) -> None:
-    """In processes of their own: the client reads where the Hub is, and where its cache is, when it is imported."""
+    """The commands are processes: the client reads where the Hub and its cache are when it is imported."""
     commit = hub.publish("sb3/ppo-Pendulum-v1", run)
     variables = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
 

@@ -87,7 +87,7 @@ class COptions:
     :param probabilities: write ``policy_weights``, which gives the weights that actions are drawn with
     :param with_value: write ``policy_value`` too. The model needs a value head,
         see :func:`~sb3_qpd.export.value_head.add_value_head`
-    :raises ValueError: an option is none of its values
+    :raises ValueError: an option has a value that it does not take
     """
 
     name: str = "policy"

@@ -26,7 +26,7 @@ def legend(model: IntegerModel) -> list[str]:
 
 def plain(text: Any) -> str:
     """
-    Text that is safe in a comment of C, and in a string or a line of other files: it ends none of them.
+    Text that is safe in a comment of C, and in a string or a line of other files, because it cannot end them.
 
     :param text: from a file
     """

@@ -106,9 +106,10 @@ class Memory:
     @property
     def steps(self) -> np.ndarray:
         """
-        The steps of one number after the other: the least integers, in units of the head, at which a byte is passed.
+        The steps of all numbers of a Box, one number after the other. A step is the least integer, in units of the head, at
+        which the byte changes.
 
-        It holds a zero where there are none, as C has no empty arrays.
+        Where there are no steps the array holds one zero, as C has no empty arrays.
         """
         found = np.concatenate(self._steps())
         return found if len(found) else np.zeros(1, np.int64)
@@ -139,7 +140,7 @@ class Memory:
         The bytes of an action's numbers, as :meth:`~sb3_qpd.IntegerModel.remember` rounds them.
 
         :param units: the numbers in units of the head
-        :param number: which of the Box each one is
+        :param number: index in the Box of each of them
         """
         low, high = (np.ravel(np.asarray(bound))[number] for bound in (self.model.action_low, self.model.action_high))
         with np.errstate(over="ignore"):

@@ -56,8 +56,8 @@ class CPolicy:
     A student's C, compiled into a shared library, and called from Python.
 
     :meth:`load` is the shortest way to one. Its :meth:`predict` gives what :meth:`IntegerModel.predict` gives, in a few
-    microseconds. Like the C it has static memory: threads must not use one object at the same time. What a student with a
-    memory remembers is given at each call, as to the integer model; without it an episode begins. ``library`` is the loaded
+    microseconds. Like the C it has static memory: threads must not use one object at the same time. The state of a student
+    with a memory is given at each call, as to the integer model. Without a state an episode begins. ``library`` is the loaded
     library, for functions of the C that have no method here.
 
     :param folder: folder that ``export_c`` wrote into
@@ -181,7 +181,7 @@ class CPolicy:
         return (actions if is_batch else actions.squeeze(axis=0)), state
 
     def _write_state(self, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None) -> bool:
-        """Put what a student with a memory remembers where C reads it; ``False``: it is none, which the integer model says."""
+        """Put a state where C reads it. ``False``: it is no state of this student, and the integer model raises the error."""
         if state is None or (episode_start is not None and np.all(episode_start)):
             self._state[:] = 0
             return True

@@ -110,8 +110,10 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: Any, with_val
 
 def _states(model: IntegerModel, observations: Any, choose: Callable[[np.ndarray, slice], np.ndarray]) -> np.ndarray | None:
     """
-    What a student remembers at each observation of one episode, see :meth:`~sb3_qpd.IntegerModel.trace`.
+    The states of a student at each observation of one episode, see :meth:`~sb3_qpd.IntegerModel.trace`.
 
+    :param model: the student
+    :param observations: raw observations of the episode
     :param choose: gives the action of a step, from the head's accumulators and the row of the observation
     :return: ``None``: the student has no memory
     """

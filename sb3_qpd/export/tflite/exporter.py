@@ -139,8 +139,11 @@ class _Policy:
         """
         Observations on the input grid of a trunk, in int8.
 
-        :param used: multipliers of the trunks before
-        :return: the grid, and the multipliers of the trunks up to this one
+        :param parts: parts of the observation that the trunk takes
+        :param raw: input of each part, by its key
+        :param used: number of multipliers of the trunks before
+        :param name: name of the grid
+        :return: the grid, and the number of multipliers of the trunks up to this one
         """
         graph, part = self.graph, parts[0]
         if part.is_image:
@@ -193,9 +196,8 @@ class _Policy:
         offset = graph.constant(f"{name}_offset", np.ascontiguousarray(model.input_offset[numbers]))
         x = graph.operator("MUL", [x, multiplier], graph.tensor(f"{name}_scaled", np.float32, shape), schema.MulOptionsT())
         x = graph.operator("ADD", [x, offset], graph.tensor(f"{name}_shifted", np.float32, shape), schema.AddOptionsT())
-        x = graph.operator(
-            "ROUND", [x], graph.tensor(f"{name}_rounded", np.float32, shape)
-        )  # half to even; QUANTIZE may differ
+        # ROUND rounds half to even, QUANTIZE may not
+        x = graph.operator("ROUND", [x], graph.tensor(f"{name}_rounded", np.float32, shape))
         return graph.operator("QUANTIZE", [x], graph.tensor(name, np.int8, shape, 1, 0), schema.QuantizeOptionsT())
 
     def _next_state(self, action: int) -> int:

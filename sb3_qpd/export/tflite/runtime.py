@@ -43,7 +43,7 @@ class TflitePolicy:
 
         :param observations: raw observations, shape (batch_size, *observation_shape); a dict of such arrays
         :param action_masks: which discrete actions are allowed; ``None`` allows all
-        :param state: of a student with a memory, see :meth:`~sb3_qpd.IntegerModel.trace`; ``None``: episodes begin
+        :param state: state of a student with a memory, see :meth:`~sb3_qpd.IntegerModel.trace`; ``None``: episodes begin
         :return: actions, and logits or means; the next state of a student with a memory
         """
         return tuple(self._invoke(self._interpreter, observations, action_masks, state))

@@ -134,12 +134,11 @@ int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[
  * Call policy_reset at the start of an episode: it forgets them. Before the first call nothing is remembered.
  *
 //: if box
- * policy_act ends a step: the observation that it is given becomes one of the last ones. Other functions see the same
+ * policy_act ends a step: the observation that it is given becomes one of the last ones.
 //: else
- * policy_act and policy_sample end a step: the observation that they are given becomes one of the last ones. Other functions
- * see the same
+ * policy_act and policy_sample end a step: the observation that they are given becomes one of the last ones.
 //: endif
- * observations and remember nothing. Call them before.
+ * Other functions see the same observations and remember nothing. Call them before the step ends.
  */
 void policy_reset(void);
 
