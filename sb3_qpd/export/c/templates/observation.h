@@ -57,7 +57,7 @@ struct policy_raw_observation {
 };
 
 //: endif
-/* Convert an observation. Compile policy.c with -DPOLICY_FLOAT_HELPERS; nothing else uses floating point. */
+/* Convert an observation. Compile policy.c with -D POLICY_FLOAT_HELPERS; nothing else uses floating point. */
 #ifdef POLICY_FLOAT_HELPERS
 int policy_quantize(${macros.quantize_parameters});
 #endif

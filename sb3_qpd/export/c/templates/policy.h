@@ -118,7 +118,7 @@ int policy_push_frame(const uint8_t frame[POLICY_FRAME_SIZE]);
 //: include "observation.h"
 //: endif
 //: if box and fixed
-/* Compile policy.c with -DPOLICY_FLOAT_HELPERS; nothing else uses floating point. */
+/* Compile policy.c with -D POLICY_FLOAT_HELPERS; nothing else uses floating point. */
 #ifdef POLICY_FLOAT_HELPERS
 int policy_action_to_float(const int32_t action[POLICY_N_OUTPUTS], float result[POLICY_N_OUTPUTS]);
 #endif
@@ -221,7 +221,7 @@ int policy_value(${macros.given_parameter}int32_t *value);
 //: else
  * It needs no initialization, and holds nothing between two calls.
 //: endif
- * With -DPOLICY_ONLY_REENTRANT, policy.c leaves out the functions above, and has no static memory.
+ * With -D POLICY_ONLY_REENTRANT, policy.c leaves out the functions above, and has no static memory.
  */
 struct policy_state {
     union {
