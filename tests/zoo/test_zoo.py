@@ -33,6 +33,7 @@ from sb3_qpd import IntegerModel, QPDDistiller, load_teacher
 from sb3_qpd.atomic import CHECKPOINT, open_locked
 from sb3_qpd.cli import main
 from sb3_qpd.distillation.checkpoint_files import LOCK, STATE_FILES, write_archive
+from sb3_qpd.distillation.schedules import COSINE
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import ATARI_WRAPPER
 from sb3_qpd.envs.zoo_config import from_zoo_entry
@@ -606,6 +607,7 @@ def test_every_entry_is_whole(name: str) -> None:
     check_entry(entry)
     assert make_arch(entry["student_arch"], entry.get("weight_bits"), entry.get("activation_bits")).hidden
     assert entry["n_envs"] > 1 and isinstance(entry["n_timesteps"], float)
+    assert entry.get("learning_rate", COSINE).startswith(COSINE)  # the form that compress has a flag for
     if name != "atari":
         assert name in gym.registry
         assert from_zoo_entry(entry, name, {}) is not None
