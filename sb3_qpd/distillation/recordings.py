@@ -48,7 +48,7 @@ class RecordedObservations:
         self.masks = recording.masks if action_masks is None else np.asarray(action_masks)
         n = _length(self.observations)
         if n < 2:
-            raise ValueError(f"{self.name} holds {n} observations: nothing can be learned and held out. Expected {EXPECTED}")
+            raise ValueError(f"{self.name} holds {n} observations: at least 2 are needed. Expected {EXPECTED}")
         self.has_episodes = recording.ends is not None and len(recording.ends) > 1  # of one episode, blocks are held out
         ends = recording.ends if self.has_episodes and recording.ends is not None else _blocks(n)
         self.episodes = [slice(int(start), int(end)) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
@@ -226,7 +226,7 @@ def _fitted(part: ObservationPart, values: np.ndarray, name: str, player: str) -
     try:
         check_finite(values, len(part.shape), part.key)
     except ValueError as error:
-        raise ValueError(f"{where} cannot be learned from: {error}") from error
+        raise ValueError(f"{where} cannot be used: {error}") from error
     if part.kind == "image" and values.dtype != np.uint8:
         raise ValueError(f"{where} holds images of {values.dtype}, the {player} takes uint8. Record raw observations")
     if part.kind == "one_hot":

@@ -247,7 +247,6 @@ class QuantCombinedExtractor(BaseFeaturesExtractor):
     def __init__(self, observation_space: spaces.Dict, arch: StudentArch, normalized_image: bool = False) -> None:
         super().__init__(observation_space, 1)  # the size is not known yet, as in SB3's CombinedExtractor
         self.parts = observation_parts(observation_space, normalized_image)
-        check_history(arch.history, self.parts)
         groups = group_parts(self.parts)
         sizes = [len(arch.conv) + len(arch.image_hidden) if group[0].is_image else len(arch.hidden) for group in groups]
         bits = arch.trunk_bits(sizes)

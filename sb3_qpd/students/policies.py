@@ -27,7 +27,7 @@ from sb3_qpd.spaces import action_head, float32_bounds, half_range, masked, obse
 from sb3_qpd.students.architectures import FLOAT_BITS, StudentArch
 from sb3_qpd.students.budgets import choose_arch
 from sb3_qpd.students.chain import Chain
-from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor
+from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor, check_history
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
 from sb3_qpd.students.optimizer import MuonAdam, muon_groups
 from sb3_qpd.students.quantizers import Quantizer, shared_scales
@@ -88,6 +88,7 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         self._kept: tuple[Watch, IntegerModel | None] | None = None
         task = StudentTask(parts, self.head.n_outputs, self.head.is_box)
         self.arch = choose_arch(student_arch, weight_bits, activation_bits, task)
+        check_history(self.arch.history, parts)  # before an extractor gets arguments that only one with a memory takes
         self._action_bounds = float32_bounds(action_space) if isinstance(action_space, spaces.Box) else None
         super().__init__(
             observation_space,

@@ -177,8 +177,8 @@ SOURCES: list[tuple[Any, type[Exception], str]] = [
     (Path("missing"), ValueError, "No such file"),
     (ROWS[:, :3], ValueError, r"shape \(3,\), the teacher takes \(4,\): it is a recording of another"),
     ({"x": ROWS}, ValueError, "a dict of x, the teacher's observations are one array"),
-    (np.where(np.arange(8_000).reshape(2_000, 4) == 6_001, np.nan, ROWS), ValueError, "cannot be learned from: .* nan"),
-    (ROWS.astype(np.float64) * 1e300, ValueError, "cannot be learned from"),
+    (np.where(np.arange(8_000).reshape(2_000, 4) == 6_001, np.nan, ROWS), ValueError, "cannot be used: .* nan"),
+    (ROWS.astype(np.float64) * 1e300, ValueError, "cannot be used"),
 ]
 
 

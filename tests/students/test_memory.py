@@ -1,5 +1,6 @@
 """Students with a memory: the window of observations is the same in the ring, the policy and the integers, across episodes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,8 @@ def test_what_has_no_memory_is_refused_by_name() -> None:
         with pytest.raises(ValueError, match="history=2: .* these observations have images.* VecFrameStack"):
             arch = StudentArch((4,), ((2, 8, 4),), (4,), history=2)
             QuantActorCriticPolicy(space, spaces.Discrete(2), lambda _: 0.0, student_arch=arch)
+        with pytest.raises(ValueError, match="history=2: .* these observations have images.* VecFrameStack"):
+            QuantActorCriticPolicy(space, spaces.Discrete(2), lambda _: 0.0, student_arch=replace(arch, history_actions=True))
     for given in ({"history_actions": True}, {"history": 3, "history_actions": 1}):
         with pytest.raises(ValueError, match="history_actions is True or False, and needs a history of 2 or more"):
             StudentArch(**given)
