@@ -19,7 +19,8 @@ import numpy as np
 from command_line import Commands, add_student
 from tables import add_rows, read_rows, table_head
 
-from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
+from sb3_qpd import CosineSchedule, Evaluation, QPDDistiller, compare, evaluate, load_teacher
+from sb3_qpd.distillation.schedules import COSINE
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
 from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds, interval95, verdict_of
 
@@ -32,6 +33,8 @@ def run(args: argparse.Namespace) -> None:
     theirs, chance = (_cached(args.cache, player, teacher, mode) for player in (teacher, "random"))
     for seed in args.seeds:
         options = ast.literal_eval(args.options)
+        rate = options.get("learning_rate")
+        schedule = {} if rate is None else {"learning_rate": CosineSchedule(float(str(rate).removeprefix(COSINE)))}
         student = QPDDistiller(
             teacher,
             student_arch=arch,
@@ -39,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
             activation_bits=args.bits[1],
             seed=seed,
             check_teacher=False,
-            **options,
+            **{**options, **schedule},
         )
         student.learn(args.timesteps)
         model = student.policy.to_integer()
@@ -125,7 +128,7 @@ def main() -> None:
     one = commands["run"]
     add_student(one, arch="tiny", timesteps=1e5, seeds=[0, 1, 2])
     one.add_argument("--episodes", type=int, default=100)
-    one.add_argument("--options", default="{}", help="more arguments of QPDDistiller, as a dict")
+    one.add_argument("--options", default="{}", help="more arguments of QPDDistiller, as a dict; a learning_rate is the first of a cosine")
     one.add_argument("--label", default="")
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
     one.add_argument("--cache", type=Path, default=Path("out/cache"))
