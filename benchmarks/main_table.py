@@ -128,7 +128,7 @@ def main() -> None:
     one = commands["run"]
     add_student(one, arch="tiny", timesteps=1e5, seeds=[0, 1, 2])
     one.add_argument("--episodes", type=int, default=100)
-    one.add_argument("--options", default="{}", help="more arguments of QPDDistiller, as a dict; a learning_rate is the first of a cosine")
+    one.add_argument("--options", default="{}", help="more arguments, as a dict; a rate is a cosine's")
     one.add_argument("--label", default="")
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
     one.add_argument("--cache", type=Path, default=Path("out/cache"))
