@@ -19,8 +19,8 @@ import numpy as np
 from command_line import Commands, add_student
 from tables import add_rows, read_rows, table_head
 
-from sb3_qpd import CosineSchedule, Evaluation, QPDDistiller, compare, evaluate, load_teacher
-from sb3_qpd.distillation.schedules import COSINE
+from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
+from sb3_qpd.distillation.schedules import cosine_of
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
 from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds, interval95, verdict_of
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         options = ast.literal_eval(args.options)
         rate = options.get("learning_rate")
-        schedule = {} if rate is None else {"learning_rate": CosineSchedule(float(str(rate).removeprefix(COSINE)))}
+        schedule = {} if rate is None else {"learning_rate": cosine_of(str(rate))}
         student = QPDDistiller(
             teacher,
             student_arch=arch,

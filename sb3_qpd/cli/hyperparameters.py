@@ -168,7 +168,7 @@ def take_entry(args: argparse.Namespace, recipe: "EnvRecipe | None") -> None:
     if recipe is None:
         args.timesteps = args.timesteps or DEFAULT_TIMESTEPS
         return
-    from sb3_qpd.distillation.schedules import COSINE
+    from sb3_qpd.distillation.schedules import cosine_of
     from sb3_qpd.zoo.entries import read_entries
 
     entries, name = read_entries(), recipe.env_id.rpartition(":")[2]
@@ -176,7 +176,7 @@ def take_entry(args: argparse.Namespace, recipe: "EnvRecipe | None") -> None:
         name = "atari"
     entry = dict(entries.get(name, {}))
     if "learning_rate" in entry:
-        entry["learning_rate"] = float(entry["learning_rate"].removeprefix(COSINE))  # the cosine's first rate, as in the flag
+        entry["learning_rate"] = cosine_of(entry["learning_rate"]).initial  # the cosine's first rate, as in the flag
     # an entry's bits suit its own size
     own_bits = ("weight_bits", "activation_bits") if is_budget(getattr(args, "student_arch", None)) else ()
     keys = [key for key in flag_names() if key in entry and key not in own_bits]

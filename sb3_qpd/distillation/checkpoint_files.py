@@ -170,6 +170,17 @@ def _parse_npy(content: bytes) -> np.ndarray:
     return np.frombuffer(content, dtype, offset=file.tell()).reshape(shape)
 
 
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """
+    The files of a checkpoint, and whatever else has the name of one.
+
+    :param folder: folder of a checkpoint, whether or not it exists
+    """
+    fixed = [folder / name for name in (*STATE_FILES, ACTIONS)]
+    segments = [path for path in folder.glob("ring-*.npz") if SEGMENT.fullmatch(path.name)]
+    return [*(path for path in fixed if os.path.lexists(path)), *segments]
+
+
 def check_ordinary(folder: Path) -> None:
     """
     Refuse a checkpoint that holds links, pipes or devices: what is written to them would end elsewhere.
@@ -177,10 +188,8 @@ def check_ordinary(folder: Path) -> None:
     :param folder: folder of a checkpoint, whether or not it exists
     :raises CheckpointError: names the file
     """
-    paths = [folder / name for name in (*STATE_FILES, ACTIONS)]
-    paths += [path for path in folder.glob("ring-*.npz") if SEGMENT.fullmatch(path.name)]
-    for path in paths:
-        if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+    for path in checkpoint_paths(folder):
+        if path.is_symlink() or not path.is_file():
             raise CheckpointError(f"{path} is a link, or no ordinary file. Expected the files of a checkpoint; remove it")
 
 

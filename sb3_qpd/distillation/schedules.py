@@ -33,6 +33,16 @@ class CosineSchedule:
         return f"CosineSchedule({self.initial})"
 
 
+def cosine_of(text: str) -> CosineSchedule:
+    """
+    The cosine that an entry names.
+
+    :param text: its first rate after :data:`COSINE`
+    :raises ValueError: no number comes after it
+    """
+    return CosineSchedule(float(text.removeprefix(COSINE)))
+
+
 def warmup_learning_rate(rate: float, n_updates: int, total_updates: int) -> float:
     """
     The learning rate of an update. It grows linearly to the schedule's rate during the first updates.

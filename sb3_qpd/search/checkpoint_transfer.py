@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from sb3_qpd.atomic import write_atomically
-from sb3_qpd.distillation.checkpoint_files import ACTIONS, SEGMENT, STATE_FILES
+from sb3_qpd.distillation.checkpoint_files import STATE_FILES, checkpoint_paths
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,5 @@ def apply_changes(folder: Path, changes: Changes) -> None:
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Name of each file of a checkpoint -> inode, size and time of its last change."""
-    entries = os.scandir(folder) if folder.is_dir() else ()
-    ours = (entry for entry in entries if entry.name in (*STATE_FILES, ACTIONS) or SEGMENT.fullmatch(entry.name))
-    return {entry.name: (entry.inode(), *_size_and_time(entry)) for entry in ours}
-
-
-def _size_and_time(entry: os.DirEntry[str]) -> tuple[int, int]:
-    status = entry.stat(follow_symlinks=False)
-    return status.st_size, status.st_mtime_ns
+    statuses = {path.name: path.lstat() for path in checkpoint_paths(folder)}
+    return {name: (status.st_ino, status.st_size, status.st_mtime_ns) for name, status in statuses.items()}

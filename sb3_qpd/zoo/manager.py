@@ -17,7 +17,7 @@ from sb3_qpd.atomic import CHECKPOINT
 from sb3_qpd.distillation.checkpoint_files import is_in_use, newest_steps, newest_values
 from sb3_qpd.distillation.checkpoints import Checkpoint
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.distillation.schedules import COSINE, CosineSchedule
+from sb3_qpd.distillation.schedules import COSINE, cosine_of
 from sb3_qpd.envs.atari import AtariVecEnv
 from sb3_qpd.envs.recipe import EnvRecipe
 from sb3_qpd.envs.registry import raise_missing_package, without_harmless_warnings
@@ -128,8 +128,7 @@ class StudentManager(ExperimentManager):
         if not (isinstance(rate, str) and rate.startswith(COSINE)):
             return ExperimentManager._preprocess_schedules(hyperparams)
         others = {name: value for name, value in hyperparams.items() if name != "learning_rate"}
-        schedule = CosineSchedule(float(rate.removeprefix(COSINE)))
-        return {**ExperimentManager._preprocess_schedules(others), "learning_rate": schedule}
+        return {**ExperimentManager._preprocess_schedules(others), "learning_rate": cosine_of(rate)}
 
     def _take_trial_zero(self) -> None:
         """Read trial 0: RL Zoo takes ``--trial-id 0`` for no trial."""
