@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from students import assert_same_bits
 from toys import BOX, Pointer
 
-from sb3_qpd import QuantActorCriticPolicy
+from sb3_qpd import IntegerModel, QuantActorCriticPolicy
 from sb3_qpd.observations import take_rows
 
 K, N_ENVS = 4, 3
@@ -98,3 +99,25 @@ def by_hand(rows: list[np.ndarray], starts: list[np.ndarray]) -> np.ndarray:
             if starts[-1 - lag][env]:
                 break
     return windows
+
+
+def assert_same_step(
+    policy: Any, model: IntegerModel, observations: Any, before: Any, actions: Any, after: np.ndarray
+) -> None:
+    """
+    A file's step has the bits of the integer model: all values on the way, actions, outputs and the state after it.
+
+    :param policy: the file in its runtime
+    :param model: the integer model
+    :param observations: a batch
+    :param before: the state before the step
+    :param actions: the model's most probable actions
+    :param after: the model's state after the step
+    """
+    trace = policy.trace(observations, before)
+    for name, values in zip(model.step_names(), model.trace(observations, before), strict=True):
+        np.testing.assert_array_equal(trace[name], values)
+    found, outputs, state = policy.run(observations, None, before)
+    assert_same_bits(found, actions)
+    assert_same_bits(outputs, model.logits(observations, before))
+    assert_same_bits(state, after)

@@ -12,7 +12,7 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from memory import SPACES as WITH_MEMORY
-from memory import episodes, observations_of
+from memory import assert_same_step, episodes, observations_of
 from memory import make_policy as make_with_memory
 from random_students import RandomStudent, draw
 from students import BITS, DISCRETE, IMAGE, SPACES, VECTOR, assert_same_bits, make_student, some_observations
@@ -227,13 +227,7 @@ def test_plain_float_operators_carry_a_state(kind: str, has_actions: bool, tmp_p
         before, _ = model.remember(observations, mine, starts)
         expected, mine = model.predict(observations, mine, starts, deterministic=True)
         for policy in policies:
-            trace = policy.trace(observations, before)
-            for name, values in zip(model.step_names(), model.trace(observations, before), strict=True):
-                np.testing.assert_array_equal(trace[name], values)
-            actions, outputs, after = policy.run(observations, None, before)
-            assert_same_bits(actions, expected)
-            assert_same_bits(outputs, model.logits(observations, before))
-            assert_same_bits(after, mine[0])
+            assert_same_step(policy, model, observations, before, expected, mine[0])
     assert json.loads(agreement.read_text())["not optimized"]["equal_actions"] == 1.0
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory import SPACES, K, episodes, make_policy, observations_of
-from students import assert_same_bits
+from memory import SPACES, K, assert_same_step, episodes, make_policy, observations_of
 from test_export_js import needs_node
 from test_export_micropython import PROGRAM
 
@@ -66,13 +65,7 @@ def test_programs_carry_the_state(
             expected_state = model.remember(observations, (before,), actions=drawn)[1]
         expected, mine = model.predict(observations, mine, starts, deterministic=True)
         for policy in policies:
-            trace = policy.trace(observations, before)
-            for name, values in zip(model.step_names(), model.trace(observations, before), strict=True):
-                np.testing.assert_array_equal(trace[name], values)
-            actions, outputs, after = policy.run(observations, None, before)
-            assert_same_bits(actions, expected)
-            assert_same_bits(outputs, model.logits(observations, before))
-            assert_same_bits(after, mine[0])
+            assert_same_step(policy, model, observations, before, expected, mine[0])
             if not model.is_box:
                 actions, _, after = policy.run(observations, None, before, random)
                 np.testing.assert_array_equal(actions, drawn)
