@@ -7,7 +7,7 @@ The two claims of the method, compared at equal steps and gradient samples.
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
    `blend`, `progressive` and `mixture`, at the widths of `--bits`, each at its best of `--rates` (chosen by the mean score of
    two seeds that are not used again, on validation seeds). `bare` is `abrupt` without two things that steady every other arm:
-   the calibration of step sizes when precision falls, and the warm-up of the learning rate.
+   the calibration of step sizes when precision falls, and the warm-up of the learning rate. `bare_blend` is `blend` without them.
 2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
 Lines already in the file are not run again.
@@ -25,6 +25,7 @@ from command_line import Commands
 from tables import add_rows, read_rows, table_head
 
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
+BARE = {"bare": "abrupt", "bare_blend": "blend"}
 CHOICE_SEEDS = (100, 101)
 COLLAPSED = 0.5
 
@@ -53,12 +54,12 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     th.set_num_threads(1)
     teacher = load_teacher(job["teacher"])
     bits = (32, 32) if job["arm"] == "none" else tuple(job["bits"])
-    distiller = (BareDistiller if job["arm"] == "bare" else QPDDistiller)(
+    distiller = (BareDistiller if job["arm"] in BARE else QPDDistiller)(
         teacher,
         student_arch=job["arch"],
         weight_bits=bits[0],
         activation_bits=bits[1],
-        transition="abrupt" if job["arm"] == "bare" else job["arm"],
+        transition=BARE.get(job["arm"], job["arm"]),
         learning_rate=CosineSchedule(job["rate"]),
         critic_coef=job["critic_coef"],
         seed=job["seed"],
@@ -126,7 +127,7 @@ def best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[int, ...]], 
 
 
 def run(args: argparse.Namespace) -> None:
-    arms = (*ARMS, "bare")
+    arms = (*ARMS, *BARE)
     if len(args.rates) > 1:
         best = best_rates(work(jobs(args, 0.5, arms, lambda arm, bits: args.rates, CHOICE_SEEDS), args))
     else:
