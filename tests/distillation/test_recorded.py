@@ -478,6 +478,13 @@ def test_a_student_with_a_memory_of_a_recurrent_teacher(tmp_path: Path):
 
 
 # --- command line ---
+NEEDS_ENV = {
+    "evaluate": "to play episodes",
+    "benchmark": "for the observations that it measures with",
+    "verify": "or --recording FILE, for the observations that it compares",
+}
+
+
 def test_compress_without_an_environment(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     np.savez(tmp_path / "rows.npz", observations=ROWS)
     out = tmp_path / "out"
@@ -488,7 +495,16 @@ def test_compress_without_an_environment(cartpole: Path, tmp_path: Path, capsys:
     ]
     assert json.loads((out / "recorded.json").read_text())["held_out"]["observations"] == 200
     assert "not measured: there was no environment" in capsys.readouterr().out
-    assert main(["export", str(out), "--target", "numpy", "--out", str(tmp_path / "device")]) == 0
+    assert main(["export", str(out), "--target", "c", "--out", str(tmp_path / "npz")]) == 0
+    assert main(["export", str(out / "student.zip"), "--target", "c", "--out", str(tmp_path / "zip")]) == 0
+    assert capsys.readouterr().out.count("the files name none. --env ID names it") == 2
+    assert (tmp_path / "zip" / "policy.c").read_bytes() == (tmp_path / "npz" / "policy.c").read_bytes()
+    for command, reason in NEEDS_ENV.items():
+        message = mistake(capsys, command, out)
+        assert f"does not say in which environment it plays. sb3-qpd {command} needs it, {reason}" in message
+        assert message.endswith(f"Give it: sb3-qpd {command} {out} --env ID")
+    settings = ["--target", "c", "--out", tmp_path / "x", "--env-kwargs", "gravity=9"]
+    assert "needs it, for the settings of --env-kwargs" in mistake(capsys, "export", out / "student.zip", *settings)
 
 
 def test_exports_are_verified_on_held_out_observations(
