@@ -196,13 +196,11 @@ def first_no_flag(array: np.ndarray) -> tuple[int, ...] | None:
     :param array: an array of any type
     :return: its index, ``None`` where there is no such value
     """
-    is_number = array.dtype.kind in "biuf"
-    is_flag = (
-        np.isin(array, (0, 1))
-        if is_number
-        else np.frompyfunc(lambda one: isinstance(one, Real) and one in (0, 1), 1, 1)(array)
-    )
-    wrong = np.argwhere(~is_flag.astype(bool))
+    if array.dtype.kind in "biuf":
+        is_flag = np.isin(array, (0, 1))
+    else:  # of texts or objects, where "1" is no flag
+        is_flag = np.frompyfunc(lambda one: isinstance(one, Real | np.bool_) and one in (0, 1), 1, 1)(array).astype(bool)
+    wrong = np.argwhere(~is_flag)
     return tuple(wrong[0].tolist()) if len(wrong) else None
 
 

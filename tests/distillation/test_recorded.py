@@ -422,6 +422,7 @@ def test_a_student_is_taught_under_the_recorded_masks(masking: MaskablePPO, tmp_
         (np.where(np.arange(3000).reshape(600, 5) == 38, np.nan, 1), "hold nan in row 7, column 3"),
         (np.where(np.arange(3000).reshape(600, 5) == 38, "no", True).astype(object), "hold 'True' in row 0, column 0"),
         (np.where(np.arange(3000).reshape(600, 5) == 38, None, True), "hold None in row 7, column 3"),
+        (np.array([[np.bool_(True)] * 5] * 600, dtype=object), None),
         ([[True, False], [True]], "action_masks must be an array of True and False with equally long rows"),
         (np.arange(3000).reshape(600, 5) != 2 * 5 + 1, None),
         (np.arange(3000).reshape(600, 5) // 5 != 7, "allow no action in row 7, dimension 0: leave out rows"),
