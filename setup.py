@@ -86,7 +86,7 @@ setup(
     python_requires=">=3.10",
     install_requires=REQUIRED,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["sb3-qpd=sb3_qpd.cli:main"]},
+    entry_points={"console_scripts": ["sb3-qpd=sb3_qpd.__main__:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Intended Audience :: Science/Research",

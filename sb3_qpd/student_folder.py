@@ -175,6 +175,18 @@ def read_report(path: Path) -> dict[str, Any]:
         raise StudentError(f"{path} cannot be read: {error}") from error
 
 
+def reported_env(zip_path: Path) -> dict[str, Any] | None:
+    """
+    The environment that the report beside a student's zip describes. Nothing of it is checked or imported.
+
+    :param zip_path: the zip
+    :return: ``None`` where there is no report, as for a student of recorded observations
+    """
+    report = zip_path.with_name(REPORT)
+    env = read_report(report).get("env") if report.is_file() else None
+    return env if isinstance(env, dict) else None  # a text would be an id, whose module is imported
+
+
 def folder_of(path: str | Path) -> Path:
     """
     The folder of a student that a user names by the folder itself or by a file in it.

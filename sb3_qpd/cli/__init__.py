@@ -39,6 +39,7 @@ from sb3_qpd.cli.demo import add_demo
 from sb3_qpd.cli.deploy import add_export, add_verify
 from sb3_qpd.cli.errors import EXIT_CLOSED_PIPE, EXIT_INTERRUPTED, one_line
 from sb3_qpd.cli.evaluate import add_evaluate
+from sb3_qpd.cli.flags import messages_of
 from sb3_qpd.cli.frontier import add_frontier
 from sb3_qpd.cli.info import add_info
 from sb3_qpd.cli.push import add_push
@@ -116,7 +117,8 @@ def _run(argv: Sequence[str] | None) -> int:
     given = sys.argv[1:] if argv is None else list(argv)
     args = make_parser().parse_args(given)
     args.command_line = shlex.join(["sb3-qpd", *given])  # for messages that say what to type
-    return args.run(args)
+    with messages_of(args.parser):
+        return args.run(args)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sb3_qpd.cli.errors import EXIT_MISTAKE
+from sb3_qpd.cli.flags import in_flags
 from sb3_qpd.students.budgets import check_arch
 
 STUDENT_SOURCE = "a folder that compress or zoo train wrote, a file in it, or its name on the Hub: owner/name[@revision]"
@@ -62,8 +63,11 @@ class Parser(argparse.ArgumentParser):
         self.examples = tuple(f"sb3-qpd {example}" for example in examples)
         shown = "examples:\n" + "\n".join(f"  {example}" for example in self.examples)
         super().__init__(*args, **{"epilog": shown if examples else None, "formatter_class": Help, **kwargs})
+        self.set_defaults(parser=self)  # of the command that is given, for its messages
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("argument "):  # others repeat what the user typed
+            message = in_flags(message, self)
         self.exit(EXIT_MISTAKE, f"{self.prog}: error: {message.removesuffix('.')}. See {self.prog} --help\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:

@@ -29,7 +29,7 @@ def add_benchmark(commands: Any) -> None:
             "benchmark lunar --teacher my_agent.zip --save",
         ),
     )
-    parser.set_defaults(run=benchmark, device="cpu")
+    parser.set_defaults(run=benchmark, device="cpu", env_for="for the observations that it measures with")
     parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)
     add_teacher(parser, "to measure beside the student")
     parser.add_argument("--seconds", type=positive_number, default=1.0, help="for each row and batch size (default: 1)")

@@ -10,17 +10,17 @@ from sb3_qpd.cli.arguments import STUDENT_SOURCE, add_environment, add_progress,
 from sb3_qpd.cli.errors import EXIT_DIFFERENCE, user_errors
 from sb3_qpd.cli.models import (
     check_chosen_env,
+    check_device,
     check_environment,
     check_folder,
     check_no_teacher_options,
     open_folder,
     open_policy,
-    open_student,
     student_recipe,
 )
 from sb3_qpd.cli.sources import find_student
 from sb3_qpd.cli.undistilled import add_undistilled, check_undistilled, export_undistilled
-from sb3_qpd.student_folder import INTEGER_MODEL, TARGET_NAMES
+from sb3_qpd.student_folder import INTEGER_MODEL, TARGET_NAMES, find_zip, reported_env
 
 if TYPE_CHECKING:
     from sb3_qpd.integer import IntegerModel
@@ -54,7 +54,7 @@ def add_export(commands: Any) -> None:
             "export lunar/student.zip --target onnx --target numpy --out device",
         ),
     )
-    parser.set_defaults(run=export, device="cpu")
+    parser.set_defaults(run=export, device="cpu", env_for="for the settings of --env-kwargs")
     parser.add_argument("student", help=f"a student's zip or .npz; {STUDENT_SOURCE}")
     parser.add_argument("--target", action="append", required=True, help=f"may be given several times: {TARGET_NAMES}")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to")
@@ -123,7 +123,7 @@ def add_verify(commands: Any) -> None:
             "verify rover --recording flights.npz",
         ),
     )
-    parser.set_defaults(run=verify, device="cpu")
+    parser.set_defaults(run=verify, device="cpu", env_for="or --recording FILE, for the observations that it compares")
     parser.add_argument("folder", metavar="DIR", help=STUDENT_SOURCE)
     add_teacher(parser, "of a Box action, to show its jitter beside the student's")
     parser.add_argument("--observations", type=whole_number(), default=1_000, help="how many (default: 1000)")
@@ -147,7 +147,7 @@ def export(args: argparse.Namespace) -> int:
     """
     with user_errors("export"):
         if args.undistilled:
-            check_undistilled(args)
+            check_undistilled(args, _given_options(args))
             check_environment(args)
             return _print_sizes(export_undistilled(args), args)
         _check_options(args)
@@ -174,6 +174,8 @@ def export(args: argparse.Namespace) -> int:
 
         value = find_value_head(model)
         print(f"its value head is {0 if value is None else value.nbytes} bytes more")
+    if "env" not in model.metadata:
+        print("its environment is not known, and the files name none. --env ID names it")
     return _print_sizes(sizes, args)
 
 
@@ -201,9 +203,15 @@ def _check_options(args: argparse.Namespace) -> None:
         )
     if args.qdq and args.float:
         raise ValueError("--qdq and --float are two forms of the ONNX file: give one of them")
-    for option, targets in TARGETS_OF_OPTION.items():
-        if getattr(args, option.strip("-").replace("-", "_")) and not set(targets) & set(args.target):
+    for option in _given_options(args):
+        targets = TARGETS_OF_OPTION[option]
+        if not set(targets) & set(args.target):
             raise ValueError(f"{option} is for {' and '.join(targets)}, the targets are {', '.join(args.target)}")
+
+
+def _given_options(args: argparse.Namespace) -> list[str]:
+    """The options of targets that were given."""
+    return [option for option in TARGETS_OF_OPTION if getattr(args, option.strip("-").replace("-", "_"))]
 
 
 def _names(given: str | None) -> dict[str, Any]:
@@ -232,24 +240,35 @@ def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
+    """The student. Its environment is only named: it is not built, unless the user chose it."""
+    check_no_teacher_options(args, path)
+    model = _load_integers(path, args) if path.suffix == ".npz" else _convert_zip(path, args)
+    if args.env is not None or args.env_kwargs:
+        recipe = student_recipe(path, model.metadata.get("env"), args)
+        check_chosen_env(model, recipe)
+        model.metadata["env"] = recipe.to_json()
+    return model
+
+
+def _load_integers(path: Path, args: argparse.Namespace) -> "IntegerModel":
+    from sb3_qpd.export.value_head import find_value_head
     from sb3_qpd.integer import IntegerModel
 
-    check_no_teacher_options(args, path)
-    if path.suffix == ".npz":
-        model = IntegerModel.load(path)
-        if args.env is not None or args.env_kwargs:
-            recipe = student_recipe(path, model.metadata.get("env"), args)
-            check_chosen_env(model, recipe)
-            model.metadata["env"] = recipe.to_json()
-        return model
+    model = IntegerModel.load(path)
+    if args.with_value and find_value_head(model) is None:
+        zip_path = find_zip(path.parent)
+        raise ValueError(f"--with-value takes a student's zip, and {path} has no value head. Give {zip_path or 'the zip'}")
+    return model
+
+
+def _convert_zip(path: Path, args: argparse.Namespace) -> "IntegerModel":
+    from sb3_qpd.distillation.student_zip import load_student
     from sb3_qpd.students.architectures import FLOAT_BITS
 
-    student, recipe = open_student(path, args)
+    student = load_student(path, device=check_device(args.device))
     if student.policy.arch.activation_bits == FLOAT_BITS:
         raise ValueError(f"{path} is the float student, which has no integers. Export student.zip or student.npz instead")
-    if args.env is not None:
-        check_chosen_env(student.to_integer(), recipe)
-    model = student.to_integer(recipe)
+    model = student.to_integer(reported_env(path))
     if args.with_value:
         from sb3_qpd.export.value_head import add_value_head
 

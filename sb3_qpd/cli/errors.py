@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from sb3_qpd.cli.flags import in_flags
 from sb3_qpd.text import plain
 
 EXIT_DIFFERENCE = 1
@@ -14,11 +15,11 @@ EXIT_CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 def one_line(message: object) -> str:
     """
-    A message on one line, without control characters: texts of files are in it.
+    A message on one line, without control characters: texts of files are in it. It names the flags of the command that runs.
 
     :param message: an exception or a text; an exception without a text is shown by its name
     """
-    return plain(str(message), most=100_000) or type(message).__name__
+    return in_flags(plain(str(message), most=100_000)) or type(message).__name__
 
 
 def is_user_error(error: BaseException) -> bool:

@@ -37,7 +37,7 @@ def add_evaluate(commands: Any) -> None:
             "evaluate my_agent.zip --env LunarLander-v3 --stochastic",
         ),
     )
-    parser.set_defaults(run=evaluate)
+    parser.set_defaults(run=evaluate, env_for="to play episodes")
     parser.add_argument("model", help=f"a student: its zip, its .npz, {STUDENT_SOURCE}; or a teacher: {TEACHER_SOURCE}")
     parser.add_argument("--episodes", type=whole_number(), default=100, help="whole episodes (default: 100)")
     parser.add_argument(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from sb3_qpd.cli.remembered import recall, remember
 from sb3_qpd.cli.sources import check_teacher_source, find_folder, find_teacher
-from sb3_qpd.student_folder import FLOAT_ZIP, REPORT, find_zip, read_report
+from sb3_qpd.student_folder import FLOAT_ZIP, find_zip, reported_env
 
 if TYPE_CHECKING:
     from sb3_qpd.distillation.distiller import QPDDistiller
@@ -125,7 +125,7 @@ def open_student(path: Path, args: argparse.Namespace) -> "tuple[QPDDistiller, E
     """
     from sb3_qpd.distillation.student_zip import load_student
 
-    recipe = student_recipe(path, _read_env(path.with_name(REPORT)), args)
+    recipe = student_recipe(path, reported_env(path), args)
     return load_student(path, device=check_device(args.device)), recipe
 
 
@@ -273,7 +273,8 @@ def _recorded_recipe(path: Path, recorded: Any, args: argparse.Namespace) -> "En
     from sb3_qpd.envs.registry import running_id
 
     if recorded is None:
-        raise ValueError(f"{path} does not say in which environment it plays. {_with_env(args)}")
+        needs = f"{args.parser.prog} needs it, {args.env_for}"
+        raise ValueError(f"{path} does not say in which environment it plays. {needs}. {_with_env(args)}")
     if not isinstance(recorded, dict) or not isinstance(recorded.get("env_id"), str):
         raise ValueError(f"{path} does not name its environment by a plain id. {_with_env(args)}")
     own = dict(args.env_kwargs)  # the user's own settings are not the file's
@@ -301,8 +302,3 @@ def _size(nbytes: int, actor: Any) -> str:
     if not nbytes:
         return "its size is not known"
     return f"{nbytes} bytes, {actor.n_parameters} parameters, {actor.macs} multiply-accumulates"
-
-
-def _read_env(report: Path) -> dict[str, Any] | None:
-    """The environment that the report beside a student's zip names."""
-    return read_report(report).get("env") if report.is_file() else None

@@ -38,7 +38,7 @@ def add_report(commands: Any) -> None:
             "report lunar other --out both.html",
         ),
     )
-    parser.set_defaults(run=report, device="cpu")
+    parser.set_defaults(run=report, device="cpu", env_for="to film an episode")
     parser.add_argument("folders", nargs="+", metavar="DIR", help="result folders, or files in them")
     parser.add_argument(
         "--out",

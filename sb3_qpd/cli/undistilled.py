@@ -1,6 +1,7 @@
 """``sb3-qpd export TEACHER --undistilled``: the teacher's float network for a device, before anything is compressed."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sb3_qpd.atomic import AtomicFolder
@@ -28,17 +29,17 @@ def add_undistilled(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_undistilled(args: argparse.Namespace) -> None:
+def check_undistilled(args: argparse.Namespace, options: Sequence[str]) -> None:
     """
     Refuse targets and options that are for students.
 
     :param args: arguments of the command
+    :param options: the options of targets that were given
     :raises ValueError: such a target or option
     """
-    options = {"--requantization": args.requantization, "--qdq": args.qdq, "--channels-last": args.channels_last}
     wrong = [f"--target {target}" for target in args.target if target not in TARGETS]
-    wrong += [name for name, value in options.items() if value]
-    if wrong:
+    wrong += ["--requantization"] if args.requantization else []
+    if wrong := [*wrong, *options]:
         raise ValueError(f"{', '.join(wrong)} is for students, --undistilled writes {' or '.join(TARGETS)}. Leave it out")
     check_teacher_source(args.student, "TEACHER with --undistilled")
 

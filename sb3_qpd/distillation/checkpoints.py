@@ -254,7 +254,7 @@ class CheckpointWriter:
         if not self._checkpoint.resume:
             raise CheckpointError(
                 f"{self.folder} holds a checkpoint of an unfinished run, after {self._checkpoint.num_timesteps} steps. Go on "
-                "from it: Checkpoint(folder, resume=True); or call discard() on it to begin anew"
+                "from it by resume=True, or remove the folder to begin anew"
             )
         try:
             self._take_lock()

@@ -172,7 +172,7 @@ def check_workers(vec_env: str, env_timeout: Any, restart_envs: Any) -> dict[str
         if env_timeout is not None or restarts:
             raise ValueError(
                 f"env_timeout and restart_envs are for environments in other processes, got vec_env={vec_env!r}: an "
-                "environment in this process cannot be stopped. Give vec_env='subproc', on the command line --vec-env subproc"
+                "environment in this process cannot be stopped. Give vec_env='subproc'"
             )
         return {}
     return {"time_limit": env_timeout, "restarts": RESTARTS[vec_env] if restarts is None else restarts}

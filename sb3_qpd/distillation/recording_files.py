@@ -2,7 +2,8 @@
 Files of recorded observations: ``.npz`` and Minari datasets. Nothing in them is executed.
 
 An ``.npz`` holds ``observations`` (or ``obs``), or one array for each key of a Dict. Where it also marks ends of episodes
-under one of the usual names, whole episodes are held out. ``action_masks`` says which actions were allowed.
+under one of the usual names, whole episodes are held out. ``action_masks`` says which actions were allowed. A key of a Dict
+with such a name is written as ``observations/action_masks``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from importlib import import_module
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ STARTS = "episode_starts"
 MASKS = "action_masks"
 # other arrays that recordings hold beside their observations
 NOT_OBSERVED = ("actions", "acts", "rewards", "rews", "infos", "next_observations", "next_obs", "episode_returns", "logprobs")
+KEY = "observations/"  # in front of a Dict's key that has a name of this kind
+_OWN = {*(mark for marks in ENDS for mark in marks), STARTS, MASKS, *NOT_OBSERVED}
 # exceptions of zipfile and of numpy's reader of headers on damaged files
 _ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, SyntaxError, OSError, ValueError, TypeError),
@@ -47,6 +51,7 @@ class Recording:
     :param ends: number of observations up to the end of each episode, ``None`` where ends are not known
     :param spaces: observation and action space, where the source names them
     :param masks: which actions were allowed, one row for each observation; ``None`` where the source does not say
+    :param own: names of arrays that were not read as the key of a Dict, since recordings use these names for themselves
     """
 
     name: str
@@ -54,6 +59,7 @@ class Recording:
     ends: np.ndarray | None
     spaces: tuple[spaces.Space, spaces.Space] | None = None
     masks: np.ndarray | None = None
+    own: tuple[str, ...] = ()
 
 
 def read_recording(source: Any) -> Recording:
@@ -91,19 +97,13 @@ def read_npz(path: Path) -> Recording:
         if isinstance(error, _Refused):
             raise
         raise ValueError(f"{name} cannot be read as an .npz ({plain(str(error), 200)}). Write it with numpy.savez") from error
-    ends, masks = _pop_ends(arrays, name), arrays.pop(MASKS, None)
-    for key in NOT_OBSERVED:
-        arrays.pop(key, None)
-    observations: Any = next((arrays[key] for key in NAMES if key in arrays and len(arrays) == 1), arrays)
-    if not arrays:
-        raise ValueError(f"{name} holds no observations: expected an array named observations, or one for each key of a Dict")
-    lengths = {len(one) for one in arrays.values()}
-    if len(lengths) > 1:
-        raise ValueError(f"{name} holds arrays of unequal lengths: { ({key: len(one) for key, one in arrays.items()}) }")
-    n = lengths.pop()
-    if ends is not None and (len(ends) == 0 or ends[-1] != n):
-        raise ValueError(f"{name} says where episodes end for {ends[-1] if len(ends) else 0} observations, and holds {n}")
-    return Recording(name, observations, ends, masks=masks)
+    own = {key: arrays.pop(key) for key in [*arrays] if key in _OWN}
+    observations = _find_observations(arrays, name)
+    n = len(next(iter(observations.values())))
+    ends = _find_ends(own, n, name)
+    whole = next((observations[key] for key in NAMES if [*arrays] == [key]), None)
+    taken = (*own, *(() if whole is None else arrays))
+    return Recording(name, observations if whole is None else whole, ends, masks=own.get(MASKS), own=taken)
 
 
 class _Refused(ValueError):
@@ -144,27 +144,64 @@ def _read_array(file: Any, size: int, what: str) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
-def _pop_ends(arrays: dict[str, np.ndarray], name: str) -> np.ndarray | None:
-    """Where episodes end, from the first pair of names that the file has. The last observation ends one in any case."""
-    starts = arrays.pop(STARTS, None)
-    found = next(([arrays[key] for key in keys] for keys in ENDS if all(key in arrays for key in keys)), None)
-    for keys in ENDS:
-        for key in keys:
-            arrays.pop(key, None)
-    if found is None and starts is None:
+def _find_observations(arrays: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+    """The observation's arrays by their keys, all of one length."""
+    observations = {key.removeprefix(KEY): one for key, one in arrays.items()}
+    if not observations:
+        raise ValueError(f"{name} holds no observations: expected an array named observations, or one for each key of a Dict")
+    if len(observations) < len(arrays):
+        raise ValueError(f"{name} holds a key twice, with and without {KEY} in front: {', '.join(arrays)}. Leave one out")
+    if len({len(one) for one in arrays.values()}) > 1:
+        raise ValueError(f"{name} holds arrays of unequal lengths: { ({key: len(one) for key, one in arrays.items()}) }")
+    return observations
+
+
+def _find_ends(arrays: dict[str, np.ndarray], n: int, name: str) -> np.ndarray | None:
+    """Where episodes end, from the first names that the file has. The last observation ends an episode in any case."""
+    found = next((keys for keys in ENDS if all(key in arrays for key in keys)), None)
+    if found is not None:
+        flags = np.any([_flags(arrays, key, n, name) for key in found], axis=0)
+    elif STARTS in arrays:
+        flags = np.roll(_flags(arrays, STARTS, n, name), -1)
+    elif lonely := [key for keys in ENDS for key in keys if key in arrays]:
+        raise ValueError(
+            f"{name} has {lonely[0]} without its partner, so the ends of some episodes are missing. Expected one of "
+            f"{'; '.join(' with '.join(keys) for keys in ENDS)}; {STARTS}"
+        )
+    else:
         return None
-    flags = np.any([_flags(one, name) for one in found], axis=0) if found is not None else np.roll(_flags(starts, name), -1)
-    if not len(flags):
-        return np.zeros(0, int)
-    flags = flags.copy()
-    flags[-1] = True
+    flags[-1:] = True
     return np.flatnonzero(flags) + 1
 
 
-def _flags(array: Any, name: str) -> np.ndarray:
-    if array.ndim != 1 or not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{name} marks ends of episodes by an array of shape {array.shape}: expected 0 or 1 each")
+def _flags(arrays: dict[str, np.ndarray], key: str, n: int, name: str) -> np.ndarray:
+    """The marks of episodes under a name, as a new array."""
+    array, meaning = arrays[key], "starts" if key == STARTS else "ends"
+    if array.shape != (n,):
+        got = f"{len(array)} marks" if array.ndim == 1 else f"an array of shape {array.shape}"
+        raise ValueError(
+            f"{key} in {name} must have {n} marks, one for each observation: 1 where an episode {meaning}, else 0. Got {got}"
+        )
+    if (row := first_no_flag(array)) is not None:
+        raise ValueError(
+            f"{key} in {name} holds {array[row].item()!r} in row {row[0]}: expected 1 where an episode {meaning}, else 0"
+        )
     return array.astype(bool)
+
+
+def first_no_flag(array: np.ndarray) -> tuple[int, ...] | None:
+    """
+    The place of the first value that is neither True nor False, 1 nor 0.
+
+    :param array: an array of any type
+    :return: its index, ``None`` where there is no such value
+    """
+    if array.dtype.kind in "biuf":
+        is_flag = np.isin(array, (0, 1))
+    else:  # of texts or objects, where "1" is no flag
+        is_flag = np.frompyfunc(lambda one: isinstance(one, Real | np.bool_) and one in (0, 1), 1, 1)(array).astype(bool)
+    wrong = np.argwhere(~is_flag)
+    return tuple(wrong[0].tolist()) if len(wrong) else None
 
 
 # --- Minari ---

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sb3_qpd.checks import is_finite
-from sb3_qpd.distillation.recording_files import MASKS, Recording, read_recording
+from sb3_qpd.distillation.recording_files import KEY, MASKS, Recording, first_no_flag, read_recording
 from sb3_qpd.integer import IntegerModel, ObservationPart
 from sb3_qpd.observations import check_finite, join, take_rows
 from sb3_qpd.spaces import action_head
@@ -43,9 +43,9 @@ class RecordedObservations:
         if not is_finite(held_out) or not 0 <= held_out < 1:
             raise ValueError(f"held_out must be a share from 0 to below 1, got {held_out!r}")
         recording = _recording(source)
-        self.name, self.spaces = recording.name, recording.spaces
+        self.name, self.spaces, self._own = recording.name, recording.spaces, recording.own
         self.observations = recording.observations
-        self.masks = recording.masks if action_masks is None else np.asarray(action_masks)
+        self.masks = recording.masks if action_masks is None else _mask_array(action_masks)
         n = _length(self.observations)
         if n < 2:
             raise ValueError(f"{self.name} holds {n} observations: at least 2 are needed. Expected {EXPECTED}")
@@ -128,6 +128,11 @@ class RecordedObservations:
         wanted = {part.key: part for part in parts}
         given = self.observations if isinstance(self.observations, dict) else {None: self.observations}
         if wanted.keys() != given.keys():
+            if own := [key for key in self._own if key in wanted]:
+                raise ValueError(
+                    f"The {player}'s observations have a key {own[0]!r}, and {self.name} has an array of this name, which "
+                    f"recordings use for themselves. Write the key's array as {KEY}{own[0]}"
+                )
             raise ValueError(
                 f"{self.name} holds {_keys(given)}, the {player}'s observations are {_keys(wanted)}: it is a recording of "
                 "another environment, or without its wrappers"
@@ -141,9 +146,15 @@ class RecordedObservations:
             self.masks = None
             return
         shape, name = (len(self), sum(nvec)), f"{MASKS} of {self.name}"
-        if self.masks.shape != shape or not np.isin(self.masks, (0, 1)).all():
+        if self.masks.shape != shape:
             got = f"{self.masks.dtype} of shape {self.masks.shape}"
             raise ValueError(f"{name} must be an array of True and False of shape {shape}, got {got}")
+        if (place := first_no_flag(self.masks)) is not None:
+            value = np.asarray(self.masks[place]).item()
+            raise ValueError(
+                f"{name} hold {value!r} in row {place[0]}, column {place[1]}: expected True where an action was allowed, else "
+                "False"
+            )
         self.masks = self.masks.astype(bool)
         for i, allowed in enumerate(np.split(self.masks, np.cumsum(nvec)[:-1], axis=1)):
             if not (is_allowed := allowed.any(1)).all():
@@ -189,6 +200,13 @@ def _array(value: Any, key: str) -> np.ndarray:
             f"The recorded observations{key} must be rows of numbers, got an array of {array.dtype} and shape {array.shape}"
         )
     return array
+
+
+def _mask_array(action_masks: Any) -> np.ndarray:
+    try:
+        return np.asarray(action_masks)
+    except ValueError as error:
+        raise ValueError(f"{MASKS} must be an array of True and False with equally long rows ({error})") from error
 
 
 def _length(observations: Any) -> int:

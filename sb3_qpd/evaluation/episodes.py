@@ -153,8 +153,7 @@ class _Score:
         if steps >= self.limit:
             raise ValueError(
                 f"An episode of {self.env_name} had not ended after {self.limit} steps: expected that every episode ends. "
-                "Register the environment with max_episode_steps=, or wrap it in a TimeLimit; where its episodes are longer, "
-                "raise the limit: max_episode_steps=, on the command line --max-episode-steps"
+                "Wrap the environment in a TimeLimit; where its episodes are longer, raise the limit: max_episode_steps="
             )
 
     def finish(self, episode: int, info: Any, total: float, steps: float) -> None:

@@ -12,7 +12,7 @@ from sb3_qpd.envs.limits import check_untrusted_recipe
 from sb3_qpd.envs.recipe import EnvRecipe, make_recipe
 from sb3_qpd.integer import IntegerModel
 from sb3_qpd.players import Player
-from sb3_qpd.student_folder import C_FILE, CONFIG, FILES, INTEGER_MODEL, REPORT, REPORT_TEXT, read_report
+from sb3_qpd.student_folder import C_FILE, CONFIG, FILES, INTEGER_MODEL, REPORT, REPORT_TEXT, reported_env
 from sb3_qpd.teachers.families import TEACHERS
 from sb3_qpd.teachers.hub import HubSource, download, download_student, parse_source
 from sb3_qpd.teachers.loading import load_teacher
@@ -41,7 +41,7 @@ def open_player(
             f"folder; sb3-qpd verify {path.parent} compares ONNX, TFLite and {C_FILE} with the student"
         )
     if is_student(path):
-        return load_student(path, device=device), _recorded_env(path, _reported_env(path)) if needs_env else None
+        return load_student(path, device=device), _recorded_env(path, reported_env(path)) if needs_env else None
     teacher = load_teacher(source, device=device, needs_env=needs_env)
     return teacher, teacher.recipe
 
@@ -79,13 +79,7 @@ def open_integer_model(source: str | Path) -> IntegerModel:
         path = path.with_name(INTEGER_MODEL)
     if path.suffix == ".npz":
         return IntegerModel.load(path)
-    return load_student(path, device="cpu").to_integer(_reported_env(path))
-
-
-def _reported_env(path: Path) -> Any:
-    """The environment that the report beside a student's zip names."""
-    report = path.with_name(REPORT)
-    return read_report(report).get("env") if report.is_file() else None
+    return load_student(path, device="cpu").to_integer(reported_env(path))
 
 
 def _recorded_env(path: Path, recorded: Any) -> EnvRecipe | None:

@@ -49,15 +49,14 @@ class Target:
         yield from _other_bits("activations", activations, self.activation_bits, "--activation-bits")
         if model.requantization not in self.requantizations:
             (mode,) = self.requantizations
-            change = f"set model.requantization = {mode!r}, or --requantization {mode}"
-            yield f"requantization={model.requantization!r} ({change})"
+            yield f"requantization={model.requantization!r} (take model.requantization={mode!r})"
 
 
 def _other_bits(what: str, bits: list[int], supported: tuple[int, ...], flag: str) -> Iterator[str]:
     """The first layer whose bits a target does not have."""
     for i, n in enumerate(bits):
         if n not in supported:
-            yield f"{what} of {n} bits in layer {i} ({flag} {_either(supported)})"
+            yield f"{what} of {n} bits in layer {i} (compress with {flag} {_either(supported)})"
             return
 
 

@@ -323,7 +323,7 @@ class _Search:
         if self._settings.max_bytes is None and plan.n_episodes < MIN_VERDICT_EPISODES:
             warnings.warn(
                 f"{plan.n_episodes} validation episodes find no winner: a verdict takes at least {MIN_VERDICT_EPISODES}. "
-                f"Give validation_episodes={MIN_VERDICT_EPISODES} or more (--validation-episodes)"
+                f"Give validation_episodes={MIN_VERDICT_EPISODES} or more"
             )
         at_rungs = replace(plan, n_episodes=self._job.rung_episodes).play(self._job.teacher, "teacher")
         if compare(teacher, teacher, random).verdict == "no_claim":

@@ -166,21 +166,21 @@ class SearchStudy:
         known = self._study.user_attrs.get(SETTINGS)
         if known is None:
             if self._study.get_trials(deepcopy=False):
-                raise ValueError(f"{self._where} is no study of sb3-qpd frontier. Give another --study-name")
+                raise ValueError(f"{self._where} is no study of sb3-qpd frontier. Give another study_name=")
             self._study.set_user_attr(VERSION, __version__)
             self._study.set_user_attr(SETTINGS, settings)
             return
         if not resume:
             raise ValueError(
-                f"{self._where} holds an unfinished search. Add --resume to the same command to go on, in Python resume=True; "
-                "or give another --out or --study-name to begin anew"
+                f"{self._where} holds an unfinished search. Add resume=True to go on, or give another out= or "
+                "study_name= to begin anew"
             )
         ours = json.loads(json.dumps(settings))
         for key in dict.fromkeys((*ours, *known)):
             if known.get(key) != ours.get(key):
                 raise ValueError(
                     f"{self._where} is another search: its {key} is {_short(known.get(key))}, this one's is "
-                    f"{_short(ours.get(key))}. Repeat the settings of that search, or give another --out or --study-name"
+                    f"{_short(ours.get(key))}. Repeat the settings of that search, or give another out= or study_name="
                 )
 
     def _enqueue(self) -> None:

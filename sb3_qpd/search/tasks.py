@@ -20,7 +20,7 @@ from sb3_qpd.teachers.teacher import Teacher
 
 ENV_ADVICE = (
     "Expected an environment that can be pickled. Register it in a module, gymnasium.register('Cart-v0', "
-    "entry_point='my_envs:Cart'), and give its id as env='my_envs:Cart-v0', on the command line --env my_envs:Cart-v0"
+    "entry_point='my_envs:Cart'), and give its id as env='my_envs:Cart-v0'"
 )
 TEACHER_ADVICE = "Save it as a zip, and give the path of the zip"
 

@@ -58,9 +58,9 @@ class StudentArch:
             object.__setattr__(self, name, _tuples(getattr(self, name)))
         for name in ("hidden", "conv_hidden"):
             if not _is_positive(getattr(self, name)):
-                raise ValueError(f"StudentArch.{name} takes positive integers, got {getattr(self, name)}")
+                raise ValueError(f"{name} takes positive integers, got {getattr(self, name)}")
         if not (isinstance(self.conv, tuple) and all(_is_positive(layer) and len(layer) == 3 for layer in self.conv)):
-            raise ValueError(f"StudentArch.conv takes (channels, kernel size, stride) triples, got {self.conv}")
+            raise ValueError(f"conv takes (channels, kernel size, stride) triples, got {self.conv}")
         all_bits = (*(self.weight_bits if isinstance(self.weight_bits, tuple) else (self.weight_bits,)), self.activation_bits)
         got = f"got weight_bits={self.weight_bits!r}, activation_bits={self.activation_bits!r}"
         if not all(_is_bits(bits) for bits in all_bits):
@@ -71,7 +71,7 @@ class StudentArch:
             )
 
         if type(self.history) is not int or not 1 <= self.history <= MAX_HISTORY:
-            raise ValueError(f"StudentArch.history takes an integer of 1 to {MAX_HISTORY} observations, got {self.history!r}")
+            raise ValueError(f"history takes an integer of 1 to {MAX_HISTORY} observations, got {self.history!r}")
         if type(self.history_actions) is not bool or (self.history_actions and self.history == 1):
             got = f"history_actions={self.history_actions!r}, history={self.history}"
             raise ValueError(f"history_actions is True or False, and needs a history of 2 or more, got {got}")
@@ -149,8 +149,9 @@ class StudentArch:
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_json(self) -> str:
-        """The fields that are not the default, as JSON, which ``student_arch`` takes in Python and on the command line."""
-        return json.dumps({name: value for name, value in asdict(self).items() if value != getattr(type(self), name)})
+        """Hidden layers and what is not the default, as JSON. ``student_arch`` takes it in Python and on the command line."""
+        shown = {name: value for name, value in asdict(self).items() if name == "hidden" or value != getattr(type(self), name)}
+        return json.dumps(shown)
 
 
 def _atari(c1: int, c2: int, c3: int, fc: int, stride: int = 1) -> dict[str, Any]:
@@ -234,7 +235,7 @@ def make_arch(
         try:
             arch = StudentArch(**student_arch)
         except TypeError as error:
-            fields = ", ".join(StudentArch.__dataclass_fields__)
+            fields = ", ".join(f"'{name}'" for name in StudentArch.__dataclass_fields__)
             raise ValueError(f"student_arch takes the fields {fields}; got {sorted(student_arch)}") from error
     else:
         raise TypeError(f"student_arch must be a name, a dict or a StudentArch, got {type(student_arch).__name__}")

@@ -283,5 +283,5 @@ def _describe_smallest(
         return f"student_arch={budget!r} chooses no student with as many layers as weight_bits={weight_bits} has. Give one"
     least, arch = min(smallest, key=lambda pair: pair[0])
     share = "" if teacher_nbytes is None else f", {100 * least / teacher_nbytes:.2g} % of the teacher"
-    what = arch.describe(bool(task.image_shapes))
-    return f"student_arch={budget!r} is {n_bytes:,} bytes. The smallest student takes {least:,} bytes{share}: {what}. Give it"
+    least_of_all = f"The smallest student takes {least:,} bytes{share}"
+    return f"student_arch={budget!r} is {n_bytes:,} bytes. {least_of_all}: give student_arch={arch.to_json()}"

@@ -26,10 +26,7 @@ MIN_EPISODES, MAX_EPISODES = 5, 80
 MAX_STEPS = 20_000  # of each player
 CLIPPED_SHARE = 0.1
 LARGE_INPUT = 20.0  # no trained network takes such inputs gladly
-WAY_OUT = (
-    "Give load_teacher(..., vecnormalize=...) or another env=, or switch this check off with check_teacher=False (on the "
-    "command line: --vecnormalize, --env, --no-check-teacher)."
-)
+WAY_OUT = "Give the teacher's vecnormalize= or another env=, or switch this check off with check_teacher=False."
 
 
 def check_spaces(teacher: Teacher, observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -49,7 +46,7 @@ def check_spaces(teacher: Teacher, observation_space: spaces.Space, action_space
     if theirs.keys() != ours.keys() or any(not _takes(teacher, part, ours[key]) for key, part in theirs.items()):
         raise ValueError(
             f"The environment's observations are not the teacher's.\nteacher: {_describe(theirs)}\n"
-            f"environment: {_describe(ours)}\nIs env= (--env) the environment that it was trained on, with the same wrappers?"
+            f"environment: {_describe(ours)}\nIs env= the environment that it was trained on, with the same wrappers?"
             f"{_trained_on(teacher)}"
         )
     actions = teacher.action_space
@@ -59,7 +56,7 @@ def check_spaces(teacher: Teacher, observation_space: spaces.Space, action_space
     if not same_actions:
         raise ValueError(
             f"The environment's actions are not the teacher's.\nteacher: {_one_line(actions)}\nenvironment: "
-            f"{_one_line(action_space)}\nIs env= (--env) the environment that it was trained on?{_trained_on(teacher)}"
+            f"{_one_line(action_space)}\nIs env= the environment that it was trained on?{_trained_on(teacher)}"
         )
 
 

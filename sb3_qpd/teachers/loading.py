@@ -123,7 +123,7 @@ def _is_onnx(source: Any, **named: Any) -> bool:
     """Whether a source is an ONNX file. For other sources nothing may be said of its outputs."""
     if isinstance(source, str | Path) and Path(source).suffix == ONNX and not str(source).startswith("hub:"):
         return True
-    if given := [name for name, value in named.items() if value is not None]:
+    if given := [f"{name}=" for name, value in named.items() if value is not None]:
         raise ValueError(f"{', '.join(given)} is for an ONNX file, got {source!r}, which needs none. Leave it out")
     return False
 
@@ -137,7 +137,7 @@ def load_onnx_teacher(path: Path, env: EnvSource | None, **named: Any) -> Teache
     :param named: ``kind``, ``inputs`` and ``outputs`` of :func:`load_teacher`
     """
     if env is None:
-        raise TeacherError(f"{path} does not name its environment, whose spaces are needed: give env= (--env)")
+        raise TeacherError(f"{path} does not name its environment, whose spaces are needed: give env=")
     if isinstance(env, str | EnvRecipe):
         built: Any = make_recipe(env).make_vec_env(1)
     else:
@@ -206,8 +206,7 @@ def _find_normalization(run: RunFolder, env: Any) -> Normalization | None:
     if run.normalizes and not (isinstance(env, VecEnv) and unwrap_vec_normalize(env) is not None):
         raise TeacherError(
             f"The teacher {run.zip_path} was trained on normalized observations (its config.yml says normalize), but there "
-            f"is no vecnormalize.pkl in {run.folder}. Put it there, or say where it is: load_teacher(..., vecnormalize='...')"
-            ", on the command line --vecnormalize PATH"
+            f"is no vecnormalize.pkl in {run.folder}. Put it there, or say where it is: vecnormalize=PATH"
         )
     return None
 

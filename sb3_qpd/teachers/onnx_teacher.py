@@ -86,7 +86,7 @@ class OnnxNetwork:
         if others or (len(found) != len(self.parts) and not is_joined):
             raise TeacherError(
                 f"{self.file.path} takes {_listed(self.inputs)}, an observation has {len(self.parts)} part(s). Name the "
-                "inputs in the order of the parts: inputs=[...] (--teacher-inputs). A network with a state is not supported"
+                "inputs in the order of the parts: inputs=. A network with a state is not supported"
             )
         return found
 
@@ -176,8 +176,7 @@ def load_onnx(
     """
     if kind not in KINDS:
         raise TeacherError(
-            f"An ONNX file does not say what its outputs are. Give kind= (--teacher-kind), one of {', '.join(KINDS)}, got "
-            f"{kind!r}"
+            f"An ONNX file does not say what its outputs are. Give kind=, one of {', '.join(KINDS)}, got {kind!r}"
         )
     try:
         parts, head = observation_parts(observation_space), action_head(action_space)
@@ -214,7 +213,7 @@ def _find_outputs(network: OnnxNetwork, kind: str, widths: set[int], names: Sequ
     if names is not None:
         if any(name not in known for name in names) or not n_actor <= len(names) <= n_actor + 1:
             raise TeacherError(
-                f"{network.file.path} has the outputs {_listed(network.outputs)}, and outputs= (--teacher-outputs) names "
+                f"{network.file.path} has the outputs {_listed(network.outputs)}, and outputs= names "
                 f"{', '.join(names) or 'none'}. Expected {n_actor} for kind {kind!r}, then that of the value, if any"
             )
         return list(names)
@@ -224,8 +223,7 @@ def _find_outputs(network: OnnxNetwork, kind: str, widths: set[int], names: Sequ
     if len(found) < n_actor:
         raise TeacherError(
             f"{network.file.path} has the outputs {_listed(network.outputs)}, of which none fits kind {kind!r} with "
-            f"{' or '.join(map(str, sorted(widths)))} numbers an observation. Give another kind, or outputs= "
-            "(--teacher-outputs)"
+            f"{' or '.join(map(str, sorted(widths)))} numbers an observation. Give another kind= or outputs="
         )
     return found
 

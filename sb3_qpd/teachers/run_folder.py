@@ -77,8 +77,8 @@ class RunFolder:
         names = ", ".join(path.name for path in self.other_statistics[:5])
         warnings.warn(
             f"{self.zip_path.name} is used without normalization, but VecNormalize statistics lie nearby ({names} in "
-            f"{self.other_statistics[0].parent}). If the teacher was trained with them, give load_teacher(..., "
-            "vecnormalize=PATH), on the command line --vecnormalize PATH"
+            f"{self.other_statistics[0].parent}). If the teacher was trained with them, give "
+            "vecnormalize=PATH"
         )
 
     def make_recipe(self) -> EnvRecipe | None:
@@ -89,7 +89,7 @@ class RunFolder:
         """
         if "env" not in self.args:
             return None
-        way_out = f"Build the environment of {self.zip_path} yourself and pass it as env= (or --env, --env-kwargs)"
+        way_out = f"Build the environment of {self.zip_path} yourself and pass it as env="
         if self.config.get("vec_env_wrapper"):
             raise TeacherError(f"vec_env_wrapper in a config.yml is not supported. {way_out}")
         env_id = running_id(self.env_name)

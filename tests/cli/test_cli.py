@@ -56,7 +56,7 @@ def test_compress_exports_and_verifies(teacher: str, tmp_path: Path, capsys: pyt
 @pytest.mark.parametrize(
     ("target", "more", "message"),
     [
-        ("tflite", [], "The target tflite does not support weights of 2 bits in layer 1 (--weight-bits 4 or 8)"),
+        ("tflite", [], "The target tflite does not support weights of 2 bits in layer 1 (compress with --weight-bits 4 or 8)"),
         ("tflite", ["--env", "CartPoleDict-v0"], "The target tflite does not support weights of 2 bits in layer 1"),
     ],
 )
@@ -242,11 +242,14 @@ BAD_COMPRESS = [
     (["TEACHER", "--env", "CartPole-v1", "--vecnormalize", "nowhere.pkl"], "nowhere.pkl"),
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "novalue"], "expected key=value, got 'novalue'"),
     (["TEACHER", "--env", "CartPole-v1", "--env-kwargs", "unknown=1"], "unknown"),
-    (["TEACHER", "--env", "CartPole-v1", "--critic-coef", "nan"], "critic_coef must be a number of at least 0, got nan"),
-    (["TEACHER", "--env", "CartPole-v1", "--learning-rate", "1e30"], "learning_rate must be a number between 0 and 1"),
-    (["TEACHER", "--env", "CartPole-v1", "--episodes", "1", "--buffer-size", "1" + 15 * "0"], "take a buffer_size of at most"),
+    (["TEACHER", "--env", "CartPole-v1", "--critic-coef", "nan"], "--critic-coef must be a number of at least 0, got nan"),
+    (["TEACHER", "--env", "CartPole-v1", "--learning-rate", "1e30"], "--learning-rate must be a number between 0 and 1"),
+    (
+        ["TEACHER", "--env", "CartPole-v1", "--episodes", "1", "--buffer-size", "1" + 15 * "0"],
+        "take a --buffer-size of at most",
+    ),
     (["TEACHER", "--env", "CartPole-v1", "--no-such-option"], "--no-such-option"),
-    (["TEACHER", "--env", "CartPole-v1", "--target", "onyx"], "Unknown target 'onyx'. Known: onnx, c, tflite, numpy, "),
+    (["TEACHER", "--env", "CartPole-v1", "--target", "onyx"], "Unknown --target 'onyx'. Known: onnx, c, tflite, numpy, "),
 ]
 
 

@@ -24,7 +24,7 @@ VEC_ENVS = ["subproc", pytest.param("ray", marks=NEEDS_RAY)]
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The command as pip installs it: a script in a folder of its own."""
     path = tmp_path_factory.mktemp("bin") / "sb3-qpd"
-    path.write_text("import sys\nif __name__ == '__main__':\n    from sb3_qpd.cli import main\n    sys.exit(main())\n")
+    path.write_text("import sys\nif __name__ == '__main__':\n    from sb3_qpd.__main__ import main\n    sys.exit(main())\n")
     return path
 
 

@@ -96,6 +96,23 @@ sys.exit(code)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["learning", "modules", "out"]
 
 
+class Interrupting:
+    """Finds no module. At one of the command's, Ctrl-C comes."""
+
+    def find_spec(self, name: str, *args: object) -> None:
+        if name == "sb3_qpd.cli":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_while_the_command_is_imported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from sb3_qpd.__main__ import main as program
+
+    monkeypatch.delitem(sys.modules, "sb3_qpd.cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert program(["--version"]) == 130
+    assert capsys.readouterr().err == "sb3-qpd: interrupted\n"
+
+
 def test_help_is_instant_and_module_runs() -> None:
     code = "import sys, sb3_qpd.cli; print(sorted({'torch', 'numpy', 'gymnasium'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
@@ -162,7 +179,7 @@ MISTAKES_KNOWN_AT_ONCE = [
     ),
     (["compress", "https://huggingface.co/sb3/x", "--out", "out"], "write sb3/x"),
     (["evaluate", "https://huggingface.co/sb3/x/blob/main/a/y.zip"], "write hub:sb3/x/a/y.zip"),
-    (["compress", "x.zip", "--out", "o", "--student-arch", "tinny"], "Unknown student_arch 'tinny'"),
+    (["compress", "x.zip", "--out", "o", "--student-arch", "tinny"], "Unknown --student-arch 'tinny'"),
     (["compress", "x.zip", "--out", "o", "--student-arch", "2 kb"], "such as '2kB' or '0.5%', got '2 kb'"),
     (["compress", "x.zip", "--out", "o", "--student-arch", "200%"], "above 0% and at most 100%, got '200%'"),
     (["compress", "x.zip", "--out", "o", "--student-arch", "2kB", "--weight-bits", "9"], "Bits must be one of (2, 3, 4"),
@@ -175,7 +192,7 @@ MISTAKES_KNOWN_AT_ONCE = [
         ["export", "student.npz", "--target", "c", "--target", "onnx", "--requantization", "fixed", "--out", "o"],
         "is not for the target onnx",
     ),
-    (["export", "student.npz", "--target", "onyx", "--out", "o"], "Unknown target 'onyx'"),
+    (["export", "student.npz", "--target", "onyx", "--out", "o"], "Unknown --target 'onyx'"),
     (["compress", "student.npz", "--target", "onyx", "--out", "o"], "Did you mean 'onnx'?"),
     (["compress", "student.npz", "--out", "o"], "student.npz is a student: expected its teacher as TEACHER"),
     (["export", "student.npz", "--target", "c", "--qdq", "--out", "o"], "--qdq is for onnx, the targets are c"),
@@ -190,17 +207,17 @@ MISTAKES_KNOWN_AT_ONCE = [
     (["compress", "x.zip", "--out", "o", "--transition", "blent"], "Did you mean 'blend'?"),
     (["compress", "x.zip", "--out", "o", "--box-loss", "hubert"], "Did you mean 'huber'?"),
     (["compress", "x.zip", "--out", "o", "--vec-env", "dumy"], "Did you mean 'dummy'?"),
-    (["compress", "x.zip", "--out", "o", "--beta", "2"], "beta must be a share of episodes between 0 and 1, got 2.0"),
-    (["compress", "x.zip", "--out", "o", "--temperature", "0"], "temperature must be a positive number, got 0.0"),
-    (["compress", "x.zip", "--out", "o", "--learning-rate", "-1"], "learning_rate must be a number between 0 and 1"),
-    (["compress", "x.zip", "--out", "o", "--transition-start", "2"], "got transition_start=2.0"),
+    (["compress", "x.zip", "--out", "o", "--beta", "2"], "--beta must be a share of episodes between 0 and 1, got 2.0"),
+    (["compress", "x.zip", "--out", "o", "--temperature", "0"], "--temperature must be a positive number, got 0.0"),
+    (["compress", "x.zip", "--out", "o", "--learning-rate", "-1"], "--learning-rate must be a number between 0 and 1"),
+    (["compress", "x.zip", "--out", "o", "--transition-start", "2"], "got --transition-start 2.0"),
     (["benchmark", ".", "--teacher", "."], ". is the folder of a student: expected its teacher as --teacher"),
     (["verify", ".", "--teacher", "student.npz"], "student.npz is a student: expected its teacher as --teacher"),
-    (["frontier", "x.zip", "--out", "o", "--bits", "9"], "bits must be numbers of 2 to 8 such as 4"),
-    (["frontier", "x.zip", "--out", "o", "--sizes", "nanno"], "Unknown student_arch 'nanno'"),
-    (["frontier", "x.zip", "--out", "o", "--max-bytes", "much"], "max_bytes must be bytes such as 2000, 2kB or 1MB"),
-    (["frontier", "x.zip", "--out", "o", "--rungs", "0.5", "0.2"], "rungs must rise"),
-    (["frontier", "x.zip", "--out", "o", "--storage", "search.db"], "storage must be a URL of Optuna"),
+    (["frontier", "x.zip", "--out", "o", "--bits", "9"], "--bits must be numbers of 2 to 8 such as 4"),
+    (["frontier", "x.zip", "--out", "o", "--sizes", "nanno"], "Unknown --sizes 'nanno'"),
+    (["frontier", "x.zip", "--out", "o", "--max-bytes", "much"], "--max-bytes must be bytes such as 2000, 2kB or 1MB"),
+    (["frontier", "x.zip", "--out", "o", "--rungs", "0.5", "0.2"], "--rungs must rise"),
+    (["frontier", "x.zip", "--out", "o", "--storage", "search.db"], "--storage must be a URL of Optuna"),
     (["frontier", "x.zip", "--out", "o", "--sizes", "gigantic"], "small, medium, large. See sb3-qpd frontier --help"),
     (["frontier", "x.zip", "--out", "o", "--transition", "blent"], "Did you mean 'blend'?"),
     (["frontier", "x.zip", "--out", "o", "--target", "onyx"], "Did you mean 'onnx'?"),

@@ -212,7 +212,6 @@ def test_an_environment_of_ones_own(
         ["evaluate", str(out), *PLAY],
         ["evaluate", str(out / "student.zip"), *PLAY],
         ["verify", str(out), "--observations", "20"],
-        ["export", str(out / "student.zip"), "--target", "numpy", "--out", str(tmp_path / "numpy")],
     ]
     for command in later:
         forget_module()
@@ -225,3 +224,7 @@ def test_an_environment_of_ones_own(
         assert "would import a module" in message
         assert f"Give it: sb3-qpd {' '.join(command)} --env own_cart_envs:OwnCart-v0" in message
         assert "own_cart_envs" not in sys.modules
+    # an export names the environment, and builds nothing
+    assert main(["export", str(out / "student.zip"), "--target", "numpy", "--out", str(tmp_path / "numpy")]) == 0
+    assert IntegerModel.load(tmp_path / "numpy").metadata["env"]["env_id"] == "own_cart_envs:OwnCart-v0"
+    assert "own_cart_envs" not in sys.modules

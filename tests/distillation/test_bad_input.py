@@ -21,7 +21,7 @@ def cartpole_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 BAD_ARGUMENTS = [
     ({"student_arch": "tinny"}, "Unknown student_arch 'tinny'. Known: nano, tiny, .* Did you mean 'tiny'?"),
-    ({"student_arch": {"hiden": [8]}}, "student_arch takes the fields hidden, .*; got .'hiden'."),
+    ({"student_arch": {"hiden": [8]}}, "student_arch takes the fields 'hidden', .*; got .'hiden'."),
     ({"transition": "blent"}, "Unknown transition 'blent'. Known: none, scratch, .* Did you mean 'blend'?"),
     ({"box_loss": "hubert"}, "Unknown box_loss 'hubert'. Known: huber, squared_error, gaussian_kl. Did you mean 'huber'?"),
     ({"weight_bits": 9}, "Bits must be one of .*got weight_bits=9"),

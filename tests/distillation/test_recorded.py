@@ -250,13 +250,65 @@ def test_hostile_files_are_refused(tmp_path: Path, name: str, monkeypatch: pytes
         RecordedObservations(tmp_path / "rows.npz")
 
 
-def test_ends_that_do_not_fit(tmp_path: Path):
-    np.savez(tmp_path / "rows.npz", observations=ROWS, dones=np.zeros(3))
-    with pytest.raises(ValueError, match="where episodes end for 3 observations, and holds 2000"):
+FLAGS = np.arange(9) == 8
+
+
+@pytest.mark.parametrize(
+    "marks, message",
+    [
+        ({"dones": np.zeros(3)}, "dones in .*rows.npz must have 9 marks, one for each .* episode ends, else 0. Got 3 marks"),
+        (
+            {"episode_starts": np.zeros(8)},
+            "episode_starts in .* must have 9 marks, .* 1 where an episode starts.* Got 8 marks",
+        ),
+        ({"terminations": FLAGS, "truncations": np.zeros(10)}, "truncations in .* must have 9 marks.* Got 10 marks"),
+        ({"dones": np.zeros((9, 1))}, r"dones in .* Got an array of shape \(9, 1\)"),
+        ({"dones": np.where(np.arange(9) == 4, 7, FLAGS)}, "dones in .* holds 7 in row 4: expected 1 where an episode ends"),
+        ({"episode_starts": np.where(FLAGS, np.nan, 0)}, "holds nan in row 8: expected 1 where an episode starts, else 0"),
+        (
+            {"terminations": FLAGS},
+            "has terminations without its partner.* Expected one of episode_ends; dones; terminations with",
+        ),
+    ],
+)
+def test_marks_that_do_not_fit(tmp_path: Path, marks: dict[str, np.ndarray], message: str):
+    """Which marks, how many are expected and came; which value where."""
+    np.savez(tmp_path / "rows.npz", observations=ROWS[:9], **marks)
+    with pytest.raises(ValueError, match=message):
         RecordedObservations(tmp_path / "rows.npz")
-    np.savez(tmp_path / "rows.npz", observations=ROWS, dones=np.full(2_000, 7))
-    with pytest.raises(ValueError, match="expected 0 or 1"):
+
+
+def test_keys_with_the_names_of_a_recording(tmp_path: Path):
+    """A Dict's key of such a name is refused by its name, and read where it is written with observations/ in front."""
+    space = spaces.Dict({"joints": spaces.Box(-1, 1, (3,)), "action_masks": spaces.Box(0, 1, (2,)), "obs": spaces.Discrete(3)})
+    policy = PPO("MultiInputPolicy", Anything(space, spaces.Discrete(2)), n_steps=8, batch_size=8, device="cpu", seed=0)
+    teacher = load_teacher(policy, device="cpu")
+    rows = {"joints": np.full((40, 3), 0.5), "action_masks": np.full((40, 2), 0.25), "obs": np.arange(40) % 3}
+    np.savez(tmp_path / "rows.npz", **rows, dones=np.arange(40) % 10 == 9)
+    with pytest.raises(ValueError, match="a key 'action_masks', .* Write the key's array as observations/action_masks"):
+        RecordedObservations(tmp_path / "rows.npz").fit(teacher)
+    marked = {("observations/action_masks" if key == "action_masks" else key): one for key, one in rows.items()}
+    np.savez(tmp_path / "rows.npz", **marked, dones=np.arange(40) % 10 == 9, action_masks=np.full((40, 2), 7))
+    recording = RecordedObservations(tmp_path / "rows.npz")
+    recording.fit(teacher)
+    assert len(recording.episodes) == 4 and recording.masks is None
+    for key, one in rows.items():
+        np.testing.assert_array_equal(recording.observations[key], one)
+    np.savez(tmp_path / "rows.npz", **marked, **{"observations/obs": rows["obs"]})
+    with pytest.raises(ValueError, match="holds a key twice, with and without observations/ in front"):
         RecordedObservations(tmp_path / "rows.npz")
+
+
+def test_the_only_key_has_the_name_of_a_recording(tmp_path: Path):
+    env = Anything(spaces.Dict({"obs": spaces.Box(-1, 1, (3,))}), spaces.Discrete(2))
+    teacher = load_teacher(PPO("MultiInputPolicy", env, n_steps=8, batch_size=8, device="cpu", seed=0), device="cpu")
+    np.savez(tmp_path / "rows.npz", obs=np.zeros((40, 3)))
+    with pytest.raises(ValueError, match="a key 'obs', .* Write the key's array as observations/obs"):
+        RecordedObservations(tmp_path / "rows.npz").fit(teacher)
+    np.savez(tmp_path / "rows.npz", **{"observations/obs": np.zeros((40, 3))})
+    recording = RecordedObservations(tmp_path / "rows.npz")
+    recording.fit(teacher)
+    assert recording.observations["obs"].shape == (40, 3)
 
 
 # --- Minari ---
@@ -364,18 +416,25 @@ def test_a_student_is_taught_under_the_recorded_masks(masking: MaskablePPO, tmp_
         (None, r"has none: add an array action_masks of shape \(600, 5\), True where an action was allowed"),
         (np.ones((600, 4), bool), r"must be an array of True and False of shape \(600, 5\), got bool of shape \(600, 4\)"),
         (np.ones((599, 5), bool), r"of shape \(600, 5\), got bool of shape \(599, 5\)"),
-        (np.full((600, 5), 0.5), "True and False of shape .* got float64"),
+        (np.full((600, 5), 0.5), "hold 0.5 in row 0, column 0: expected True where an action was allowed, else False"),
+        (np.where(np.arange(3000).reshape(600, 5) == 38, 2, 1), "hold 2 in row 7, column 3"),
+        (np.where(np.arange(3000).reshape(600, 5) == 38, -1, 1), "hold -1 in row 7, column 3"),
+        (np.where(np.arange(3000).reshape(600, 5) == 38, np.nan, 1), "hold nan in row 7, column 3"),
+        (np.where(np.arange(3000).reshape(600, 5) == 38, "no", True).astype(object), "hold 'True' in row 0, column 0"),
+        (np.where(np.arange(3000).reshape(600, 5) == 38, None, True), "hold None in row 7, column 3"),
+        (np.array([[np.bool_(True)] * 5] * 600, dtype=object), None),
+        ([[True, False], [True]], "action_masks must be an array of True and False with equally long rows"),
         (np.arange(3000).reshape(600, 5) != 2 * 5 + 1, None),
         (np.arange(3000).reshape(600, 5) // 5 != 7, "allow no action in row 7, dimension 0: leave out rows"),
     ],
 )
 def test_masks_that_do_not_fit(masking: MaskablePPO, masks: Any, message: str | None):
-    recording = RecordedObservations(masked_recording()["observations"], action_masks=masks)
+    rows = masked_recording()["observations"]
     if message is None:
-        QPDDistiller(masking, observations=recording, **QUICK)
+        QPDDistiller(masking, observations=RecordedObservations(rows, action_masks=masks), **QUICK)
         return
     with pytest.raises(ValueError, match=message):
-        QPDDistiller(masking, observations=recording, **QUICK)
+        QPDDistiller(masking, observations=RecordedObservations(rows, action_masks=masks), **QUICK)
 
 
 def test_masks_of_other_teachers_have_no_effect(cartpole: Path, tmp_path: Path):
@@ -420,6 +479,13 @@ def test_a_student_with_a_memory_of_a_recurrent_teacher(tmp_path: Path):
 
 
 # --- command line ---
+NEEDS_ENV = {
+    "evaluate": "to play episodes",
+    "benchmark": "for the observations that it measures with",
+    "verify": "or --recording FILE, for the observations that it compares",
+}
+
+
 def test_compress_without_an_environment(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     np.savez(tmp_path / "rows.npz", observations=ROWS)
     out = tmp_path / "out"
@@ -430,7 +496,16 @@ def test_compress_without_an_environment(cartpole: Path, tmp_path: Path, capsys:
     ]
     assert json.loads((out / "recorded.json").read_text())["held_out"]["observations"] == 200
     assert "not measured: there was no environment" in capsys.readouterr().out
-    assert main(["export", str(out), "--target", "numpy", "--out", str(tmp_path / "device")]) == 0
+    assert main(["export", str(out), "--target", "c", "--out", str(tmp_path / "npz")]) == 0
+    assert main(["export", str(out / "student.zip"), "--target", "c", "--out", str(tmp_path / "zip")]) == 0
+    assert capsys.readouterr().out.count("the files name none. --env ID names it") == 2
+    assert (tmp_path / "zip" / "policy.c").read_bytes() == (tmp_path / "npz" / "policy.c").read_bytes()
+    for command, reason in NEEDS_ENV.items():
+        message = mistake(capsys, command, out)
+        assert f"does not say in which environment it plays. sb3-qpd {command} needs it, {reason}" in message
+        assert message.endswith(f"Give it: sb3-qpd {command} {out} --env ID")
+    settings = ["--target", "c", "--out", tmp_path / "x", "--env-kwargs", "gravity=9"]
+    assert "needs it, for the settings of --env-kwargs" in mistake(capsys, "export", out / "student.zip", *settings)
 
 
 def test_exports_are_verified_on_held_out_observations(

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from teacher_files import Payload, edit_zip, read_data, serialized
 from toys import QUICK, Pointer, actor_of, assert_same_bits, pointers, untrained
 
-from sb3_qpd import QPDDistiller, load_student
+from sb3_qpd import IntegerModel, QPDDistiller, load_student
 from sb3_qpd.cli import main
 from sb3_qpd.integer import StudentError
 
@@ -166,6 +167,17 @@ def test_a_report_beside_it_has_limits(zip_path, tmp_path, content, capsys):
     with bounded(20, 2**30), pytest.raises(SystemExit) as exit_info:
         main(["evaluate", str(tmp_path / "student.zip"), "--episodes", "1", "--no-progress"])
     assert exit_info.value.code == 2 and "report.json" in capsys.readouterr().err
+
+
+def test_a_report_beside_it_imports_no_module(zip_path, tmp_path, monkeypatch):
+    """A text in the place of the environment's settings would be an id, and its module would be imported."""
+    (tmp_path / "evil_envs.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "student.zip").write_bytes(zip_path.read_bytes())
+    (tmp_path / "report.json").write_text('{"env": "evil_envs:Cart-v0"}')
+    assert "env" not in IntegerModel.load(tmp_path / "student.zip").metadata
+    assert main(["export", str(tmp_path / "student.zip"), "--target", "numpy", "--out", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "mark").exists() and "evil_envs" not in sys.modules
 
 
 @pytest.mark.parametrize(

@@ -430,9 +430,9 @@ def test_any_familys_network_in_onnx_runtime(algo: type[BaseAlgorithm], env_id: 
 def test_mistakes(student_zip: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     start = ["export", student_zip, "--env", "CartPole-v1", "--out", out, "--target"]
-    assert "Unknown target 'onyx'. Known: onnx, c, tflite, numpy" in mistake(capsys, *start, "numpy", "--target", "onyx")
-    assert "channels_last is for images" in mistake(capsys, *start, "onnx", "--channels-last")
-    assert "--env ID" in mistake(capsys, "export", student_zip, "--out", out, "--target", "onnx")
+    assert "Unknown --target 'onyx'. Known: onnx, c, tflite, numpy" in mistake(capsys, *start, "numpy", "--target", "onyx")
+    assert "--channels-last is for images" in mistake(capsys, *start, "onnx", "--channels-last")
+    assert "--env ID" in mistake(capsys, "evaluate", student_zip)
     assert "nowhere.npz" in mistake(capsys, "export", "nowhere.npz", "--out", out, "--target", "onnx")
     assert "No such file or folder: nowhere.zip" in mistake(capsys, "export", "nowhere.zip", "--out", out, "--target", "onnx")
     assert "--target" in mistake(capsys, "export", student_zip, "--out", out)

@@ -137,8 +137,8 @@ def test_metadata(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bits", "message"),
     [
-        ((2, 8), r"weights of 2 bits in layer 1 \(--weight-bits 4 or 8\). Take the target onnx, c"),
-        ((8, 4), r"activations of 4 bits in layer 0 \(--activation-bits 8\). Take the target onnx, c"),
+        ((2, 8), r"weights of 2 bits in layer 1 \(compress with --weight-bits 4 or 8\). Take the target onnx, c"),
+        ((8, 4), r"activations of 4 bits in layer 0 \(compress with --activation-bits 8\). Take the target onnx, c"),
     ],
 )
 def test_refused_by_name(bits: tuple[int, int], message: str, tmp_path: Path) -> None:

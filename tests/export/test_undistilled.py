@@ -246,4 +246,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["policy.c", "policy.h", "teacher.onnx"]
     assert "bytes of float32 weights" in capsys.readouterr().out
     assert "--target tflite, --qdq is for students" in mistake(capsys, *given, "--target", "tflite", "--qdq")
+    options = ["--float", "--names", "godot", "--prefix", "lander_", "--reentrant", "--probabilities", "--with-value"]
+    named = ", ".join(one for one in options if one.startswith("--"))
+    assert f"{named} is for students" in mistake(capsys, *given, "--target", "c", *options)
     assert "No such file" in mistake(capsys, "export", "missing.zip", *given[2:], "--target", "c")

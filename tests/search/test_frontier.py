@@ -140,7 +140,7 @@ def test_driver_and_workers_are_killed(whole: Path, teacher: str, tmp_path: Path
     wait_for(lambda: checkpoints(out) or driver.poll() is not None)
     driver.kill()
     driver.wait()
-    with pytest.raises(ValueError, match="holds an unfinished search. Add --resume"):
+    with pytest.raises(ValueError, match="holds an unfinished search. Add resume=True to go on, or give another out="):
         frontier(teacher, out, **SEARCH)
     with pytest.raises(ValueError, match="is another search: its timesteps is 4200, this one's is 5000"):
         frontier(teacher, out, **{**SEARCH, "timesteps": 5_000}, resume=True)

@@ -45,7 +45,7 @@ def test_a_study_goes_on(kind: str, tmp_path: Path) -> None:
     study.add_failure(stopped, Failed("its node is gone", counts=False))
     study.add_score(stopped, 0, 1_000, np.array([0.0, 0.0]))
     study.add_stop(stopped, Stopped(2.0, 1.0))
-    with pytest.raises(ValueError, match="holds an unfinished search. Add --resume"):
+    with pytest.raises(ValueError, match="holds an unfinished search. Add resume=True"):
         open_study(tmp_path, storage, resume=False)
     with pytest.raises(ValueError, match='its teacher is "ppo/CartPole-v1 1234", this one\'s is "a2c/CartPole-v1 9"'):
         open_study(tmp_path, storage, resume=True, teacher="a2c/CartPole-v1 9")
@@ -97,6 +97,6 @@ def test_a_study_of_something_else(tmp_path: Path) -> None:
     storage = storage_url("sqlite", tmp_path)
     optuna.create_study(study_name="frontier", storage=storage).add_trial(optuna.trial.create_trial(value=1.0))
     with pytest.raises(
-        ValueError, match="search.db, study frontier is no study of sb3-qpd frontier. Give another --study-name"
+        ValueError, match="search.db, study frontier is no study of sb3-qpd frontier. Give another study_name="
     ):
         open_study(tmp_path, storage, resume=True)

@@ -88,7 +88,7 @@ def test_unknown_name_lists_those_known_and_the_nearest():
         ({"weight_bits": (8, 9)}, "Bits must be one of"),
         ({"activation_bits": 0}, "Bits must be one of .* activation_bits=0"),
         ({"activation_bits": 8.0}, "Bits must be one of"),
-        ({"width": 16}, "takes the fields hidden, conv, .*; got .*'width'"),
+        ({"width": 16}, "takes the fields 'hidden', 'conv', .*; got .*'width'"),
     ],
 )
 def test_wrong_fields_are_refused(fields, message):

@@ -315,7 +315,7 @@ def test_what_has_no_memory_is_refused_by_name() -> None:
         with pytest.raises(ValueError, match="history_actions is True or False, and needs a history of 2 or more"):
             StudentArch(**given)
     for history in (0, 65, 2.0, True):
-        with pytest.raises(ValueError, match="StudentArch.history takes an integer of 1 to 64"):
+        with pytest.raises(ValueError, match="^history takes an integer of 1 to 64"):
             StudentArch(history=history)
     policy_kwargs = {"student_arch": {"hidden": [4], "history": 2}}
     stock = PPO(QuantActorCriticPolicy, pointers(), n_steps=8, batch_size=8, device="cpu", policy_kwargs=policy_kwargs)

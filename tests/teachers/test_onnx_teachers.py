@@ -143,11 +143,11 @@ def test_a_state_that_changes_the_answer_is_refused(tmp_path: Path, uses: bool):
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"env": None}, TeacherError, "does not name its environment"),
-    ({"kind": None}, TeacherError, "Give kind= .*, one of logits, q_values, gaussian, action, got None"),
+    ({"kind": None}, TeacherError, "Give kind=, one of logits, q_values, gaussian, action, got None"),
     ({"kind": "gaussian"}, TeacherError, "of which none fits kind 'gaussian'|is for Box actions"),
     ({"env": "Acrobot-v1"}, TeacherError, "of which none fits|cannot compute|failed"),
     ({"inputs": ["x"]}, TeacherError, r"has no input x. It has observation \(n, 4\)"),
-    ({"outputs": ["x"]}, TeacherError, r"has the outputs actor \(n, 2\), and outputs= .* names x"),
+    ({"outputs": ["x"]}, TeacherError, r"has the outputs actor \(n, 2\), and outputs= names x"),
     ({"outputs": ["actor", "actor", "actor"]}, TeacherError, "Expected 1 for kind"),
 ]
 
@@ -159,7 +159,7 @@ def test_arguments_that_do_not_fit(exported: Path, options: dict[str, Any], erro
 
 
 def test_kind_is_for_onnx_files(agent: PPO):
-    with pytest.raises(ValueError, match="kind is for an ONNX file"):
+    with pytest.raises(ValueError, match="kind= is for an ONNX file"):
         load_teacher(agent, kind="logits")
 
 

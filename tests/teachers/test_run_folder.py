@@ -137,7 +137,7 @@ def test_normalization(make_run, statistics, normalize):
     run = make_run(normalize=normalize)
     with pytest.raises(
         TeacherError,
-        match=r"no vecnormalize.pkl in .*CartPole-v1. Put it there, or .* vecnormalize='...'.*--vecnormalize PATH",
+        match=r"no vecnormalize.pkl in .*CartPole-v1. Put it there, or say where it is: vecnormalize=PATH",
     ):
         load_teacher(run)
     with pytest.raises(TeacherError, match="no vecnormalize.pkl in"):

@@ -134,9 +134,7 @@ def c_sources(model: IntegerModel, **options: Any) -> dict[str, str]:
         raise ValueError("probabilities=True is for discrete actions, this student has a Box: its deviation is in the header")
     value = find_value_head(model) if given.with_value else None
     if given.with_value and value is None:
-        raise ValueError(
-            "with_value=True needs a value head: add_value_head(model, policy), or export student.zip --with-value"
-        )
+        raise ValueError("with_value=True needs a value head: add it by add_value_head(model, policy)")
     values = _values(model, lay_out(model, value), given)
     files = {rename(file, given.name): file for file in ("policy.h", "policy.c", "test_vectors.h", "main.c")}
     files[f"{given.name}_README.md"] = "README.md"  # a folder may have a README of its own

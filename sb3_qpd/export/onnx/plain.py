@@ -23,13 +23,13 @@ def check_plain(model: IntegerModel) -> None:
     """
     if model.history_actions and model.uses_masks:
         raise ValueError(
-            "form='float' does not support a memory of actions (history_actions) with action masks: the masks are applied "
-            "outside of the graph, which would remember other actions. Take form='operators'"
+            "form='float' does not support a memory of actions with action masks: the masks are applied outside of the graph, "
+            "which would remember other actions. Take the default form"
         )
     if model.input_origin is not None:
         raise ValueError(
             "form='float' does not support observations in float64 with an offset that float32 cannot carry: subtract the "
-            "offset in the environment, or take form='operators'"
+            "offset in the environment, or take the default form"
         )
 
 
