@@ -114,7 +114,7 @@ def test_a_run_goes_on(
     assert "holds an unfinished run, with a checkpoint after 192 steps. Add --resume" in refused and "remove" in refused
     assert "holds an unfinished run" in mistake(capsys, *command, out, "--force")  # hours are not thrown away by --force
     other = mistake(capsys, *command, out, "--resume", "--timesteps", "500")
-    assert "is the checkpoint of another run: its total_timesteps is 400, this run's is 500" in other
+    assert "is the checkpoint of another run: its --timesteps is 400, this run's is 500" in other
     assert names(out) == {*STUDENT, "checkpoint"}
     assert main([*command, str(out), "--resume"]) == 0
     printed = capsys.readouterr().out
