@@ -7,7 +7,8 @@ The two claims of the method, compared at equal steps and gradient samples.
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
    `blend`, `progressive` and `mixture`, at the widths of `--bits`, each at its best of `--rates` (chosen by the mean score of
    two seeds that are not used again, on validation seeds). `bare` is `abrupt` without two things that steady every other arm:
-   the calibration of step sizes when precision falls, and the warm-up of the learning rate. `bare_blend` is `blend` without them.
+   the calibration of step sizes when precision falls, and the warm-up of the learning rate. `bare_blend` is `blend` without
+   them.
 2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
 Lines already in the file are not run again.
