@@ -27,10 +27,13 @@ OTHER_NAMES = {
 FORMS = {"form='float'": "--float", "form='qdq'": "--qdq"}  # one argument, two flags
 
 _VALUE = r"""'[^']*'|"[^"]*"|\{[^{}]*\}|\([^()]*\)|[^\s,;:()'"]*[^\s,;:()'".]"""
-# An argument with or without a value. Names in quotes, in paths and in calls such as reset(seed=3) are something else.
-_ARGUMENT = re.compile(rf"""(?<![\w'"./\\-])(?<!\w\()(?:model\.)?([a-z]\w*)(=(?:{_VALUE})?)?(?![\w/\\'"(]|\.\w)""")
+# Words of others, which stay as they are: texts in quotes, calls such as reset(seed=3), paths and URLs
+_OTHERS = r"""(?<!\w)'[^']*'(?!\w)|(?<!\w)"[^"]*"|(?<![\w.])[\w.]+\((?:[^()]|\([^()]*\))*\)|(?<!\S)[^\s=]*[/\\]\S*"""
+_MORE = r"""[\w/\\'"(=]|[.-]\w"""  # behind a name: it is a part of something longer
+# Such a text, or an argument with or without a value
+_ARGUMENT = re.compile(rf"""{_OTHERS}|(?<![\w'"./\\-])(?<!\w\()(?:model\.)?([a-z]\w*)(=(?:{_VALUE})?)?(?!{_MORE})""")
 # The first word of a message where it is the name of an argument. Elsewhere `seed` or `history` may be a plain word.
-_SUBJECT = re.compile(r"(?:Unknown )?[a-z]+(?= (?:must|takes)\b| '|:)")
+_SUBJECT = re.compile(r"Unknown [a-z]+(?= ')|[a-z]+(?= (?:must|takes)\b|:)")
 
 _command: ContextVar[argparse.ArgumentParser | None] = ContextVar("command", default=None)
 
@@ -67,6 +70,8 @@ def in_flags(message: str, parser: argparse.ArgumentParser | None = None) -> str
 
     def flag_of(match: re.Match[str]) -> str:
         name, value = match.groups()
+        if name is None:
+            return match[0]
         if value is None and "_" not in name and match.end() != end_of_subject:
             return match[0]
         return _flag(parser, name, value and value[1:]) or match[0]
@@ -93,5 +98,5 @@ def _typed(value: str) -> str:
     if value[0] in "'\"":
         value = value[1:-1]
     elif value[0] == "(":
-        value = value[1:-1].replace(" ", "")
+        value = value[1:-1].replace(" ", "").rstrip(",")
     return shlex.quote(value)

@@ -81,7 +81,9 @@ class _RunLoader(ZooLoader):
         data = super().get_single_data()
         env_kwargs = data.get("env_kwargs") if isinstance(data, dict) else None
         if not isinstance(env_kwargs, dict | None):
-            raise ValueError(f"The run folder was refused: env_kwargs must be settings by name, got {str(env_kwargs)[:80]!r}")
+            raise ValueError(
+                f"The run folder was refused: 'env_kwargs' must be settings by name, got {str(env_kwargs)[:80]!r}"
+            )
         return data
 
 

@@ -25,6 +25,13 @@ MESSAGES = [
     ("compress", "tau=0.5 and hidden=(1,) stay", "tau=0.5 and hidden=(1,) stay"),  # no flags
     ("compress", "X failed in reset(seed=3): history of a seed", "X failed in reset(seed=3): history of a seed"),
     ("compress", "a/weight_bits/x.zip has 'weight_bits'", "a/weight_bits/x.zip has 'weight_bits'"),
+    ("compress", *["reset(options=None, seed=3) and Arch(hidden=(8, 8), history=2)"] * 2),  # calls
+    ("compress", "got student_arch=Arch(hidden=(8,))", "got student_arch=Arch(hidden=(8,))"),
+    ("compress", "Unknown policy 'my weight_bits net'", "Unknown policy 'my weight_bits net'"),
+    ("compress", *["batch_size-4.zip, x/lr=1,batch_size=4 and http://x.org/?seed=3"] * 2),  # paths and a URL
+    ("compress", "the seeds' n_envs and the teacher's n_envs", "the seeds' --n-envs and the teacher's --n-envs"),
+    ("compress", "weight_bits=(8,) names 1 layer", "--weight-bits 8 names 1 layer"),
+    ("export", "name 'foo' is not defined", "name 'foo' is not defined"),
     ("compress", "progress=True", "progress=True"),  # there is only --no-progress
     ("evaluate", "weight_bits must be 8", "weight_bits must be 8"),  # a flag of another command
     ("frontier", "student_arch='9B' is 9 bytes", "--sizes 9B is 9 bytes"),
@@ -39,7 +46,7 @@ MESSAGES = [
 @pytest.mark.parametrize("command, message, expected", MESSAGES)
 def test_arguments_become_flags(command: str, message: str, expected: str) -> None:
     assert in_flags(message, COMMANDS[command]) == expected
-    assert in_flags(message) == message  # no command runs: Python hears of Python's arguments
+    assert in_flags(message) == message  # without a command, Python's names stay
 
 
 def test_the_words_that_may_not_stand_in_a_message() -> None:
