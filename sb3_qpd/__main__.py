@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run the command. Ctrl-C ends it in the same way while its modules are still imported.
+    Run the command. Ctrl-C ends it in one line, also while Python still imports its modules.
 
     :param argv: see :func:`sb3_qpd.cli.main`
     :return: exit code

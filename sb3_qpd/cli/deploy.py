@@ -240,7 +240,7 @@ def _options(target: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _integer_model(path: Path, args: argparse.Namespace) -> "IntegerModel":
-    """The student. Its environment is only named: it is not built, unless the user chose it."""
+    """The integer model of a student. It names its environment; only one that the user chose is built."""
     check_no_teacher_options(args, path)
     model = _load_integers(path, args) if path.suffix == ".npz" else _convert_zip(path, args)
     if args.env is not None or args.env_kwargs:

@@ -15,7 +15,7 @@ EXIT_CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 def one_line(message: object) -> str:
     """
-    A message on one line, without control characters: texts of files are in it. It names the flags of the command that runs.
+    A message on one line, with the flags of the running command. Control characters are left out: a file's text may have them.
 
     :param message: an exception or a text; an exception without a text is shown by its name
     """

@@ -32,7 +32,7 @@ STARTS = "episode_starts"
 MASKS = "action_masks"
 # other arrays that recordings hold beside their observations
 NOT_OBSERVED = ("actions", "acts", "rewards", "rews", "infos", "next_observations", "next_obs", "episode_returns", "logprobs")
-KEY = "observations/"  # in front of a Dict's key that has a name of this kind
+KEY = "observations/"  # written in front of a Dict's key that has one of the names above
 _OWN = {*(mark for marks in ENDS for mark in marks), STARTS, MASKS, *NOT_OBSERVED}
 # exceptions of zipfile and of numpy's reader of headers on damaged files
 _ERRORS = (

@@ -149,7 +149,7 @@ class StudentArch:
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def to_json(self) -> str:
-        """Hidden layers and what is not the default, as JSON. ``student_arch`` takes it in Python and on the command line."""
+        """Hidden layers and fields that differ from their defaults, as JSON for ``student_arch`` or ``--student-arch``."""
         shown = {name: value for name, value in asdict(self).items() if name == "hidden" or value != getattr(type(self), name)}
         return json.dumps(shown)
 

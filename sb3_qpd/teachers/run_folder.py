@@ -77,8 +77,7 @@ class RunFolder:
         names = ", ".join(path.name for path in self.other_statistics[:5])
         warnings.warn(
             f"{self.zip_path.name} is used without normalization, but VecNormalize statistics lie nearby ({names} in "
-            f"{self.other_statistics[0].parent}). If the teacher was trained with them, give "
-            "vecnormalize=PATH"
+            f"{self.other_statistics[0].parent}). If the teacher was trained with them, give vecnormalize=PATH"
         )
 
     def make_recipe(self) -> EnvRecipe | None:
