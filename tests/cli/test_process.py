@@ -97,7 +97,7 @@ sys.exit(code)
 
 
 class Interrupting:
-    """Finds no module. At one of the command's, Ctrl-C comes."""
+    """A finder of modules that finds none, and raises Ctrl-C's exception at the command's module."""
 
     def find_spec(self, name: str, *args: object) -> None:
         if name == "sb3_qpd.cli":

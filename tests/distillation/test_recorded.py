@@ -272,14 +272,14 @@ FLAGS = np.arange(9) == 8
     ],
 )
 def test_marks_that_do_not_fit(tmp_path: Path, marks: dict[str, np.ndarray], message: str):
-    """Which marks, how many are expected and came; which value where."""
+    """The error names the marks with their expected and given number, or the wrong value with its row."""
     np.savez(tmp_path / "rows.npz", observations=ROWS[:9], **marks)
     with pytest.raises(ValueError, match=message):
         RecordedObservations(tmp_path / "rows.npz")
 
 
 def test_keys_with_the_names_of_a_recording(tmp_path: Path):
-    """A Dict's key of such a name is refused by its name, and read where it is written with observations/ in front."""
+    """A Dict's key with a name that recordings use is refused, and read with observations/ in front of it."""
     space = spaces.Dict({"joints": spaces.Box(-1, 1, (3,)), "action_masks": spaces.Box(0, 1, (2,)), "obs": spaces.Discrete(3)})
     policy = PPO("MultiInputPolicy", Anything(space, spaces.Discrete(2)), n_steps=8, batch_size=8, device="cpu", seed=0)
     teacher = load_teacher(policy, device="cpu")
