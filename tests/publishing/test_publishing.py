@@ -345,7 +345,7 @@ def test_mistakes(
         assert exit_info.value.code == 2
         return capsys.readouterr().err
 
-    assert "repo_id must be owner/name, got 'student'" in mistake(folder, "--repo-id", "student")
+    assert "--repo-id must be owner/name, got 'student'" in mistake(folder, "--repo-id", "student")
     assert "has no student.npz and no report.json" in mistake(tmp_path, "--repo-id", "me/student")
     with pytest.raises(
         ValueError, match="has no student.npz and no report.json: expected a folder that sb3-qpd compress wrote"
