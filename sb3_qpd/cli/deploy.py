@@ -173,7 +173,8 @@ def export(args: argparse.Namespace) -> int:
         from sb3_qpd.export.value_head import find_value_head
 
         value = find_value_head(model)
-        print(f"its value head is {0 if value is None else value.nbytes} bytes more")
+        assert value is not None  # a file without one was refused, and a zip's was added
+        print(f"its value head is {value.nbytes} bytes more")
     if "env" not in model.metadata:
         print("its environment is not known, and the files name none. --env ID names it")
     return _print_sizes(sizes, args)

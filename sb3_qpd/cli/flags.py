@@ -70,9 +70,7 @@ def in_flags(message: str, parser: argparse.ArgumentParser | None = None) -> str
 
     def flag_of(match: re.Match[str]) -> str:
         name, value = match.groups()
-        if name is None:
-            return match[0]
-        if value is None and "_" not in name and match.end() != end_of_subject:
+        if name is None or (value is None and "_" not in name and match.end() != end_of_subject):
             return match[0]
         return _flag(parser, name, value and value[1:]) or match[0]
 

@@ -37,9 +37,8 @@ def check_undistilled(args: argparse.Namespace, options: Sequence[str]) -> None:
     :param options: the options of targets that were given
     :raises ValueError: such a target or option
     """
-    wrong = [f"--target {target}" for target in args.target if target not in TARGETS]
-    wrong += ["--requantization"] if args.requantization else []
-    if wrong := [*wrong, *options]:
+    targets = [f"--target {target}" for target in args.target if target not in TARGETS]
+    if wrong := [*targets, *(["--requantization"] if args.requantization else []), *options]:
         raise ValueError(f"{', '.join(wrong)} is for students, --undistilled writes {' or '.join(TARGETS)}. Leave it out")
     check_teacher_source(args.student, "TEACHER with --undistilled")
 
