@@ -13,6 +13,8 @@ from torch.optim.adam import adam
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
+# Muon's update never becomes small. Without decay the weights grow until most units of a low-precision student saturate
+WEIGHT_DECAY = 0.1
 USUAL_WIDTH = 16  # a layer of this width takes the learning rate as it is
 LEAST_WIDTH = 8  # narrower layers, which were not measured, learn as these do
 # the first call of a method decorated for torch.compile imports its compiler, which takes more than a second
@@ -62,7 +64,7 @@ class MuonAdam(th.optim.Optimizer):
     :param betas: decay rates of Adam's moments
     :param eps: Adam's epsilon, SB3's by default
     :param adam_ratio: Adam's learning rate in units of ``lr``
-    :param weight_decay: decoupled weight decay, as in AdamW
+    :param weight_decay: decoupled weight decay of Muon's weights, as in Liu et al. 2025, https://arxiv.org/abs/2502.16982
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it
@@ -79,7 +81,7 @@ class MuonAdam(th.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-5,
         adam_ratio: float = 0.5,
-        weight_decay: float = 0.0,
+        weight_decay: float = WEIGHT_DECAY,
     ) -> None:
         usual = {"lr": lr, "betas": betas, "eps": eps, "adam_ratio": adam_ratio, "weight_decay": weight_decay}
         super().__init__(params, {**usual, "muon": False, "scale": 1.0})
@@ -99,8 +101,6 @@ class MuonAdam(th.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if parameters:
-                if group["weight_decay"]:
-                    th._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 (self._muon_step if group["muon"] else self._adam_step)(group, parameters)
         return loss
 
@@ -110,6 +110,7 @@ class MuonAdam(th.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter]["momentum"] = th.zeros_like(parameter)
         momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        th._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         th._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         for parameter, update in zip(parameters, th._foreach_lerp(gradients, momenta, MOMENTUM), strict=True):
             matrix = update.flatten(1)
