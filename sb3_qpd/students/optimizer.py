@@ -13,7 +13,7 @@ from torch.optim.adam import adam
 MOMENTUM = 0.95
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
-# Muon's update never becomes small. Without decay the weights grow until most units of a low-precision student saturate
+# Muon's update never becomes small. Without decay the weights of a long run grow until units are only zero or saturated
 WEIGHT_DECAY = 0.1
 USUAL_WIDTH = 16  # a layer of this width takes the learning rate as it is
 LEAST_WIDTH = 8  # narrower layers, which were not measured, learn as these do
