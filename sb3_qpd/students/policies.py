@@ -29,7 +29,7 @@ from sb3_qpd.students.budgets import choose_arch
 from sb3_qpd.students.chain import Chain
 from sb3_qpd.students.extractors import QuantCombinedExtractor, QuantExtractor, check_history
 from sb3_qpd.students.layers import QuantLinear, QuantMeanHead, ValueHead, VectorGrid
-from sb3_qpd.students.optimizer import MuonAdam, muon_groups
+from sb3_qpd.students.optimizer import WEIGHT_DECAY, MuonAdam, muon_groups
 from sb3_qpd.students.quantizers import Quantizer, shared_scales
 from sb3_qpd.students.sizes import StudentTask
 from sb3_qpd.students.transitions import Transition
@@ -148,7 +148,9 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         """SB3 made its optimizer before the quantized heads existed."""
         make: Any = self.optimizer_class
         if issubclass(make, MuonAdam):
-            return make(muon_groups(self.features_extractor, self.parameters()), lr=learning_rate, **self.optimizer_kwargs)
+            has_images = any(trunk.is_image for trunk in self.features_extractor.trunks)
+            settings = {"weight_decay": 0.0 if has_images else WEIGHT_DECAY, **self.optimizer_kwargs}
+            return make(muon_groups(self.features_extractor, self.parameters()), lr=learning_rate, **settings)
         # foreach updates the many small parameters in one call. Torch's fused Adam is slower on a busy processor: its threads
         # wait for each other at every parameter
         is_adam = make is th.optim.Adam and "fused" not in self.optimizer_kwargs

@@ -2,8 +2,9 @@
 
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 from torch import nn
-from toys import QUICK, pointers, untrained
+from toys import QUICK, Quadrant, pointers, untrained
 
 from sb3_qpd import MuonAdam, QPDDistiller
 from sb3_qpd.students.optimizer import muon_groups, orthogonalize
@@ -66,6 +67,16 @@ def test_a_students_hidden_weights_are_muons():
     }
     assert {names[id(p)] for p in heads["params"]} == {"action_net.weight", "value_net.weight"}
     assert heads["scale"] == 16 / 8 and adam["scale"] == 1.0
+
+
+def test_weights_decay_unless_there_are_images():
+    def decay_of(env, policy="MlpPolicy", **more):
+        policy = QPDDistiller(untrained(env, policy=policy), **QUICK, **more).policy
+        return {group["weight_decay"] for group in policy.optimizer.param_groups if group["muon"]}
+
+    assert decay_of(pointers()) == {0.1}
+    assert decay_of(pointers(), policy_kwargs={"optimizer_kwargs": {"weight_decay": 0.0}}) == {0.0}
+    assert decay_of(make_vec_env(Quadrant, 1), "CnnPolicy") == {0.0}
 
 
 def test_students_without_hidden_layers_are_adams():
