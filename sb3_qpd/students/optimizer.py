@@ -65,7 +65,8 @@ class MuonAdam(th.optim.Optimizer):
     :param betas: decay rates of Adam's moments
     :param eps: Adam's epsilon, SB3's by default
     :param adam_ratio: Adam's learning rate in units of ``lr``
-    :param weight_decay: decoupled weight decay of Muon's weights, as in Liu et al. 2025, https://arxiv.org/abs/2502.16982
+    :param weight_decay: decoupled weight decay of Muon's weights, as in Liu et al. 2025, https://arxiv.org/abs/2502.16982.
+        Policies without images set it to 0.1
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it

@@ -140,16 +140,19 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         if self.arch.history_actions:  # no action has followed the newest observation: its inputs are always zero
             first = next(iter(extractor.trunks[0].layers), self.action_net)
             first.weight.data[:, -self.head.n_outputs :] = 0.0
-        if any(trunk.is_image for trunk in extractor.trunks):
+        if self._has_images:
             self.to(memory_format=th.channels_last)  # type: ignore[call-overload]  # three times as fast on a CPU
         self.optimizer = self._make_optimizer(lr_schedule(1))
+
+    @property
+    def _has_images(self) -> bool:
+        return any(trunk.is_image for trunk in self.features_extractor.trunks)
 
     def _make_optimizer(self, learning_rate: float) -> th.optim.Optimizer:
         """SB3 made its optimizer before the quantized heads existed."""
         make: Any = self.optimizer_class
         if issubclass(make, MuonAdam):
-            has_images = any(trunk.is_image for trunk in self.features_extractor.trunks)
-            settings = {"weight_decay": 0.0 if has_images else WEIGHT_DECAY, **self.optimizer_kwargs}
+            settings = {"weight_decay": 0.0 if self._has_images else WEIGHT_DECAY, **self.optimizer_kwargs}
             return make(muon_groups(self.features_extractor, self.parameters()), lr=learning_rate, **settings)
         # foreach updates the many small parameters in one call. Torch's fused Adam is slower on a busy processor: its threads
         # wait for each other at every parameter
