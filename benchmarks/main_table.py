@@ -21,6 +21,7 @@ from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
 from sb3_qpd.distillation.schedules import cosine_of
+from sb3_qpd.evaluation.comparison import integer_player
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
 from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds, interval95, verdict_of
 
@@ -50,8 +51,7 @@ def run(args: argparse.Namespace) -> None:
             args.save.mkdir(parents=True, exist_ok=True)
             name = f"{teacher.name.replace('/', '-')}-{args.label or args.arch}-W{args.bits[0]}A{args.bits[1]}-{seed}"
             student.save(args.save / f"{name}.zip")
-        player = student if model.is_image else model  # the same bits, faster for images
-        result = evaluate(player, teacher.recipe, **mode)
+        result = evaluate(integer_player(student.policy), teacher.recipe, **mode)
         comparison = compare(result, theirs, chance)
         row = {
             "label": args.label,

@@ -234,6 +234,11 @@ class IntegerModel:
         return self.parts[0].kind == "image" and not self.is_dict
 
     @property
+    def has_images(self) -> bool:
+        """Whether the observation, or a part of it, is an image."""
+        return any(part.is_image for part in self.parts)
+
+    @property
     def is_dict(self) -> bool:
         return self.parts[0].key is not None
 

@@ -252,14 +252,13 @@ def _play_integer(
     The bits are compared on observations of these games. Where they differ, the integer model plays the games again.
     """
     model = policy.to_integer()
-    has_images = any(part.is_image for part in model.parts)
     make_recorder = EpisodeRecorder if in_order or model.history > 1 else ObservationRecorder
-    recorder = make_recorder(policy if has_images else model, N_OBSERVATIONS)
+    recorder = make_recorder(policy if model.has_images else model, N_OBSERVATIONS)
     main = plan.play(recorder, name)
     starts = recorder.episode_starts if isinstance(recorder, EpisodeRecorder) else None
     evidence = Evidence(0.0, recorder.observations, "", starts)
     parity = parity_of(policy, model, evidence.observations, states_of(model, evidence))
-    player: Player = policy if has_images and parity == 1.0 else model
+    player: Player = policy if model.has_images and parity == 1.0 else model
     if player is not recorder.policy:
         main = plan.play(player, name)
     played_by = "the integer model" if player is model else "the policy in eval mode, which gives the same bits"
@@ -294,7 +293,7 @@ def integer_player(policy: QuantActorCriticPolicy) -> Player:
     :param policy: the student
     """
     model = policy.to_integer()
-    return policy if any(part.is_image for part in model.parts) else model
+    return policy if model.has_images else model
 
 
 def _size(nbytes: int, actor: Any) -> dict[str, int]:

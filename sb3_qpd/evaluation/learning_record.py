@@ -132,7 +132,7 @@ class LearningRecord(BaseCallback):
         try:
             model = distiller.policy.to_integer()
             # the policy in evaluation mode gives the same bits, and is faster for images
-            player: Player = distiller.policy if any(part.is_image for part in model.parts) else model
+            player: Player = distiller.policy if model.has_images else model
             with unchanged_generators():
                 found = evaluate(
                     player,

@@ -110,7 +110,7 @@ def _check_arguments(library: str, version: str, author: str, url: str) -> None:
 def _sources(model: IntegerModel, library: str, c_name: str, n_frames: int | None) -> dict[str, str]:
     """The files of the C export in their places, and its README."""
     n_vectors = N_VECTORS if model.history == 1 else min(model.history + 2, MOST_VECTORS)  # beyond the first window
-    observations = some_observations(model, N_IMAGES if any(part.is_image for part in model.parts) else n_vectors)
+    observations = some_observations(model, N_IMAGES if model.has_images else n_vectors)
     texts = c_sources(model, name=c_name, n_frames=n_frames, observations=observations)
     sketch = f"examples/{library.removesuffix('Policy') or 'Policy'}"
     vectors = next(name for name in texts if name.endswith("test_vectors.h"))

@@ -89,7 +89,7 @@ def make_vectors(model: IntegerModel, n_frames: int, observations: Any, with_val
         takes them for one episode
     :param with_values: whether the model has a value head
     """
-    n = _N_IMAGES if any(part.is_image for part in model.parts) else _N_VECTORS
+    n = _N_IMAGES if model.has_images else _N_VECTORS
     observations = some_observations(model, n) if observations is None else _spaced(model, observations, n)
     n = len(model.accumulators(observations))  # checks shape and dtype
     masks = some_masks(model, n) if model.uses_masks else None

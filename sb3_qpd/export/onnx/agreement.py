@@ -22,7 +22,7 @@ def measure_agreement(path: Path, model: IntegerModel) -> dict[str, Any]:
     :param model: that it was written from
     :return: JSON values: for both runs the share of equal actions and outputs, and the largest difference of an output
     """
-    observations = random_observations(model, N_IMAGES if any(part.is_image for part in model.parts) else N_VECTORS)
+    observations = random_observations(model, N_IMAGES if model.has_images else N_VECTORS)
     state = random_state(model, N_VECTORS)
     expected, actions, found = model.logits(observations, state), model.actions(model.accumulators(observations, state)), {}
     n = len(actions)
