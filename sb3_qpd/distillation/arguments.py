@@ -70,7 +70,7 @@ def check_base_arguments(given: Mapping[str, Any]) -> None:
 
     :param given: arguments by their names; those that are missing have a default
     :raises TypeError: an argument has another type
-    :raises ValueError: a number is outside its range
+    :raises ValueError: a number is outside its range, or the path of a folder is a file
     """
     for name, least in (("verbose", 0), ("stats_window_size", 1)):
         if name in given:
@@ -79,6 +79,8 @@ def check_base_arguments(given: Mapping[str, Any]) -> None:
         check_type("policy_kwargs", given["policy_kwargs"], Mapping, "a dict of arguments of the policy, or None")
     if given.get("tensorboard_log") is not None:
         check_type("tensorboard_log", given["tensorboard_log"], (str, os.PathLike), "the path of a folder, or None")
+        if os.path.isfile(given["tensorboard_log"]):
+            raise ValueError(f"tensorboard_log {given['tensorboard_log']} is a file. Expected a folder, which may be new")
 
 
 def check_policy_kwargs(policy_class: type, given: Mapping[str, Any]) -> None:

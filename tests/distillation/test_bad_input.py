@@ -147,6 +147,12 @@ def test_bad_timesteps(total_timesteps, tmp_path):
     assert student.num_timesteps == 0 and not list(tmp_path.iterdir())
 
 
+def test_a_file_in_place_of_the_folder_of_tensorboard(tmp_path):
+    (tmp_path / "log").touch()
+    with pytest.raises(ValueError, match="tensorboard_log .*log is a file. Expected a folder"):
+        QPDDistiller(untrained(pointers(n_envs=1)), tensorboard_log=str(tmp_path / "log"), **QUICK)
+
+
 def test_teachers_that_cannot_teach(cartpole_zip):
     with pytest.raises(ValueError, match="needs a teacher .a zip, a run folder"):
         QPDDistiller()
