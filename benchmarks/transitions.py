@@ -15,6 +15,7 @@ Lines already in the file are not run again.
 """
 
 import argparse
+import ast
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -66,6 +67,7 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
         seed=job["seed"],
         check_teacher=False,
         device="cpu",
+        **job["options"],
     ).learn(job["timesteps"])
     if job["arm"] == "none":
         students = {tuple(b): distiller.post_training_quantize(*b) for b in job["widths"]} | {(32, 32): distiller}
@@ -90,6 +92,7 @@ def jobs(args: argparse.Namespace, critic_coef: float, arms: tuple[str, ...], ra
         "timesteps": args.timesteps,
         "episodes": args.episodes,
         "widths": args.bits,
+        "options": ast.literal_eval(args.options),
     }
     return [
         {**common, "arm": arm, "bits": list(bits), "rate": rate, "seed": seed, "critic_coef": critic_coef}
@@ -102,7 +105,7 @@ def jobs(args: argparse.Namespace, critic_coef: float, arms: tuple[str, ...], ra
 
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     bits = "all" if row["arm"] == "none" else tuple(row["bits"])
-    return (row["arm"], bits, row["rate"], row["seed"], row["critic_coef"], row["timesteps"])
+    return (row["arm"], bits, row["rate"], row["seed"], row["critic_coef"], row["timesteps"], str(row.get("options", {})))
 
 
 def work(todo: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -195,6 +198,7 @@ def main() -> None:
     one.add_argument(
         "--winner", default="blend", choices=ARMS, help="transition of the comparison with and without the critic"
     )
+    one.add_argument("--options", default="{}", help="further arguments of QPDDistiller, as a dict in Python's syntax")
     one.add_argument("--critic-coefs", type=float, nargs="*", default=[0.0, 0.05], help="of that comparison, besides 0.5")
     commands["table"].add_argument("teacher")
     commands.start()
