@@ -88,7 +88,9 @@ class QPDDistiller(FallingPrecision):
         episodes, and 0 where ``beta`` is 0
     :param transition: how precision falls, a key of ``TRANSITIONS``
     :param transition_start: progress of ``learn()`` at which the transition starts
-    :param transition_end: progress at which the target precision is reached
+    :param transition_end: progress at which the target precision is reached at the latest
+    :param transition_steps: the most environment steps that the transition takes. In longer ones students come to need the
+        float share, and are lost when it ends
     :param max_grad_norm: maximum norm of the gradient
     :param check_teacher: whether teacher and random policy play a few episodes before learning, with a warning if the teacher
         is not better
@@ -136,6 +138,7 @@ class QPDDistiller(FallingPrecision):
         transition: str = "blend",
         transition_start: float = 0.3,
         transition_end: float = 0.7,
+        transition_steps: int = 40_000,
         max_grad_norm: float = 10.0,
         check_teacher: bool = True,
         n_envs: int | None = None,
@@ -180,6 +183,7 @@ class QPDDistiller(FallingPrecision):
         self.critic_coef, self.entropy_coef = critic_coef, entropy_coef
         self.box_loss, self.beta, self.roll_in = box_loss, beta, roll_in
         self.transition, self.transition_start, self.transition_end = transition, transition_start, transition_end
+        self.transition_steps = transition_steps
         self.max_grad_norm, self.check_teacher = max_grad_norm, check_teacher
         self.checkpoint: Checkpoint | None = None  # of learn() where its caller names none
         self.seconds_learning = 0.0

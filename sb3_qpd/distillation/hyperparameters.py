@@ -18,7 +18,7 @@ from sb3_qpd.envs import NEEDS_RAY, RESTARTS, VEC_ENVS
 from sb3_qpd.students.transitions import get_transition
 
 BOX_LOSS_NAMES = ("huber", "squared_error", "gaussian_kl")  # functions of the module losses
-WHOLE = ("batch_size", "buffer_size")  # RL Zoo's entries have floats, such as 1e5
+WHOLE = ("batch_size", "buffer_size", "transition_steps")  # RL Zoo's entries have floats, such as 1e5
 POSITIVE = ("gradient_steps", "temperature", "student_temperature")
 CHOSEN_LATER = ("batch_size", "gradient_steps")  # None is a default that depends on the observations
 NOT_NEGATIVE = ("critic_coef", "entropy_coef", "learning_starts")

@@ -49,6 +49,7 @@ SETTINGS = (
         "transition",
         "transition_start",
         "transition_end",
+        "transition_steps",
     ),
     *("max_grad_norm", "learning_rate", "teacher_checksum"),
 )

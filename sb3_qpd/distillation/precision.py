@@ -42,6 +42,7 @@ class FallingPrecision(CollectingAlgorithm):
     transition: str
     transition_start: float
     transition_end: float
+    transition_steps: int
     input_findings: list[dict[str, Any]]  # features with an origin, a robust range or too few levels, see inputs.py
     _transition_progress: float
     _last_calibration: float
@@ -108,7 +109,8 @@ class FallingPrecision(CollectingAlgorithm):
 
     def _advance_transition(self) -> None:
         """Move precision along. Steps are calibrated when the float stage ends, and refreshed while it lasts."""
-        progress = stage_progress(self._progress, self.transition_start, self.transition_end)
+        end = min(self.transition_end, self.transition_start + self.transition_steps / self._total_timesteps)
+        progress = stage_progress(self._progress, self.transition_start, end)
         if self.transition == "none":
             progress = 0.0  # float to the end; another transition may start from there
         begins = self._transition_progress == 0 < progress

@@ -22,7 +22,7 @@ from sb3_qpd.text import plain
 SETTINGS = (
     *("n_envs", "batch_size", "buffer_size", "gradient_steps", "learning_starts"),
     *("temperature", "student_temperature", "critic_coef", "entropy_coef", "box_loss", "beta", "roll_in"),
-    *("transition", "transition_start", "transition_end", "max_grad_norm"),
+    *("transition", "transition_start", "transition_end", "transition_steps", "max_grad_norm"),
 )
 # Schedules that an entry can name: class -> its attribute, and the prefix before the number in an entry
 SCHEDULES = {

@@ -30,6 +30,7 @@ BAD_ARGUMENTS = [
     ({"activation_bits": 0}, "Bits must be one of .*activation_bits=0"),
     ({"transition_start": 0.8, "transition_end": 0.2}, "transition_start <= transition_end.*got transition_start=0.8"),
     ({"transition_end": 1.5}, "transition_end=1.5"),
+    ({"transition_steps": 0}, "transition_steps must be .*got 0"),
     ({"transition_start": float("nan")}, "transition_start=nan"),
     ({"beta": 1.5}, "between 0 and 1, got 1.5"),
     ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),

@@ -183,6 +183,14 @@ def test_a_transition_never_runs_backwards():
     assert student._transition_progress == 1
 
 
+def test_the_transition_of_a_long_run_is_short():
+    student = QPDDistiller(untrained(pointers()), **QUICK, transition_steps=80)
+    watch = Watch(lambda model: (model.num_timesteps, model._transition_progress))
+    student.learn(800, callback=watch)
+    falling = [steps for steps, progress in watch.seen if 0 < progress < 1]
+    assert falling and 240 <= falling[0] and falling[-1] <= 320 and watch.seen[-1][1] == 1
+
+
 def test_a_float_student_goes_on_to_low_precision():
     student = QPDDistiller(untrained(pointers()), **QUICK, transition="none").learn(400)
     student.transition = "blend"
