@@ -188,7 +188,7 @@ def test_the_transition_of_a_long_run_is_short():
     watch = Watch(lambda model: (model.num_timesteps, model._transition_progress))
     student.learn(800, callback=watch)
     falling = [steps for steps, progress in watch.seen if 0 < progress < 1]
-    assert falling and 240 <= falling[0] and falling[-1] <= 320 and watch.seen[-1][1] == 1
+    assert falling and 240 <= falling[0] and falling[-1] < 400 and watch.seen[-1][1] == 1
 
 
 def test_a_float_student_goes_on_to_low_precision():
