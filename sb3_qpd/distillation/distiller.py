@@ -138,7 +138,7 @@ class QPDDistiller(FallingPrecision):
         transition: str = "blend",
         transition_start: float = 0.3,
         transition_end: float = 0.7,
-        transition_steps: int = 5_000,
+        transition_steps: int = 40_000,
         max_grad_norm: float = 10.0,
         check_teacher: bool = True,
         n_envs: int | None = None,

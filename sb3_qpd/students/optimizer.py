@@ -15,7 +15,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # coefficients of Jordan et al. 2024
 NEWTON_SCHULZ_STEPS = 5
 # Weight decay of students without images. Muon's update never becomes small: without decay the weights of a long run grow
 # until units are only zero or saturated. With images no such loss was seen, and Breakout's student is better without decay
-WEIGHT_DECAY = 0.03
+WEIGHT_DECAY = 0.1
 USUAL_WIDTH = 16  # a layer of this width takes the learning rate as it is
 LEAST_WIDTH = 8  # narrower layers, which were not measured, learn as these do
 # the first call of a method decorated for torch.compile imports its compiler, which takes more than a second
@@ -66,7 +66,7 @@ class MuonAdam(th.optim.Optimizer):
     :param eps: Adam's epsilon, SB3's by default
     :param adam_ratio: Adam's learning rate in units of ``lr``
     :param weight_decay: decoupled weight decay of Muon's weights, as in Liu et al. 2025, https://arxiv.org/abs/2502.16982.
-        Policies without images set it to 0.03
+        Policies without images set it to 0.1
     """
 
     __module__ = "sb3_qpd"  # a zip names the public class, whatever module holds it

@@ -74,7 +74,7 @@ def test_weights_decay_unless_there_are_images():
         policy = QPDDistiller(untrained(env, policy=policy), **QUICK, **more).policy
         return {group["weight_decay"] for group in policy.optimizer.param_groups if group["muon"]}
 
-    assert decay_of(pointers()) == {0.03}
+    assert decay_of(pointers()) == {0.1}
     assert decay_of(pointers(), policy_kwargs={"optimizer_kwargs": {"weight_decay": 0.0}}) == {0.0}
     assert decay_of(make_vec_env(Quadrant, 1), "CnnPolicy") == {0.0}
 
