@@ -36,11 +36,13 @@ def returns(figure: Figure) -> None:
     """Score of each trained student against its share of the teacher's bytes."""
     axes = figure.subplots()
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    # rows of the default optimizer replace Adam's, and those with weight decay replace those without
-    for name in ("main_table.jsonl", "families.jsonl", "main_table_muon.jsonl", "main_table_decay.jsonl"):
+    # later files replace earlier ones: the default optimizer Adam, weight decay none, and short transitions long ones
+    decay = ("main_table_decay.jsonl", "main_table_transition.jsonl")
+    for name in ("main_table.jsonl", "families.jsonl", "main_table_muon.jsonl", *decay, "main_table_pong.jsonl"):
         runs: dict[tuple[str, str, int, float], list[dict[str, Any]]] = defaultdict(list)
         for row in read_rows(RESULTS / name):
-            if row["label"] != "5e5, cos_0.05":  # Breakout at another rate than that of its entry
+            # not Breakout at another rate than that of its entry, and not Pong's tiny after a fifth of the steps
+            if row["label"] != "5e5, cos_0.05" and not (name == "main_table_pong.jsonl" and row["arch"] == "tiny"):
                 runs[row["teacher"], row["arch"], row["bits"][0], row["timesteps"]].append(row)
         groups |= {key[:3]: runs[key] for key in sorted(runs, key=lambda key: key[3])}  # the longest run stays
     for bits in sorted({key[2] for key in groups}, reverse=True):

@@ -224,7 +224,7 @@ def count_rows(actions: np.ndarray, expected: np.ndarray) -> int:
 
 def compare(kind: Kind, model: IntegerModel, form: Form, reasons: dict[str, int]) -> str:
     """A cell of a table."""
-    n = form.n_images if any(part.is_image for part in model.parts) else N
+    n = form.n_images if model.has_images else N
     with tempfile.TemporaryDirectory() as folder:
         try:
             export(model, form.target, folder, **form.options)

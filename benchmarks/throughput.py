@@ -28,6 +28,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from timing import add_device, now
 
 from sb3_qpd import QPDDistiller, load_teacher
+from sb3_qpd.distillation.schedules import transition_end
 from sb3_qpd.students.transitions import get_transition
 from sb3_qpd.teachers.teacher import Teacher
 
@@ -108,7 +109,8 @@ def measure_callback(distiller: QPDDistiller) -> tuple[float, float]:
 
 def update_ms(ms: dict[str, float], distiller: QPDDistiller) -> float:
     """Mean milliseconds of an update over the transition."""
-    start, end = distiller.transition_start, distiller.transition_end
+    start, steps = distiller.transition_start, distiller.transition_steps
+    end = transition_end(start, distiller.transition_end, steps, distiller._total_timesteps)
     stages = {"update, float stage": start, "update, half way": end - start, "update, target bits": 1 - end}
     return sum(share * ms[stage] for stage, share in stages.items())
 

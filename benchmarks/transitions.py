@@ -157,6 +157,8 @@ def table(args: argparse.Namespace) -> None:
     from sb3_qpd.evaluation.statistics import bootstrap_means, interval95
 
     rows = read_rows(*args.results)
+    if len({str(row.get("options", {})) for row in rows}) > 1:
+        raise SystemExit("The rows have different --options: give the files of one kind at a time")
     best = best_rates(rows)
     teacher = load_teacher(args.teacher)
     high, low = (_mean_return(player, teacher, rows[0]["episodes"]) for player in (teacher, "random"))

@@ -53,7 +53,7 @@ def draw(seed: int) -> RandomStudent:
     """The student of a seed: always the same one."""
     rng = np.random.default_rng(seed)
     policy, model = (None, _model_by_hand(rng)) if rng.random() < 0.3 else _policy_and_model(rng)
-    n = 12 if any(part.is_image for part in model.parts) else 60
+    n = 12 if model.has_images else 60
     observations, masks = _observations(model, rng, n), None
     if model.uses_masks:
         masks = rng.random((n, sum(model.action_nvec))) < rng.random()

@@ -89,8 +89,8 @@ class QPDDistiller(FallingPrecision):
     :param transition: how precision falls, a key of ``TRANSITIONS``
     :param transition_start: progress of ``learn()`` at which the transition starts
     :param transition_end: progress at which the target precision is reached at the latest
-    :param transition_steps: the most environment steps that the transition takes. In longer ones students come to need the
-        float share, and are lost when it ends
+    :param transition_steps: the most environment steps that the transition takes. In a longer ``blend`` a student can come to
+        need the share that is float, and is lost when that share ends
     :param max_grad_norm: maximum norm of the gradient
     :param check_teacher: whether teacher and random policy play a few episodes before learning, with a warning if the teacher
         is not better

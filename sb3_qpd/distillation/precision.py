@@ -20,7 +20,7 @@ from sb3_qpd.distillation.inputs import (
     saturate_outliers,
 )
 from sb3_qpd.distillation.origin import exact_keys, take_off_offsets
-from sb3_qpd.distillation.schedules import stage_progress
+from sb3_qpd.distillation.schedules import stage_progress, transition_end
 from sb3_qpd.students.architectures import FLOAT_BITS
 from sb3_qpd.students.budgets import budget_nbytes, is_budget
 from sb3_qpd.students.transitions import get_transition
@@ -109,7 +109,7 @@ class FallingPrecision(CollectingAlgorithm):
 
     def _advance_transition(self) -> None:
         """Move precision along. Steps are calibrated when the float stage ends, and refreshed while it lasts."""
-        end = min(self.transition_end, self.transition_start + self.transition_steps / self._total_timesteps)
+        end = transition_end(self.transition_start, self.transition_end, self.transition_steps, self._total_timesteps)
         progress = stage_progress(self._progress, self.transition_start, end)
         if self.transition == "none":
             progress = 0.0  # float to the end; another transition may start from there

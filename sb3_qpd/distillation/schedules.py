@@ -56,6 +56,18 @@ def warmup_learning_rate(rate: float, n_updates: int, total_updates: int) -> flo
     return rate * (n_updates + 1) / (warm_up + 1) if n_updates <= warm_up else rate
 
 
+def transition_end(start: float, end: float, steps: int, total_timesteps: float) -> float:
+    """
+    The progress of ``learn()`` at which a transition has reached the target precision.
+
+    :param start: progress at which the transition starts
+    :param end: progress at which it ends at the latest
+    :param steps: environment steps that it takes at most
+    :param total_timesteps: environment steps of the run
+    """
+    return min(end, start + steps / total_timesteps)
+
+
 def stage_progress(progress: float, start: float, end: float) -> float:
     """
     The share of a stage of learning that has passed.

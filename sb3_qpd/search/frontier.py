@@ -17,6 +17,7 @@ from sb3_qpd.atomic import UNFINISHED, AtomicFolder, uninterrupted
 from sb3_qpd.checks import check_count, check_flags, check_path, check_whole, did_you_mean
 from sb3_qpd.distillation.base import torch_threads
 from sb3_qpd.distillation.distiller import QPDDistiller
+from sb3_qpd.distillation.schedules import transition_end
 from sb3_qpd.envs.recipe import EnvSource, describe_env
 from sb3_qpd.evaluation.cache import digest_of
 from sb3_qpd.evaluation.comparison import EvaluationPlan, plan_evaluation
@@ -336,8 +337,9 @@ class _Search:
     def _make_rule(self, standard: Standard) -> StopRule | None:
         if not self._settings.rungs:
             return None
-        given = self._settings.hyperparameters
-        precision_end = given.get("transition_end", DEFAULTS["transition_end"])
+        given = {**DEFAULTS, **self._settings.hyperparameters}
+        start, end, steps = (given[f"transition_{part}"] for part in ("start", "end", "steps"))
+        precision_end = transition_end(start, end, steps, self._settings.timesteps)
         return StopRule(standard, self._settings.rungs, precision_end, stops_larger=self._settings.max_bytes is None)
 
     def _retrain(

@@ -37,8 +37,8 @@ def blend(progress: float, bits: int) -> Precision:
     """
     A share of the low precision that grows linearly: x <- (1 - a) x + a Q(x).
 
-    In a long transition students come to need the float share, and are lost when it ends: QPDDistiller limits its steps. See
-    docs/results.md. Binary-Relax, Yin et al. 2018: https://arxiv.org/abs/1801.06313
+    In a long blend a student can come to need the float share, and is lost when the share ends. So QPDDistiller limits the
+    steps, see docs/results.md. Binary-Relax, Yin et al. 2018: https://arxiv.org/abs/1801.06313
     """
     return {FLOAT_BITS: 1.0 - progress, bits: progress}
 

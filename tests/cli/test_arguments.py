@@ -137,6 +137,6 @@ def test_a_game_has_an_entry_of_its_own(capsys: pytest.CaptureFixture[str]) -> N
         take_entry(args, EnvRecipe(game))
         schedule = distiller_arguments(args).get("learning_rate")
         first[game] = args.timesteps, args.temperature, None if schedule is None else schedule(1.0)
-    assert first == {"BreakoutNoFrameskip-v4": (500_000, 0.4, 0.025), "PongNoFrameskip-v4": (100_000, None, None)}
+    assert first == {"BreakoutNoFrameskip-v4": (500_000, 0.4, 0.025), "PongNoFrameskip-v4": (100_000, 0.4, None)}
     told = capsys.readouterr().out
     assert "From the entry BreakoutNoFrameskip-v4 of" in told and "From the entry atari of" in told
