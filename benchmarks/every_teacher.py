@@ -28,7 +28,7 @@ from tables import add_rows, table_head
 
 from sb3_qpd import IntegerModel, QPDDistiller, Teacher, evaluate, load_teacher
 from sb3_qpd.evaluation.comparison import versions
-from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED, integer_player
 from sb3_qpd.evaluation.verify import verify
 from sb3_qpd.export import export
 from sb3_qpd.student_folder import TARGET_FILES
@@ -66,8 +66,7 @@ def measure(path: Path, args: argparse.Namespace, row: dict[str, Any]) -> None:
     student = distill(teacher, args)
     model = student.to_integer()
     row |= {"timesteps": student.num_timesteps, "bytes": model.nbytes, "teacher_bytes": teacher.nbytes}
-    player = student if model.is_image else model  # the same bits, faster for images
-    row["student_returns"] = evaluate(player, teacher.recipe, **mode).returns.tolist()
+    row["student_returns"] = evaluate(integer_player(student.policy), teacher.recipe, **mode).returns.tolist()
     with tempfile.TemporaryDirectory() as folder:
         row |= write_exports(model, folder, args.targets)
         result = verify(folder, teacher.recipe, args.observations, policy=student.policy)

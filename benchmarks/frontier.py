@@ -19,8 +19,7 @@ from command_line import make_parser
 
 from sb3_qpd import evaluate, frontier, load_teacher
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.evaluation.comparison import integer_player
-from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED, integer_player
 
 
 def saved(args: argparse.Namespace) -> None:

@@ -21,8 +21,7 @@ from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
 from sb3_qpd.distillation.schedules import cosine_of
-from sb3_qpd.evaluation.comparison import integer_player
-from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
+from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, integer_player
 from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds, interval95, verdict_of
 
 

@@ -36,13 +36,13 @@ def returns(figure: Figure) -> None:
     """Score of each trained student against its share of the teacher's bytes."""
     axes = figure.subplots()
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    # later files replace earlier ones: the default optimizer Adam, weight decay none, and short transitions long ones
-    decay = ("main_table_decay.jsonl", "main_table_transition.jsonl")
-    for name in ("main_table.jsonl", "families.jsonl", "main_table_muon.jsonl", *decay, "main_table_pong.jsonl"):
+    # later files replace earlier ones: the default optimizer Adam, weight decay none, and short transitions long ones.
+    # Pong's tiny after a fifth of the steps is replaced by the first
+    names = ("main_table_pong", "main_table", "families", "main_table_muon", "main_table_decay", "main_table_transition")
+    for name in names:
         runs: dict[tuple[str, str, int, float], list[dict[str, Any]]] = defaultdict(list)
-        for row in read_rows(RESULTS / name):
-            # not Breakout at another rate than that of its entry, and not Pong's tiny after a fifth of the steps
-            if row["label"] != "5e5, cos_0.05" and not (name == "main_table_pong.jsonl" and row["arch"] == "tiny"):
+        for row in read_rows(RESULTS / f"{name}.jsonl"):
+            if row["label"] != "5e5, cos_0.05":  # Breakout at another rate than that of its entry
                 runs[row["teacher"], row["arch"], row["bits"][0], row["timesteps"]].append(row)
         groups |= {key[:3]: runs[key] for key in sorted(runs, key=lambda key: key[3])}  # the longest run stays
     for bits in sorted({key[2] for key in groups}, reverse=True):

@@ -39,8 +39,7 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     import sb3_qpd.distillation.distiller as distilling
     from sb3_qpd import QPDDistiller, evaluate, load_teacher
     from sb3_qpd.distillation.schedules import CosineSchedule
-    from sb3_qpd.evaluation.comparison import integer_player
-    from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED
+    from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, integer_player
 
     class BareDistiller(QPDDistiller):
         """Step sizes are those of the first update, and the learning rate does not warm up."""

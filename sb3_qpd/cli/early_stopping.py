@@ -5,8 +5,8 @@ from dataclasses import replace
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.evaluation.comparison import EvaluationPlan, integer_player
-from sb3_qpd.evaluation.episodes import VALIDATION_SEED
+from sb3_qpd.evaluation.comparison import EvaluationPlan
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED, integer_player
 from sb3_qpd.evaluation.statistics import compare
 
 N_CHECKS = 10  # evenly spaced over the run; the last one would be at its end, where the report decides

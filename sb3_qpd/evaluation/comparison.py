@@ -285,17 +285,6 @@ def states_of(model: IntegerModel, evidence: Evidence) -> np.ndarray | None:
     return np.concatenate(states)
 
 
-def integer_player(policy: QuantActorCriticPolicy) -> Player:
-    """
-    What plays as the integer student: its integer model. For images the policy in eval mode, which is faster and gives the
-    same bits.
-
-    :param policy: the student
-    """
-    model = policy.to_integer()
-    return policy if model.has_images else model
-
-
 def _size(nbytes: int, actor: Any) -> dict[str, int]:
     sizes = {"bytes": nbytes, "params": actor.n_parameters, "macs": actor.macs}
     return {name: size for name, size in sizes.items() if size}  # those of a function are not known

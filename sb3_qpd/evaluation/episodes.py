@@ -31,6 +31,7 @@ from sb3_qpd.players import (
     is_monitored,
     seed_if_possible,
 )
+from sb3_qpd.students.policies import QuantActorCriticPolicy
 
 # Three disjoint ranges of seeds, each a million wide. The test range is touched once, for the row that is published
 TRAIN_SEED = 0
@@ -42,6 +43,17 @@ MAX_EPISODE_STEPS = 10_000  # or the environment's own limit, where that is larg
 MAX_ATARI_STEPS = 108_000  # ALE ends a game after as many frames
 
 RANDOM = "random"
+
+
+def integer_player(policy: QuantActorCriticPolicy) -> Player:
+    """
+    What plays as the integer student: its integer model. For images the policy in eval mode, which is faster and gives the
+    same bits.
+
+    :param policy: the student
+    """
+    model = policy.to_integer()
+    return policy if model.has_images else model
 
 
 def evaluate(

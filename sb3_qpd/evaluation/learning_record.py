@@ -16,8 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_qpd.checks import check_count, check_positive
 from sb3_qpd.distillation.distiller import QPDDistiller
 from sb3_qpd.envs.recipe import EnvRecipe, EnvSource, check_env_type, make_recipe
-from sb3_qpd.evaluation.episodes import VALIDATION_SEED, evaluate
-from sb3_qpd.players import Player
+from sb3_qpd.evaluation.episodes import VALIDATION_SEED, evaluate, integer_player
 
 N_ROWS = 50  # rows of the record, evenly spaced over the run
 COLUMNS = ("steps", "actor_loss", "critic_loss", "kl", "action_error", "agreement", "mean_weight_bits", "transition")
@@ -130,9 +129,7 @@ class LearningRecord(BaseCallback):
         if deterministic is None:
             deterministic = not isinstance(env, str | EnvRecipe) or make_recipe(env).deterministic
         try:
-            model = distiller.policy.to_integer()
-            # the policy in evaluation mode gives the same bits, and is faster for images
-            player: Player = distiller.policy if model.has_images else model
+            player = integer_player(distiller.policy)
             with unchanged_generators():
                 found = evaluate(
                     player,

@@ -338,8 +338,8 @@ class _Search:
         if not self._settings.rungs:
             return None
         given = {**DEFAULTS, **self._settings.hyperparameters}
-        start, end, steps = (given[f"transition_{part}"] for part in ("start", "end", "steps"))
-        precision_end = transition_end(start, end, steps, self._settings.timesteps)
+        transition = given["transition_start"], given["transition_end"], given["transition_steps"]
+        precision_end = transition_end(*transition, self._settings.timesteps)
         return StopRule(standard, self._settings.rungs, precision_end, stops_larger=self._settings.max_bytes is None)
 
     def _retrain(

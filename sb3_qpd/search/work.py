@@ -20,7 +20,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_qpd.distillation.checkpoint_files import CheckpointError
 from sb3_qpd.distillation.checkpoints import Checkpoint
 from sb3_qpd.distillation.distiller import QPDDistiller
-from sb3_qpd.evaluation.comparison import integer_player, make_report
+from sb3_qpd.evaluation.comparison import make_report
+from sb3_qpd.evaluation.episodes import integer_player
 from sb3_qpd.evaluation.student_files import export_student, write_student
 from sb3_qpd.failures import describe_error
 from sb3_qpd.search.tasks import Configuration, Failed, Finished, Job, Message, Score, Stopped, Task
