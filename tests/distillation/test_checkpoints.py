@@ -304,13 +304,42 @@ def test_a_checkpoint_of_another_run(changes: dict[str, Any], name: str, unfinis
         resumed(tmp_path, **changes)
 
 
+def flip(path: Path, position: int) -> None:
+    """Turn over the bits of one byte."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 255
+    path.write_bytes(content)
+
+
+def test_a_damaged_byte_is_noticed_or_changes_nothing(unfinished: Path, tmp_path: Path) -> None:
+    """Some bytes of a zip are read by no program, such as its members' dates."""
+    path = tmp_path / STATE_FILES[0]
+    shutil.copy(unfinished / STATE_FILES[0], path)
+    values, arrays = read_archive(path, 10**7)
+    with zipfile.ZipFile(path) as archive:
+        directory, size = archive.start_dir, path.stat().st_size
+    n_refused = 0
+    # the list of members is at the end; a flipped length in it hides members
+    for position in [*range(directory, directory + 200), *np.random.default_rng(0).integers(size, size=200).tolist()]:
+        flip(path, position)
+        try:
+            damaged = read_archive(path, 10**7)
+        except CheckpointError:
+            n_refused += 1
+        else:
+            assert damaged[0] == values
+            np.testing.assert_equal(damaged[1], arrays)
+        flip(path, position)
+    assert n_refused > 200
+
+
 def test_a_damaged_state_leaves_the_other_one(unfinished: Path, tmp_path: Path) -> None:
     shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     steps = {name: read_archive(tmp_path / name, 10**7)[0]["num_timesteps"] for name in STATE_FILES}
     newest = max(steps, key=lambda name: steps[name])
-    content = bytearray((tmp_path / newest).read_bytes())
-    content[len(content) // 2] ^= 255
-    (tmp_path / newest).write_bytes(content)
+    with zipfile.ZipFile(tmp_path / newest) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.compress_size)
+    flip(tmp_path / newest, largest.header_offset + largest.compress_size)
     with pytest.warns(UserWarning, match="is damaged, or no checkpoint: .*The other state is taken"):
         student = resumed(tmp_path)
     assert_equal_states(whole("vector"), student)
