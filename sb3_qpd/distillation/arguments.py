@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -79,8 +80,11 @@ def check_base_arguments(given: Mapping[str, Any]) -> None:
         check_type("policy_kwargs", given["policy_kwargs"], Mapping, "a dict of arguments of the policy, or None")
     if given.get("tensorboard_log") is not None:
         check_type("tensorboard_log", given["tensorboard_log"], (str, os.PathLike), "the path of a folder, or None")
-        if os.path.isfile(given["tensorboard_log"]):
-            raise ValueError(f"tensorboard_log {given['tensorboard_log']} is a file. Expected a folder, which may be new")
+        folder = Path(given["tensorboard_log"])
+        for path in (folder, *folder.parents):
+            if path.is_file():
+                which = "is a file" if path == folder else f"lies in {path}, which is a file"
+                raise ValueError(f"tensorboard_log {folder} {which}. Expected a folder, which may be new")
 
 
 def check_policy_kwargs(policy_class: type, given: Mapping[str, Any]) -> None:

@@ -148,10 +148,11 @@ def test_bad_timesteps(total_timesteps, tmp_path):
     assert student.num_timesteps == 0 and not list(tmp_path.iterdir())
 
 
-def test_a_file_in_place_of_the_folder_of_tensorboard(tmp_path):
+@pytest.mark.parametrize(("folder", "reason"), [("log", "log is a file"), ("log/a/b", "b lies in .*log, which is a file")])
+def test_a_file_in_place_of_the_folder_of_tensorboard(folder, reason, tmp_path):
     (tmp_path / "log").touch()
-    with pytest.raises(ValueError, match="tensorboard_log .*log is a file. Expected a folder"):
-        QPDDistiller(untrained(pointers(n_envs=1)), tensorboard_log=str(tmp_path / "log"), **QUICK)
+    with pytest.raises(ValueError, match=f"tensorboard_log .*{reason}. Expected a folder"):
+        QPDDistiller(untrained(pointers(n_envs=1)), tensorboard_log=str(tmp_path / folder), **QUICK)
 
 
 def test_teachers_that_cannot_teach(cartpole_zip):
