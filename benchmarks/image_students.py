@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from sb3_qpd import QPDDistiller, QuantActorCriticCnnPolicy, load_teacher
 from sb3_qpd.distillation.buffers import DistillationSamples
-from sb3_qpd.distillation.objective import descend, distillation_loss
+from sb3_qpd.distillation.distiller import descend
+from sb3_qpd.distillation.objective import distillation_loss
 from sb3_qpd.distillation.schedules import CosineSchedule, stage_progress
 from sb3_qpd.students.architectures import FLOAT_BITS, make_arch
 from sb3_qpd.students.transitions import get_transition

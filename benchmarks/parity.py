@@ -29,7 +29,7 @@ from command_line import Commands
 from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import QPDDistiller, Teacher, export_c, export_onnx, load_teacher
-from sb3_qpd.evaluation.implementations import find_implementations, recorded_intermediates
+from sb3_qpd.evaluation.implementations import Folder, find_implementations, recorded_intermediates
 from sb3_qpd.evaluation.own_episodes import Jitter, replay
 from sb3_qpd.evaluation.verify import Difference, Verification
 from sb3_qpd.observations import pieces
@@ -58,7 +58,10 @@ class Width:
             export_c(model, out)
             if mode == "float32":
                 export_onnx(model, out)
-            self.implementations[mode] = [c for c in find_implementations(out, model, policy) if c.is_exact]
+            given = Folder(out, model, out / "copies", trust_code=False, left_out=[], foreign=[])
+            self.implementations[mode] = [c for c in find_implementations(given, policy) if c.is_exact]
+            if given.left_out or given.foreign:
+                raise SystemExit(f"not compared: {', '.join(given.left_out + given.foreign)}")
         self.start()
 
     def start(self) -> None:

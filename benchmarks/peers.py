@@ -49,7 +49,7 @@ from torch import nn
 
 from sb3_qpd import QPDDistiller, evaluate, load_teacher
 from sb3_qpd.distillation import losses
-from sb3_qpd.distillation.objective import descend
+from sb3_qpd.distillation.distiller import descend
 from sb3_qpd.evaluation.episodes import VALIDATION_SEED
 from sb3_qpd.students.architectures import StudentArch, make_arch
 from sb3_qpd.teachers.teacher import Teacher
@@ -100,8 +100,10 @@ def plain_loss(policy: ActorCriticPolicy, observations: th.Tensor, wanted: th.Te
     said = policy.get_distribution(observations).distribution
     if isinstance(said, th.distributions.Categorical):
         return losses.categorical_kl(said.logits, wanted).mean()
-    low, high = (th.as_tensor(bound) for bound in (policy.action_space.low, policy.action_space.high))
-    return losses.huber(said.mean.clamp(low, high), wanted.clamp(low, high), half_range=(high - low) / 2).mean()
+    box = policy.action_space
+    assert isinstance(box, spaces.Box)
+    low, high = th.as_tensor(box.low), th.as_tensor(box.high)
+    return losses.huber(said.mean.clamp(low, high), wanted.clamp(low, high), unit=(high - low) / 2).mean()
 
 
 def loop(teacher: Teacher, timesteps: int, seed: int, epochs: int, args: argparse.Namespace) -> ActorCriticPolicy:

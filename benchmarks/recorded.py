@@ -59,6 +59,7 @@ def add_noise(actions: np.ndarray, noise: np.ndarray, space: spaces.Space, rng: 
         half = (space.high - space.low) / 2
         noisy = actions + noise[:, None] * half * rng.normal(size=actions.shape)
         return np.clip(noisy, space.low, space.high).astype(np.float32)
+    assert isinstance(space, spaces.Discrete)
     return np.where(rng.random(len(actions)) < noise, rng.integers(0, space.n, len(actions)), actions)
 
 

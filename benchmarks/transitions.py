@@ -160,6 +160,8 @@ def table(args: argparse.Namespace) -> None:
         raise SystemExit("The rows have different --options: give the files of one kind at a time")
     best = best_rates(rows)
     teacher = load_teacher(args.teacher)
+    if others := {row["teacher"] for row in rows} - {teacher.name}:
+        raise SystemExit(f"Expected rows of {teacher.name}, got rows of {', '.join(sorted(others))}")
     high, low = (_mean_return(player, teacher, rows[0]["episodes"]) for player in (teacher, "random"))
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:
