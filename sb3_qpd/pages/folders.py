@@ -15,7 +15,7 @@ from sb3_qpd.pages.render import render
 from sb3_qpd.pages.run import Run, read_run
 from sb3_qpd.pages.run_page import run_page
 from sb3_qpd.pages.values import fields, objects
-from sb3_qpd.student_folder import BENCHMARK, COMMAND, FILM, FRONTIER, PAGE, REPORT, read_own_file
+from sb3_qpd.student_folder import BENCHMARK, COMMAND, FILM, FRONTIER, PAGE, RECORDED_TEXT, REPORT, read_own_file
 
 MAX_FRONTIER_BYTES = 16 * 2**20
 MAX_COMMAND_BYTES = 2**16
@@ -73,6 +73,11 @@ def read_folder(folder: Path) -> Run | Frontier:
         names = [one["folder"] for one in objects(value.get("points"), MAX_POINTS) if isinstance(one.get("folder"), str)]
         return read_frontier(value, folder.resolve().name, {name: run for name in names if (run := _inner(folder, name))})
     if not (folder / REPORT).exists():
+        if (folder / RECORDED_TEXT).exists():
+            raise ValueError(
+                f"{folder} has no returns to show: its student learned from recorded observations, and {RECORDED_TEXT} says how "
+                f"well it agrees with its teacher. Give compress --env ID as well: it then writes {REPORT}"
+            )
         raise ValueError(f"{folder} holds no {REPORT} and no {FRONTIER}. Expected a folder that compress or frontier wrote")
     report = read_json(str(folder / REPORT), read_own_file(folder / REPORT, MAX_JSON_BYTES))
     try:
