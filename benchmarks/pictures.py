@@ -36,9 +36,8 @@ def returns(figure: Figure) -> None:
     """Score of each trained student against its share of the teacher's bytes."""
     axes = figure.subplots()
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    # later files replace earlier ones: the default optimizer Adam, weight decay none, and short transitions long ones.
-    # Pong's tiny after a fifth of the steps is replaced by the first
-    names = ("main_table_pong", "main_table", "families", "main_table_muon", "main_table_decay", "main_table_transition")
+    # later files replace earlier ones: the default optimizer Adam, weight decay none, short transitions long ones
+    names = ("main_table", "families", "main_table_muon", "main_table_decay", "main_table_transition", "main_table_pong")
     for name in names:
         runs: dict[tuple[str, str, int, float], list[dict[str, Any]]] = defaultdict(list)
         for row in read_rows(RESULTS / f"{name}.jsonl"):
