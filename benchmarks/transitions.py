@@ -6,9 +6,9 @@ The two claims of the method, compared at equal steps and gradient samples.
 
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
    `blend`, `progressive` and `mixture`, at the widths of `--bits`, each at its best of `--rates` (chosen by the mean score of
-   two seeds that are not used again, on validation seeds). `bare` is `abrupt` without two things that steady every other arm:
-   the calibration of step sizes when precision falls, and the warm-up of the learning rate. `bare_blend` is `blend` without
-   them.
+   two seeds that are not used again, on validation seeds). Two things steady each of them: step sizes are calibrated when
+   precision falls, and the learning rate warms up. `bare` is `abrupt` without both, `bare_blend` is `blend` without both.
+   `uncalibrated` and `unwarmed` are `abrupt` without one of them.
 2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
 Lines already in the file are not run again.
@@ -18,6 +18,7 @@ import argparse
 import ast
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
@@ -27,7 +28,13 @@ from command_line import Commands
 from tables import add_rows, read_rows, table_head
 
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
-BARE = {"bare": "abrupt", "bare_blend": "blend"}
+# the transition, whether it calibrates when precision falls, and whether the learning rate warms up
+BARE = {
+    "bare": ("abrupt", False, False),
+    "bare_blend": ("blend", False, False),
+    "uncalibrated": ("abrupt", False, True),
+    "unwarmed": ("abrupt", True, False),
+}
 CHOICE_SEEDS = (100, 101)
 COLLAPSED = 0.5
 
@@ -41,26 +48,29 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     from sb3_qpd.distillation.schedules import CosineSchedule
     from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, integer_player
 
-    class BareDistiller(QPDDistiller):
-        """Step sizes are those of the first update, and the learning rate does not warm up."""
+    transition, calibrates, warms_up = BARE.get(job["arm"], (job["arm"], True, True))
+
+    class Distiller(QPDDistiller):
+        """Step sizes may stay those of the first update, and the learning rate may begin without a warm-up."""
 
         def _calibrate(self) -> None:
-            if not self._is_fitted:
+            if calibrates or not self._is_fitted:
                 super()._calibrate()
 
         def _train(self) -> None:
-            with patch.object(distilling, "warmup_learning_rate", lambda rate, *_: rate):
+            unchanged = patch.object(distilling, "warmup_learning_rate", lambda rate, *_: rate)
+            with nullcontext() if warms_up else unchanged:
                 super()._train()
 
     th.set_num_threads(1)
     teacher = load_teacher(job["teacher"])
     bits = (32, 32) if job["arm"] == "none" else tuple(job["bits"])
-    distiller = (BareDistiller if job["arm"] in BARE else QPDDistiller)(
+    distiller = Distiller(
         teacher,
         student_arch=job["arch"],
         weight_bits=bits[0],
         activation_bits=bits[1],
-        transition=BARE.get(job["arm"], job["arm"]),
+        transition=transition,
         learning_rate=CosineSchedule(job["rate"]),
         critic_coef=job["critic_coef"],
         seed=job["seed"],
@@ -130,7 +140,7 @@ def best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[int, ...]], 
 
 
 def run(args: argparse.Namespace) -> None:
-    arms = (*ARMS, *BARE)
+    arms = tuple(args.arms)
     if len(args.rates) > 1:
         best = best_rates(work(jobs(args, 0.5, arms, lambda arm, bits: args.rates, CHOICE_SEEDS), args))
     else:
@@ -195,6 +205,7 @@ def main() -> None:
     one.add_argument("--timesteps", type=float, default=1e4)
     one.add_argument("--episodes", type=int, default=30)
     one.add_argument("--bits", type=_width, nargs="+", default=[(8, 8), (4, 4), (2, 8)], help="such as 8,8 4,4")
+    one.add_argument("--arms", nargs="+", default=[*ARMS, *BARE], choices=[*ARMS, *BARE])
     one.add_argument("--rates", type=float, nargs="+", default=[2.5e-2, 5e-2], help="learning rates to choose from")
     one.add_argument("--seeds", type=int, default=10)
     one.add_argument("--workers", type=int, default=2)
