@@ -10,7 +10,7 @@ READY := .venv/.ready
 
 help:
 	@echo "make demo        compress the teacher that ships with the project and show the result"
-	@echo "make demo-atari  the same for Pong (longer)"
+	@echo "make demo-atari  the same for Pong's nano (some minutes)"
 	@echo "make test        run every test (PYTEST_FLAGS=... is handed on, WORKERS=2 processes)"
 	@echo "make test-fast   the same without the tests that are marked as slow"
 	@echo "make format lint type"
@@ -45,7 +45,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-# benchmarks: whether what they call is there; their own types are looser
+# mypy checks that the functions and arguments that benchmarks call exist. It does not check the types inside benchmarks
 LOOSE := arg-type assignment import-untyped index method-assign misc operator return-value union-attr unused-ignore var-annotated
 
 type: $(READY)

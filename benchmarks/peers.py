@@ -214,7 +214,7 @@ def table(teacher: str, path: Path) -> None:
         means = [float(np.mean(row["returns"])) for row in rows]
         each = ", ".join(f"{mean:.1f}" for mean in means)
         usual = "its own" if rate is None else f"{rate:g}"
-        print(f"| {steps:g} | {who} | {usual} | {threads} | {processor:.0f} | {wall:.0f} | {each} | {np.mean(means):.1f} |")
+        print(f"| {steps:g} | {who} | {usual} | {threads} | {processor:.2f} | {wall:.2f} | {each} | {np.mean(means):.1f} |")
 
 
 def main() -> None:

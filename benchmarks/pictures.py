@@ -36,7 +36,8 @@ def returns(figure: Figure) -> None:
     """Score of each trained student against its share of the teacher's bytes."""
     axes = figure.subplots()
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
-    # later files replace earlier ones: the default optimizer Adam, weight decay none, short transitions long ones
+    # a later file replaces an earlier one: the default optimizer replaces Adam, weight decay replaces none,
+    # a short transition replaces a long one, and Pong's sharper students replace the former ones
     names = ("main_table", "families", "main_table_muon", "main_table_decay", "main_table_transition", "main_table_pong")
     for name in names:
         runs: dict[tuple[str, str, int, float], list[dict[str, Any]]] = defaultdict(list)

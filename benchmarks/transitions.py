@@ -112,6 +112,12 @@ def jobs(args: argparse.Namespace, critic_coef: float, arms: tuple[str, ...], ra
     ]
 
 
+def check_teacher(rows: list[dict[str, Any]], teacher: Any) -> None:
+    """Refuse rows of another teacher."""
+    if others := {row["teacher"] for row in rows} - {teacher.name}:
+        raise SystemExit(f"Expected rows of {teacher.name}, got rows of {', '.join(sorted(others))}")
+
+
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     bits = "all" if row["arm"] == "none" else tuple(row["bits"])
     return (row["arm"], bits, row["rate"], row["seed"], row["critic_coef"], row["timesteps"], str(row.get("options", {})))
@@ -119,7 +125,10 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def work(todo: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Do the runs that are not in the file yet, and return all its rows."""
+    from sb3_qpd import load_teacher
+
     rows = read_rows(args.out, missing_ok=True)
+    check_teacher(rows, load_teacher(args.teacher))
     done = {_key(row) for row in rows}
     todo = [job for job in todo if _key(job) not in done]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
@@ -170,8 +179,7 @@ def table(args: argparse.Namespace) -> None:
         raise SystemExit("The rows have different --options: give the files of one kind at a time")
     best = best_rates(rows)
     teacher = load_teacher(args.teacher)
-    if others := {row["teacher"] for row in rows} - {teacher.name}:
-        raise SystemExit(f"Expected rows of {teacher.name}, got rows of {', '.join(sorted(others))}")
+    check_teacher(rows, teacher)
     high, low = (_mean_return(player, teacher, rows[0]["episodes"]) for player in (teacher, "random"))
     groups: dict[tuple[Any, ...], list[float]] = defaultdict(list)
     for row in rows:

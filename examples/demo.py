@@ -1,8 +1,8 @@
 """
 The main job on a teacher that ships with the project: distill, convert to integers, evaluate, show.
 
-    python examples/demo.py                 LunarLander, a few minutes on two cores
-    python examples/demo.py --atari         Pong, longer
+    python examples/demo.py                 LunarLander, about a minute on two cores
+    python examples/demo.py --atari         Pong's nano, some minutes
 
 Writes the student, its report as a page, and a GIF of teacher and integer student side by side to out/demo.
 """

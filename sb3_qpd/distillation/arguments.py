@@ -71,7 +71,7 @@ def check_base_arguments(given: Mapping[str, Any]) -> None:
 
     :param given: arguments by their names; those that are missing have a default
     :raises TypeError: an argument has another type
-    :raises ValueError: a number is outside its range, or the path of a folder is a file
+    :raises ValueError: a number is outside its range, or the path of a folder is a file or lies in one
     """
     for name, least in (("verbose", 0), ("stats_window_size", 1)):
         if name in given:
@@ -82,7 +82,7 @@ def check_base_arguments(given: Mapping[str, Any]) -> None:
         check_type("tensorboard_log", given["tensorboard_log"], (str, os.PathLike), "the path of a folder, or None")
         folder = Path(given["tensorboard_log"])
         for path in (folder, *folder.parents):
-            if path.is_file():
+            if os.path.isfile(path):  # False, not an error, where the folder may not be read
                 which = "is a file" if path == folder else f"lies in {path}, which is a file"
                 raise ValueError(f"tensorboard_log {folder} {which}. Expected a folder, which may be new")
 

@@ -104,7 +104,7 @@ def read_archive(path: Path, max_bytes: int) -> tuple[Any, dict[str, np.ndarray]
             sizes = [member.file_size for member in members]
             if len(members) > MAX_MEMBERS or sum(sizes) > max_bytes + MAX_JSON:
                 raise ValueError(f"it unpacks to {sum(sizes):,} bytes, and at most {max_bytes:,} belong to this run")
-            if any(member.comment for member in members):  # a damaged length makes a comment of the members that follow
+            if any(member.comment for member in members):  # a damaged length turns the members that follow into a comment
                 raise ValueError("its list of members has comments, which no checkpoint has")
             values = json.loads(_unpacked(archive, archive.getinfo(VALUES), MAX_JSON))
             arrays = {

@@ -75,8 +75,8 @@ def read_folder(folder: Path) -> Run | Frontier:
     if not (folder / REPORT).exists():
         if (folder / RECORDED_TEXT).exists():
             raise ValueError(
-                f"{folder} has no returns to show: its student learned from recorded observations, and {RECORDED_TEXT} says how "
-                f"well it agrees with its teacher. Give compress --env ID as well: it then writes {REPORT}"
+                f"{folder} has no returns to show: its student learned from recorded observations. {RECORDED_TEXT} says how "
+                f"well the student agrees with its teacher. Give compress --env ID as well: compress then writes {REPORT}"
             )
         raise ValueError(f"{folder} holds no {REPORT} and no {FRONTIER}. Expected a folder that compress or frontier wrote")
     report = read_json(str(folder / REPORT), read_own_file(folder / REPORT, MAX_JSON_BYTES))

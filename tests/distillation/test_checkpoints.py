@@ -305,14 +305,14 @@ def test_a_checkpoint_of_another_run(changes: dict[str, Any], name: str, unfinis
 
 
 def flip(path: Path, position: int) -> None:
-    """Turn over the bits of one byte."""
+    """Invert all bits of one byte of a file."""
     content = bytearray(path.read_bytes())
     content[position] ^= 255
     path.write_bytes(content)
 
 
 def test_a_damaged_byte_is_noticed_or_changes_nothing(unfinished: Path, tmp_path: Path) -> None:
-    """Some bytes of a zip are read by no program, such as its members' dates."""
+    """Some bytes of a zip, such as the dates of its members, are read by no program."""
     path = tmp_path / STATE_FILES[0]
     shutil.copy(unfinished / STATE_FILES[0], path)
     values, arrays = read_archive(path, 10**7)

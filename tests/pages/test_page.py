@@ -296,8 +296,8 @@ def test_deep_and_large_files_are_refused(tmp_path: Path, capsys: pytest.Capture
             assert message in mistake(capsys, "report", tmp_path)
         (tmp_path / name).unlink()
     assert "holds no report.json and no frontier.json" in mistake(capsys, "report", tmp_path)
-    (tmp_path / "recorded.md").touch()  # of compress --observations
-    assert "recorded.md says how well it agrees with its teacher. Give compress --env" in mistake(capsys, "report", tmp_path)
+    (tmp_path / "recorded.md").touch()  # compress --observations writes it
+    assert "Give compress --env ID as well: compress then writes report.json" in mistake(capsys, "report", tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
