@@ -60,5 +60,5 @@ emulators:
 	apt-get update -qq
 	apt-get install -qq -y --no-install-recommends clang gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm \
 		gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc qemu-user chromium nodejs \
-		gcc-avr avr-libc simavr libsimavr-dev arduino-core-avr gcc-xtensa-lx106
+		gcc-avr avr-libc simavr libsimavr-dev arduino-core-avr gcc-xtensa-lx106 picolibc-xtensa-lx106-elf
 	apt-get install -qq -y --no-install-recommends micropython || echo "no micropython in this Debian: its tests skip"
