@@ -125,10 +125,7 @@ def _key(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def work(todo: list[dict[str, Any]], args: argparse.Namespace) -> list[dict[str, Any]]:
     """Do the runs that are not in the file yet, and return all its rows."""
-    from sb3_qpd import load_teacher
-
     rows = read_rows(args.out, missing_ok=True)
-    check_teacher(rows, load_teacher(args.teacher))
     done = {_key(row) for row in rows}
     todo = [job for job in todo if _key(job) not in done]
     with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
@@ -149,6 +146,9 @@ def best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[int, ...]], 
 
 
 def run(args: argparse.Namespace) -> None:
+    from sb3_qpd import load_teacher
+
+    check_teacher(read_rows(args.out, missing_ok=True), load_teacher(args.teacher))
     arms = tuple(args.arms)
     if len(args.rates) > 1:
         best = best_rates(work(jobs(args, 0.5, arms, lambda arm, bits: args.rates, CHOICE_SEEDS), args))
