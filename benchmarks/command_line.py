@@ -1,8 +1,10 @@
 """The command line of a benchmark: its documentation as help, its functions as commands, ``run`` and ``table`` among them."""
 
 import argparse
+import ast
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Function = Callable[[argparse.Namespace], None]
 
@@ -60,3 +62,16 @@ def add_student(parser: argparse.ArgumentParser, *, arch: str, timesteps: float,
     parser.add_argument("--timesteps", type=float, default=timesteps)
     if seeds is not None:
         parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--options``: further arguments of :class:`~sb3_qpd.QPDDistiller`, read as literals."""
+    text = "further arguments of QPDDistiller, as a dict in Python's syntax"
+    parser.add_argument("--options", type=_options, default={}, help=text)
+
+
+def _options(text: str) -> dict[str, Any]:
+    options = ast.literal_eval(text)
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f"expected a dict such as {{'critic_coef': 0.0}}, got {text}")
+    return options

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import Commands, add_student
+from command_line import Commands, add_options, add_student
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 from tables import add_rows, read_rows, table_head
@@ -52,7 +52,7 @@ def distill(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         bits = {"weight_bits": args.bits[0], "activation_bits": args.bits[1]}
-        student = QPDDistiller(teacher, student_arch=args.arch, **bits, seed=seed, check_teacher=False)
+        student = QPDDistiller(teacher, student_arch=args.arch, **bits, seed=seed, check_teacher=False, **args.options)
         student.learn(args.timesteps)
         name = f"{teacher.name.replace('/', '-')}-{args.arch}-W{args.bits[0]}A{args.bits[1]}-{seed}.zip"
         student.save(args.out / name)
@@ -158,6 +158,7 @@ def table(args: argparse.Namespace) -> None:
 def main() -> None:
     commands = Commands(__doc__, distill, run, table)
     add_student(commands["distill"], arch="nano", timesteps=1e5, seeds=[0, 1, 2, 3, 4])
+    add_options(commands["distill"])
     commands["distill"].add_argument("--out", type=Path, default=Path("out/students"))
     one = commands["run"]
     one.add_argument("students", type=Path, nargs="+")

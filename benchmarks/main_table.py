@@ -6,7 +6,8 @@ Distill teachers with several seeds and say whether their integer students are a
     python benchmarks/main_table.py table results.jsonl
 
 ``run`` adds one line of JSON for each seed; ``table`` prints a Markdown table with intervals over seeds and episodes. The
-students are scored on the test seeds, in the mode that RL Zoo uses (sampled for Atari, deterministic elsewhere).
+students are scored on the test seeds, in the mode that RL Zoo uses (sampled for Atari, deterministic elsewhere). A
+``learning_rate`` of ``--options`` falls along a cosine.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from command_line import Commands, add_student
+from command_line import Commands, add_options, add_student
 from tables import add_rows, read_rows, table_head
 
 from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
@@ -32,8 +33,7 @@ def run(args: argparse.Namespace) -> None:
     mode["seed"] = VALIDATION_SEED if args.validation else TEST_SEED
     theirs, chance = (_cached(args.cache, player, teacher, mode) for player in (teacher, "random"))
     for seed in args.seeds:
-        options = ast.literal_eval(args.options)
-        rate = options.get("learning_rate")
+        rate = args.options.get("learning_rate")
         schedule = {} if rate is None else {"learning_rate": cosine_of(str(rate))}
         student = QPDDistiller(
             teacher,
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
             activation_bits=args.bits[1],
             seed=seed,
             check_teacher=False,
-            **{**options, **schedule},
+            **{**args.options, **schedule},
         )
         student.learn(args.timesteps)
         model = student.policy.to_integer()
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
             "teacher": teacher.name,
             "arch": args.arch,
             "bits": args.bits,
-            "options": options,
+            "options": args.options,
             "timesteps": args.timesteps,
             "seed": seed,
             "episodes": args.episodes,
@@ -127,7 +127,7 @@ def main() -> None:
     one = commands["run"]
     add_student(one, arch="tiny", timesteps=1e5, seeds=[0, 1, 2])
     one.add_argument("--episodes", type=int, default=100)
-    one.add_argument("--options", default="{}", help="more arguments, as a dict; a rate is a cosine's")
+    add_options(one)
     one.add_argument("--label", default="")
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
     one.add_argument("--cache", type=Path, default=Path("out/cache"))

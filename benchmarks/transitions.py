@@ -15,7 +15,6 @@ Lines already in the file are not run again.
 """
 
 import argparse
-import ast
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -24,7 +23,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-from command_line import Commands
+from command_line import Commands, add_options
 from tables import add_rows, read_rows, table_head
 
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
@@ -101,7 +100,7 @@ def jobs(args: argparse.Namespace, critic_coef: float, arms: tuple[str, ...], ra
         "timesteps": args.timesteps,
         "episodes": args.episodes,
         "widths": args.bits,
-        "options": ast.literal_eval(args.options),
+        "options": args.options,
     }
     return [
         {**common, "arm": arm, "bits": list(bits), "rate": rate, "seed": seed, "critic_coef": critic_coef}
@@ -220,7 +219,7 @@ def main() -> None:
     one.add_argument(
         "--winner", default="blend", choices=ARMS, help="transition of the comparison with and without the critic"
     )
-    one.add_argument("--options", default="{}", help="further arguments of QPDDistiller, as a dict in Python's syntax")
+    add_options(one)
     one.add_argument("--critic-coefs", type=float, nargs="*", default=[0.0, 0.05], help="of that comparison, besides 0.5")
     commands["table"].add_argument("teacher")
     commands.start()
