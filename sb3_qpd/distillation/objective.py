@@ -18,7 +18,7 @@ def distillation_loss(
     *,
     temperature: float = 1.0,
     student_temperature: float = 1.0,
-    critic_coef: float = 0.5,
+    critic_coef: float,
     entropy_coef: float = 0.0,
     box_loss: str = "huber",
 ) -> tuple[th.Tensor, tuple[th.Tensor, th.Tensor]]:

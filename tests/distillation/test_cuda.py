@@ -59,7 +59,7 @@ def test_an_update_stays_on_its_device_and_waits_for_nothing(where, transition):
         for progress in (0.0, 0.5, 1.0):
             student.set_precision(get_transition(transition), progress)
             for box_loss in BOX_LOSSES if is_box else ["huber"]:
-                loss, _ = distillation_loss(student, samples, entropy_coef=0.1, box_loss=box_loss)
+                loss, _ = distillation_loss(student, samples, critic_coef=0.5, entropy_coef=0.1, box_loss=box_loss)
                 descend(student.optimizer, loss, 10.0)
     assert all(p.grad is not None and p.grad.is_meta for p in student.parameters())
 
@@ -129,9 +129,8 @@ def gradient(student: QPDDistiller, policy: QuantActorCriticPolicy, samples: Dis
     device = policy.device
     targets = TeacherOutput(*(None if one is None else one.to(device) for one in samples.targets))
     policy.zero_grad()
-    loss, _ = distillation_loss(
-        policy, DistillationSamples(samples.observations.to(device).float(), targets), temperature=student._teacher_temperature
-    )
+    batch = DistillationSamples(samples.observations.to(device).float(), targets)
+    loss, _ = distillation_loss(policy, batch, temperature=student._teacher_temperature, critic_coef=0.5)
     loss.backward()
     return th.cat([p.grad.flatten().cpu() for p in policy.parameters() if p.grad is not None])
 

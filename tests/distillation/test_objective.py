@@ -31,9 +31,11 @@ def student(observation_space: spaces.Box = VECTOR, action_space: spaces.Space =
     return policy
 
 
-def gradient_of(policy: QuantActorCriticPolicy, samples: DistillationSamples, **kwargs) -> dict[str, th.Tensor]:
+def gradient_of(
+    policy: QuantActorCriticPolicy, samples: DistillationSamples, *, critic_coef=0.5, **kwargs
+) -> dict[str, th.Tensor]:
     policy.zero_grad(set_to_none=True)
-    distillation_loss(policy, samples, **kwargs)[0].backward()
+    distillation_loss(policy, samples, critic_coef=critic_coef, **kwargs)[0].backward()
     return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
@@ -60,7 +62,9 @@ def test_targets_are_taken_inside_the_box(box_loss):
     outside = th.where(samples.targets.actor > 0, high + 100, low - 100)
     at_bounds = th.where(samples.targets.actor > 0, high, low)
     found = [
-        distillation_loss(policy, samples._replace(targets=samples.targets._replace(actor=actor)), box_loss=box_loss)[0]
+        distillation_loss(
+            policy, samples._replace(targets=samples.targets._replace(actor=actor)), critic_coef=0.5, box_loss=box_loss
+        )[0]
         for actor in (outside, at_bounds)
     ]
     assert th.equal(*found)
@@ -75,7 +79,7 @@ def test_a_students_mean_outside_the_box_counts_as_its_bound_and_comes_back(box_
     gradient = gradient_of(policy, samples._replace(targets=middle), box_loss=box_loss)["action_net.bias"]
     assert (gradient.sign() == th.tensor([1.0, -1.0, 1.0])).all()
     bounds = samples.targets._replace(actor=th.tensor([1.0, -2.0, 10.0]).expand(N, 3))
-    _, (actor_loss, _) = distillation_loss(policy, samples._replace(targets=bounds), box_loss=box_loss)
+    _, (actor_loss, _) = distillation_loss(policy, samples._replace(targets=bounds), critic_coef=0.5, box_loss=box_loss)
     deviations = losses.log_std_error(policy.log_std.expand(N, 3), samples.targets.log_std)
     if box_loss == "gaussian_kl":
         deviations = losses.gaussian_kl(HALF[None], policy.log_std, HALF[None], samples.targets.log_std[:1], unit=HALF)
@@ -98,7 +102,7 @@ def test_a_deterministic_teacher_is_learned_by_the_loss_that_was_asked_for():
     mean = losses.clamp_to_box(policy.actor_and_value(samples.observations)[0], *map(th.from_numpy, (BOX.low, BOX.high)))
     target = samples.targets.actor.clamp(th.from_numpy(BOX.low), th.from_numpy(BOX.high))
     for box_loss, loss in (("huber", losses.huber), ("squared_error", losses.squared_error), ("gaussian_kl", losses.huber)):
-        _, (actor_loss, _) = distillation_loss(policy, samples, box_loss=box_loss)
+        _, (actor_loss, _) = distillation_loss(policy, samples, critic_coef=0.5, box_loss=box_loss)
         th.testing.assert_close(actor_loss, loss(mean, target, unit=HALF).detach())
 
 
@@ -134,7 +138,7 @@ def test_the_size_of_the_batch_does_not_matter():
     twice = DistillationSamples(
         samples.observations.repeat(2, 1), TeacherOutput(samples.targets.actor.repeat(2, 1), samples.targets.value.repeat(2))
     )
-    th.testing.assert_close(distillation_loss(policy, twice)[0], distillation_loss(policy, samples)[0])
+    th.testing.assert_close(*(distillation_loss(policy, batch, critic_coef=0.5)[0] for batch in (twice, samples)))
 
 
 def test_critics_loss_does_not_depend_on_the_unit_of_the_rewards():
@@ -143,7 +147,7 @@ def test_critics_loss_does_not_depend_on_the_unit_of_the_rewards():
         policy, samples = student(), some_samples()
         policy.set_value_scale(5 * unit, 100 * unit)
         targets = samples.targets._replace(value=unit * samples.targets.value)
-        found.append(distillation_loss(policy, samples._replace(targets=targets))[1][1])
+        found.append(distillation_loss(policy, samples._replace(targets=targets), critic_coef=0.5)[1][1])
     th.testing.assert_close(*found)
 
 
@@ -170,9 +174,9 @@ def test_gradient_steps_bring_a_student_to_its_teacher():
     for observation_space in (VECTOR, IMAGE):
         policy, samples = student(observation_space), some_samples(observation_space)
         optimizer = th.optim.Adam(policy.parameters(), lr=3e-3)
-        first = distillation_loss(policy, samples)[0].item()
+        first = distillation_loss(policy, samples, critic_coef=0.5)[0].item()
         for _ in range(60):
             optimizer.zero_grad()
-            distillation_loss(policy, samples)[0].backward()
+            distillation_loss(policy, samples, critic_coef=0.5)[0].backward()
             optimizer.step()
-        assert distillation_loss(policy, samples)[0].item() < 0.7 * first
+        assert distillation_loss(policy, samples, critic_coef=0.5)[0].item() < 0.7 * first
