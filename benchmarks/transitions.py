@@ -8,7 +8,8 @@ The two claims of the method, compared at equal steps and gradient samples.
    `blend`, `progressive` and `mixture`, at the widths of `--bits`, each at its best of `--rates` (chosen by the mean score of
    two seeds that are not used again, on validation seeds). Two things steady each of them: step sizes are calibrated when
    precision falls, and the learning rate warms up. `bare` is `abrupt` without both, `bare_blend` is `blend` without both.
-   `uncalibrated` and `unwarmed` are `abrupt` without one of them.
+   `uncalibrated` and `unwarmed` are `abrupt` without one of them. `uncentered` is `blend` whose hidden units keep the biases
+   of their random start.
 2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
 Lines already in the file are not run again.
@@ -27,12 +28,13 @@ from command_line import Commands, add_options
 from tables import add_rows, read_rows, table_head
 
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
-# the transition, whether it calibrates when precision falls, and whether the learning rate warms up
+# the transition, and whether it calibrates when precision falls, the learning rate warms up, the units start centered
 BARE = {
-    "bare": ("abrupt", False, False),
-    "bare_blend": ("blend", False, False),
-    "uncalibrated": ("abrupt", False, True),
-    "unwarmed": ("abrupt", True, False),
+    "bare": ("abrupt", False, False, True),
+    "bare_blend": ("blend", False, False, True),
+    "uncalibrated": ("abrupt", False, True, True),
+    "unwarmed": ("abrupt", True, False, True),
+    "uncentered": ("blend", True, True, False),
 }
 CHOICE_SEEDS = (100, 101)
 COLLAPSED = 0.5
@@ -47,14 +49,16 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     from sb3_qpd.distillation.schedules import CosineSchedule
     from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, integer_player
 
-    transition, calibrates, warms_up = BARE.get(job["arm"], (job["arm"], True, True))
+    transition, calibrates, warms_up, centers = BARE.get(job["arm"], (job["arm"], True, True, True))
 
     class Distiller(QPDDistiller):
-        """Step sizes may stay those of the first update, and the learning rate may begin without a warm-up."""
+        """Step sizes may stay those of the first update, the learning rate begin without a warm-up, and units uncentered."""
 
         def _calibrate(self) -> None:
-            if calibrates or not self._is_fitted:
-                super()._calibrate()
+            uncentered = patch.object(self.policy, "center_units", lambda _: None)
+            with nullcontext() if centers else uncentered:
+                if calibrates or not self._is_fitted:
+                    super()._calibrate()
 
         def _train(self) -> None:
             unchanged = patch.object(distilling, "warmup_learning_rate", lambda rate, *_: rate)
@@ -139,7 +143,7 @@ def best_rates(rows: list[dict[str, Any]]) -> dict[tuple[str, tuple[int, ...]], 
     """The better learning rate of each arm and width, by the choice seeds alone."""
     means: dict[Any, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        if row["seed"] in CHOICE_SEEDS and row["critic_coef"]:
+        if row["seed"] in CHOICE_SEEDS:
             means[row["arm"], tuple(row["bits"])][row["rate"]].append(row["return"])
     return {key: max(by_rate, key=lambda rate: float(np.mean(by_rate[rate]))) for key, by_rate in means.items()}
 
@@ -149,8 +153,9 @@ def run(args: argparse.Namespace) -> None:
 
     check_teacher(read_rows(args.out, missing_ok=True), load_teacher(args.teacher))
     arms = tuple(args.arms)
+    critic_coef, *others = args.critic_coefs
     if len(args.rates) > 1:
-        best = best_rates(work(jobs(args, 0.5, arms, lambda arm, bits: args.rates, CHOICE_SEEDS), args))
+        best = best_rates(work(jobs(args, critic_coef, arms, lambda arm, bits: args.rates, CHOICE_SEEDS), args))
     else:
         best = defaultdict(lambda: args.rates[0])
     seeds = range(args.seeds)
@@ -158,9 +163,9 @@ def run(args: argparse.Namespace) -> None:
     def chosen(arm: str, bits: Any) -> list[float]:
         return sorted({best[arm, b] for b in args.bits}) if arm == "none" else [best[arm, bits]]
 
-    work(jobs(args, 0.5, arms, chosen, seeds), args)
-    for critic_coef in args.critic_coefs:
-        work(jobs(args, critic_coef, (args.winner,), chosen, seeds), args)
+    work(jobs(args, critic_coef, arms, chosen, seeds), args)
+    for other in others:
+        work(jobs(args, other, (args.winner,), chosen, seeds), args)
 
 
 def _mean_return(player: Any, teacher: Any, n_episodes: int) -> float:
@@ -216,11 +221,10 @@ def main() -> None:
     one.add_argument("--rates", type=float, nargs="+", default=[2.5e-2, 5e-2], help="learning rates to choose from")
     one.add_argument("--seeds", type=int, default=10)
     one.add_argument("--workers", type=int, default=2)
-    one.add_argument(
-        "--winner", default="blend", choices=ARMS, help="transition of the comparison with and without the critic"
-    )
+    one.add_argument("--winner", default="blend", choices=ARMS, help="transition that runs with each share of the critic")
     add_options(one)
-    one.add_argument("--critic-coefs", type=float, nargs="*", default=[0.0, 0.05], help="of that comparison, besides 0.5")
+    coefs = "shares of the critic's loss: the first for all arms, the others for --winner alone"
+    one.add_argument("--critic-coefs", type=float, nargs="+", default=[0.05, 0.5, 0.0], help=coefs)
     commands["table"].add_argument("teacher")
     commands.start()
 
