@@ -3,6 +3,7 @@ The two claims of the method, compared at equal steps and gradient samples.
 
     python benchmarks/transitions.py run TEACHER_FOLDER --seeds 10 --workers 2 --out transitions.jsonl
     python benchmarks/transitions.py table TEACHER_FOLDER transitions.jsonl
+    python benchmarks/transitions.py units TEACHER_FOLDER --arch nano --seeds 5
 
 1. A smooth transition from float to low precision against others: `none` + post-training quantization, `scratch`, `abrupt`,
    `blend`, `progressive` and `mixture`, at the widths of `--bits`, each at its best of `--rates` (chosen by the mean score of
@@ -12,13 +13,14 @@ The two claims of the method, compared at equal steps and gradient samples.
    of their random start.
 2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
-Lines already in the file are not run again.
+Lines already in the file are not run again. ``units`` counts the hidden units that are zero for each of 1,024 observations
+before the first update, with the biases of a random start and centered.
 """
 
 import argparse
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
@@ -204,13 +206,44 @@ def table(args: argparse.Namespace) -> None:
         )
 
 
+class FirstUpdate(Exception):
+    """Learning has come to its first update."""
+
+
+def units(args: argparse.Namespace) -> None:
+    import torch as th
+
+    from sb3_qpd import QPDDistiller, load_teacher
+
+    class Starting(QPDDistiller):
+        def _gradient_step(self, samples: Any) -> None:
+            raise FirstUpdate
+
+    teacher = load_teacher(args.teacher)
+    print(table_head(("units", "seed", "always zero, each layer")))
+    for start in ("random", "centered"):
+        for seed in range(args.seeds):
+            student = Starting(teacher, student_arch=args.arch, seed=seed, check_teacher=False, device="cpu")
+            policy, outputs = student.policy, []
+            with nullcontext() if start == "centered" else patch.object(policy, "center_units", lambda _: None):
+                with suppress(FirstUpdate):
+                    student.learn(10 * student.learning_starts)
+            for layer in (layer for trunk in policy.features_extractor.trunks for layer in trunk.layers):
+                layer.register_forward_hook(lambda layer, inputs, output, outputs=outputs: outputs.append(output))
+            policy.set_training_mode(False)
+            with th.no_grad():
+                policy.actor_and_value(student._buffer.sample(1024, np.random.default_rng(0)).observations)
+            zero = [~(output > 0).transpose(0, 1).flatten(1).any(1) for output in outputs]
+            print(f"| {start} | {seed} | {', '.join(f'{int(one.sum())} of {len(one)}' for one in zero)} |", flush=True)
+
+
 def _width(text: str) -> tuple[int, int]:
     weights, activations = map(int, text.split(","))
     return weights, activations
 
 
 def main() -> None:
-    commands = Commands(__doc__, run, table)
+    commands = Commands(__doc__, run, table, units)
     one = commands["run"]
     one.add_argument("teacher")
     one.add_argument("--arch", default="nano")
@@ -226,6 +259,9 @@ def main() -> None:
     coefs = "shares of the critic's loss: the first for all arms, the others for --winner alone"
     one.add_argument("--critic-coefs", type=float, nargs="+", default=[0.05, 0.5, 0.0], help=coefs)
     commands["table"].add_argument("teacher")
+    commands["units"].add_argument("teacher")
+    commands["units"].add_argument("--arch", default="nano")
+    commands["units"].add_argument("--seeds", type=int, default=5)
     commands.start()
 
 
