@@ -71,7 +71,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _options(text: str) -> dict[str, Any]:
-    options = ast.literal_eval(text)
+    try:
+        options = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        options = None
     if not isinstance(options, dict):
         raise argparse.ArgumentTypeError(f"expected a dict such as {{'critic_coef': 0.0}}, got {text}")
     return options

@@ -37,16 +37,8 @@ def returns(figure: Figure) -> None:
     axes = figure.subplots()
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     # a later file replaces an earlier one: the default optimizer replaces Adam, weight decay replaces none,
-    # a short transition replaces a long one, sharper students of Pong the former ones, and centered units random biases
-    names = (
-        "main_table",
-        "families",
-        "main_table_muon",
-        "main_table_decay",
-        "main_table_transition",
-        "main_table_pong",
-        "main_table_centered",
-    )
+    # a short transition replaces a long one, and Pong's sharper students replace the former ones
+    names = ("main_table", "families", "main_table_muon", "main_table_decay", "main_table_transition", "main_table_pong")
     for name in names:
         runs: dict[tuple[str, str, int, float], list[dict[str, Any]]] = defaultdict(list)
         for row in read_rows(RESULTS / f"{name}.jsonl"):

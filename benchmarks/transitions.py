@@ -9,8 +9,8 @@ The two claims of the method, compared at equal steps and gradient samples.
    `blend`, `progressive` and `mixture`, at the widths of `--bits`, each at its best of `--rates` (chosen by the mean score of
    two seeds that are not used again, on validation seeds). Two things steady each of them: step sizes are calibrated when
    precision falls, and the learning rate warms up. `bare` is `abrupt` without both, `bare_blend` is `blend` without both.
-   `uncalibrated` and `unwarmed` are `abrupt` without one of them. `uncentered` is `blend` whose hidden units keep the biases
-   of their random start.
+   `uncalibrated` and `unwarmed` are `abrupt` without one of them. `centered` is `blend` whose hidden units start with
+   a mean of zero before their ReLU (the bias of Salimans and Kingma, Weight Normalization, 2016).
 2. The loss for actor and critic together against the actor's alone and against a small share of the critic, with the winner.
 
 Lines already in the file are not run again. ``units`` counts the hidden units that are zero for each of 1,024 observations
@@ -19,8 +19,9 @@ before the first update, with the biases of a random start and centered.
 
 import argparse
 from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
@@ -32,14 +33,31 @@ from tables import add_rows, read_rows, table_head
 ARMS = ("none", "scratch", "abrupt", "blend", "progressive", "mixture")
 # the transition, and whether it calibrates when precision falls, the learning rate warms up, the units start centered
 BARE = {
-    "bare": ("abrupt", False, False, True),
-    "bare_blend": ("blend", False, False, True),
-    "uncalibrated": ("abrupt", False, True, True),
-    "unwarmed": ("abrupt", True, False, True),
-    "uncentered": ("blend", True, True, False),
+    "bare": ("abrupt", False, False, False),
+    "bare_blend": ("blend", False, False, False),
+    "uncalibrated": ("abrupt", False, True, False),
+    "unwarmed": ("abrupt", True, False, False),
+    "centered": ("blend", True, True, True),
 }
 CHOICE_SEEDS = (100, 101)
 COLLAPSED = 0.5
+
+
+@contextmanager
+def centered_units(policy: Any) -> Iterator[None]:
+    """A context in which each hidden unit's bias is moved, by what the unit sees, to a mean of zero before its ReLU."""
+
+    def center(layer: Any, inputs: Any) -> None:
+        weight, bias = layer._for_pixels(layer.weight, layer.bias) if layer.takes_pixels else (layer.weight, layer.bias)
+        before = layer._apply_layer(layer.shaped(*inputs), weight, bias)
+        layer.bias.data.sub_(before.detach().transpose(0, 1).flatten(1).mean(1))
+
+    hooks = [layer.register_forward_pre_hook(center) for trunk in policy.features_extractor.trunks for layer in trunk.layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
@@ -51,15 +69,14 @@ def one_run(job: dict[str, Any]) -> list[dict[str, Any]]:
     from sb3_qpd.distillation.schedules import CosineSchedule
     from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, integer_player
 
-    transition, calibrates, warms_up, centers = BARE.get(job["arm"], (job["arm"], True, True, True))
+    transition, calibrates, warms_up, centers = BARE.get(job["arm"], (job["arm"], True, True, False))
 
     class Distiller(QPDDistiller):
-        """Step sizes may stay those of the first update, the learning rate begin without a warm-up, and units uncentered."""
+        """Step sizes may stay those of the first update, the learning rate begin without a warm-up, and units centered."""
 
         def _calibrate(self) -> None:
-            uncentered = patch.object(self.policy, "center_units", lambda _: None)
-            with nullcontext() if centers else uncentered:
-                if calibrates or not self._is_fitted:
+            if calibrates or not self._is_fitted:
+                with centered_units(self.policy) if centers and not self._is_fitted else nullcontext():
                     super()._calibrate()
 
         def _train(self) -> None:
@@ -216,6 +233,12 @@ def units(args: argparse.Namespace) -> None:
     from sb3_qpd import QPDDistiller, load_teacher
 
     class Starting(QPDDistiller):
+        start = "random"
+
+        def _calibrate(self) -> None:
+            with centered_units(self.policy) if self.start == "centered" else nullcontext():
+                super()._calibrate()
+
         def _gradient_step(self, samples: Any) -> None:
             raise FirstUpdate
 
@@ -224,10 +247,10 @@ def units(args: argparse.Namespace) -> None:
     for start in ("random", "centered"):
         for seed in range(args.seeds):
             student = Starting(teacher, student_arch=args.arch, seed=seed, check_teacher=False, device="cpu")
+            student.start = start
             policy, outputs = student.policy, []
-            with nullcontext() if start == "centered" else patch.object(policy, "center_units", lambda _: None):
-                with suppress(FirstUpdate):
-                    student.learn(10 * student.learning_starts)
+            with suppress(FirstUpdate):
+                student.learn(10 * student.learning_starts)
             for layer in (layer for trunk in policy.features_extractor.trunks for layer in trunk.layers):
                 layer.register_forward_hook(lambda layer, inputs, output, outputs=outputs: outputs.append(output))
             policy.set_training_mode(False)

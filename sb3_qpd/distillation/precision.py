@@ -58,10 +58,7 @@ class FallingPrecision(CollectingAlgorithm):
     def _calibrate(self) -> None:
         assert self._buffer is not None
         self._tell("calibrating")
-        observations = self._without_outliers(self._buffer.sample(CALIBRATION_SIZE))
-        if not self._is_fitted:
-            self.policy.center_units(observations)
-        self.policy.calibrate(observations)
+        self.policy.calibrate(self._without_outliers(self._buffer.sample(CALIBRATION_SIZE)))
         self._last_calibration = self._progress
 
     def _without_outliers(self, samples: DistillationSamples) -> Any:

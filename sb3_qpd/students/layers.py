@@ -267,17 +267,6 @@ class QuantLayer(nn.Module):
             return self._output(self._apply_layer(x, weight, bias))
         return Chain([self])(x) if self.training else self.exact(x)
 
-    @th.no_grad()
-    def center(self, x: th.Tensor) -> None:
-        """
-        Move the bias of each unit, or channel, so that the mean of what its ReLU takes is zero.
-
-        :param x: the input, as for :meth:`forward`
-        """
-        weight, bias = self._for_pixels(self.weight, self.bias) if self.takes_pixels else (self.weight, self.bias)
-        y = self._apply_layer(self.shaped(x), weight, bias)
-        self.bias.sub_(y.transpose(0, 1).flatten(1).mean(1))
-
     def shaped(self, x: th.Tensor) -> th.Tensor:
         """
         The output of the layer before as this layer takes it.

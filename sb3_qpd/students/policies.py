@@ -244,24 +244,6 @@ class QuantActorCriticPolicy(ActorCriticPolicy):
         bias = th.as_tensor(mean, dtype=th.float32, device=head.bias.device) / head.output_unit
         head.bias.copy_(th.where(bias.abs() > 10.0, bias, head.bias))  # too far for an optimizer's absolute steps
 
-    def center_units(self, observations: PyTorchObs) -> None:
-        """
-        Move the biases of the hidden layers so that each unit is active on a part of the observations, layer by layer.
-
-        Random weights leave some units at zero for every observation. Such a unit has no gradient, and a small student may
-        lose most of its units for good. This is the bias of the data-dependent initialization in Salimans and Kingma, Weight
-        Normalization, 2016. Their scale is left out: it slows the learning of images.
-
-        :param observations: raw observations, shape (batch_size, *observation_shape)
-        """
-        hidden = (layer for trunk in self.features_extractor.trunks for layer in trunk.layers)
-        hooks = [layer.register_forward_pre_hook(lambda layer, inputs: layer.center(*inputs)) for layer in hidden]
-        try:
-            self._calibrate(observations)
-        finally:
-            for hook in hooks:
-                hook.remove()
-
     def calibrate(self, observations: PyTorchObs) -> None:
         """
         Set every step to the one of least squared error, layer by layer, each on the integers of the layer before it.

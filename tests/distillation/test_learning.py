@@ -27,7 +27,6 @@ from toys import (
 from sb3_qpd import TRANSITIONS, QPDDistiller, load_teacher
 from sb3_qpd.distillation.losses import value_error
 from sb3_qpd.distillation.schedules import CosineSchedule
-from sb3_qpd.students.policies import QuantActorCriticPolicy
 
 OBSERVATIONS = Pointer.sample(200)
 FAST = {**QUICK, "learning_rate": 2e-2}  # these students are small, and so is their task
@@ -124,19 +123,6 @@ def test_low_precision_from_the_start_sets_its_steps_anew(monkeypatch):
     monkeypatch.setattr(student.policy, "calibrate", lambda seen: (updates.append(student._n_updates), calibrate(seen)))
     student.learn(400)
     assert updates[1:] == [n for n in (0, 1, 2, 4, 8, 16, 32, 64, 128, 256) if n < student._n_updates]
-
-
-def test_units_are_centered_once_before_the_first_update(monkeypatch, tmp_path):
-    updates, center = [], QuantActorCriticPolicy.center_units
-    monkeypatch.setattr(
-        QuantActorCriticPolicy, "center_units", lambda policy, seen: (updates.append(student._n_updates), center(policy, seen))
-    )
-    student = QPDDistiller(untrained(pointers()), **QUICK, weight_bits=4, activation_bits=4)
-    student.learn(400).learn(400, reset_num_timesteps=False)
-    student.save(tmp_path / "student")
-    student = QPDDistiller.load(tmp_path / "student", teacher=untrained(pointers()), env=pointers())
-    student.learn(200, reset_num_timesteps=False)
-    assert updates == [0]
 
 
 def test_evaluation_does_not_know_the_transition():

@@ -3,7 +3,6 @@ import inspect
 import json
 import re
 from collections import Counter
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -248,47 +247,6 @@ def test_calibration_replaces_what_random_weights_gave():
     policy.calibrate(tensors(VECTOR))
     for layer, scale in zip(quant_layers(policy), before, strict=True):
         th.testing.assert_close(layer.weight_quantizer.scale(), 7 * scale, rtol=1e-4, atol=0)
-
-
-@pytest.mark.parametrize("bits", [8, 4, 2, FLOAT_BITS])
-@pytest.mark.parametrize("kind", [*SPACES, "Dict"])
-def test_a_centered_unit_is_active_on_a_part_of_the_observations(kind, bits):
-    dicts = (spaces.Dict(image=IMAGE, vector=spaces.Box(-9, 9, (3,))), DISCRETE)
-    observation_space, action_space = SPACES.get(kind, dicts)
-    if kind == "Dict":
-        rng = np.random.default_rng(0)
-        seen = {
-            "image": rng.integers(0, 256, (64, 4, 36, 36), np.uint8),
-            "vector": rng.normal(0, 3, (64, 3)).astype(np.float32),
-        }
-        th.manual_seed(0)
-        policy = QuantActorCriticPolicy(
-            observation_space, action_space, lambda _: 1e-3, SMALL, weight_bits=bits, activation_bits=bits
-        )
-        observations: Any = policy.obs_to_tensor(seen)[0]
-    else:
-        policy = make_student(observation_space, action_space, (bits, bits), SMALL)
-        observations = tensors(observation_space)
-    hidden = [layer for trunk in policy.features_extractor.trunks for layer in trunk.layers]
-    with th.no_grad():
-        for layer in hidden:
-            layer.bias.fill_(-100.0)  # every unit is zero for every observation, and has no gradient
-    head = {name: p.clone() for name, p in policy.named_parameters() if name.startswith(("action_net", "value_net"))}
-    policy.center_units(observations)
-    policy.calibrate(observations)
-    inputs: dict[Any, th.Tensor] = {}
-    for layer in hidden:
-        layer.register_forward_pre_hook(lambda layer, args: inputs.update({layer: layer.shaped(*args)}))
-    policy.set_training_mode(False)
-    with th.no_grad():
-        policy.actor_and_value(observations)
-        for layer in hidden:
-            weight, bias = layer._for_pixels(layer.weight, layer.bias) if layer.takes_pixels else (layer.weight, layer.bias)
-            before_relu = layer._apply_layer(inputs[layer], weight, bias).transpose(0, 1).flatten(1)
-            active = (before_relu > 0).double().mean(1)
-            assert ((active > 0.1) & (active < 0.9)).all(), active
-            assert (before_relu.mean(1).abs() < 1e-2 * before_relu.std(1)).all()
-    assert all(th.equal(p, head[name]) for name, p in policy.named_parameters() if name in head and "log_scale" not in name)
 
 
 @pytest.mark.parametrize("training", [True, False])
