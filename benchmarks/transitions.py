@@ -280,7 +280,7 @@ def main() -> None:
     one.add_argument("--winner", default="blend", choices=ARMS, help="transition that runs with each share of the critic")
     add_options(one)
     coefs = "shares of the critic's loss: the first for all arms, the others for --winner alone"
-    one.add_argument("--critic-coefs", type=float, nargs="+", default=[0.05, 0.5, 0.0], help=coefs)
+    one.add_argument("--critic-coefs", type=float, nargs="+", default=[0.5, 0.0, 0.05], help=coefs)
     commands["table"].add_argument("teacher")
     commands["units"].add_argument("teacher")
     commands["units"].add_argument("--arch", default="nano")

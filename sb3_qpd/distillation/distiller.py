@@ -130,7 +130,7 @@ class QPDDistiller(FallingPrecision):
         learning_starts: int = 10_000,
         temperature: float = 1.0,
         student_temperature: float = 1.0,
-        critic_coef: float = 0.05,
+        critic_coef: float = 0.5,
         entropy_coef: float = 0.0,
         box_loss: str = "huber",
         beta: float = 0.25,
