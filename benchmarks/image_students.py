@@ -82,7 +82,7 @@ def train(text: str, distiller: QPDDistiller, samples: DistillationSamples, upda
             policy.set_training_mode(True)
         progress = stage_progress(i / updates, *BLEND) if width else 0.0
         policy.set_precision(get_transition("blend"), progress)
-        loss, _ = distillation_loss(policy, batch, critic_coef=0.05)
+        loss, _ = distillation_loss(policy, batch, critic_coef=0.5)
         descend(policy.optimizer, loss, max_grad_norm=10.0)
     milliseconds = 1000 * (time.process_time() - start) / updates
     with th.no_grad():

@@ -43,6 +43,11 @@ CHOICE_SEEDS = (100, 101)
 COLLAPSED = 0.5
 
 
+def hidden_layers(policy: Any) -> list[Any]:
+    """The layers of all trunks, in order."""
+    return [layer for trunk in policy.features_extractor.trunks for layer in trunk.layers]
+
+
 @contextmanager
 def centered_units(policy: Any) -> Iterator[None]:
     """A context in which each hidden unit's bias is moved, by what the unit sees, to a mean of zero before its ReLU."""
@@ -52,7 +57,7 @@ def centered_units(policy: Any) -> Iterator[None]:
         before = layer._apply_layer(layer.shaped(*inputs), weight, bias)
         layer.bias.data.sub_(before.detach().transpose(0, 1).flatten(1).mean(1))
 
-    hooks = [layer.register_forward_pre_hook(center) for trunk in policy.features_extractor.trunks for layer in trunk.layers]
+    hooks = [layer.register_forward_pre_hook(center) for layer in hidden_layers(policy)]
     try:
         yield
     finally:
@@ -233,29 +238,27 @@ def units(args: argparse.Namespace) -> None:
     from sb3_qpd import QPDDistiller, load_teacher
 
     class Starting(QPDDistiller):
-        start = "random"
-
-        def _calibrate(self) -> None:
-            with centered_units(self.policy) if self.start == "centered" else nullcontext():
-                super()._calibrate()
-
         def _gradient_step(self, samples: Any) -> None:
             raise FirstUpdate
 
     teacher = load_teacher(args.teacher)
     print(table_head(("units", "seed", "always zero, each layer")))
-    for start in ("random", "centered"):
-        for seed in range(args.seeds):
-            student = Starting(teacher, student_arch=args.arch, seed=seed, check_teacher=False, device="cpu")
-            student.start = start
-            policy, outputs = student.policy, []
-            with suppress(FirstUpdate):
-                student.learn(10 * student.learning_starts)
-            for layer in (layer for trunk in policy.features_extractor.trunks for layer in trunk.layers):
-                layer.register_forward_hook(lambda layer, inputs, output, outputs=outputs: outputs.append(output))
-            policy.set_training_mode(False)
+    for seed in range(args.seeds):
+        student = Starting(teacher, student_arch=args.arch, seed=seed, check_teacher=False, device="cpu")
+        with suppress(FirstUpdate):
+            student.learn(10 * student.learning_starts)
+        policy, outputs = student.policy, []
+        observations = student._buffer.sample(1024, np.random.default_rng(0)).observations
+        for layer in hidden_layers(policy):
+            layer.register_forward_hook(lambda layer, inputs, output, outputs=outputs: outputs.append(output))
+        policy.set_training_mode(False)
+        for start in ("random", "centered"):
+            if start == "centered":
+                with centered_units(policy):
+                    policy.calibrate(observations)
+            outputs.clear()
             with th.no_grad():
-                policy.actor_and_value(student._buffer.sample(1024, np.random.default_rng(0)).observations)
+                policy.actor_and_value(observations)
             zero = [~(output > 0).transpose(0, 1).flatten(1).any(1) for output in outputs]
             print(f"| {start} | {seed} | {', '.join(f'{int(one.sum())} of {len(one)}' for one in zero)} |", flush=True)
 
