@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-_FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -22,9 +22,9 @@ class Block(NamedTuple):
 def blocks(page: Path) -> Iterator[Block]:
     """The blocks between fences, and those that are indented, which have no language."""
     text = page.read_text(encoding="utf-8")
-    for _, language, content in _FENCE.findall(text):
+    for _, language, content in FENCE.findall(text):
         yield Block(page.name, language, content)
-    for found in re.findall(r"(?:(?<=\n\n)(?: {4,}[^\n]*\n)+)", _FENCE.sub("\n", text)):
+    for found in re.findall(r"(?:(?<=\n\n)(?: {4,}[^\n]*\n)+)", FENCE.sub("\n", text)):
         yield Block(page.name, "", found)
 
 

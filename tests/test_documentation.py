@@ -14,13 +14,14 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from documentation import PAGES, ROOT, Block, blocks, commands
+from documentation import FENCE, PAGES, ROOT, Block, blocks, commands
 
 import sb3_qpd
 from sb3_qpd import QPDDistiller
 from sb3_qpd.cli import main, make_parser
 from sb3_qpd.cli.arguments import with_default
 
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.md"))
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 # words that stand for something of the reader's, or for prose behind a command
 _PLACEHOLDER = re.compile(r"\.\.\.|^[A-Z][A-Z_|]*$")
@@ -85,6 +86,23 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
             if not target.startswith("http"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def columns(line: str) -> int:
+    """The cells of a table's row: code may hold a bar."""
+    return len(re.findall(r"(?<!\\)\|", re.sub(r"`[^`]*`", "", line))) - 1
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RESULTS], ids=lambda page: page.name)
+def test_tables_are_whole(page: Path) -> None:
+    """Each row of a table is one line, and has as many cells as its head."""
+    lines = FENCE.sub("", page.read_text(encoding="utf-8")).splitlines()
+    for i, line in enumerate(lines):
+        if "|---" in line:
+            assert re.fullmatch(r"\s*(\|-+)+\|", line), line
+            end = next((k for k in range(i, len(lines)) if not lines[k].lstrip().startswith("|")), len(lines))
+            uneven = [row for row in lines[i - 1 : end] if columns(row) != columns(line)]
+            assert uneven == []
 
 
 def test_every_argument_of_the_distiller_is_on_the_page_of_settings() -> None:
