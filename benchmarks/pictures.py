@@ -39,7 +39,7 @@ def returns(figure: Figure) -> None:
     # a later file replaces an earlier one: the default optimizer replaces Adam, weight decay replaces none,
     # a short transition replaces a long one, and Pong's sharper students replace the former ones
     names = ("main_table", "families", "main_table_muon", "main_table_decay", "main_table_transition", "main_table_pong")
-    for name in names:
+    for name in (*names, "main_table_freeway"):
         runs: dict[tuple[str, str, int, float], list[dict[str, Any]]] = defaultdict(list)
         for row in read_rows(RESULTS / f"{name}.jsonl"):
             if row["label"] != "5e5, cos_0.05":  # Breakout at another rate than that of its entry
