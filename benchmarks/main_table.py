@@ -4,10 +4,12 @@ Distill teachers with several seeds and say whether their integer students are a
     python benchmarks/main_table.py run TEACHER_FOLDER --arch tiny --bits 8 8 --timesteps 1e5 --seeds 0 1 2 --episodes 300 \\
         --out results.jsonl
     python benchmarks/main_table.py table results.jsonl
+    python benchmarks/main_table.py teacher TEACHER_FOLDER --temperature 0.4 --episodes 100
 
 ``run`` adds one line of JSON for each seed; ``table`` prints a Markdown table with intervals over seeds and episodes. The
 students are scored on the test seeds, in the mode that RL Zoo uses (sampled for Atari, deterministic elsewhere). A
-``learning_rate`` of ``--options`` falls along a cosine.
+``learning_rate`` of ``--options`` falls along a cosine. ``teacher`` plays the teacher itself with sampled actions at another
+temperature: the target of a student that is taught to play sharper.
 """
 
 import argparse
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch as th
 from command_line import Commands, add_options, add_student
 from tables import add_rows, read_rows, table_head
 
@@ -122,8 +125,18 @@ def table(args: argparse.Namespace) -> None:
         )
 
 
+def teacher(args: argparse.Namespace) -> None:
+    player = load_teacher(args.teacher)
+    with th.no_grad():  # logits / temperature: the last layer computes them
+        for parameter in player.policy.action_net.parameters():
+            parameter /= args.temperature
+    result = evaluate(player, player.recipe, n_episodes=args.episodes, deterministic=False, seed=TEST_SEED)
+    low, high = interval95(bootstrap_means(result.returns))
+    print(f"{player.name} at temperature {args.temperature:g}: {result.return_mean:.1f} ({low:.1f} to {high:.1f})")
+
+
 def main() -> None:
-    commands = Commands(__doc__, run, table)
+    commands = Commands(__doc__, run, table, teacher)
     one = commands["run"]
     add_student(one, arch="tiny", timesteps=1e5, seeds=[0, 1, 2])
     one.add_argument("--episodes", type=int, default=100)
@@ -132,6 +145,10 @@ def main() -> None:
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
     one.add_argument("--cache", type=Path, default=Path("out/cache"))
     one.add_argument("--save", type=Path, help="folder that keeps the students")
+    sharper = commands["teacher"]
+    sharper.add_argument("teacher", help="an actor-critic teacher with discrete actions")
+    sharper.add_argument("--temperature", type=float, default=0.4)
+    sharper.add_argument("--episodes", type=int, default=100)
     commands.start()
 
 
