@@ -15,7 +15,7 @@ from sb3_qpd.cli import main as sb3_qpd
 
 TEACHERS = Path(__file__).parent / "teachers" / "ppo"
 LUNAR_LANDER = ("LunarLander-v3", ["--timesteps", "6e4", "--episodes", "100"])
-PONG = ("PongNoFrameskip-v4", ["--student-arch", "nano", "--timesteps", "4e4", "--episodes", "100"])
+PONG = ("PongNoFrameskip-v4", ["--student-arch", "nano", "--timesteps", "4e4", "--critic-coef", "0.05", "--episodes", "100"])
 
 
 def main() -> int:

@@ -328,10 +328,10 @@ def test_settings_that_are_not_given_come_from_the_entry(capsys: pytest.CaptureF
     assert filled_in("CartPole-v1") == cartpole
     by_budget = {"timesteps": 20_000, "n_envs": 16, "student_arch": "300B"}
     assert filled_in("CartPole-v1", student_arch="300B") == by_budget  # a budget chooses bits too
-    pong = {"timesteps": 100_000, "n_envs": 16, "student_arch": "tiny", "critic_coef": 0.05, "transition": "abrupt"}
+    pong = {"timesteps": 100_000, "n_envs": 16, "student_arch": "tiny", "transition": "abrupt"}
     assert filled_in("PongNoFrameskip-v4") == pong | {"temperature": 0.4, "student_temperature": 1.5}
     breakout = filled_in("BreakoutNoFrameskip-v4")
-    assert (breakout["transition_steps"], breakout["critic_coef"]) == (200_000, 0.5)
+    assert (breakout["transition"], breakout["transition_steps"]) == ("blend", 200_000)
     capsys.readouterr()
     assert filled_in("Breaking-v0") == {"timesteps": 100_000} and not capsys.readouterr().out
 
