@@ -38,13 +38,13 @@ def returns(figure: Figure) -> None:
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     # a later file replaces an earlier one: the default optimizer replaces Adam, weight decay replaces none,
     # a short transition replaces a long one, and Pong's sharper students replace the former ones
-    names = ("main_table", "families", "main_table_muon", "main_table_decay", "main_table_transition", "main_table_pong")
-    for name in (*names, "main_table_freeway", "main_table_boxing"):
-        runs: dict[tuple[str, str, int, float], list[dict[str, Any]]] = defaultdict(list)
+    tables = ("", "_muon", "_decay", "_transition", "_pong", "_freeway", "_boxing")
+    for name in ("families", *(f"main_table{table}" for table in tables)):
+        runs: dict[tuple[str, str, int, float, str], list[dict[str, Any]]] = defaultdict(list)
         for row in read_rows(RESULTS / f"{name}.jsonl"):
-            if row["label"] != "5e5, cos_0.05":  # Breakout at another rate than that of its entry
-                runs[row["teacher"], row["arch"], row["bits"][0], row["timesteps"]].append(row)
-        groups |= {key[:3]: runs[key] for key in sorted(runs, key=lambda key: key[3])}  # the longest run stays
+            runs[row["teacher"], row["arch"], row["bits"][0], row["timesteps"], str(row["options"])].append(row)
+        # the longest run stays, and of equal ones that of the settings that come last in the file
+        groups |= {key[:3]: runs[key] for key in sorted(runs, key=lambda key: key[3])}
     for bits in sorted({key[2] for key in groups}, reverse=True):
         chosen = [group for key, group in groups.items() if key[2] == bits]
         x = [row["percent"] for group in chosen for row in group]

@@ -332,6 +332,7 @@ def test_settings_that_are_not_given_come_from_the_entry(capsys: pytest.CaptureF
     assert filled_in("PongNoFrameskip-v4") == pong | {"temperature": 0.4, "student_temperature": 1.5}
     breakout = filled_in("BreakoutNoFrameskip-v4")
     assert (breakout["transition"], breakout["transition_steps"]) == ("blend", 200_000)
+    assert "critic_coef" not in breakout  # the default of 0.5
     capsys.readouterr()
     assert filled_in("Breaking-v0") == {"timesteps": 100_000} and not capsys.readouterr().out
 
