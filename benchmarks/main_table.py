@@ -4,12 +4,12 @@ Distill teachers with several seeds and say whether their integer students are a
     python benchmarks/main_table.py run TEACHER_FOLDER --arch tiny --bits 8 8 --timesteps 1e5 --seeds 0 1 2 --episodes 300 \\
         --out results.jsonl
     python benchmarks/main_table.py table results.jsonl
-    python benchmarks/main_table.py teacher TEACHER_FOLDER --temperature 0.4 --episodes 100
+    python benchmarks/main_table.py teacher TEACHER_FOLDER --temperature 0.4 --episodes 100 --out teachers.jsonl
 
-``run`` adds one line of JSON for each seed; ``table`` prints a Markdown table with intervals over seeds and episodes. The
-students are scored on the test seeds, in the mode that RL Zoo uses (sampled for Atari, deterministic elsewhere). A
-``learning_rate`` of ``--options`` falls along a cosine. ``teacher`` plays the teacher itself with sampled actions at another
-temperature: the target of a student that is taught to play sharper.
+``run`` adds one line of JSON for each seed, ``teacher`` one for a teacher. ``table`` prints the rows of ``run`` as Markdown,
+with intervals over seeds and episodes. The students are scored on the test seeds, in the mode that RL Zoo uses (sampled for
+Atari, deterministic elsewhere). A ``learning_rate`` of ``--options`` falls along a cosine. ``teacher`` plays the teacher
+itself with sampled actions at another temperature: the target of a student that is taught to play sharper.
 """
 
 import argparse
@@ -131,7 +131,17 @@ def teacher(args: argparse.Namespace) -> None:
         for parameter in player.policy.action_net.parameters():
             parameter /= args.temperature
     result = evaluate(player, player.recipe, n_episodes=args.episodes, deterministic=False, seed=TEST_SEED)
-    low, high = interval95(bootstrap_means(result.returns))
+    add_rows(
+        args.out,
+        {
+            "teacher": player.name,
+            "label": args.label,
+            "temperature": args.temperature,
+            "episodes": args.episodes,
+            "returns": result.returns.tolist(),
+        },
+    )
+    low, high = result.ci95
     print(f"{player.name} at temperature {args.temperature:g}: {result.return_mean:.1f} ({low:.1f} to {high:.1f})")
 
 
@@ -149,6 +159,8 @@ def main() -> None:
     sharper.add_argument("teacher", help="an actor-critic teacher with discrete actions")
     sharper.add_argument("--temperature", type=float, default=0.4)
     sharper.add_argument("--episodes", type=int, default=100)
+    sharper.add_argument("--label", default="")
+    sharper.add_argument("--out", type=Path, required=True)
     commands.start()
 
 

@@ -5,8 +5,8 @@ Train a teacher with stock PPO at RL Zoo's settings and save it as a run folder 
     python examples/train_teacher.py PongNoFrameskip-v4 --timesteps 1e7 --out my_teachers
     python examples/train_teacher.py CartPole-v1 --timesteps 3e5 --net-arch 32 32 --out my_teachers
 
-Then: load_teacher("my_teachers/ppo/LunarLander-v3_1"). The teachers in examples/teachers were made like this,
-and the teacher of `sb3-qpd demo` by the third command.
+Then: load_teacher("my_teachers/ppo/LunarLander-v3_1"). LunarLander's teacher in examples/teachers was made by the first
+command, and the teacher of `sb3-qpd demo` by the third. The Atari teachers there had the same settings, but 16 environments.
 """
 
 import argparse
