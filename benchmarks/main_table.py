@@ -23,7 +23,7 @@ import torch as th
 from command_line import Commands, add_options, add_student
 from tables import add_rows, read_rows, table_head
 
-from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_teacher
+from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_student, load_teacher
 from sb3_qpd.distillation.schedules import cosine_of
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, integer_player
 from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds, interval95, verdict_of
@@ -36,23 +36,26 @@ def run(args: argparse.Namespace) -> None:
     mode["seed"] = VALIDATION_SEED if args.validation else TEST_SEED
     theirs, chance = (_cached(args.cache, player, teacher, mode) for player in (teacher, "random"))
     for seed in args.seeds:
-        rate = args.options.get("learning_rate")
-        schedule = {} if rate is None else {"learning_rate": cosine_of(str(rate))}
-        student = QPDDistiller(
-            teacher,
-            student_arch=arch,
-            weight_bits=args.bits[0],
-            activation_bits=args.bits[1],
-            seed=seed,
-            check_teacher=False,
-            **{**args.options, **schedule},
-        )
-        student.learn(args.timesteps)
+        name = f"{teacher.name.replace('/', '-')}-{args.label or args.arch}-W{args.bits[0]}A{args.bits[1]}-{seed}.zip"
+        if args.again:
+            student = load_student(args.save / name)
+        else:
+            rate = args.options.get("learning_rate")
+            schedule = {} if rate is None else {"learning_rate": cosine_of(str(rate))}
+            student = QPDDistiller(
+                teacher,
+                student_arch=arch,
+                weight_bits=args.bits[0],
+                activation_bits=args.bits[1],
+                seed=seed,
+                check_teacher=False,
+                **{**args.options, **schedule},
+            )
+            student.learn(args.timesteps)
+            if args.save is not None:
+                args.save.mkdir(parents=True, exist_ok=True)
+                student.save(args.save / name)
         model = student.policy.to_integer()
-        if args.save is not None:
-            args.save.mkdir(parents=True, exist_ok=True)
-            name = f"{teacher.name.replace('/', '-')}-{args.label or args.arch}-W{args.bits[0]}A{args.bits[1]}-{seed}"
-            student.save(args.save / f"{name}.zip")
         result = evaluate(integer_player(student.policy), teacher.recipe, **mode)
         comparison = compare(result, theirs, chance)
         row = {
@@ -155,6 +158,7 @@ def main() -> None:
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
     one.add_argument("--cache", type=Path, default=Path("out/cache"))
     one.add_argument("--save", type=Path, help="folder that keeps the students")
+    one.add_argument("--again", action="store_true", help="score the students in --save once more, and train none")
     sharper = commands["teacher"]
     sharper.add_argument("teacher", help="an actor-critic teacher with discrete actions")
     sharper.add_argument("--temperature", type=float, default=0.4)
