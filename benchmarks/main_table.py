@@ -30,6 +30,8 @@ from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds,
 
 
 def run(args: argparse.Namespace) -> None:
+    if args.again and args.save is None:
+        raise SystemExit("--again scores the students that --save kept: give that folder as --save FOLDER.")
     teacher = load_teacher(args.teacher)
     arch: Any = ast.literal_eval(args.arch) if args.arch.startswith("{") else args.arch
     mode = {"deterministic": teacher.recipe.deterministic, "n_episodes": args.episodes}
