@@ -15,6 +15,7 @@ itself with sampled actions at another temperature: the target of a student that
 import argparse
 import ast
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,40 +24,27 @@ import torch as th
 from command_line import Commands, add_options, add_student
 from tables import add_rows, read_rows, table_head
 
-from sb3_qpd import Evaluation, QPDDistiller, compare, evaluate, load_student, load_teacher
+from sb3_qpd import QPDDistiller, Teacher, compare, evaluate, load_student, load_teacher
 from sb3_qpd.distillation.schedules import cosine_of
+from sb3_qpd.evaluation.cache import play_once
 from sb3_qpd.evaluation.episodes import TEST_SEED, VALIDATION_SEED, integer_player
 from sb3_qpd.evaluation.statistics import bootstrap_means, bootstrap_over_seeds, interval95, verdict_of
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.again and args.save is None:
-        raise SystemExit("--again scores the students that --save kept: give that folder as --save FOLDER.")
     teacher = load_teacher(args.teacher)
-    arch: Any = ast.literal_eval(args.arch) if args.arch.startswith("{") else args.arch
     mode = {"deterministic": teacher.recipe.deterministic, "n_episodes": args.episodes}
     mode["seed"] = VALIDATION_SEED if args.validation else TEST_SEED
-    theirs, chance = (_cached(args.cache, player, teacher, mode) for player in (teacher, "random"))
+    theirs, chance = (
+        play_once(player, teacher.recipe, mode, partial(evaluate, player, teacher.recipe, **mode))
+        for player in (teacher, "random")
+    )
     for seed in args.seeds:
         name = f"{teacher.name.replace('/', '-')}-{args.label or args.arch}-W{args.bits[0]}A{args.bits[1]}-{seed}.zip"
-        if args.again:
-            student = load_student(args.save / name)
-        else:
-            rate = args.options.get("learning_rate")
-            schedule = {} if rate is None else {"learning_rate": cosine_of(str(rate))}
-            student = QPDDistiller(
-                teacher,
-                student_arch=arch,
-                weight_bits=args.bits[0],
-                activation_bits=args.bits[1],
-                seed=seed,
-                check_teacher=False,
-                **{**args.options, **schedule},
-            )
-            student.learn(args.timesteps)
-            if args.save is not None:
-                args.save.mkdir(parents=True, exist_ok=True)
-                student.save(args.save / name)
+        student = load_student(args.again / name) if args.again else _distill(teacher, seed, args)
+        if args.save is not None:
+            args.save.mkdir(parents=True, exist_ok=True)
+            student.save(args.save / name)
         model = student.policy.to_integer()
         result = evaluate(integer_player(student.policy), teacher.recipe, **mode)
         comparison = compare(result, theirs, chance)
@@ -88,18 +76,20 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _cached(folder: Path, player: Any, teacher: Any, mode: dict[str, Any]) -> Evaluation:
-    """Play once and keep the result: teacher and random policy play the same episodes for every student."""
-    name = "random" if isinstance(player, str) else "teacher"
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{teacher.name.replace('/', '-')}-{name}-{mode['n_episodes']}-{mode['deterministic']}-{mode['seed']}.npz"
-    if not file.exists():
-        played = evaluate(player, teacher.recipe, **mode)
-        np.savez(file, returns=played.returns, lengths=played.lengths, starts=np.array(played.starts))
-    saved = np.load(file)
-    return Evaluation(
-        name, saved["returns"], saved["lengths"], mode["deterministic"], mode["seed"], starts=str(saved["starts"])
-    )
+def _distill(teacher: Teacher, seed: int, args: argparse.Namespace) -> QPDDistiller:
+    """Train one student."""
+    arch: Any = ast.literal_eval(args.arch) if args.arch.startswith("{") else args.arch
+    rate = args.options.get("learning_rate")
+    schedule = {} if rate is None else {"learning_rate": cosine_of(str(rate))}
+    return QPDDistiller(
+        teacher,
+        student_arch=arch,
+        weight_bits=args.bits[0],
+        activation_bits=args.bits[1],
+        seed=seed,
+        check_teacher=False,
+        **{**args.options, **schedule},
+    ).learn(args.timesteps)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -158,9 +148,8 @@ def main() -> None:
     add_options(one)
     one.add_argument("--label", default="")
     one.add_argument("--validation", action="store_true", help="score on the validation seeds (for choosing)")
-    one.add_argument("--cache", type=Path, default=Path("out/cache"))
     one.add_argument("--save", type=Path, help="folder that keeps the students")
-    one.add_argument("--again", action="store_true", help="score the students in --save once more, and train none")
+    one.add_argument("--again", type=Path, help="folder of students that --save kept: score them once more, and train none")
     sharper = commands["teacher"]
     sharper.add_argument("teacher", help="an actor-critic teacher with discrete actions")
     sharper.add_argument("--temperature", type=float, default=0.4)
